@@ -1,0 +1,1 @@
+"""Measurements of (apply_fn, params, batch). Analysis never trains."""

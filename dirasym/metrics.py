@@ -1,0 +1,104 @@
+"""What is measured of a model, and how sure one can be of it."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.stats
+
+from dirasym.objectives import call, exclude
+from dirasym.types import ApplyFn, Array, Params
+
+
+class Mean(NamedTuple):
+    """A mean that can be merged: a sum and the count that it is over."""
+
+    total: jax.Array | float
+    count: jax.Array | float
+
+    def merge(self, other: "Mean") -> "Mean":
+        """The mean over both sets; exact, unlike a mean of means."""
+        return Mean(self.total + other.total, self.count + other.count)
+
+    @property
+    def value(self):
+        """total / count; NaN when empty."""
+        return self.total / self.count if np.any(self.count) else np.nan
+
+
+class Interval(NamedTuple):
+    """A mean with the half-width of its confidence interval (NaN for a single value)."""
+
+    mean: float
+    half_width: float
+
+
+def student_interval(values: Sequence[float], level: float = 0.95) -> Interval:
+    """Student's t interval of the mean over independent runs (seeds): mean ± t_{n-1}·s/√n."""
+    values = np.asarray(values, float)
+    if values.size == 0:
+        raise ValueError("no values to average")
+    if values.size == 1:
+        return Interval(float(values[0]), float("nan"))
+    quantile = scipy.stats.t.ppf(0.5 + level / 2, values.size - 1)
+    return Interval(float(values.mean()), float(quantile * scipy.stats.sem(values)))
+
+
+def proportion_error(share: float, count: int) -> float:
+    """Standard error of a share of `count` independent draws: √(p(1-p)/n)."""
+    return float(np.sqrt(share * (1 - share) / count))
+
+
+def generation_success(tokens_BL: Array, target_B: Array) -> jax.Array:
+    """Whether each generated row holds its target anywhere: bool [B]."""
+    return jnp.any(jnp.asarray(tokens_BL) == jnp.asarray(target_B)[:, None], axis=1)
+
+
+def probabilities(
+    apply_fn: ApplyFn,
+    params: Params,
+    tokens_EL: Array,
+    *,
+    asked_EL: Array | None = None,
+    excluded_id: int | None = None,
+    bos_id: int | None = None,
+) -> jax.Array:
+    """The model's distribution over the token at each position: float32 [E, L, V].
+
+    A masked model reads each row as it stands; pass its mask id as `excluded_id`. With
+    `bos_id` a causal model is read: position l sees BOS and the tokens before l only.
+    Positions outside `asked_EL` (all asked when None) may be skipped and hold anything.
+    """
+    tokens_EL = jnp.asarray(tokens_EL)
+    if bos_id is not None:
+        tokens_EL = jnp.pad(tokens_EL[:, :-1], ((0, 0), (1, 0)), constant_values=bos_id)
+    logits_ELV = call(apply_fn, params, tokens_EL, scored_BL=asked_EL)
+    return jax.nn.softmax(exclude(logits_ELV, excluded_id).astype(jnp.float32), axis=-1)
+
+
+def target_probability(
+    apply_fn: ApplyFn,
+    params: Params,
+    tokens_EL: Array,
+    position_E: Array,
+    target_E: Array,
+    *,
+    excluded_id: int | None = None,
+    bos_id: int | None = None,
+) -> jax.Array:
+    """p(target | row) at one position of each row, see `probabilities`: float32 [E].
+
+    Under `bos_id`, rows that are equal are put to the model once: what a causal model says
+    at each position of a row comes from one pass.
+    """
+    tokens_EL, row_E = np.asarray(tokens_EL), np.arange(len(tokens_EL))
+    asked_EL = np.arange(tokens_EL.shape[1]) == np.asarray(position_E)[:, None]
+    if bos_id is not None:
+        tokens_EL, row_E = np.unique(tokens_EL, axis=0, return_inverse=True)
+        asked_EL = None
+    p_ELV = probabilities(
+        apply_fn, params, tokens_EL, asked_EL=asked_EL, excluded_id=excluded_id, bos_id=bos_id
+    )
+    return p_ELV[row_E, jnp.asarray(position_E), jnp.asarray(target_E)]

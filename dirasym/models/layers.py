@@ -1,0 +1,309 @@
+"""Building blocks: positions, norms, attention and MLPs. They know shapes, no data and no loss."""
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Positions = Literal["rope", "alibi", "sinusoidal", "learned", "none"]
+
+# ---------------------------------------------------------------------------------------
+# Positions
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """LLaMA-3.1's stretching of slow RoPE planes (`rope_type: llama3` in Hugging Face configs).
+
+    A plane that turns once in more than original_max_len / low_freq_factor tokens is slowed
+    by `factor`; one that turns faster than once in original_max_len / high_freq_factor keeps
+    its angle; between them the angle is interpolated linearly in original_max_len / wavelength.
+    """
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_len: int
+
+
+def plane_angles(
+    head_dim: int, base: float = 10_000.0, scaling: RopeScaling | None = None
+) -> np.ndarray:
+    """Angle of each RoPE plane per token of offset, in radians: float64 [head_dim / 2].
+
+    θ_s = base^(-2(s-1)/D), s = 1..D/2 (Su et al., 2024), then `scaling` if any.
+
+    Raises:
+      ValueError: `head_dim` is odd or below 2, since planes take two coordinates each.
+    """
+    if head_dim < 2 or head_dim % 2:
+        raise ValueError(f"head_dim must be even and positive for RoPE, got {head_dim}")
+    angles = base ** (-np.arange(0, head_dim, 2) / head_dim)
+    if scaling is None:
+        return angles
+    turns = scaling.original_max_len * angles / (2 * np.pi)
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    keep = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    return angles * (keep + (1 - keep) / scaling.factor)
+
+
+def rotate(x: jax.Array, offset: jax.Array, angles: np.ndarray, pairing: str = "half") -> jax.Array:
+    """R(offset) x, where plane s of `x` turns by offset·angles[s].
+
+    Args:
+      x: [..., H].
+      offset: broadcastable against x's leading axes, in tokens, of any sign.
+      angles: [H/2], radians per token.
+      pairing: which coordinates make plane s: "half" for (s, s + H/2), as LLaMA and RADD
+        do, or "interleaved" for (2s, 2s + 1), as the theory is written.
+    """
+    turn = jnp.asarray(offset)[..., None] * jnp.asarray(angles, jnp.float32)
+    cos, sin = jnp.cos(turn).astype(x.dtype), jnp.sin(turn).astype(x.dtype)
+    if pairing == "half":
+        first, second = jnp.split(x, 2, axis=-1)
+        return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
+    first, second = x[..., 0::2], x[..., 1::2]
+    turned = jnp.stack([first * cos - second * sin, second * cos + first * sin], -1)
+    return turned.reshape(x.shape)
+
+
+def sinusoids(positions: jax.Array, width: int) -> jax.Array:
+    """Sinusoidal position embeddings (Vaswani et al., 2017), sines then cosines: [..., width]."""
+    turn = positions[..., None] * jnp.asarray(plane_angles(width), jnp.float32)
+    return jnp.concatenate([jnp.sin(turn), jnp.cos(turn)], axis=-1)
+
+
+def alibi_slopes(num_heads: int) -> np.ndarray:
+    """ALiBi's slope per head (Press et al., 2022): 2^(-8n/N) for n = 1..N, N a power of two.
+
+    Other N take the slopes of the power of two below, then every second one of the power above.
+    """
+    below = 2 ** math.floor(math.log2(num_heads))
+    slopes = 2.0 ** (-8 * np.arange(1, below + 1) / below)
+    more = 2.0 ** (-8 * np.arange(1, 2 * below + 1, 2) / (2 * below))
+    return np.concatenate([slopes, more])[:num_heads]
+
+
+# ---------------------------------------------------------------------------------------
+# Initialisation
+
+
+def uniform_fan_in(fan_in: int) -> nn.initializers.Initializer:
+    """Uniform on ±1/√fan_in: PyTorch's default for the weight and bias of a linear layer."""
+
+    def init(key, shape, dtype=jnp.float32):
+        bound = 1 / math.sqrt(fan_in)
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+# ---------------------------------------------------------------------------------------
+# Layers. `config` is a `transformer.TransformerConfig`.
+
+
+def make_norm(config: Any, name: str | None = None):
+    """LayerNorm, RMSNorm, or the identity."""
+    if config.norm == "none":
+        return lambda x: x
+    kwargs = dict(
+        epsilon=config.norm_eps, dtype=config.dtype, param_dtype=config.param_dtype, name=name
+    )
+    if config.norm == "rmsnorm":
+        return nn.RMSNorm(**kwargs)
+    # The two-pass variance: flax's fast one loses digits when the mean is large.
+    return nn.LayerNorm(
+        use_bias=config.norm_bias,
+        bias_init=nn.initializers.constant(config.norm_bias_init),
+        use_fast_variance=False,
+        **kwargs,
+    )
+
+
+def dense(config: Any, features, fan_in: int, *, use_bias: bool, axis=-1, residual: bool = False):
+    """A linear layer with the configuration's dtype and initialisation.
+
+    `residual` marks the layers that write into the residual stream, which GPT-2 starts
+    smaller by √(2·layers).
+    """
+    if config.init == "uniform_fan_in":
+        kernel_init, bias_init = uniform_fan_in(fan_in), uniform_fan_in(fan_in)
+    else:
+        std = 0.02 / math.sqrt(2 * config.num_layers) if residual else 0.02
+        kernel_init, bias_init = nn.initializers.normal(std), nn.initializers.zeros
+    return nn.DenseGeneral(
+        features,
+        axis=axis,
+        use_bias=use_bias,
+        dtype=config.dtype,
+        param_dtype=config.param_dtype,
+        kernel_init=kernel_init,
+        bias_init=bias_init,
+    )
+
+
+class Attention(nn.Module):
+    """Multi-head attention with shared key/value heads, causal or bidirectional.
+
+    The raw score is S = qᵀ R(j - i) k: before 1/√H, before position biases, before any mask.
+    Sown into "intermediates", in float32: `scores_BNLS` (raw), `weights_BNLS` (softmaxed)
+    and `context_BLNH`.
+    """
+
+    config: Any
+
+    def setup(self):
+        c = self.config
+        self.query = dense(c, (c.num_heads, c.head_dim), c.width, use_bias=c.qkv_bias)
+        self.key = dense(c, (c.num_kv_heads, c.head_dim), c.width, use_bias=c.qkv_bias)
+        self.value = dense(c, (c.num_kv_heads, c.head_dim), c.width, use_bias=c.qkv_bias)
+        self.out = dense(
+            c, c.width, c.num_heads * c.head_dim, axis=(-2, -1), use_bias=c.out_bias, residual=True
+        )
+        self.drop_weights = nn.Dropout(c.attention_dropout)
+
+    def __call__(self, x_BLD, position_BL, readable_BLS, deterministic):
+        """x_BLD -> x_BLD. `readable_BLS`: whether position s may be read from l."""
+        return self.out(self.context(x_BLD, position_BL, readable_BLS, deterministic))
+
+    def context(self, x_BLD, position_BL, readable_BLS, deterministic):
+        """The weighted sum of values at every position: context_BLNH."""
+        c = self.config
+        q_BLNH, k_BSKH, v_BSKH = self.query(x_BLD), self.key(x_BLD), self.value(x_BLD)
+        if c.positions == "rope":
+            angles = plane_angles(c.head_dim, c.rope_base, c.rope_scaling)
+            q_BLNH = rotate(q_BLNH, position_BL[..., None], angles, c.rope_pairing)
+            k_BSKH = rotate(k_BSKH, position_BL[..., None], angles, c.rope_pairing)
+        q_BLKGH = q_BLNH.reshape(*q_BLNH.shape[:2], c.num_kv_heads, -1, c.head_dim)
+        scores_BKGLS = jnp.einsum(
+            "blkgh,bskh->bkgls", q_BLKGH, k_BSKH, preferred_element_type=jnp.float32
+        )
+        scores_BNLS = scores_BKGLS.reshape(
+            scores_BKGLS.shape[0], c.num_heads, *scores_BKGLS.shape[3:]
+        )
+        biased_BNLS = scores_BNLS / math.sqrt(c.head_dim)
+        if c.positions == "alibi":
+            distance_B1LS = jnp.abs(position_BL[:, None, :, None] - position_BL[:, None, None, :])
+            biased_BNLS -= jnp.asarray(alibi_slopes(c.num_heads))[:, None, None] * distance_B1LS
+        weights_BNLS = masked_softmax(biased_BNLS, readable_BLS[:, None])
+        self.sow("intermediates", "scores_BNLS", scores_BNLS)
+        self.sow("intermediates", "weights_BNLS", weights_BNLS)
+        weights_BNLS = self.drop_weights(weights_BNLS, deterministic=deterministic)
+        weights_BKGLS = weights_BNLS.reshape(scores_BKGLS.shape).astype(v_BSKH.dtype)
+        context_BLNH = jnp.einsum("bkgls,bskh->blkgh", weights_BKGLS, v_BSKH).reshape(q_BLNH.shape)
+        self.sow("intermediates", "context_BLNH", context_BLNH)
+        return context_BLNH
+
+    def from_table(self, table_VD, tokens_BL, readable_BLS, rows_R):
+        """What `__call__` returns at rows `rows_R` of the flattened B·L, if x = table[tokens].
+
+        True of the first layer when positions enter by rotation alone. Then q, k and v
+        depend on the token, so V rows are projected in place of B·L; and the score of a
+        query on a key depends on (token, token, offset), so it is read from a table. The
+        weights that fall on equal tokens are added before they meet the values, which lets
+        a single head's output projection act on the V values too. Exact, without dropout
+        on the weights; float rounding differs.
+        """
+        c = self.config
+        length, vocab = tokens_BL.shape[1], table_VD.shape[0]
+        group = c.num_heads // c.num_kv_heads
+        q_VNH, v_VNH = self.query(table_VD), self.value(table_VD).repeat(group, axis=1)
+        k_VNH = self.key(table_VD).repeat(group, axis=1)
+        offset_O = jnp.arange(-(length - 1), length)
+        q_OVNH = jnp.broadcast_to(q_VNH, (len(offset_O), *q_VNH.shape))
+        if c.positions == "rope":  # qᵀ R(Δ) k = (R(-Δ) q)ᵀ k
+            angles = plane_angles(c.head_dim, c.rope_base, c.rope_scaling)
+            q_OVNH = rotate(q_OVNH, -offset_O[:, None, None], angles, c.rope_pairing)
+        scores_NVOW = jnp.einsum(
+            "ovnh,wnh->nvow", q_OVNH, k_VNH, preferred_element_type=jnp.float32
+        )
+
+        example_R, position_R = rows_R // length, rows_R % length
+        key_token_RS = tokens_BL[example_R]
+        query_token_R1 = tokens_BL[example_R, position_R][:, None]
+        offset_index_RS = jnp.arange(length) - position_R[:, None] + length - 1
+        scores_NRS = scores_NVOW[:, query_token_R1, offset_index_RS, key_token_RS]
+        weights_NRS = masked_softmax(
+            scores_NRS / math.sqrt(c.head_dim), readable_BLS[example_R, position_R]
+        )
+        key_is_RSV = jax.nn.one_hot(key_token_RS, vocab, dtype=weights_NRS.dtype)
+        mass_RNV = jnp.einsum("nrs,rsv->rnv", weights_NRS, key_is_RSV).astype(v_VNH.dtype)
+        if c.num_heads == 1:
+            return mass_RNV[:, 0] @ self.out(v_VNH)
+        return self.out(jnp.einsum("rnv,vnh->rnh", mass_RNV, v_VNH))
+
+
+def masked_softmax(scores: jax.Array, readable: jax.Array) -> jax.Array:
+    """Softmax over the last axis, among readable entries; where there is none, uniform."""
+    return jax.nn.softmax(jnp.where(readable, scores, jnp.finfo(scores.dtype).min), axis=-1)
+
+
+class MLP(nn.Module):
+    """GELU (tanh form): down(gelu(up x)); SwiGLU: down(silu(gate x) * up x). Any leading axes."""
+
+    config: Any
+
+    def setup(self):
+        c = self.config
+        self.up = dense(c, c.mlp_width, c.width, use_bias=c.mlp_bias)
+        if c.mlp == "swiglu":
+            self.gate = dense(c, c.mlp_width, c.width, use_bias=c.mlp_bias)
+        self.down = dense(c, c.width, c.mlp_width, use_bias=c.mlp_bias, residual=True)
+
+    def __call__(self, x):
+        if self.config.mlp == "swiglu":
+            return self.down(nn.silu(self.gate(x)) * self.up(x))
+        return self.down(nn.gelu(self.up(x), approximate=True))
+
+
+class Block(nn.Module):
+    """Pre-norm residual block: x += attention(norm(x)); x += mlp(norm(x))."""
+
+    config: Any
+
+    def setup(self):
+        c = self.config
+        self.attention_norm = make_norm(c)
+        self.attention = Attention(c)
+        if not c.attention_only:
+            self.mlp_norm = make_norm(c)
+            self.mlp = MLP(c)
+        self.drop = nn.Dropout(c.dropout)
+
+    def __call__(self, x_BLD, position_BL, readable_BLS, deterministic):
+        attended_BLD = self.attention(
+            self.attention_norm(x_BLD), position_BL, readable_BLS, deterministic
+        )
+        return self.after_attention(x_BLD, attended_BLD, deterministic)
+
+    def at_rows(self, x_BLD, position_BL, readable_BLS, rows_R, deterministic):
+        """The block's output at rows of the flattened B·L; only attention sees the others."""
+        context_BLNH = self.attention.context(
+            self.attention_norm(x_BLD), position_BL, readable_BLS, deterministic
+        )
+        attended_RD = self.attention.out(take_rows(context_BLNH, rows_R))
+        return self.after_attention(take_rows(x_BLD, rows_R), attended_RD, deterministic)
+
+    def at_rows_from_table(self, table_VD, tokens_BL, readable_BLS, rows_R, deterministic):
+        """`at_rows` for x_BLD = table_VD[tokens_BL], through `Attention.from_table`."""
+        attended_RD = self.attention.from_table(
+            self.attention_norm(table_VD), tokens_BL, readable_BLS, rows_R
+        )
+        return self.after_attention(table_VD[tokens_BL.ravel()[rows_R]], attended_RD, deterministic)
+
+    def after_attention(self, x, attended, deterministic):
+        """What follows attention, token by token: any leading axes."""
+        c = self.config
+        x = (x if c.residual else 0) + self.drop(attended, deterministic=deterministic)
+        if c.attention_only:
+            return x
+        return x + self.drop(self.mlp(self.mlp_norm(x)), deterministic=deterministic)
+
+
+def take_rows(x: jax.Array, rows_R: jax.Array) -> jax.Array:
+    """Rows of x [B, L, ...] seen as [B·L, ...]."""
+    return x.reshape(-1, *x.shape[2:])[rows_R]

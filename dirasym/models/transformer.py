@@ -1,0 +1,336 @@
+"""One transformer, causal or bidirectional, under one frozen configuration; and its presets."""
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dirasym.models import layers
+from dirasym.types import ApplyFn, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """Hyperparameters. `None` fields take the value that their comment gives.
+
+    Raises:
+      ValueError: sizes that do not fit together, or an unknown choice; the field is named.
+    """
+
+    vocab_size: int
+    num_layers: int
+    width: int
+    num_heads: int
+    causal: bool
+    num_kv_heads: int | None = None  # num_heads; fewer for grouped-query attention
+    head_dim: int | None = None  # width / num_heads
+    mlp_width: int | None = None  # 4 · width
+    positions: layers.Positions = "rope"
+    max_len: int | None = None  # required by learned positions, a bound for the others
+    rope_base: float = 10_000.0
+    rope_pairing: Literal["half", "interleaved"] = "half"
+    rope_scaling: layers.RopeScaling | None = None
+    norm: Literal["layernorm", "rmsnorm", "none"] = "layernorm"
+    norm_eps: float = 1e-5
+    norm_bias: bool = True
+    norm_bias_init: float = 0.0
+    mlp: Literal["gelu", "swiglu"] = "gelu"
+    attention_only: bool = False  # no MLP
+    residual: bool = True  # False: attention's output replaces the stream
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = True
+    head_bias: bool = False
+    tied_head: bool = False  # the head is the transposed embedding
+    dropout: float = 0.0  # on what attention and the MLP add to the stream
+    embed_dropout: float = 0.0
+    attention_dropout: float = 0.0  # on the softmaxed weights
+    init: Literal["uniform_fan_in", "normal"] = "uniform_fan_in"  # ±1/√fan_in; GPT-2's 0.02
+    head_init: Literal["as_init", "zeros"] = "as_init"
+    remat: bool = False  # recompute each layer in the backward pass
+    scan_layers: bool = False  # one compiled layer; parameters get a leading layer axis
+    dtype: Any = jnp.float32  # of the computation; scores and softmax stay float32
+    param_dtype: Any = jnp.float32
+
+    def __post_init__(self):
+        def default(name, value):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+
+        for name in ("vocab_size", "num_layers", "width", "num_heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.head_dim is None and self.width % self.num_heads:
+            raise ValueError(f"width {self.width} is not divisible by num_heads {self.num_heads}")
+        default("num_kv_heads", self.num_heads)
+        default("head_dim", self.width // self.num_heads)
+        default("mlp_width", 4 * self.width)
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_heads {self.num_heads} is not divisible by num_kv_heads {self.num_kv_heads}"
+            )
+        for field in dataclasses.fields(self):
+            choices = getattr(field.type, "__args__", ())
+            if choices and all(isinstance(choice, str) for choice in choices):
+                value = getattr(self, field.name)
+                if value not in choices:
+                    raise ValueError(f"{field.name} must be one of {choices}, got {value!r}")
+        if self.positions == "learned" and self.max_len is None:
+            raise ValueError("max_len is required with learned positions")
+        if self.positions == "rope":
+            layers.plane_angles(self.head_dim)  # an odd head_dim raises
+        for name in ("dropout", "embed_dropout", "attention_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+
+
+class Transformer(nn.Module):
+    """Token ids to logits.
+
+    With `rngs={"dropout": key}` dropout is on, without it off.
+
+    Attributes:
+      config: hyperparameters.
+      scored_fraction: if set and `scored_BL` is given, what follows the last layer's
+        attention is computed at no more than this share of the B·L positions, the scored
+        ones; a batch with more scored positions is computed whole. Logits elsewhere are 0.
+        The same function of the parameters either way (dropout masks differ).
+      vmap_axis: name of a vmapped axis (of seeds) that must take that decision together:
+        under vmap a `lax.cond` with a batched predicate computes both branches.
+    """
+
+    config: TransformerConfig
+    scored_fraction: float | None = None
+    vmap_axis: str | None = None
+
+    def setup(self):
+        c = self.config
+        embed_init = (
+            layers.uniform_fan_in(c.width)
+            if c.init == "uniform_fan_in"
+            else nn.initializers.normal(0.02)
+        )
+        self.embed = nn.Embed(
+            c.vocab_size,
+            c.width,
+            embedding_init=embed_init,
+            dtype=c.dtype,
+            param_dtype=c.param_dtype,
+        )
+        if c.positions == "learned":
+            self.position_embed = nn.Embed(
+                c.max_len,
+                c.width,
+                embedding_init=embed_init,
+                dtype=c.dtype,
+                param_dtype=c.param_dtype,
+            )
+        self.drop_embed = nn.Dropout(c.embed_dropout)
+        block = layers.Block
+        if c.remat:
+            block = nn.remat(block, prevent_cse=not c.scan_layers, static_argnums=(4,))
+        if c.scan_layers:
+            self.blocks = nn.scan(
+                _ScannedBlock,
+                variable_axes={"params": 0, "intermediates": 0},
+                split_rngs={"params": True, "dropout": True},
+                in_axes=nn.broadcast,
+                length=c.num_layers,
+            )(c, block)
+        else:
+            self.blocks = [block(c) for _ in range(c.num_layers)]
+        self.final_norm = layers.make_norm(c)
+        if not c.tied_head:
+            self.head = layers.dense(c, c.vocab_size, c.width, use_bias=c.head_bias)
+            if c.head_init == "zeros":
+                self.head.kernel_init = self.head.bias_init = nn.initializers.zeros
+
+    def __call__(self, tokens_BL, *, scored_BL=None, valid_BL=None):
+        """int tokens_BL -> float32 logits_BLV.
+
+        Args:
+          tokens_BL: ids in [0, vocab_size).
+          scored_BL: see `scored_fraction`.
+          valid_BL: False at padding, which no position attends to. Position numbers count
+            valid tokens, so left and right padding give the same answers.
+
+        Raises:
+          ValueError: the sequence is longer than `max_len`.
+        """
+        c = self.config
+        length = tokens_BL.shape[1]
+        if c.max_len is not None and length > c.max_len:
+            raise ValueError(f"sequence of {length} tokens is longer than max_len {c.max_len}")
+        deterministic = not self.has_rng("dropout")
+        position_BL = jnp.broadcast_to(jnp.arange(length), tokens_BL.shape)
+        if valid_BL is not None:
+            position_BL = jnp.maximum(jnp.cumsum(valid_BL, axis=1) - 1, 0)
+        readable_BLS = jnp.ones((1, length, length), bool)
+        if c.causal:
+            readable_BLS = jnp.tril(readable_BLS)
+        if valid_BL is not None:
+            readable_BLS = readable_BLS & valid_BL[:, None, :]
+        readable_BLS = jnp.broadcast_to(readable_BLS, (*tokens_BL.shape, length))
+
+        skips = scored_BL is not None and self.scored_fraction is not None
+        if not skips or self.is_initializing() or c.scan_layers:
+            return self._all_rows(tokens_BL, position_BL, readable_BLS, deterministic)
+
+        capacity = min(math.ceil(self.scored_fraction * tokens_BL.size), tokens_BL.size)
+        overflow = jnp.sum(scored_BL) > capacity
+        if self.vmap_axis is not None:
+            overflow = jax.lax.pmax(overflow, self.vmap_axis)
+        return nn.cond(
+            overflow,
+            # Recomputed, so that the branch in use need not hold room for this one's residuals.
+            nn.remat(
+                lambda self: self._all_rows(tokens_BL, position_BL, readable_BLS, deterministic)
+            ),
+            lambda self: self._scored_rows(
+                tokens_BL, position_BL, readable_BLS, scored_BL, capacity, deterministic
+            ),
+            self,
+        )
+
+    def _all_rows(self, tokens_BL, position_BL, readable_BLS, deterministic):
+        x_BLD = self._embed(tokens_BL, position_BL, deterministic)
+        if self.config.scan_layers:
+            x_BLD, _ = self.blocks(x_BLD, position_BL, readable_BLS, deterministic)
+        else:
+            for block in self.blocks:
+                x_BLD = block(x_BLD, position_BL, readable_BLS, deterministic)
+        return self._logits(x_BLD)
+
+    def _scored_rows(
+        self, tokens_BL, position_BL, readable_BLS, scored_BL, capacity, deterministic
+    ):
+        rows_R = jnp.flatnonzero(scored_BL, size=capacity, fill_value=scored_BL.size)
+        # Unused capacity reads the last row and writes nowhere.
+        read_R = jnp.minimum(rows_R, scored_BL.size - 1)
+        *before, last = self.blocks
+        if self._first_layer_reads_tokens_alone(tokens_BL, deterministic) and not before:
+            table_VD = self.embed(jnp.arange(self.config.vocab_size))
+            x_RD = last.at_rows_from_table(table_VD, tokens_BL, readable_BLS, read_R, deterministic)
+        else:
+            x_BLD = self._embed(tokens_BL, position_BL, deterministic)
+            for block in before:
+                x_BLD = block(x_BLD, position_BL, readable_BLS, deterministic)
+            x_RD = last.at_rows(x_BLD, position_BL, readable_BLS, read_R, deterministic)
+        logits_RV = self._logits(x_RD)
+        logits = jnp.zeros((scored_BL.size, self.config.vocab_size), logits_RV.dtype)
+        logits = logits.at[rows_R].set(logits_RV, mode="drop", unique_indices=True)
+        return logits.reshape(*scored_BL.shape, -1)
+
+    def _first_layer_reads_tokens_alone(self, tokens_BL, deterministic) -> bool:
+        """Whether `Attention.from_table` applies, and its V × V × offsets table is a saving."""
+        c = self.config
+        exact = c.positions in ("rope", "none") and (
+            deterministic or c.embed_dropout == c.attention_dropout == 0
+        )
+        unread = not self.is_mutable_collection("intermediates")
+        return exact and unread and c.vocab_size**2 <= tokens_BL.size * c.width / 2
+
+    def _embed(self, tokens_BL, position_BL, deterministic):
+        c = self.config
+        x_BLD = self.embed(tokens_BL)
+        if c.positions == "learned":
+            x_BLD = x_BLD + self.position_embed(position_BL)
+        if c.positions == "sinusoidal":
+            x_BLD = x_BLD + layers.sinusoids(position_BL, c.width).astype(x_BLD.dtype)
+        return self.drop_embed(x_BLD, deterministic=deterministic)
+
+    def _logits(self, x):
+        x = self.final_norm(x)
+        logits = self.embed.attend(x) if self.config.tied_head else self.head(x)
+        return logits.astype(jnp.float32)
+
+
+class _ScannedBlock(nn.Module):
+    """A block with the (carry, outputs) signature of `nn.scan`."""
+
+    config: TransformerConfig
+    block: Any
+
+    @nn.compact
+    def __call__(self, x_BLD, *args):
+        return self.block(self.config, name="block")(x_BLD, *args), None
+
+
+def make_apply_fn(model: Transformer) -> ApplyFn:
+    """The model as an `ApplyFn` of its "params" collection."""
+
+    def apply_fn(params: Params, tokens_BL, *, scored_BL=None, valid_BL=None, rngs=None):
+        return model.apply(
+            {"params": params}, tokens_BL, scored_BL=scored_BL, valid_BL=valid_BL, rngs=rngs
+        )
+
+    return apply_fn
+
+
+# ---------------------------------------------------------------------------------------
+# Presets. Each takes overrides by field name.
+
+
+def radd(vocab_size: int, **overrides) -> TransformerConfig:
+    """RADD's encoder (Ou et al., 2025) at the size of the toy task: one layer, width 256.
+
+    Bidirectional, RoPE, LayerNorm, tanh-GELU MLP of ratio 4, no biases in attention. RADD's
+    own code starts the output head at zero and LayerNorm biases at one; here both start
+    as the toy results need (SPEC §1): pass head_init="zeros", norm_bias_init=1.0 for RADD's.
+    """
+    preset = TransformerConfig(
+        vocab_size=vocab_size,
+        num_layers=1,
+        width=256,
+        num_heads=1,
+        causal=False,
+        positions="rope",
+        head_bias=True,
+        dropout=0.02,
+    )
+    return _override(preset, overrides)
+
+
+def gpt2(vocab_size: int = 50_257, dropout: float = 0.1, **overrides) -> TransformerConfig:
+    """GPT-2 (Radford et al., 2019), by default small: 124,439,808 parameters."""
+    preset = TransformerConfig(
+        vocab_size=vocab_size,
+        num_layers=12,
+        width=768,
+        num_heads=12,
+        causal=True,
+        positions="learned",
+        max_len=1024,
+        qkv_bias=True,
+        out_bias=True,
+        tied_head=True,
+        dropout=dropout,
+        embed_dropout=dropout,
+        attention_dropout=dropout,
+        init="normal",
+    )
+    return _override(preset, overrides)
+
+
+def attention_only(vocab_size: int, **overrides) -> TransformerConfig:
+    """The minimal encoder of arXiv 2602.02133 §5.2: embedding, RoPE attention, head."""
+    preset = TransformerConfig(
+        vocab_size=vocab_size,
+        num_layers=1,
+        width=256,
+        num_heads=1,
+        causal=False,
+        positions="rope",
+        norm="none",
+        attention_only=True,
+    )
+    return _override(preset, overrides)
+
+
+def _override(preset: TransformerConfig, overrides: dict[str, Any]) -> TransformerConfig:
+    """`preset` with fields replaced; sizes derived from the width are derived anew."""
+    derived = {name: None for name in ("num_kv_heads", "head_dim", "mlp_width")}
+    return dataclasses.replace(preset, **(derived | overrides))

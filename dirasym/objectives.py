@@ -1,0 +1,284 @@
+"""Training objectives, as free functions of an `ApplyFn`: next token, masked diffusion, masked LM.
+
+Every objective is called as
+
+    (sum, count, aux) = objective(apply_fn, params, batch, key, rngs=rngs)
+
+with `sum` in nats and `count` in the unit that its docstring states, both scalars that
+add over devices and microbatches: the loss is the total sum over the total count, never
+a mean of means. `aux` is a dict of further scalars that add the same way. `key` is the
+step's noise key; `rngs` goes to the model (dropout). Settings are keywords, to be bound
+with `functools.partial`.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dirasym.types import ApplyFn, Array, Batch, Params, Rngs
+
+Scalars = dict[str, jax.Array]
+Objective = Callable[..., tuple[jax.Array, jax.Array, Scalars]]
+
+
+def call(apply_fn: ApplyFn, params: Params, tokens_BL: Array, **optional: Any) -> jax.Array:
+    """`apply_fn` with those of the optional arguments that are not None and that it names.
+
+    A foreign `apply_fn(params, tokens)` thus serves unchanged, except that padding cannot
+    be left out silently.
+
+    Raises:
+      TypeError: `valid_BL` is given and `apply_fn` does not take it.
+    """
+    given = {name: value for name, value in optional.items() if value is not None}
+    parameters = inspect.signature(apply_fn).parameters.values()
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        taken = {p.name for p in parameters}
+        if "valid_BL" in given and "valid_BL" not in taken:
+            raise TypeError("the batch has padding (valid_BL), and apply_fn takes no valid_BL")
+        given = {name: value for name, value in given.items() if name in taken}
+    return apply_fn(params, tokens_BL, **given)
+
+
+def token_nll(logits_BLV: jax.Array, tokens_BL: Array, excluded_id: int | None = None) -> jax.Array:
+    """-log softmax(logits)[token] in nats, float32 [B, L]; `excluded_id` gets probability 0."""
+    logits_BLV = exclude(logits_BLV.astype(jnp.float32), excluded_id)
+    return optax.softmax_cross_entropy_with_integer_labels(logits_BLV, jnp.asarray(tokens_BL))
+
+
+def exclude(logits_BLV: jax.Array, token_id: int | None) -> jax.Array:
+    """Logits with one token made impossible; unchanged for None."""
+    if token_id is None:
+        return logits_BLV
+    return jnp.where(jnp.arange(logits_BLV.shape[-1]) == token_id, -jnp.inf, logits_BLV)
+
+
+def next_token(
+    apply_fn: ApplyFn,
+    params: Params,
+    batch: Batch,
+    key: jax.Array | None = None,
+    *,
+    bos_id: int | None = None,
+    rngs: Rngs | None = None,
+):
+    """Autoregressive cross-entropy: -Σ_l log p(x_l | x_<l) over the scored tokens.
+
+    With `bos_id` the model reads BOS, x_0, .., x_{L-2} and every token can be scored;
+    without it the first token is only read.
+
+    Returns:
+      sum: nats. count: scored tokens. aux: {}.
+    """
+    del key
+    tokens_BL = jnp.asarray(batch.tokens_BL)
+    scored_BL = _scored(batch)
+    if bos_id is None:
+        inputs_BL, targets_BL, scored_BL = tokens_BL[:, :-1], tokens_BL[:, 1:], scored_BL[:, 1:]
+        valid_BL = None if batch.valid_BL is None else batch.valid_BL[:, :-1]
+    else:
+        inputs_BL = jnp.pad(tokens_BL[:, :-1], ((0, 0), (1, 0)), constant_values=bos_id)
+        targets_BL = tokens_BL
+        valid_BL = batch.valid_BL
+        if valid_BL is not None:
+            valid_BL = jnp.pad(valid_BL[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    logits_BLV = call(
+        apply_fn, params, inputs_BL, scored_BL=scored_BL, valid_BL=valid_BL, rngs=rngs
+    )
+    nll_BL = jnp.where(scored_BL, token_nll(logits_BLV, targets_BL), 0.0)
+    return jnp.sum(nll_BL), jnp.sum(scored_BL).astype(jnp.float32), {}
+
+
+def linear_schedule(t: jax.Array) -> jax.Array:
+    """λ(t) = t, the log-linear noise of RADD and MDLM: σ(t) = -log(1 - t)."""
+    return t
+
+
+def cosine_schedule(t: jax.Array) -> jax.Array:
+    """λ(t) = 1 - cos(πt/2)."""
+    return 1 - jnp.cos(jnp.pi * t / 2)
+
+
+def masked_diffusion(
+    apply_fn: ApplyFn,
+    params: Params,
+    batch: Batch,
+    key: jax.Array,
+    *,
+    mask_id: int,
+    weighting: Literal["lambda", "t", "k"] = "lambda",
+    schedule: Callable[[jax.Array], jax.Array] = linear_schedule,
+    stratified: bool = True,
+    rngs: Rngs | None = None,
+):
+    """Masked diffusion's denoising cross-entropy (DCE) in one of three forms of one expectation.
+
+    Per example with n noisable tokens, of which the set M is replaced by [M]:
+
+      "lambda"  λ ~ U(0, 1], each token in M with probability λ;   (1/λ) Σ_M -log p(x_i | x^M)
+      "t"       t ~ U(0, 1], λ = schedule(t);                (λ'(t)/λ(t)) Σ_M -log p(x_i | x^M)
+      "k"       k ~ U{1..n}, M a uniform k-subset;                 (n/k) Σ_M -log p(x_i | x^M)
+
+    (Ou et al., 2025: λ-DCE, t-DCE, and k-DCE, which is the any-order autoregressive loss.)
+    A set of k of n tokens weighs (k-1)!(n-k)!/n! in each, if `schedule` runs from 0 to 1.
+    `stratified` draws one level in each of `batch.global_size` equal cells of (0, 1], example
+    `index` in cell `index`, which keeps the law of the mean and cuts its variance.
+    The mask token itself gets probability 0 everywhere.
+
+    Only `batch.noised_BL` tokens are ever replaced (`scored_BL` when that is None), and only
+    tokens both replaced and scored enter the sum.
+
+    Returns:
+      sum: nats, weighted. count: examples with a scored token, so the loss is nats per
+      sequence. aux: "tokens", how many were predicted; "token_nll", their unweighted nats.
+
+    Raises:
+      ValueError: an unknown weighting.
+    """
+    scored_BL, noised_BL = _scored(batch), _noised(batch)
+    uniform_B, place_BL = _example_uniforms(_example_keys(batch, key), scored_BL.shape[1])
+    if stratified:
+        uniform_B = (batch.index_B + uniform_B) / batch.global_size
+    masked_BL, weight_B = corrupt(
+        uniform_B, place_BL, noised_BL, weighting=weighting, schedule=schedule
+    )
+    predicted_BL = masked_BL & scored_BL
+    nll_BL = _denoising_nll(apply_fn, params, batch, masked_BL, predicted_BL, mask_id, rngs)
+    count = jnp.sum(jnp.any(scored_BL, axis=1)).astype(jnp.float32)
+    aux = {
+        "tokens": jnp.sum(predicted_BL).astype(jnp.float32),
+        "token_nll": jax.lax.stop_gradient(jnp.sum(nll_BL)),
+    }
+    return jnp.sum(weight_B * jnp.sum(nll_BL, axis=1)), count, aux
+
+
+def corrupt(
+    uniform_B: jax.Array,
+    place_BL: jax.Array,
+    noised_BL: jax.Array,
+    *,
+    weighting: Literal["lambda", "t", "k"] = "lambda",
+    schedule: Callable[[jax.Array], jax.Array] = linear_schedule,
+) -> tuple[jax.Array, jax.Array]:
+    """Masks and weights of `masked_diffusion` from uniform draws in (0, 1].
+
+    Args:
+      uniform_B: sets the noise level of each example.
+      place_BL: ranks its tokens: the smallest are masked.
+      noised_BL: which tokens may be masked.
+
+    Returns:
+      (masked_BL bool, weight_B float).
+    """
+    if weighting == "k":
+        size_B = jnp.sum(noised_BL, axis=1)
+        k_B = jnp.clip(jnp.ceil(uniform_B * size_B), 1, size_B)
+        rank_BL = jnp.argsort(jnp.argsort(jnp.where(noised_BL, place_BL, jnp.inf), axis=1), axis=1)
+        return (rank_BL < k_B[:, None]) & noised_BL, size_B / jnp.maximum(k_B, 1)
+    if weighting == "lambda":
+        level_B, weight_B = uniform_B, 1 / uniform_B
+    elif weighting == "t":
+        level_B, slope_B = jax.jvp(schedule, (uniform_B,), (jnp.ones_like(uniform_B),))
+        weight_B = slope_B / level_B
+    else:
+        raise ValueError(f"weighting must be 'lambda', 't' or 'k', got {weighting!r}")
+    return (place_BL <= level_B[:, None]) & noised_BL, weight_B
+
+
+def masked_lm(
+    apply_fn: ApplyFn,
+    params: Params,
+    batch: Batch,
+    key: jax.Array,
+    *,
+    mask_id: int,
+    rate: float = 0.15,
+    keep: float = 0.1,
+    random: float = 0.1,
+    vocab_size: int | None = None,
+    rngs: Rngs | None = None,
+):
+    """BERT's masked language modelling (Devin et al., 2019): one fixed masking rate, no weights.
+
+    Each noisable token is selected with probability `rate`; of the selected, a share `keep`
+    stays, a share `random` becomes a uniformly random token other than [M], and the rest
+    becomes [M]. The sum is -Σ log p(x_i | corrupted x) over selected scored tokens.
+
+    Returns:
+      sum: nats. count: selected scored tokens. aux: {}.
+
+    Raises:
+      ValueError: shares outside [0, 1], or `random` > 0 without a `vocab_size`.
+    """
+    if not (0 < rate <= 1 and 0 <= keep and 0 <= random and keep + random <= 1):
+        raise ValueError(f"not shares of one: {rate=}, {keep=}, {random=}")
+    if random and vocab_size is None:
+        raise ValueError("masked_lm needs vocab_size to draw random tokens")
+    scored_BL, noised_BL = _scored(batch), _noised(batch)
+    keys_B = _example_keys(batch, key)
+    length = scored_BL.shape[1]
+    _, place_BL = _example_uniforms(keys_B, length)
+    _, fate_BL = _example_uniforms(jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys_B), length)
+    selected_BL = (place_BL <= rate) & noised_BL
+    masked_BL = selected_BL & (fate_BL > keep + random)
+    tokens_BL = jnp.asarray(batch.tokens_BL)
+    if random:
+        drawn_BL = jax.vmap(
+            lambda k: jax.random.randint(jax.random.fold_in(k, 2), (length,), 0, vocab_size - 1)
+        )(keys_B)
+        drawn_BL = drawn_BL + (drawn_BL >= mask_id)
+        randomised_BL = selected_BL & (fate_BL > keep) & (fate_BL <= keep + random)
+        tokens_BL = jnp.where(randomised_BL, drawn_BL, tokens_BL)
+    predicted_BL = selected_BL & scored_BL
+    nll_BL = _denoising_nll(
+        apply_fn, params, batch, masked_BL, predicted_BL, mask_id, rngs, tokens_BL
+    )
+    return jnp.sum(nll_BL), jnp.sum(predicted_BL).astype(jnp.float32), {}
+
+
+def _scored(batch: Batch) -> jax.Array:
+    """Tokens whose prediction counts: never padding."""
+    scored_BL = batch.scored_BL
+    if scored_BL is None:
+        scored_BL = jnp.ones(jnp.shape(batch.tokens_BL), bool)
+    return scored_BL if batch.valid_BL is None else scored_BL & batch.valid_BL
+
+
+def _noised(batch: Batch) -> jax.Array:
+    """Tokens that may be replaced: never padding, and the scored ones unless told otherwise."""
+    if batch.noised_BL is None:
+        return _scored(batch)
+    return batch.noised_BL if batch.valid_BL is None else batch.noised_BL & batch.valid_BL
+
+
+def _example_keys(batch: Batch, key: jax.Array) -> jax.Array:
+    return jax.vmap(lambda index: jax.random.fold_in(key, index))(batch.index_B)
+
+
+def _example_uniforms(keys_B: jax.Array, length: int) -> tuple[jax.Array, jax.Array]:
+    """Per example one uniform for its level and one per position, all in (0, 1]."""
+    uniform_BL = 1 - jax.vmap(lambda key: jax.random.uniform(key, (length + 1,)))(keys_B)
+    return uniform_BL[:, 0], uniform_BL[:, 1:]
+
+
+def _denoising_nll(
+    apply_fn, params, batch, masked_BL, predicted_BL, mask_id, rngs, tokens_BL=None
+) -> jax.Array:
+    """-log p(clean token | sequence with [M] at `masked_BL`), 0 where not predicted."""
+    tokens_BL = jnp.asarray(batch.tokens_BL if tokens_BL is None else tokens_BL)
+    logits_BLV = call(
+        apply_fn,
+        params,
+        jnp.where(masked_BL, mask_id, tokens_BL),
+        scored_BL=predicted_BL,
+        valid_BL=batch.valid_BL,
+        rngs=rngs,
+    )
+    # Unpredicted entries may hold any logits, and a clean [M] would cost infinity: point
+    # them at some other token before the sum drops them.
+    target_BL = jnp.where(predicted_BL, batch.tokens_BL, 0 if mask_id else 1)
+    return jnp.where(predicted_BL, token_nll(logits_BLV, target_BL, mask_id), 0.0)

@@ -1,0 +1,327 @@
+"""A pure train step, the shell that compiles it (jit or pmap), and the loop around it."""
+
+import functools
+from collections.abc import Callable
+from typing import Literal
+
+import flax.training.train_state
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from dirasym.data import batching
+from dirasym.objectives import Objective
+from dirasym.types import ApplyFn, Array, Batch, Params
+
+Metrics = dict[str, jax.Array]
+Data = dict[str, Array]  # `Batch` fields over a whole data set
+StepFn = Callable[..., tuple["TrainState", Metrics]]
+Backend = Literal["jit", "pmap"]
+DATA_AXIS = "data"
+SEED_AXIS = "seed"
+# Folded into a run's key in place of a step, as no step reaches them.
+ORDER_STREAM = np.uint32(2**32 - 1)
+EVAL_STREAM = np.uint32(2**32 - 2)
+
+
+class TrainState(flax.training.train_state.TrainState):
+    """Flax's TrainState with the run's key and an exponential moving average.
+
+    Attributes:
+      key: the only source of randomness of a run: data order, noise and dropout are
+        functions of (key, step).
+      ema_params: moving average of the parameters, or None.
+    """
+
+    key: jax.Array
+    ema_params: Params | None = None
+
+
+def create_state(
+    apply_fn: ApplyFn,
+    params: Params,
+    optimizer: optax.GradientTransformation,
+    key: jax.Array,
+    *,
+    ema: bool = False,
+) -> TrainState:
+    """State at step 0; the average, if any, starts at `params`."""
+    return TrainState.create(
+        apply_fn=apply_fn,
+        params=params,
+        tx=optimizer,
+        key=key,
+        # A copy: two names of one buffer cannot both be donated.
+        ema_params=jax.tree.map(jnp.copy, params) if ema else None,
+    )
+
+
+def make_optimizer(
+    learning_rate: float,
+    *,
+    warmup_steps: int = 0,
+    decay_steps: int | None = None,
+    weight_decay: float = 0.0,
+    clip_norm: float | None = 1.0,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+) -> optax.GradientTransformation:
+    """AdamW behind a clip of the global gradient norm.
+
+    Update n = 1, 2, .. has learning rate lr·min(n / warmup, 1); with `decay_steps` it then
+    falls linearly, to 0 at update `decay_steps` + 1. Weight decay falls on every parameter.
+    """
+
+    def schedule(count):
+        rate = jnp.minimum((count + 1) / max(warmup_steps, 1), 1.0)
+        if decay_steps is not None:
+            left = (decay_steps - count) / max(decay_steps - warmup_steps, 1)
+            rate = jnp.minimum(rate, jnp.maximum(left, 0.0))
+        return learning_rate * rate
+
+    adamw = optax.adamw(schedule, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
+    if clip_norm is None:
+        return adamw
+    return optax.chain(optax.clip_by_global_norm(clip_norm), adamw)
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    objective: Objective,
+    ema_decay: float | None = None,
+    microbatches: int = 1,
+    dropout: bool = True,
+    axis_name: str | None = None,
+) -> tuple[TrainState, Metrics]:
+    """One update: (state, batch) -> (state, metrics), a pure function.
+
+    The gradient is that of Σ sum / Σ count over all microbatches, and over all devices
+    of `axis_name` when the step runs under a mapped axis.
+
+    Args:
+      state: parameters, optimizer state, key and step.
+      batch: this device's share of the global batch; its size must divide by `microbatches`.
+      objective: see `objectives`; settings bound.
+      ema_decay: the average keeps min(ema_decay, (1+n)/(10+n)) of itself at update n.
+      microbatches: gradient accumulation, one after another.
+      dropout: whether the model gets a dropout key.
+      axis_name: mapped axis to sum over.
+
+    Returns:
+      The new state, and metrics: "loss" in the objective's nats per count, "count",
+      "grad_norm" before clipping, and the objective's own sums.
+    """
+    step_key = jax.random.fold_in(state.key, state.step)
+    noise_key, dropout_key = jax.random.split(step_key)
+    if axis_name is not None:
+        dropout_key = jax.random.fold_in(dropout_key, jax.lax.axis_index(axis_name))
+
+    def summed_loss(params, part, part_index):
+        part_key = jax.random.fold_in(dropout_key, part_index)
+        rngs = {"dropout": part_key} if dropout else None
+        total, count, aux = objective(state.apply_fn, params, part, noise_key, rngs=rngs)
+        return total, {"count": count, **aux}
+
+    grad = jax.value_and_grad(summed_loss, has_aux=True)
+    if microbatches == 1:
+        sums = grad(state.params, batch, 0)
+    else:
+        parts = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), batch)
+        first = jax.tree.map(lambda x: x[0], parts)
+        zeros = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(grad, state.params, first, 0)
+        )
+
+        def add_part(sums, part_and_index):
+            return jax.tree.map(jnp.add, sums, grad(state.params, *part_and_index)), None
+
+        sums, _ = jax.lax.scan(add_part, zeros, (parts, jnp.arange(microbatches)))
+    if axis_name is not None:
+        sums = jax.lax.psum(sums, axis_name)
+
+    (total, aux), grads = sums
+    count = jnp.maximum(aux["count"], 1.0)
+    grads = jax.tree.map(lambda g: g / count.astype(g.dtype), grads)
+    state = state.apply_gradients(grads=grads)
+    if ema_decay is not None:
+        decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+        state = state.replace(
+            ema_params=optax.incremental_update(state.params, state.ema_params, 1 - decay)
+        )
+    return state, {**aux, "loss": total / count, "grad_norm": optax.global_norm(grads)}
+
+
+def scan_steps(
+    step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]],
+    *,
+    num_steps: int,
+    batch_size: int,
+    localise: Callable[[Batch], Batch] = lambda batch: batch,
+) -> Callable[[TrainState, Data], tuple[TrainState, Metrics]]:
+    """`num_steps` steps as one program: (state, data) -> (state, metrics [num_steps]).
+
+    `data` is a dict of `Batch` fields over all n examples, each [n, ...]. The rows of a step
+    come from `batching.batch_indices` of (state.key, state.step), so that results do not
+    depend on how steps are grouped into calls. `localise` takes the global batch to the
+    part that `step` should see.
+    """
+
+    def steps(state, data):
+        order_key = jax.random.fold_in(state.key, ORDER_STREAM)
+        num_examples = len(jax.tree.leaves(data)[0])
+        indices_TB = batching.batch_indices(
+            order_key, state.step, num_steps, num_examples, batch_size
+        )
+
+        def body(state, indices_B):
+            rows = jax.tree.map(lambda x: x[indices_B], data)
+            batch = Batch(**rows, index_B=jnp.arange(batch_size), global_size=batch_size)
+            return step(state, localise(batch))
+
+        return jax.lax.scan(body, state, indices_TB)
+
+    return steps
+
+
+def compile_step(
+    step: StepFn,
+    *,
+    backend: Backend = "jit",
+    mesh: Mesh | None = None,
+    donate: bool = True,
+) -> StepFn:
+    """Compiles (state, batch) -> (state, metrics) for one device or many, one signature for all.
+
+    "jit" without a mesh runs on the default device. "jit" with a mesh keeps the state
+    replicated, splits the batch along the mesh's axis "data", and leaves the sums over
+    devices to the compiler. "pmap" maps over the mesh's devices (all local ones without a
+    mesh) and calls `step` with axis_name="data", over which it must sum. State in and out
+    is one replicated pytree in every case, never stacked by device.
+
+    Args:
+      step: e.g. `functools.partial(train_step, objective=...)`.
+      backend: "jit" or "pmap".
+      mesh: devices, with an axis "data".
+      donate: whether the state passed in may be overwritten.
+
+    Raises:
+      ValueError: unknown backend, or (on call) a batch that the devices cannot share evenly.
+    """
+    num_devices = _num_devices(backend, mesh)
+    if backend == "pmap":
+        compiled = _pmap(functools.partial(step, axis_name=DATA_AXIS), (None, 0), mesh, donate)
+    else:
+        compiled = _jit(step, PartitionSpec(DATA_AXIS), mesh, donate)
+
+    def run(state, batch):
+        check_divisible(len(batch.tokens_BL), num_devices)
+        if backend == "pmap":
+            batch = jax.tree.map(lambda x: x.reshape(num_devices, -1, *x.shape[1:]), batch)
+        return compiled(state, batch)
+
+    return run
+
+
+def compile_scan(
+    step: StepFn,
+    *,
+    num_steps: int,
+    batch_size: int,
+    backend: Backend = "jit",
+    mesh: Mesh | None = None,
+    over_seeds: bool = False,
+    donate: bool = True,
+) -> Callable[[TrainState, Data], tuple[TrainState, Metrics]]:
+    """Compiles `scan_steps`, as `compile_step` does a step: (state, data) -> (state, metrics).
+
+    With `over_seeds` the state has a leading axis of seeds, all trained in one program on
+    the same data; the axis is named "seed" for models that must know it.
+
+    Raises:
+      ValueError: unknown backend, a batch that the devices cannot share evenly, or seeds
+        under pmap.
+    """
+    num_devices = _num_devices(backend, mesh)
+    check_divisible(batch_size, num_devices)
+    scan = functools.partial(scan_steps, num_steps=num_steps, batch_size=batch_size)
+    if backend == "pmap":
+        if over_seeds:
+            raise ValueError("seeds in one program need backend 'jit'")
+
+        mapped_step = functools.partial(step, axis_name=DATA_AXIS)
+
+        def steps_on_device(state, data, device):
+            def take_share(batch):
+                parts = jax.tree.map(lambda x: x.reshape(num_devices, -1, *x.shape[1:]), batch)
+                return jax.tree.map(lambda x: x[device], parts)
+
+            return scan(mapped_step, localise=take_share)(state, data)
+
+        compiled = _pmap(steps_on_device, (None, None, 0), mesh, donate)
+        return lambda state, data: compiled(state, data, np.arange(num_devices))
+    if mesh is None:
+        steps = scan(step)
+    else:
+        split = NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+        steps = scan(step, localise=lambda batch: jax.lax.with_sharding_constraint(batch, split))
+    if over_seeds:
+        steps = jax.vmap(steps, in_axes=(0, None), axis_name=SEED_AXIS)
+    return _jit(steps, PartitionSpec(), mesh, donate)
+
+
+def check_divisible(batch_size: int, num_devices: int) -> None:
+    """Raises ValueError if the devices cannot share the batch evenly."""
+    if batch_size % num_devices:
+        raise ValueError(f"batch of {batch_size} is not divisible by {num_devices} devices")
+
+
+def _num_devices(backend: Backend, mesh: Mesh | None) -> int:
+    if backend not in ("jit", "pmap"):
+        raise ValueError(f"backend must be 'jit' or 'pmap', got {backend!r}")
+    if mesh is not None:
+        return mesh.shape[DATA_AXIS]
+    return jax.local_device_count() if backend == "pmap" else 1
+
+
+def _jit(fn, data_spec: PartitionSpec, mesh: Mesh | None, donate: bool):
+    donated = (0,) if donate else ()
+    if mesh is None:
+        return jax.jit(fn, donate_argnums=donated)
+    whole, data = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, data_spec)
+    compiled = jax.jit(fn, in_shardings=(whole, data), out_shardings=whole, donate_argnums=donated)
+    return lambda state, x: compiled(jax.device_put(state, whole), jax.device_put(x, data))
+
+
+def _pmap(fn, in_axes: tuple[int | None, ...], mesh: Mesh | None, donate: bool):
+    return jax.pmap(
+        fn,
+        axis_name=DATA_AXIS,
+        in_axes=in_axes,
+        out_axes=None,
+        devices=None if mesh is None else list(mesh.devices.flat),
+        donate_argnums=(0,) if donate else (),
+    )
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss stopped being finite at `step` (counted from 1)."""
+
+    def __init__(self, step: int):
+        super().__init__(f"loss is not finite at step {step}")
+        self.step = step
+
+
+def check_finite(metrics: Metrics, last_step: int) -> None:
+    """Raises NonFiniteLossError at the first bad step of metrics that end at `last_step`.
+
+    `metrics["loss"]` is [T, ...]; further axes are seeds.
+    """
+    loss_T = np.asarray(metrics["loss"])
+    bad_T = ~np.isfinite(loss_T).reshape(len(loss_T), -1).all(axis=1)
+    if bad_T.any():
+        raise NonFiniteLossError(last_step - len(bad_T) + 1 + int(np.argmax(bad_T)))

@@ -1,0 +1,72 @@
+"""Axis glossary and the three types that every stage of the library shares.
+
+Array names end in their axes, one letter each, as in `logits_BLV`:
+
+  B  batch                          D  width of the residual stream
+  L  position in the sequence       F  hidden width of the MLP
+  S  position attended to (key)     V  vocabulary
+  N  query heads                    R  rows: positions picked out of the B·L
+  K  key/value heads                T  steps
+  G  query heads per K (N = K·G)    E  examples, or queries put to a model
+  H  width of one head              P  pairs, or placements of a pair
+
+A letter stands for one size within a function; `S` equals `L` in self-attention
+without a cache.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import flax.struct
+import jax
+import numpy as np
+
+Array = jax.Array | np.ndarray
+Params = Any  # a pytree of float arrays
+Rngs = Mapping[str, jax.Array]
+
+
+@flax.struct.dataclass
+class Batch:
+    """Token sequences and what may be read, noised and scored in them.
+
+    Attributes:
+      tokens_BL: int32 token ids, clean.
+      index_B: int32 position of each example in the *global* batch, 0..global_size-1.
+        All per-example randomness is `fold_in(key, index)`, so it depends neither on
+        the number of devices nor on gradient accumulation.
+      global_size: examples in the global batch (static): the number of strata for
+        noise levels.
+      scored_BL: bool, the tokens whose prediction counts; all when None.
+      noised_BL: bool, the tokens that masked objectives may hide; `scored_BL` when None.
+      valid_BL: bool, False at padding, which attention never reads; all when None.
+    """
+
+    tokens_BL: Array
+    index_B: Array
+    global_size: int = flax.struct.field(pytree_node=False)
+    scored_BL: Array | None = None
+    noised_BL: Array | None = None
+    valid_BL: Array | None = None
+
+
+class ApplyFn(Protocol):
+    """A model as the rest of the library sees it: a pure function of its parameters.
+
+    `scored_BL` lets a model skip positions whose logits nobody reads (what it returns
+    there is arbitrary but finite); `valid_BL` marks padding; `rngs={"dropout": key}`
+    turns dropout on. A function may leave out any of the three keywords: callers pass
+    only those that it names (see `call`).
+    """
+
+    def __call__(
+        self,
+        params: Params,
+        tokens_BL: Array,
+        *,
+        scored_BL: Array | None = None,
+        valid_BL: Array | None = None,
+        rngs: Rngs | None = None,
+    ) -> jax.Array:
+        """Returns logits_BLV."""
+        ...

@@ -1,0 +1,437 @@
+"""What every experiment shares: flags, presets, work directory, resume, progress, exit codes.
+
+An experiment is a module with a configuration, whose fields become absl flags, a table of
+presets and a function that trains and reports:
+
+    @dataclasses.dataclass(frozen=True)
+    class Config:
+        steps: int = harness.flag(3000, "Train steps.", lower_bound=1)
+        ...            # __post_init__ raises ValueError for values that do not fit
+
+    PRESETS = {"smoke": {"steps": 40}, ...}
+
+    def run(experiment: harness.Experiment, config: Config) -> None: ...
+
+    if __name__ == "__main__":
+        harness.main("name", Config, PRESETS, run)
+
+Exit status: 0 done, or stopped by SIGTERM with its state saved; 2 a bad flag or file, said
+in one line, nothing written; 3 the loss stopped being finite.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import signal
+import sys
+import time
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags, logging
+from jax.sharding import Mesh
+
+from dirasym import checkpoints, training
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_string("workdir", None, "Where results go; default runs/NAME.")
+flags.DEFINE_enum("preset", "quick", ["smoke", "quick", "paper"], "Defaults of the other flags.")
+flags.DEFINE_bool("progress", True, "Show a progress bar.")
+flags.DEFINE_enum("backend", "jit", ["jit", "pmap"], "How train steps are compiled.")
+flags.DEFINE_integer("num_devices", 1, "Devices to share each batch; 0 for all.", lower_bound=0)
+flags.DEFINE_enum(
+    "seeds_together",
+    "auto",
+    ["auto", "yes", "no"],
+    "Train seeds in one program (faster on accelerators) or one after another (faster on CPU).",
+)
+flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, for jax.distributed.")
+flags.DEFINE_integer("num_processes", 1, "Processes that run this same command.", lower_bound=1)
+flags.DEFINE_integer("process_id", 0, "Number of this process.", lower_bound=0)
+
+
+class UsageError(Exception):
+    """A bad flag or file: one line, exit status 2."""
+
+
+class _Stopped(Exception):
+    """SIGTERM arrived and the run is saved."""
+
+
+def flag(default: Any, help_text: str, lower_bound: float | None = None) -> Any:
+    """A configuration field that is also the flag of its name."""
+    return dataclasses.field(
+        default=default, metadata={"help": help_text, "lower_bound": lower_bound}
+    )
+
+
+class _IntListParser(flags.ListParser):
+    def parse(self, argument):
+        items = super().parse(argument) if isinstance(argument, str) else argument
+        try:
+            return [int(item) for item in items]
+        except ValueError:
+            raise ValueError(f"{','.join(map(str, items))!r} is not a list of integers") from None
+
+
+def define_flags(config_type: type) -> None:
+    """One absl flag for each field made by `flag`, of the field's type.
+
+    int, float, bool and str; Literal choices as an enum; tuples as lists, `--Ks=1,5,8` or
+    `--Ks 1 5 8`.
+    """
+    for field in dataclasses.fields(config_type):
+        kind, default = field.type, field.default
+        help_text, bound = field.metadata["help"], field.metadata["lower_bound"]
+        if typing.get_origin(kind) is tuple and typing.get_args(kind)[0] is int:
+            parser, serializer = _IntListParser(), flags.ListSerializer(",")
+            flags.DEFINE(parser, field.name, list(default), help_text, serializer=serializer)
+        elif typing.get_origin(kind) is tuple:
+            flags.DEFINE_list(field.name, list(default), help_text)
+        elif typing.get_origin(kind) is typing.Literal:
+            flags.DEFINE_enum(field.name, default, typing.get_args(kind), help_text)
+        elif kind is bool:
+            flags.DEFINE_bool(field.name, default, help_text)
+        elif kind in (int, float):
+            define = flags.DEFINE_integer if kind is int else flags.DEFINE_float
+            define(field.name, default, help_text, lower_bound=bound)
+        else:
+            flags.DEFINE_string(field.name, default, help_text)
+
+
+def read_flags(config_type: type) -> Any:
+    """The configuration that the flags say. Raises ValueError, naming the flag, if it cannot be."""
+    values = {}
+    for field in dataclasses.fields(config_type):
+        value = FLAGS[field.name].value
+        if isinstance(value, list):
+            value = tuple(value)
+            choices = typing.get_args(typing.get_args(field.type)[0])  # of a tuple of Literals
+            for item in value:
+                if choices and item not in choices:
+                    raise ValueError(f"--{field.name}: {item!r} is not among {'|'.join(choices)}")
+            if not value:
+                raise ValueError(f"--{field.name} is empty")
+        values[field.name] = value
+    return config_type(**values)
+
+
+def main(
+    name: str,
+    config_type: type,
+    presets: Mapping[str, Mapping[str, Any]],
+    run: Callable[["Experiment", Any], None],
+) -> None:
+    """Parses flags, opens the work directory, runs, and exits with the status above."""
+    define_flags(config_type)
+
+    def absl_main(argv):
+        del argv
+        try:
+            try:
+                config = read_flags(config_type)
+            except ValueError as error:
+                raise UsageError(str(error)) from None
+            if not FLAGS["verbosity"].present:
+                logging.set_verbosity(logging.WARNING)  # Orbax tells every rename
+            _start_jax()
+            run(Experiment.open(name, config), config)
+        except UsageError as error:
+            _exit(2, f"error: {error}")
+        except _Stopped as stopped:
+            _exit(0, f"\n{stopped}")
+        except training.NonFiniteLossError as error:
+            _exit(3, f"\nerror: {error}")
+
+    app.run(absl_main, flags_parser=lambda argv: parse_flags(argv, presets))
+
+
+def parse_flags(argv: Sequence[str], presets: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Absl's parsing with presets, space-separated lists, and one-line errors (exit 2)."""
+    try:
+        rest = FLAGS(_join_lists(argv))
+        if len(rest) > 1:
+            raise flags.Error(f"unexpected argument {rest[1]!r}")
+        for name, value in presets.get(FLAGS.preset, {}).items():
+            if not FLAGS[name].present:
+                FLAGS[name].value = value
+    except flags.Error as error:
+        _exit(2, "error: " + " ".join(str(error).split()))
+    return rest
+
+
+def _join_lists(argv: Sequence[str]) -> list[str]:
+    """`--modes a b` as `--modes=a,b`, for flags that hold lists."""
+    joined, open_list = [], False
+    for word in argv:
+        if open_list and not word.startswith("-"):
+            joined[-1] += ("," if "=" in joined[-1] else "=") + word
+            continue
+        name = word.lstrip("-").partition("=")[0]
+        open_list = (
+            word.startswith("--")
+            and name in FLAGS
+            and isinstance(FLAGS[name].parser, flags.ListParser)
+        )
+        joined.append(word)
+    return joined
+
+
+def _exit(status: int, message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+    sys.exit(status)
+
+
+def _start_jax() -> None:
+    # The same bits on every run need deterministic reductions on GPU too.
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true"
+    if FLAGS.coordinator:
+        jax.distributed.initialize(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
+    elif FLAGS.num_processes > 1:
+        raise UsageError("--num_processes needs --coordinator=HOST:PORT")
+
+
+def device_mesh() -> Mesh | None:
+    """The devices that share a batch, along axis "data"; None for the default device alone."""
+    available = jax.devices()
+    count = FLAGS.num_devices or len(available)
+    if FLAGS.num_processes > 1:
+        count = len(available)
+    if count > len(available):
+        raise UsageError(f"--num_devices={count}, but {len(available)} are available")
+    if count == 1 and FLAGS.backend == "jit":
+        return None
+    return Mesh(np.array(available[:count]), (training.DATA_AXIS,))
+
+
+def seed_groups(seeds: Sequence[int]) -> list[list[int]]:
+    """Seeds that train as one program: all on an accelerator, one each on CPU."""
+    together = FLAGS.seeds_together == "yes" or (
+        FLAGS.seeds_together == "auto" and jax.default_backend() != "cpu"
+    )
+    return [list(seeds)] if together else [[seed] for seed in seeds]
+
+
+def stack_seeds(states: Sequence[training.TrainState], together: bool) -> training.TrainState:
+    """States of a seed group as one: with a leading axis if they train together, else the only."""
+    if together:
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    (state,) = states
+    return state
+
+
+def over_seeds(function: Callable, together: bool) -> Callable:
+    """`function` of one seed's state, compiled, with a leading axis of seeds on its results."""
+    if together:
+        return jax.jit(jax.vmap(function, axis_name=training.SEED_AXIS))
+    return jax.jit(lambda state: jax.tree.map(lambda x: x[None], function(state)))
+
+
+@dataclasses.dataclass
+class Experiment:
+    """An open work directory.
+
+    Attributes:
+      workdir: holds config.json, results.jsonl, curves/, figures/, checkpoints/, report.md.
+      exp_id: hash of the configuration.
+    """
+
+    workdir: pathlib.Path
+    exp_id: str
+    _stop: bool = False
+
+    @classmethod
+    def open(cls, name: str, config: Any) -> "Experiment":
+        """Makes the directory or checks that it holds this configuration."""
+        workdir = pathlib.Path(FLAGS.workdir or f"runs/{name}")
+        # Through JSON and back, so that it compares equal to what a file holds.
+        wanted = {"experiment": name, "backend": FLAGS.backend, **dataclasses.asdict(config)}
+        wanted = json.loads(json.dumps(wanted))
+        path = workdir / "config.json"
+        try:
+            if path.exists():
+                _refuse_other_config(path, json.loads(path.read_text()), wanted)
+            elif jax.process_index() == 0:
+                workdir.mkdir(parents=True, exist_ok=True)
+                checkpoints.write_atomically(path, json.dumps(wanted, indent=2) + "\n")
+            if not os.access(workdir, os.W_OK):
+                raise PermissionError("not writable")
+        except (OSError, json.JSONDecodeError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise UsageError(f"--workdir={workdir} cannot be used: {reason}") from None
+        jax.config.update("jax_compilation_cache_dir", str((workdir / "compilation").absolute()))
+        digest = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
+        experiment = cls(workdir, digest[:8])
+        signal.signal(signal.SIGTERM, lambda *_: setattr(experiment, "_stop", True))
+        return experiment
+
+    @property
+    def results_path(self) -> pathlib.Path:
+        return self.workdir / "results.jsonl"
+
+    def results(self) -> list[dict[str, Any]]:
+        """Lines of finished runs."""
+        return checkpoints.read_results(self.results_path)
+
+    def is_done(self, **identity: Any) -> bool:
+        """Whether a finished run has these values."""
+        return any(
+            all(line.get(key) == value for key, value in identity.items())
+            for line in self.results()
+        )
+
+    def record(self, lines: Sequence[Mapping[str, Any]], keys: tuple[str, ...]) -> None:
+        """Adds result lines in one piece, in place of earlier ones equal on `keys`."""
+        if jax.process_index() == 0:
+            lines = [{"exp_id": self.exp_id, **line} for line in lines]
+            checkpoints.replace_results(self.results_path, lines, keys)
+
+    def save_curves(self, name: str, curves: Mapping[str, np.ndarray]) -> None:
+        """Writes curves/NAME.npz in one piece."""
+        if jax.process_index() == 0:
+            path = self.workdir / "curves" / f"{name}.npz"
+            path.parent.mkdir(exist_ok=True)
+            partial = path.with_name(f".{name}.partial.npz")
+            np.savez(partial, **curves)
+            os.replace(partial, path)
+
+    def train(
+        self,
+        name: str,
+        state: training.TrainState,
+        steps: Callable,
+        data: training.Data,
+        *,
+        num_steps: int,
+        steps_per_call: int,
+        evaluate: Callable[[training.TrainState], Mapping[str, Any]] | None = None,
+    ) -> tuple[training.TrainState, checkpoints.History]:
+        """Trains to `num_steps`, from the last checkpoint if there is one.
+
+        After every call of `steps` it evaluates, saves state and history in one checkpoint,
+        and stops if SIGTERM came. What it returns is the same bits whether or not, and
+        wherever, earlier processes were killed.
+
+        Args:
+          name: of the run; names its checkpoints.
+          state: at step 0, with a leading axis if it holds several seeds.
+          steps: `training.compile_scan(..., num_steps=steps_per_call)`.
+          data: its second argument.
+          num_steps: in all; a multiple of `steps_per_call`.
+          steps_per_call: between evaluations and checkpoints.
+          evaluate: state -> arrays with a leading axis of seeds (see `over_seeds`).
+
+        Returns:
+          The final state, and a history of arrays with axes (time, seed, ...): per step
+          "loss", "grad_norm" and the objective's sums; per evaluation what `evaluate` gives;
+          and "eval_step" (time alone) and "wall_time_sec" (a scalar), the seconds spent.
+
+        Raises:
+          NonFiniteLossError: names the step and the last good checkpoint.
+        """
+        if num_steps % steps_per_call:
+            raise ValueError(f"{num_steps=} is not a multiple of {steps_per_call=}")
+        saved = checkpoints.Checkpoints(self.workdir / "checkpoints" / name)
+        history: checkpoints.History = {}
+        restored = saved.restore(state)
+        step = 0
+        if restored is not None:
+            step, state, history = restored
+        elif evaluate is not None:
+            history = _append(history, {"eval_step": 0, **jax.device_get(evaluate(state))})
+        bar = _ProgressBar(name, step, num_steps)
+        while step < num_steps:
+            start = time.time()
+            state, metrics = steps(state, data)
+            metrics = {  # time first, then seeds
+                key: np.moveaxis(np.atleast_2d(x), -1, 0)
+                for key, x in jax.device_get(metrics).items()
+            }
+            step += steps_per_call
+            try:
+                training.check_finite(metrics, step)
+            except training.NonFiniteLossError as error:
+                good = step - steps_per_call
+                error.args = (
+                    f"{error} of {name}; last good checkpoint: "
+                    + (f"{saved.directory / str(good)}" if good else "none, it failed at once"),
+                )
+                raise
+            history = _extend(history, metrics)
+            if evaluate is not None:
+                history = _append(history, {"eval_step": step, **jax.device_get(evaluate(state))})
+            spent = history.get("wall_time_sec", np.zeros(())) + time.time() - start
+            history["wall_time_sec"] = spent
+            saved.save(step, state, history)
+            bar.update(step)
+            if self._stop and step < num_steps:
+                saved.close()
+                raise _Stopped(
+                    f"stopped by SIGTERM: {name} is saved at step {step} of {num_steps}; "
+                    "the same command resumes it"
+                )
+        bar.close()
+        saved.close()
+        return state, history
+
+
+def _extend(history, arrays):
+    """History with arrays that have a time axis, one entry a step, put at its end."""
+    return {
+        **history,
+        **{
+            key: np.concatenate([history[key], x]) if key in history else np.asarray(x)
+            for key, x in arrays.items()
+        },
+    }
+
+
+def _append(history, values):
+    """History with one more entry of each value."""
+    return _extend(history, {key: np.asarray(x)[None] for key, x in values.items()})
+
+
+def _refuse_other_config(path: pathlib.Path, found: dict, wanted: dict) -> None:
+    differing = [
+        f"{key}={found.get(key)!r} there, {wanted.get(key)!r} here"
+        for key in sorted(found.keys() | wanted.keys())
+        if found.get(key) != wanted.get(key)
+    ]
+    if differing:
+        raise UsageError(
+            f"{path.parent} holds another configuration ({'; '.join(differing)}): "
+            "choose another --workdir"
+        )
+
+
+class _ProgressBar:
+    """`L10-mdm [#####.....]  1500/3000  21.4 steps/s  1:10 left`, on one line of stderr."""
+
+    def __init__(self, name: str, step: int, num_steps: int):
+        self._name, self._first, self._num_steps = name, step, num_steps
+        self._start = time.time()
+        self._shown = FLAGS.progress and jax.process_index() == 0
+        self._draw(step, "compiling")
+
+    def update(self, step: int) -> None:
+        rate = (step - self._first) / max(time.time() - self._start, 1e-9)
+        left = (self._num_steps - step) / rate
+        self._draw(step, f"{rate:.1f} steps/s  {int(left // 60)}:{int(left % 60):02d} left")
+
+    def _draw(self, step: int, text: str) -> None:
+        if self._shown:
+            filled = 20 * step // self._num_steps
+            bar = "#" * filled + "." * (20 - filled)
+            line = f"\r{self._name} [{bar}] {step}/{self._num_steps}  {text}\x1b[K"
+            print(line, end="", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self._shown:
+            print(file=sys.stderr, flush=True)

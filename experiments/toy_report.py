@@ -1,0 +1,173 @@
+"""Table 2 and the figures of `toy_reversal`, from its results and curves."""
+
+import numpy as np
+
+from dirasym import checkpoints, metrics, report
+from experiments import harness
+
+LABELS = {"mdm": "masked diffusion (MDM)", "arm": "autoregressive (ARM)"}
+COLORS = {"forward": "tab:blue", "reverse": "tab:orange"}
+
+
+def write(experiment: harness.Experiment, config, paper: dict) -> None:
+    """Writes figures and report.md, and prints the table and the figures' paths."""
+    results = experiment.results()
+    curves = {
+        (model, length): _load_curves(experiment, model, length, config.seeds)
+        for length in config.lengths
+        for model in config.models
+    }
+    figures = experiment.workdir / "figures"
+    paths = [
+        report.save_figure(_accuracy_bars(results, config, paper), figures, "accuracy"),
+        report.save_figure(_probability_curves(curves, config), figures, "probability"),
+        report.save_figure(_accuracy_curves(curves, config), figures, "accuracy_over_training"),
+        report.save_figure(_reverse_panel(curves, config), figures, "reverse_panel"),
+    ]
+    table = report.table(
+        ["L", "model", "direction", "paper %", "ours %", "each seed", "raw weights %"],
+        _table_rows(results, config, paper),
+    )
+    error = 100 * metrics.proportion_error(0.5, 26 * config.generations)
+    text = (
+        "# Toy reversal: Table 2 of arXiv 2602.02133\n\n"
+        f"{table}\n\n"
+        "Accuracy in percent: mean over seeds ± 95 % Student interval. MDM: moving average of "
+        f"the weights; ARM: raw weights. {config.generations} generations a letter and "
+        f"direction, so sampling adds a standard error of at most {error:.1f} to each seed. "
+        f"{config.steps} steps of batch {config.batch_size}.\n\n"
+        + "\n".join(f"![{path.stem}](figures/{path.name})" for path in paths)
+        + "\n"
+    )
+    checkpoints.write_atomically(experiment.workdir / "report.md", text)
+    print(table)
+    for path in [*paths, experiment.workdir / "report.md"]:
+        print(path)
+
+
+def _load_curves(experiment, model, length, seeds):
+    """Curves of all seeds side by side, whichever way they were grouped."""
+    groups = []
+    for path in sorted((experiment.workdir / "curves").glob(f"L{length}-{model}-seeds*.npz")):
+        with np.load(path) as file:
+            groups.append(dict(file))
+    seed_axis = {"panel_right": 0, "panel_wrong": 0}
+    merged = {
+        key: np.concatenate([group[key] for group in groups], axis=seed_axis.get(key, 1))
+        for key in groups[0]
+        if key not in ("eval_step", "wall_time_sec")
+    }
+    return merged | {"eval_step": groups[0]["eval_step"]}
+
+
+def _table_rows(results, config, paper):
+    for length in config.lengths:
+        for model in config.models:
+            lines = report.select(results, model=model, length=length)
+            for number, direction in enumerate(("forward", "reverse")):
+                values = [line[f"{direction}_percent"] for line in lines]
+                raw = metrics.student_interval([x[f"percent_{direction}_raw"] for x in lines])
+                published = paper.get(length)
+                yield [
+                    length,
+                    model.upper(),
+                    direction,
+                    f"{published[number + 2 * (model == 'arm')]:.2f}" if published else "",
+                    report.with_interval(*metrics.student_interval(values)),
+                    ", ".join(f"{value:.1f}" for value in values),
+                    report.with_interval(*raw) if model == "mdm" else "",
+                ]
+
+
+def _accuracy_bars(results, config, paper):
+    figure, axes = report.new_figure(1, len(config.models), (4.2, 3.2))
+    place = np.arange(len(config.lengths))
+    for ax, model in zip(axes[0], config.models, strict=True):
+        for side, direction in enumerate(("forward", "reverse")):
+            x = place + 0.4 * (side - 0.5)
+            values = [
+                [
+                    line[f"{direction}_percent"]
+                    for line in report.select(results, model=model, length=length)
+                ]
+                for length in config.lengths
+            ]
+            ax.bar(x, [np.mean(v) for v in values], 0.36, color=COLORS[direction], label=direction)
+            seeds_x = np.repeat(x, [len(v) for v in values])
+            ax.plot(seeds_x, np.concatenate(values), "k.", ms=4, label="seed" if side else None)
+            for k, length in enumerate(config.lengths):
+                if length in paper:
+                    published = paper[length][side + 2 * (model == "arm")]
+                    label = "paper" if side and not k else None
+                    ax.plot(x[k] + 0.12, published, "kD", ms=5, mfc="white", label=label)
+        ax.set(
+            title=LABELS[model],
+            xticks=place,
+            xticklabels=[f"L = {length}" for length in config.lengths],
+            ylim=(0, 122),
+            yticks=range(0, 101, 20),
+            ylabel="accuracy (%)",
+        )
+        ax.legend(loc="upper center", ncols=4, fontsize="small", columnspacing=1.0)
+    return figure
+
+
+def _probability_curves(curves, config):
+    """Figure 12, right: P(true token) over training, both directions, both models."""
+    figure, axes = report.new_figure(1, len(config.lengths), (4.2, 3.2))
+    for column, length in enumerate(config.lengths):
+        ax = axes[0, column]
+        for model in config.models:
+            c = curves[model, length]
+            for direction in ("forward", "reverse"):
+                report.plot_seeds(
+                    ax,
+                    c["eval_step"],
+                    c[f"p_{direction}_raw"],
+                    f"{model.upper()} {direction}",
+                    color=COLORS[direction],
+                    ls="-" if model == "mdm" else "--",
+                )
+        ax.set(title=f"L = {length}", xlabel="step", ylabel="P(true token)", ylim=(-0.02, 1.02))
+        ax.legend(fontsize="small")
+    return figure
+
+
+def _accuracy_curves(curves, config):
+    figure, axes = report.new_figure(1, len(config.lengths), (4.2, 3.2))
+    for column, length in enumerate(config.lengths):
+        ax = axes[0, column]
+        for model in config.models:
+            c = curves[model, length]
+            for direction in ("forward", "reverse"):
+                for weights, style in (("raw", ":" if model == "mdm" else "--"), ("ema", "-")):
+                    if f"percent_{direction}_{weights}" in c:
+                        report.plot_seeds(
+                            ax,
+                            c["eval_step"],
+                            c[f"percent_{direction}_{weights}"],
+                            f"{model.upper()} {direction} ({weights})",
+                            color=COLORS[direction],
+                            ls=style,
+                        )
+        ax.set(title=f"L = {length}", xlabel="step", ylabel="accuracy (%)", ylim=(-2, 102))
+        ax.legend(fontsize="x-small")
+    return figure
+
+
+def _reverse_panel(curves, config):
+    """Figure 11: at each position, the right lowercase against the best wrong token."""
+    figure, axes = report.new_figure(len(config.models), len(config.lengths), (4.2, 2.8))
+    for row, model in enumerate(config.models):
+        for column, length in enumerate(config.lengths):
+            ax, position = axes[row, column], np.arange(1, length)
+            c = curves[model, length]
+            for key, label, color in (
+                ("panel_right", "right lowercase", "tab:red"),
+                ("panel_wrong", "largest wrong, `0` apart", "black"),
+            ):
+                report.plot_seeds(ax, position, c[key].T[1:], label, color=color, marker=".")
+            ax.set(title=f"{model.upper()}, L = {length}", xlabel="position", ylabel="probability")
+            ax.set_ylim(bottom=0)
+            ax.legend(fontsize="small")
+    return figure
