@@ -23,10 +23,10 @@ class Checkpoints:
     anything that Orbax cannot read) is set aside, and the one before it is used.
 
     Attributes:
-      directory: where they are, one folder a step.
+      directory: where they are, one folder a step. The newest `keep` stay; all for None.
     """
 
-    def __init__(self, directory: str | os.PathLike, keep: int = 2):
+    def __init__(self, directory: str | os.PathLike, keep: int | None = 2):
         self.directory = pathlib.Path(directory).absolute()
         self._keep = keep
         self._manager = self._open()

@@ -52,6 +52,7 @@ flags.DEFINE_enum(
     ["auto", "yes", "no"],
     "Train seeds in one program (faster on accelerators) or one after another (faster on CPU).",
 )
+flags.DEFINE_bool("keep_checkpoints", False, "Keep the checkpoint of every evaluation.")
 flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, for jax.distributed.")
 flags.DEFINE_integer("num_processes", 1, "Processes that run this same command.", lower_bound=1)
 flags.DEFINE_integer("process_id", 0, "Number of this process.", lower_bound=0)
@@ -338,7 +339,8 @@ class Experiment:
         """
         if num_steps % steps_per_call:
             raise ValueError(f"{num_steps=} is not a multiple of {steps_per_call=}")
-        saved = checkpoints.Checkpoints(self.workdir / "checkpoints" / name)
+        keep = None if FLAGS.keep_checkpoints else 2
+        saved = checkpoints.Checkpoints(self.workdir / "checkpoints" / name, keep)
         history: checkpoints.History = {}
         restored = saved.restore(state)
         step = 0

@@ -47,6 +47,10 @@ class Config:
     eval_every: int = flag(250, "Steps between evaluations (and checkpoints).", 1)
     batch_size: int = flag(256, "Sequences a step.", 1)
     width: int = flag(256, "Width of the residual stream.", 2)
+    layers: int = flag(1, "Transformer layers.", 1)
+    positions: Literal["rope", "alibi", "sinusoidal", "learned", "none"] = flag(
+        "rope", "How positions enter the MDM."
+    )
     learning_rate: float = flag(3e-4, "Adam's, after warm-up.", 0)
     warmup_steps: int = flag(1000, "Steps of linear warm-up.", 0)
     dropout: float = flag(0.02, "Dropout rate.", 0)
@@ -71,11 +75,18 @@ class Config:
 
 
 def model_config(model: str, length: int, config: Config) -> models.TransformerConfig:
-    """The one-layer RADD (MDM) or GPT-2 (ARM) of App. D.2."""
-    size = dict(vocab_size=case_pairs.VOCAB_SIZE, num_layers=1, num_heads=1, width=config.width)
+    """RADD (MDM) or GPT-2 (ARM) with one head, as in App. D.2 but for what flags change."""
+    size = dict(
+        vocab_size=case_pairs.VOCAB_SIZE,
+        num_layers=config.layers,
+        num_heads=1,
+        width=config.width,
+        max_len=length,
+    )
     if model == "arm":
-        return models.gpt2(max_len=length, dropout=config.dropout, **size)
+        return models.gpt2(dropout=config.dropout, **size)
     return models.radd(
+        positions=config.positions,
         dropout=config.dropout,
         head_init=config.head_init,
         norm_bias_init=config.norm_bias_init,
