@@ -94,7 +94,7 @@ def target_probability(
     at each position of a row comes from one pass.
     """
     tokens_EL, row_E = np.asarray(tokens_EL), np.arange(len(tokens_EL))
-    asked_EL = np.arange(tokens_EL.shape[1]) == np.asarray(position_E)[:, None]
+    asked_EL = jnp.arange(tokens_EL.shape[1])[None] == jnp.asarray(position_E)[:, None]
     if bos_id is not None:
         tokens_EL, row_E = np.unique(tokens_EL, axis=0, return_inverse=True)
         asked_EL = None

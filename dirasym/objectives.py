@@ -54,7 +54,10 @@ def exclude(logits_BLV: jax.Array, token_id: int | None) -> jax.Array:
     """Logits with one token made impossible; unchanged for None."""
     if token_id is None:
         return logits_BLV
-    return jnp.where(jnp.arange(logits_BLV.shape[-1]) == token_id, -jnp.inf, logits_BLV)
+    is_excluded_V = jnp.arange(logits_BLV.shape[-1]) == token_id
+    return jnp.where(
+        is_excluded_V.reshape((1,) * (logits_BLV.ndim - 1) + (-1,)), -jnp.inf, logits_BLV
+    )
 
 
 def next_token(
@@ -99,8 +102,8 @@ def linear_schedule(t: jax.Array) -> jax.Array:
 
 
 def cosine_schedule(t: jax.Array) -> jax.Array:
-    """λ(t) = 1 - cos(πt/2)."""
-    return 1 - jnp.cos(jnp.pi * t / 2)
+    """λ(t) = 1 - cos(πt/2), in the form 2 sin²(πt/4) that keeps its digits near 0."""
+    return 2 * jnp.sin(jnp.pi * t / 4) ** 2
 
 
 def masked_diffusion(

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import flax.training.train_state
 import jax
@@ -48,7 +48,7 @@ def create_state(
     ema: bool = False,
 ) -> TrainState:
     """State at step 0; the average, if any, starts at `params`."""
-    return TrainState.create(
+    state = TrainState.create(
         apply_fn=apply_fn,
         params=params,
         tx=optimizer,
@@ -56,6 +56,7 @@ def create_state(
         # A copy: two names of one buffer cannot both be donated.
         ema_params=jax.tree.map(jnp.copy, params) if ema else None,
     )
+    return state.replace(step=jnp.zeros((), jnp.int32))  # an array, as after every later step
 
 
 def make_optimizer(
@@ -153,7 +154,7 @@ def train_step(
         state = state.replace(
             ema_params=optax.incremental_update(state.params, state.ema_params, 1 - decay)
         )
-    return state, {**aux, "loss": total / count, "grad_norm": optax.global_norm(grads)}
+    return state, {**aux, "loss": total / count, "grad_norm": optax.tree.norm(grads)}
 
 
 def scan_steps(
@@ -280,6 +281,27 @@ def check_divisible(batch_size: int, num_devices: int) -> None:
         raise ValueError(f"batch of {batch_size} is not divisible by {num_devices} devices")
 
 
+def place(tree: Any, sharding: NamedSharding) -> Any:
+    """The tree on the devices of a mesh, which may be other processes' too.
+
+    Every process must hold the same host values. Leaves already there are passed through.
+    """
+
+    def put(x):
+        if isinstance(x, jax.Array) and x.sharding.is_equivalent_to(sharding, x.ndim):
+            return x
+        if sharding.is_fully_addressable:
+            return jax.device_put(x, sharding)
+        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(
+                put(jax.random.key_data(x)), impl=jax.random.key_impl(x)
+            )
+        host = np.asarray(x)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(put, tree)
+
+
 def _num_devices(backend: Backend, mesh: Mesh | None) -> int:
     if backend not in ("jit", "pmap"):
         raise ValueError(f"backend must be 'jit' or 'pmap', got {backend!r}")
@@ -294,7 +316,7 @@ def _jit(fn, data_spec: PartitionSpec, mesh: Mesh | None, donate: bool):
         return jax.jit(fn, donate_argnums=donated)
     whole, data = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, data_spec)
     compiled = jax.jit(fn, in_shardings=(whole, data), out_shardings=whole, donate_argnums=donated)
-    return lambda state, x: compiled(jax.device_put(state, whole), jax.device_put(x, data))
+    return lambda state, x: compiled(place(state, whole), place(x, data))
 
 
 def _pmap(fn, in_axes: tuple[int | None, ...], mesh: Mesh | None, donate: bool):

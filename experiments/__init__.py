@@ -1,0 +1,1 @@
+"""Experiments: one file a question. See DESIGN in BUILD_NOTES.md."""

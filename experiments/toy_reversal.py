@@ -57,6 +57,7 @@ class Config:
     ema_decay: float = flag(0.9999, "Moving average of the MDM's weights.", 0)
     weighting: Literal["lambda", "t", "k"] = flag("lambda", "Form of the MDM's DCE loss.")
     head_init: Literal["as_init", "zeros"] = flag("as_init", "Start of the MDM's output head.")
+    embed_std: float = flag(0.0, "Start of the MDM's embedding: N(0, std²); 0: U(±1/√width).", 0)
     norm_bias_init: float = flag(0.0, "Start of the MDM's LayerNorm biases (1 in RADD's code).")
     order: Literal["random", "left_to_right", "right_to_left", "at_once"] = flag(
         "random", "Order in which the MDM reveals positions."
@@ -87,6 +88,7 @@ def model_config(model: str, length: int, config: Config) -> models.TransformerC
         return models.gpt2(dropout=config.dropout, **size)
     return models.radd(
         positions=config.positions,
+        embed_std=config.embed_std or None,
         dropout=config.dropout,
         head_init=config.head_init,
         norm_bias_init=config.norm_bias_init,
@@ -137,7 +139,7 @@ class Task:
         )
         return functools.partial(training.train_step, objective=objective, ema_decay=c.ema_decay)
 
-    def generate(self, params, direction: str, key) -> jax.Array:
+    def generate(self, params, direction: str, key, order: str | None = None) -> jax.Array:
         """Percent of generations that hold the letter asked for, over all letters."""
         c, prompts = self.config, case_pairs.prompts(self.length, direction)
         tokens_BL = np.repeat(prompts.tokens_EL, c.generations, axis=0)
@@ -147,7 +149,8 @@ class Task:
                 ask, params, tokens_BL, key, prompt_length=1, bos_id=case_pairs.MASK, top_k=c.top_k
             )
         else:
-            at_once = c.order == "at_once"
+            order = order or c.order
+            at_once = order == "at_once"
             output_BL = decoding.unmask(
                 self.apply_fn(None) if at_once else ask,
                 params,
@@ -155,7 +158,7 @@ class Task:
                 key,
                 mask_id=case_pairs.MASK,
                 top_k=c.top_k,
-                order="random" if at_once else c.order,
+                order="random" if at_once else order,
                 num_steps=1 if at_once else None,
             )
         target_B = np.repeat(prompts.target_E, c.generations)
@@ -170,8 +173,10 @@ class Task:
             q = case_pairs.mask_queries(self.length, direction)
             reading = dict(excluded_id=case_pairs.MASK)
         ask = self.apply_fn(1 / self.length if self.model == "mdm" else None)
+        # The barrier keeps XLA from folding these constants, minutes of work at L = 40.
+        position_E = jax.lax.optimization_barrier(jax.numpy.asarray(q.position_E))
         p_E = metrics.target_probability(
-            ask, params, q.tokens_EL, q.position_E, q.target_E, **reading
+            ask, params, q.tokens_EL, position_E, q.target_E, **reading
         )
         return p_E.mean()
 

@@ -61,7 +61,8 @@ def rotate(x: jax.Array, offset: jax.Array, angles: np.ndarray, pairing: str = "
       pairing: which coordinates make plane s: "half" for (s, s + H/2), as LLaMA and RADD
         do, or "interleaved" for (2s, 2s + 1), as the theory is written.
     """
-    turn = jnp.asarray(offset)[..., None] * jnp.asarray(angles, jnp.float32)
+    turn = jnp.tensordot(offset, jnp.asarray(angles, jnp.float32), axes=0)
+    turn = turn.reshape((1,) * (x.ndim - turn.ndim) + turn.shape)
     cos, sin = jnp.cos(turn).astype(x.dtype), jnp.sin(turn).astype(x.dtype)
     if pairing == "half":
         first, second = jnp.split(x, 2, axis=-1)
@@ -73,7 +74,7 @@ def rotate(x: jax.Array, offset: jax.Array, angles: np.ndarray, pairing: str = "
 
 def sinusoids(positions: jax.Array, width: int) -> jax.Array:
     """Sinusoidal position embeddings (Vaswani et al., 2017), sines then cosines: [..., width]."""
-    turn = positions[..., None] * jnp.asarray(plane_angles(width), jnp.float32)
+    turn = jnp.tensordot(positions, jnp.asarray(plane_angles(width), jnp.float32), axes=0)
     return jnp.concatenate([jnp.sin(turn), jnp.cos(turn)], axis=-1)
 
 
@@ -124,17 +125,28 @@ def make_norm(config: Any, name: str | None = None):
     )
 
 
-def dense(config: Any, features, fan_in: int, *, use_bias: bool, axis=-1, residual: bool = False):
-    """A linear layer with the configuration's dtype and initialisation.
+def dense(
+    config: Any,
+    features: int | tuple[int, ...],
+    fan_in: int,
+    *,
+    use_bias: bool,
+    axis: int | tuple[int, ...] = -1,
+    residual: bool = False,
+    init: str | None = None,
+):
+    """A linear layer in the configuration's dtypes; `init` replaces its initialisation.
 
     `residual` marks the layers that write into the residual stream, which GPT-2 starts
     smaller by √(2·layers).
     """
-    if config.init == "uniform_fan_in":
-        kernel_init, bias_init = uniform_fan_in(fan_in), uniform_fan_in(fan_in)
-    else:
-        std = 0.02 / math.sqrt(2 * config.num_layers) if residual else 0.02
-        kernel_init, bias_init = nn.initializers.normal(std), nn.initializers.zeros
+    kernel_init = bias_init = nn.initializers.zeros
+    match init or config.init:
+        case "uniform_fan_in":
+            kernel_init = bias_init = uniform_fan_in(fan_in)
+        case "normal":
+            std = 0.02 / math.sqrt(2 * config.num_layers) if residual else 0.02
+            kernel_init = nn.initializers.normal(std)
     return nn.DenseGeneral(
         features,
         axis=axis,
@@ -188,7 +200,8 @@ class Attention(nn.Module):
         biased_BNLS = scores_BNLS / math.sqrt(c.head_dim)
         if c.positions == "alibi":
             distance_B1LS = jnp.abs(position_BL[:, None, :, None] - position_BL[:, None, None, :])
-            biased_BNLS -= jnp.asarray(alibi_slopes(c.num_heads))[:, None, None] * distance_B1LS
+            slopes_1N11 = jnp.asarray(alibi_slopes(c.num_heads), jnp.float32)[None, :, None, None]
+            biased_BNLS -= slopes_1N11 * distance_B1LS
         weights_BNLS = masked_softmax(biased_BNLS, readable_BLS[:, None])
         self.sow("intermediates", "scores_BNLS", scores_BNLS)
         self.sow("intermediates", "weights_BNLS", weights_BNLS)
@@ -225,10 +238,10 @@ class Attention(nn.Module):
         example_R, position_R = rows_R // length, rows_R % length
         key_token_RS = tokens_BL[example_R]
         query_token_R1 = tokens_BL[example_R, position_R][:, None]
-        offset_index_RS = jnp.arange(length) - position_R[:, None] + length - 1
+        offset_index_RS = jnp.arange(length)[None] - position_R[:, None] + length - 1
         scores_NRS = scores_NVOW[:, query_token_R1, offset_index_RS, key_token_RS]
         weights_NRS = masked_softmax(
-            scores_NRS / math.sqrt(c.head_dim), readable_BLS[example_R, position_R]
+            scores_NRS / math.sqrt(c.head_dim), readable_BLS[example_R, position_R][None]
         )
         key_is_RSV = jax.nn.one_hot(key_token_RS, vocab, dtype=weights_NRS.dtype)
         mass_RNV = jnp.einsum("nrs,rsv->rnv", weights_NRS, key_is_RSV).astype(v_VNH.dtype)

@@ -49,6 +49,7 @@ class TransformerConfig:
     embed_dropout: float = 0.0
     attention_dropout: float = 0.0  # on the softmaxed weights
     init: Literal["uniform_fan_in", "normal"] = "uniform_fan_in"  # ±1/√fan_in; GPT-2's 0.02
+    embed_std: float | None = None  # normal of this standard deviation; None: as `init` says
     head_init: Literal["as_init", "zeros"] = "as_init"
     remat: bool = False  # recompute each layer in the backward pass
     scan_layers: bool = False  # one compiled layer; parameters get a leading layer axis
@@ -108,11 +109,12 @@ class Transformer(nn.Module):
 
     def setup(self):
         c = self.config
-        embed_init = (
-            layers.uniform_fan_in(c.width)
-            if c.init == "uniform_fan_in"
-            else nn.initializers.normal(0.02)
-        )
+        if c.embed_std is not None:
+            embed_init = nn.initializers.normal(c.embed_std)
+        elif c.init == "uniform_fan_in":
+            embed_init = layers.uniform_fan_in(c.width)
+        else:
+            embed_init = nn.initializers.normal(0.02)
         self.embed = nn.Embed(
             c.vocab_size,
             c.width,
@@ -144,9 +146,8 @@ class Transformer(nn.Module):
             self.blocks = [block(c) for _ in range(c.num_layers)]
         self.final_norm = layers.make_norm(c)
         if not c.tied_head:
-            self.head = layers.dense(c, c.vocab_size, c.width, use_bias=c.head_bias)
-            if c.head_init == "zeros":
-                self.head.kernel_init = self.head.bias_init = nn.initializers.zeros
+            init = "zeros" if c.head_init == "zeros" else None
+            self.head = layers.dense(c, c.vocab_size, c.width, use_bias=c.head_bias, init=init)
 
     def __call__(self, tokens_BL, *, scored_BL=None, valid_BL=None):
         """int tokens_BL -> float32 logits_BLV.

@@ -1,0 +1,65 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl.testing import parameterized
+
+from dirasym.models import layers
+
+
+class RotateTest(chex.TestCase):
+    @chex.variants(with_jit=True, without_jit=True)
+    @parameterized.parameters("half", "interleaved")
+    def test_rotations_compose_and_scores_see_the_offset_alone(self, pairing):
+        angles = layers.plane_angles(16)
+        turn = self.variant(lambda x, m: layers.rotate(x, m, angles, pairing))
+        q, k = jax.random.normal(jax.random.key(0), (2, 16))
+        chex.assert_trees_all_close(turn(turn(q, 3), 5), turn(q, 8), atol=1e-5)
+        chex.assert_trees_all_close(turn(turn(q, 7), -7), q, atol=1e-6)
+        chex.assert_trees_all_close(turn(q, 2) @ turn(k, 9), turn(q, 11) @ turn(k, 18), atol=1e-5)
+        # qᵀ R(Δ) k with Δ = position of the key minus position of the query.
+        chex.assert_trees_all_close(turn(q, 2) @ turn(k, 9), q @ turn(k, 7), atol=1e-5)
+
+
+def test_pairings_are_one_rotation_in_two_orders_of_coordinates():
+    angles = layers.plane_angles(8)
+    x = jax.random.normal(jax.random.key(0), (8,))
+    interleaved = layers.rotate(x, 3, angles, "interleaved")
+    order = np.concatenate([np.arange(0, 8, 2), np.arange(1, 8, 2)])
+    chex.assert_trees_all_close(layers.rotate(x[order], 3, angles), interleaved[order], atol=1e-6)
+
+
+def test_plane_angles():
+    np.testing.assert_allclose(layers.plane_angles(4), [1.0, 0.01])
+    for bad in (3, 0, -2):
+        with pytest.raises(ValueError, match="head_dim"):
+            layers.plane_angles(bad)
+
+
+def test_llama3_scaling_slows_slow_planes_only():
+    scaling = layers.RopeScaling(8.0, 1.0, 4.0, 8192)
+    plain, scaled = layers.plane_angles(128, 5e5), layers.plane_angles(128, 5e5, scaling)
+    wavelength = 2 * np.pi / plain
+    np.testing.assert_allclose(scaled[wavelength < 8192 / 4], plain[wavelength < 8192 / 4])
+    np.testing.assert_allclose(scaled[wavelength > 8192], plain[wavelength > 8192] / 8)
+    assert (np.diff(scaled) < 0).all()
+
+
+def test_alibi_slopes():
+    np.testing.assert_allclose(layers.alibi_slopes(8), 2.0 ** -np.arange(1, 9))
+    assert len(layers.alibi_slopes(6)) == 6 and len(set(layers.alibi_slopes(6))) == 6
+
+
+def test_uniform_fan_in_is_pytorchs_default():
+    draws = layers.uniform_fan_in(64)(jax.random.key(0), (64, 500))
+    assert float(jnp.abs(draws).max()) <= 1 / 8
+    np.testing.assert_allclose(float(draws.std()), 1 / 8 / np.sqrt(3), rtol=0.02)
+
+
+def test_masked_softmax():
+    scores = jnp.array([[1.0, 2.0, 3.0]])
+    weights = layers.masked_softmax(scores, jnp.array([[True, True, False]]))
+    assert float(weights[0, 2]) == 0.0
+    nothing = layers.masked_softmax(scores, jnp.zeros((1, 3), bool))
+    np.testing.assert_allclose(nothing, 1 / 3, rtol=1e-6)

@@ -1,0 +1,280 @@
+import functools
+import itertools
+import math
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dirasym import models, objectives
+from dirasym.types import Batch
+
+MASK, VOCAB = 5, 6
+
+
+def _batch(tokens, **kwargs):
+    tokens = np.atleast_2d(np.asarray(tokens, np.int32))
+    return Batch(tokens, np.arange(len(tokens)), len(tokens), **kwargs)
+
+
+def _model(causal=False, **overrides):
+    config = models.TransformerConfig(VOCAB, 1, 8, 1, causal=causal, **overrides)
+    model = models.Transformer(config)
+    params = model.init(jax.random.key(0), jnp.zeros((1, 4), int))["params"]
+    return models.make_apply_fn(model), jax.tree.map(lambda x: 3 * x, params)
+
+
+def _set_weight(k, n):
+    return math.factorial(k - 1) * math.factorial(n - k) / math.factorial(n)
+
+
+def _quadrature(f, n=200):
+    """∫ over (0, 1] by Gauss–Legendre."""
+    x, w = np.polynomial.legendre.leggauss(n)
+    return sum(wi * f((xi + 1) / 2) for xi, wi in zip(x, w, strict=True)) / 2
+
+
+SCHEDULES = [objectives.linear_schedule, objectives.cosine_schedule, lambda t: t**2]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_lambda_and_t_weigh_each_mask_as_any_order_decoding_does(schedule):
+    """Weight of a set of k of n: E[weight · P(set | level)] = (k-1)!(n-k)!/n!, exactly."""
+    n = 4
+    u = np.polynomial.legendre.leggauss(200)[0] / 2 + 0.5
+    ones = jnp.ones((len(u), n), bool)
+    for weighting in ("lambda", "t"):
+        # The level is read off the places at which masking stops.
+        _, weight = objectives.corrupt(
+            jnp.asarray(u), jnp.zeros((len(u), n)), ones, weighting=weighting, schedule=schedule
+        )
+        level = u if weighting == "lambda" else np.asarray(schedule(jnp.asarray(u)))
+        for delta, masked in ((-1e-4, True), (1e-4, False)):
+            places = jnp.asarray(np.repeat((level + delta)[:, None], n, 1))
+            got, _ = objectives.corrupt(
+                jnp.asarray(u), places, ones, weighting=weighting, schedule=schedule
+            )
+            assert (np.asarray(got) == masked).all()
+        gauss = np.polynomial.legendre.leggauss(200)[1] / 2
+        for k in range(1, n + 1):
+            total = (gauss * np.asarray(weight) * level**k * (1 - level) ** (n - k)).sum()
+            np.testing.assert_allclose(total, _set_weight(k, n), rtol=1e-4)
+
+
+def test_k_weighs_each_mask_the_same():
+    n = 4
+    totals = dict.fromkeys((m for m in itertools.product([False, True], repeat=n) if any(m)), 0.0)
+    orders = list(itertools.permutations(range(n)))
+    for k, order in itertools.product(range(1, n + 1), orders):
+        masked, weight = objectives.corrupt(
+            jnp.array([(k - 0.5) / n]),
+            (jnp.array([order]) + 1.0) / n,
+            jnp.ones((1, n), bool),
+            weighting="k",
+        )
+        totals[tuple(np.asarray(masked[0]).tolist())] += float(weight[0]) / n / len(orders)
+    for masked, total in totals.items():
+        np.testing.assert_allclose(total, _set_weight(sum(masked), n), rtol=1e-6)
+
+
+@pytest.mark.parametrize("weighting", ["lambda", "t", "k"])
+def test_the_three_forms_have_the_enumerated_expectation(weighting):
+    """The loss itself, averaged over many draws, is Σ over masks of weight · nll(mask)."""
+    apply_fn, params = _model()
+    clean = np.array([0, 3, 2])
+    want = 0.0
+    for masked in itertools.product([False, True], repeat=3):
+        if any(masked):
+            logits = apply_fn(params, jnp.where(jnp.array(masked), MASK, clean)[None])
+            log_p = jax.nn.log_softmax(logits[0, :, :MASK])  # [M] is never predicted
+            nll = -sum(log_p[i, clean[i]] for i in range(3) if masked[i])
+            want += _set_weight(sum(masked), 3) * float(nll)
+    rows = 40_000
+    batch = _batch(np.tile(clean, (rows, 1)))
+    total, count, aux = objectives.masked_diffusion(
+        apply_fn,
+        params,
+        batch,
+        jax.random.key(0),
+        mask_id=MASK,
+        weighting=weighting,
+        schedule=objectives.cosine_schedule,
+    )
+    assert count == rows
+    np.testing.assert_allclose(total / count, want, rtol=0.01)
+    np.testing.assert_allclose(
+        aux["tokens"] / (3 * rows),
+        {"lambda": 1 / 2, "t": 1 - 2 / math.pi, "k": 2 / 3}[weighting],
+        atol=0.01,
+    )
+
+
+def test_stratified_levels_fill_every_cell_once():
+    seen = []
+
+    def spy(params, tokens):
+        seen.append(np.asarray(tokens == MASK).mean(axis=1))
+        return jnp.zeros((*tokens.shape, VOCAB))
+
+    batch = _batch(np.zeros((8, 2000)))
+    objectives.masked_diffusion(spy, {}, batch, jax.random.key(1), mask_id=MASK)
+    np.testing.assert_allclose(seen[0], (np.arange(8) + 0.5) / 8, atol=0.5 / 8 + 0.05)
+
+
+def test_the_mask_token_is_never_predicted():
+    def certain_of_mask(params, tokens):
+        return jnp.zeros((*tokens.shape, VOCAB)).at[..., MASK].set(50.0)
+
+    batch = _batch(np.zeros((4, 6)))
+    for objective in (
+        objectives.masked_diffusion,
+        functools.partial(objectives.masked_lm, rate=0.5, vocab_size=VOCAB),
+    ):
+        total, _, aux = objective(certain_of_mask, {}, batch, jax.random.key(0), mask_id=MASK)
+        tokens_nll = aux.get("token_nll", total)
+        tokens = aux.get(
+            "tokens", objective(certain_of_mask, {}, batch, jax.random.key(0), mask_id=MASK)[1]
+        )
+        np.testing.assert_allclose(tokens_nll / tokens, math.log(VOCAB - 1), rtol=1e-5)
+
+
+OBJECTIVES = {
+    "lambda": functools.partial(objectives.masked_diffusion, mask_id=MASK),
+    "k": functools.partial(objectives.masked_diffusion, mask_id=MASK, weighting="k"),
+    "masked_lm": functools.partial(objectives.masked_lm, mask_id=MASK, rate=0.8, vocab_size=VOCAB),
+    "next_token": objectives.next_token,
+    "next_token_bos": functools.partial(objectives.next_token, bos_id=MASK),
+}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_prompt_and_padding_are_never_scored_nor_noised(name):
+    """Changing what stands at unscored positions of the *target* leaves the loss unchanged,
+    and the model sees them clean."""
+    seen = []
+
+    def spy(params, tokens, *, scored_BL=None, valid_BL=None):
+        seen.append((np.asarray(tokens), np.asarray(scored_BL)))
+        return jnp.broadcast_to(params, (*tokens.shape, VOCAB))
+
+    tokens = np.array([[1, 2, 3, 4, 0, 0]] * 8)
+    scored = np.broadcast_to(np.array([False, False, True, True, True, True]), tokens.shape)
+    valid = np.broadcast_to(np.array([True, True, True, True, False, False]), tokens.shape)
+    params = jnp.arange(VOCAB, dtype=jnp.float32)
+    total, count, _ = OBJECTIVES[name](
+        spy, params, _batch(tokens, scored_BL=scored, valid_BL=valid), jax.random.key(0)
+    )
+    inputs, asked = seen[0]
+    if "next" in name:
+        assert count == 8 * 2
+        log_p = np.asarray(jax.nn.log_softmax(params))
+        np.testing.assert_allclose(total, -8 * (log_p[3] + log_p[4]), rtol=1e-5)
+        assert asked.sum() == 16
+    else:
+        assert (inputs[:, [0, 1, 4, 5]] == tokens[:, [0, 1, 4, 5]]).all()
+        assert (inputs[:, 2:4] == MASK).any()
+        assert not asked[:, [0, 1, 4, 5]].any()
+
+
+def test_noised_positions_may_be_more_than_scored_ones():
+    seen = []
+
+    def spy(params, tokens):
+        seen.append(np.asarray(tokens))
+        return jnp.zeros((*tokens.shape, VOCAB))
+
+    scored = np.zeros((64, 4), bool)
+    scored[:, 3] = True
+    whole = _batch(np.ones((64, 4)), scored_BL=scored, noised_BL=np.ones((64, 4), bool))
+    _, _, aux = objectives.masked_diffusion(spy, {}, whole, jax.random.key(0), mask_id=MASK)
+    masked = seen[0] == MASK
+    assert masked[:, 0].any()
+    assert aux["tokens"] == masked[:, 3].sum()
+
+
+def test_noise_belongs_to_the_example_wherever_it_is():
+    seen = []
+
+    def spy(params, tokens):
+        seen.append(np.asarray(tokens))
+        return jnp.zeros((*tokens.shape, VOCAB))
+
+    tokens = np.arange(8 * 5).reshape(8, 5) % 5
+    whole = _batch(tokens)
+    part = Batch(tokens[[6, 1]], np.array([6, 1]), 8)
+    for name in ("lambda", "k", "masked_lm"):
+        seen.clear()
+        OBJECTIVES[name](spy, {}, whole, jax.random.key(3))
+        OBJECTIVES[name](spy, {}, part, jax.random.key(3))
+        np.testing.assert_array_equal(seen[1], seen[0][[6, 1]])
+
+
+def test_masked_lm_shares():
+    seen = []
+
+    def spy(params, tokens):
+        seen.append(np.asarray(tokens))
+        return jnp.zeros((*tokens.shape, 100))
+
+    tokens = np.full((50, 2000), 7)
+    _, count, _ = objectives.masked_lm(
+        spy, {}, _batch(tokens), jax.random.key(0), mask_id=99, vocab_size=100
+    )
+    shown = seen[0]
+    size = shown.size
+    np.testing.assert_allclose(count / size, 0.15, atol=0.005)
+    np.testing.assert_allclose((shown == 99).sum() / count, 0.8, atol=0.02)
+    changed = (shown != 7) & (shown != 99)
+    np.testing.assert_allclose(changed.sum() / count, 0.1 * 98 / 99, atol=0.01)
+    assert set(np.unique(shown[changed])) == set(range(99)) - {7}
+
+
+def test_next_token_is_the_chain_rule():
+    """Summed over all sequences, exp(-loss) is one: the factorisation is a distribution."""
+    apply_fn, params = _model(causal=True)
+    everything = np.array(list(itertools.product(range(VOCAB), repeat=3)))
+
+    def log_p(row):
+        batch = Batch(row[None], jnp.zeros(1, int), 1)
+        return -objectives.next_token(apply_fn, params, batch, bos_id=0)[0]
+
+    total = jnp.exp(jax.vmap(log_p)(everything)).sum()
+    np.testing.assert_allclose(total, 1.0, rtol=1e-5)
+
+
+def test_a_foreign_apply_fn_serves_and_cannot_lose_padding():
+    def foreign(params, tokens):
+        return params[tokens]
+
+    params = jax.random.normal(jax.random.key(0), (VOCAB, VOCAB))
+    batch = _batch([[1, 2, 3, 4]])
+    total, count, _ = objectives.next_token(foreign, params, batch, rngs={"dropout": None})
+    want = -sum(jax.nn.log_softmax(params[a])[b] for a, b in ((1, 2), (2, 3), (3, 4)))
+    np.testing.assert_allclose(total, want, rtol=1e-6)
+    assert count == 3
+    with pytest.raises(TypeError, match="valid_BL"):
+        objectives.next_token(foreign, params, _batch([[1, 2]], valid_BL=np.ones((1, 2), bool)))
+
+
+def test_gradients_are_finite_where_nothing_is_scored():
+    apply_fn, params = _model()
+    batch = _batch([[1, 2, 3, 4]], scored_BL=np.zeros((1, 4), bool))
+    for name in ("lambda", "k", "masked_lm"):
+        grads = jax.grad(lambda p, f=OBJECTIVES[name]: f(apply_fn, p, batch, jax.random.key(0))[0])(
+            params
+        )
+        chex.assert_tree_all_finite(grads)
+
+
+def test_bad_input():
+    batch = _batch([[1, 2]])
+    with pytest.raises(ValueError, match="weighting"):
+        objectives.masked_diffusion(
+            *_model(), batch, jax.random.key(0), mask_id=MASK, weighting="s"
+        )
+    with pytest.raises(ValueError, match="vocab_size"):
+        objectives.masked_lm(*_model(), batch, jax.random.key(0), mask_id=MASK)
+    with pytest.raises(ValueError, match="rate"):
+        objectives.masked_lm(*_model(), batch, jax.random.key(0), mask_id=MASK, rate=0.0)

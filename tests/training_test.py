@@ -1,0 +1,178 @@
+import functools
+import pathlib
+import socket
+import subprocess
+import sys
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dirasym import models, objectives, training
+from dirasym.data import case_pairs
+from dirasym.types import Batch
+
+HERE = pathlib.Path(__file__).parent
+OBJECTIVE = functools.partial(objectives.masked_diffusion, mask_id=case_pairs.MASK)
+DATA = {"tokens_BL": case_pairs.training_set(4)}
+
+
+def _state(seed=0, *, dropout=0.0, ema=True, scored_fraction=None, vmap_axis=None, lr=1e-2):
+    config = models.radd(case_pairs.VOCAB_SIZE, width=16, dropout=dropout)
+    model = models.Transformer(config, scored_fraction=scored_fraction, vmap_axis=vmap_axis)
+    init_key, run_key = jax.random.split(jax.random.key(seed))
+    params = model.init(init_key, jnp.zeros((1, 4), int))["params"]
+    optimizer = training.make_optimizer(lr, warmup_steps=3)
+    return training.create_state(models.make_apply_fn(model), params, optimizer, run_key, ema=ema)
+
+
+def _step(**kwargs):
+    return functools.partial(
+        training.train_step, **({"objective": OBJECTIVE, "ema_decay": 0.999} | kwargs)
+    )
+
+
+class TrainStepTest(chex.TestCase):
+    @chex.variants(with_jit=True, without_jit=True)
+    def test_one_step_is_adam_on_the_mean_and_then_the_average(self):
+        state = _state()
+        batch = Batch(DATA["tokens_BL"][:8], np.arange(8), 8)
+        new, metrics = self.variant(_step(dropout=False))(state, batch)
+        noise_key, _ = jax.random.split(jax.random.fold_in(state.key, 0))
+
+        def loss(params):
+            total, count, _ = OBJECTIVE(state.apply_fn, params, batch, noise_key)
+            return total / count
+
+        want_loss, grads = jax.value_and_grad(loss)(state.params)
+        updates, _ = state.tx.update(grads, state.opt_state, state.params)
+        want = optax.apply_updates(state.params, updates)
+        chex.assert_trees_all_close(new.params, want, atol=1e-5)
+        np.testing.assert_allclose(metrics["loss"], want_loss, rtol=1e-5)
+        np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(grads), rtol=1e-4)
+        average = jax.tree.map(  # (1 + n) / (10 + n) with n = 1
+            lambda old, p: old + (1 - 2 / 11) * (p - old), state.params, want
+        )
+        chex.assert_trees_all_close(new.ema_params, average, atol=1e-5)
+        assert int(new.step) == 1
+
+
+def test_accumulation_gives_the_same_step():
+    batch = Batch(DATA["tokens_BL"][:12], np.arange(12), 12)
+    scored = np.random.default_rng(0).random((12, 4)) < 0.6  # unequal counts
+    batch = batch.replace(scored_BL=scored)
+    for objective in (OBJECTIVE, objectives.next_token):
+        whole, whole_metrics = _step(objective=objective)(_state(), batch)
+        parts, parts_metrics = _step(objective=objective, microbatches=4)(_state(), batch)
+        chex.assert_trees_all_close(parts.params, whole.params, atol=1e-5)
+        chex.assert_trees_all_close(parts_metrics, whole_metrics, rtol=1e-4)
+
+
+def test_grouping_steps_into_calls_changes_nothing():
+    fives = training.compile_scan(_step(), num_steps=5, batch_size=16)
+    ten = training.compile_scan(_step(), num_steps=10, batch_size=16)
+    state, metrics = fives(_state(), DATA)
+    state, more = fives(state, DATA)
+    want, want_metrics = ten(_state(), DATA)
+    losses = jnp.concatenate([metrics["loss"], more["loss"]])
+    chex.assert_trees_all_close(losses, want_metrics["loss"], rtol=1e-6)
+    chex.assert_trees_all_close(state.params, want.params, atol=1e-6)
+    assert int(state.step) == 10
+
+
+def test_seeds_in_one_program_equal_seeds_one_after_another():
+    kwargs = dict(num_steps=20, batch_size=16)
+    make = functools.partial(_state, dropout=0.1, scored_fraction=0.6)
+    alone = training.compile_scan(_step(), **kwargs)
+    together = training.compile_scan(_step(), over_seeds=True, **kwargs)
+    stacked = [make(seed, vmap_axis=training.SEED_AXIS) for seed in (3, 4, 5)]
+    apply_fn = stacked[0].apply_fn  # one function, or the states are of different type
+    stacked = [s.replace(apply_fn=apply_fn, tx=stacked[0].tx) for s in stacked]
+    got, got_metrics = together(jax.tree.map(lambda *x: jnp.stack(x), *stacked), DATA)
+    for place, seed in enumerate((3, 4, 5)):
+        want, want_metrics = alone(make(seed), DATA)
+        mine = jax.tree.map(lambda x, n=place: x[n], got.params)
+        chex.assert_trees_all_close(mine, want.params, atol=1e-4)
+        chex.assert_trees_all_close(got_metrics["loss"][place], want_metrics["loss"], rtol=1e-4)
+
+
+def test_training_learns():
+    run = training.compile_scan(_step(), num_steps=300, batch_size=32)
+    _, metrics = run(_state(scored_fraction=0.6), DATA)
+    first, last = metrics["loss"][:20].mean(), metrics["loss"][-50:].mean()
+    floor = np.log(len(DATA["tokens_BL"]))  # a uniform choice of training sequence
+    assert last < floor + 0.4 * (first - floor)
+
+
+def test_schedule():
+    def rate(update, **kwargs):
+        optimizer = training.make_optimizer(1.0, clip_norm=None, **kwargs)
+        state = optimizer.init(jnp.zeros(()))
+        for _ in range(update):
+            change, state = optimizer.update(jnp.ones(()), state, jnp.zeros(()))
+        return -float(change)
+
+    np.testing.assert_allclose(
+        [rate(n, warmup_steps=4) for n in (1, 2, 4, 9)], [0.25, 0.5, 1, 1], rtol=1e-4
+    )
+    linear = [rate(n, warmup_steps=2, decay_steps=10) for n in (1, 2, 3, 7, 10, 11)]
+    np.testing.assert_allclose(linear, [0.5, 1, 1, 0.5, 0.125, 0], rtol=1e-4, atol=1e-7)
+
+
+def test_weight_decay_and_clip():
+    optimizer = training.make_optimizer(0.1, weight_decay=0.5)
+    params = {"bias": jnp.ones(2)}
+    updates, _ = optimizer.update({"bias": jnp.zeros(2)}, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["bias"], -0.1 * 0.5, rtol=1e-6)
+    clipped = training.make_optimizer(0.1, clip_norm=1.0, eps=1.0)  # a large eps shows the scale
+    grads = {"bias": jnp.array([30.0, 40.0])}
+    updates, _ = clipped.update(grads, clipped.init(params), params)
+    np.testing.assert_allclose(updates["bias"], [-0.1 * 0.6 / 1.6, -0.1 * 0.8 / 1.8], rtol=1e-4)
+
+
+def test_non_finite_loss_names_the_first_bad_step():
+    loss = np.ones((5, 2))
+    training.check_finite({"loss": loss}, 20)
+    loss[2, 1] = np.nan
+    with pytest.raises(training.NonFiniteLossError, match="step 18") as error:
+        training.check_finite({"loss": loss}, 20)
+    assert error.value.step == 18
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match="backend"):
+        training.compile_step(_step(), backend="xla")
+    with pytest.raises(ValueError, match="10 is not divisible by 4"):
+        training.check_divisible(10, 4)
+    with pytest.raises(ValueError, match="seeds"):
+        training.compile_scan(_step(), num_steps=1, batch_size=8, backend="pmap", over_seeds=True)
+
+
+def _run(arguments, env=None):
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_four_devices_agree_with_one():
+    """jit over a mesh, pmap and one device: see devices_main.py, which needs its own process."""
+    process = _run([HERE / "devices_main.py"])
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+
+
+def test_two_processes_agree_with_one():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    processes = [_run([HERE / "processes_main.py", str(port), str(n)]) for n in range(2)]
+    for process in processes:
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, output
