@@ -16,7 +16,7 @@ from dirasym.data import case_pairs
 def make_state():
     model = models.Transformer(models.radd(case_pairs.VOCAB_SIZE, width=16, dropout=0.0))
     params = model.init(jax.random.key(0), jnp.zeros((1, 4), int))["params"]
-    optimizer = training.make_optimizer(1e-2)
+    optimizer = training.make_optimizer(1e-3)
     return training.create_state(
         models.make_apply_fn(model), params, optimizer, jax.random.key(1), ema=True
     )

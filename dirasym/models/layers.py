@@ -158,6 +158,23 @@ def dense(
     )
 
 
+def dropout(x: jax.Array, rate: float, key: jax.Array | None, row: jax.Array | None = None):
+    """Zeroes a share `rate` of x and scales up the rest; the identity without a key.
+
+    With `row`, integers of x's leading shape, the mask of a vector x[i] depends on
+    (key, row[i]) alone, so that a subset of rows meets the same mask as the whole.
+    """
+    if key is None or rate == 0:
+        return x
+    if row is None:
+        keep = jax.random.bernoulli(key, 1 - rate, x.shape)
+    else:
+        keys = jax.vmap(lambda r: jax.random.fold_in(key, r))(row.ravel())
+        keep = jax.vmap(lambda k: jax.random.bernoulli(k, 1 - rate, x.shape[-1:]))(keys)
+        keep = keep.reshape(x.shape)
+    return jnp.where(keep, x / (1 - rate), jnp.zeros((), x.dtype))
+
+
 class Attention(nn.Module):
     """Multi-head attention with shared key/value heads, causal or bidirectional.
 
@@ -176,13 +193,12 @@ class Attention(nn.Module):
         self.out = dense(
             c, c.width, c.num_heads * c.head_dim, axis=(-2, -1), use_bias=c.out_bias, residual=True
         )
-        self.drop_weights = nn.Dropout(c.attention_dropout)
 
-    def __call__(self, x_BLD, position_BL, readable_BLS, deterministic):
+    def __call__(self, x_BLD, position_BL, readable_BLS, dropout_key):
         """x_BLD -> x_BLD. `readable_BLS`: whether position s may be read from l."""
-        return self.out(self.context(x_BLD, position_BL, readable_BLS, deterministic))
+        return self.out(self.context(x_BLD, position_BL, readable_BLS, dropout_key))
 
-    def context(self, x_BLD, position_BL, readable_BLS, deterministic):
+    def context(self, x_BLD, position_BL, readable_BLS, dropout_key):
         """The weighted sum of values at every position: context_BLNH."""
         c = self.config
         q_BLNH, k_BSKH, v_BSKH = self.query(x_BLD), self.key(x_BLD), self.value(x_BLD)
@@ -205,14 +221,14 @@ class Attention(nn.Module):
         weights_BNLS = masked_softmax(biased_BNLS, readable_BLS[:, None])
         self.sow("intermediates", "scores_BNLS", scores_BNLS)
         self.sow("intermediates", "weights_BNLS", weights_BNLS)
-        weights_BNLS = self.drop_weights(weights_BNLS, deterministic=deterministic)
+        weights_BNLS = dropout(weights_BNLS, c.attention_dropout, dropout_key)
         weights_BKGLS = weights_BNLS.reshape(scores_BKGLS.shape).astype(v_BSKH.dtype)
         context_BLNH = jnp.einsum("bkgls,bskh->blkgh", weights_BKGLS, v_BSKH).reshape(q_BLNH.shape)
         self.sow("intermediates", "context_BLNH", context_BLNH)
         return context_BLNH
 
-    def from_table(self, table_VD, tokens_BL, readable_BLS, rows_R):
-        """What `__call__` returns at rows `rows_R` of the flattened B·L, if x = table[tokens].
+    def from_table(self, table_VD, tokens_BL, readable_BLS, row_R):
+        """What `__call__` returns at rows `row_R` of the flattened B·L, if x = table[tokens].
 
         True of the first layer when positions enter by rotation alone. Then q, k and v
         depend on the token, so V rows are projected in place of B·L; and the score of a
@@ -235,7 +251,7 @@ class Attention(nn.Module):
             "ovnh,wnh->nvow", q_OVNH, k_VNH, preferred_element_type=jnp.float32
         )
 
-        example_R, position_R = rows_R // length, rows_R % length
+        example_R, position_R = row_R // length, row_R % length
         key_token_RS = tokens_BL[example_R]
         query_token_R1 = tokens_BL[example_R, position_R][:, None]
         offset_index_RS = jnp.arange(length)[None] - position_R[:, None] + length - 1
@@ -285,38 +301,47 @@ class Block(nn.Module):
         if not c.attention_only:
             self.mlp_norm = make_norm(c)
             self.mlp = MLP(c)
-        self.drop = nn.Dropout(c.dropout)
 
-    def __call__(self, x_BLD, position_BL, readable_BLS, deterministic):
+    def __call__(self, x_BLD, position_BL, readable_BLS, dropout_key):
+        weights_key, rest_key = _split(dropout_key)
         attended_BLD = self.attention(
-            self.attention_norm(x_BLD), position_BL, readable_BLS, deterministic
+            self.attention_norm(x_BLD), position_BL, readable_BLS, weights_key
         )
-        return self.after_attention(x_BLD, attended_BLD, deterministic)
+        row_BL = jnp.arange(x_BLD[..., 0].size).reshape(x_BLD.shape[:2])
+        return self.after_attention(x_BLD, attended_BLD, row_BL, rest_key)
 
-    def at_rows(self, x_BLD, position_BL, readable_BLS, rows_R, deterministic):
+    def at_rows(self, x_BLD, position_BL, readable_BLS, row_R, dropout_key):
         """The block's output at rows of the flattened B·L; only attention sees the others."""
+        weights_key, rest_key = _split(dropout_key)
         context_BLNH = self.attention.context(
-            self.attention_norm(x_BLD), position_BL, readable_BLS, deterministic
+            self.attention_norm(x_BLD), position_BL, readable_BLS, weights_key
         )
-        attended_RD = self.attention.out(take_rows(context_BLNH, rows_R))
-        return self.after_attention(take_rows(x_BLD, rows_R), attended_RD, deterministic)
+        attended_RD = self.attention.out(take_rows(context_BLNH, row_R))
+        return self.after_attention(take_rows(x_BLD, row_R), attended_RD, row_R, rest_key)
 
-    def at_rows_from_table(self, table_VD, tokens_BL, readable_BLS, rows_R, deterministic):
+    def at_rows_from_table(self, table_VD, tokens_BL, readable_BLS, row_R, dropout_key):
         """`at_rows` for x_BLD = table_VD[tokens_BL], through `Attention.from_table`."""
+        _, rest_key = _split(dropout_key)
         attended_RD = self.attention.from_table(
-            self.attention_norm(table_VD), tokens_BL, readable_BLS, rows_R
+            self.attention_norm(table_VD), tokens_BL, readable_BLS, row_R
         )
-        return self.after_attention(table_VD[tokens_BL.ravel()[rows_R]], attended_RD, deterministic)
+        x_RD = table_VD[take_rows(tokens_BL, row_R)]
+        return self.after_attention(x_RD, attended_RD, row_R, rest_key)
 
-    def after_attention(self, x, attended, deterministic):
-        """What follows attention, token by token: any leading axes."""
+    def after_attention(self, x, attended, row, dropout_key):
+        """What follows attention, token by token: leading axes as those of `row`."""
         c = self.config
-        x = (x if c.residual else 0) + self.drop(attended, deterministic=deterministic)
+        attended_key, mlp_key = _split(dropout_key)
+        x = (x if c.residual else 0) + dropout(attended, c.dropout, attended_key, row)
         if c.attention_only:
             return x
-        return x + self.drop(self.mlp(self.mlp_norm(x)), deterministic=deterministic)
+        return x + dropout(self.mlp(self.mlp_norm(x)), c.dropout, mlp_key, row)
 
 
-def take_rows(x: jax.Array, rows_R: jax.Array) -> jax.Array:
+def _split(key: jax.Array | None) -> tuple[jax.Array | None, jax.Array | None]:
+    return (None, None) if key is None else tuple(jax.random.split(key))
+
+
+def take_rows(x: jax.Array, row_R: jax.Array) -> jax.Array:
     """Rows of x [B, L, ...] seen as [B·L, ...]."""
-    return x.reshape(-1, *x.shape[2:])[rows_R]
+    return x.reshape(-1, *x.shape[2:])[row_R]

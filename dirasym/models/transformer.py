@@ -98,7 +98,7 @@ class Transformer(nn.Module):
       scored_fraction: if set and `scored_BL` is given, what follows the last layer's
         attention is computed at no more than this share of the B·L positions, the scored
         ones; a batch with more scored positions is computed whole. Logits elsewhere are 0.
-        The same function of the parameters either way (dropout masks differ).
+        The same function of the parameters and the dropout key either way.
       vmap_axis: name of a vmapped axis (of seeds) that must take that decision together:
         under vmap a `lax.cond` with a batched predicate computes both branches.
     """
@@ -130,16 +130,15 @@ class Transformer(nn.Module):
                 dtype=c.dtype,
                 param_dtype=c.param_dtype,
             )
-        self.drop_embed = nn.Dropout(c.embed_dropout)
         block = layers.Block
         if c.remat:
-            block = nn.remat(block, prevent_cse=not c.scan_layers, static_argnums=(4,))
+            block = nn.remat(block, prevent_cse=not c.scan_layers)
         if c.scan_layers:
             self.blocks = nn.scan(
                 _ScannedBlock,
                 variable_axes={"params": 0, "intermediates": 0},
-                split_rngs={"params": True, "dropout": True},
-                in_axes=nn.broadcast,
+                split_rngs={"params": True},
+                in_axes=(nn.broadcast, nn.broadcast, 0),
                 length=c.num_layers,
             )(c, block)
         else:
@@ -165,7 +164,6 @@ class Transformer(nn.Module):
         length = tokens_BL.shape[1]
         if c.max_len is not None and length > c.max_len:
             raise ValueError(f"sequence of {length} tokens is longer than max_len {c.max_len}")
-        deterministic = not self.has_rng("dropout")
         position_BL = jnp.broadcast_to(jnp.arange(length), tokens_BL.shape)
         if valid_BL is not None:
             position_BL = jnp.maximum(jnp.cumsum(valid_BL, axis=1) - 1, 0)
@@ -175,11 +173,15 @@ class Transformer(nn.Module):
         if valid_BL is not None:
             readable_BLS = readable_BLS & valid_BL[:, None, :]
         readable_BLS = jnp.broadcast_to(readable_BLS, (*tokens_BL.shape, length))
+        embed_key, layer_keys = None, [None] * c.num_layers
+        if self.has_rng("dropout"):
+            keys = jax.random.split(self.make_rng("dropout"), c.num_layers + 1)
+            embed_key, layer_keys = keys[0], keys[1:]
+        inputs = (tokens_BL, position_BL, readable_BLS, embed_key, layer_keys)
 
         skips = scored_BL is not None and self.scored_fraction is not None
         if not skips or self.is_initializing() or c.scan_layers:
-            return self._all_rows(tokens_BL, position_BL, readable_BLS, deterministic)
-
+            return self._all_rows(*inputs)
         capacity = min(math.ceil(self.scored_fraction * tokens_BL.size), tokens_BL.size)
         overflow = jnp.sum(scored_BL) > capacity
         if self.vmap_axis is not None:
@@ -187,61 +189,60 @@ class Transformer(nn.Module):
         return nn.cond(
             overflow,
             # Recomputed, so that the branch in use need not hold room for this one's residuals.
-            nn.remat(
-                lambda self: self._all_rows(tokens_BL, position_BL, readable_BLS, deterministic)
-            ),
-            lambda self: self._scored_rows(
-                tokens_BL, position_BL, readable_BLS, scored_BL, capacity, deterministic
-            ),
+            nn.remat(lambda self: self._all_rows(*inputs)),
+            lambda self: self._scored_rows(*inputs, scored_BL, capacity),
             self,
         )
 
-    def _all_rows(self, tokens_BL, position_BL, readable_BLS, deterministic):
-        x_BLD = self._embed(tokens_BL, position_BL, deterministic)
+    def _all_rows(self, tokens_BL, position_BL, readable_BLS, embed_key, layer_keys):
+        x_BLD = self._embed(tokens_BL, position_BL, embed_key)
         if self.config.scan_layers:
-            x_BLD, _ = self.blocks(x_BLD, position_BL, readable_BLS, deterministic)
+            keys = None if embed_key is None else layer_keys
+            x_BLD, _ = self.blocks(x_BLD, position_BL, readable_BLS, keys)
         else:
-            for block in self.blocks:
-                x_BLD = block(x_BLD, position_BL, readable_BLS, deterministic)
+            for block, key in zip(self.blocks, layer_keys, strict=True):
+                x_BLD = block(x_BLD, position_BL, readable_BLS, key)
         return self._logits(x_BLD)
 
     def _scored_rows(
-        self, tokens_BL, position_BL, readable_BLS, scored_BL, capacity, deterministic
+        self, tokens_BL, position_BL, readable_BLS, embed_key, layer_keys, scored_BL, capacity
     ):
-        rows_R = jnp.flatnonzero(scored_BL, size=capacity, fill_value=scored_BL.size)
+        row_R = jnp.flatnonzero(scored_BL, size=capacity, fill_value=scored_BL.size)
         # Unused capacity reads the last row and writes nowhere.
-        read_R = jnp.minimum(rows_R, scored_BL.size - 1)
+        read_R = jnp.minimum(row_R, scored_BL.size - 1)
         *before, last = self.blocks
-        if self._first_layer_reads_tokens_alone(tokens_BL, deterministic) and not before:
+        if not before and self._reads_tokens_alone(tokens_BL, dropout=embed_key is not None):
             table_VD = self.embed(jnp.arange(self.config.vocab_size))
-            x_RD = last.at_rows_from_table(table_VD, tokens_BL, readable_BLS, read_R, deterministic)
+            x_RD = last.at_rows_from_table(
+                table_VD, tokens_BL, readable_BLS, read_R, layer_keys[-1]
+            )
         else:
-            x_BLD = self._embed(tokens_BL, position_BL, deterministic)
-            for block in before:
-                x_BLD = block(x_BLD, position_BL, readable_BLS, deterministic)
-            x_RD = last.at_rows(x_BLD, position_BL, readable_BLS, read_R, deterministic)
+            x_BLD = self._embed(tokens_BL, position_BL, embed_key)
+            for block, key in zip(before, layer_keys[:-1], strict=True):
+                x_BLD = block(x_BLD, position_BL, readable_BLS, key)
+            x_RD = last.at_rows(x_BLD, position_BL, readable_BLS, read_R, layer_keys[-1])
         logits_RV = self._logits(x_RD)
         logits = jnp.zeros((scored_BL.size, self.config.vocab_size), logits_RV.dtype)
-        logits = logits.at[rows_R].set(logits_RV, mode="drop", unique_indices=True)
+        logits = logits.at[row_R].set(logits_RV, mode="drop", unique_indices=True)
         return logits.reshape(*scored_BL.shape, -1)
 
-    def _first_layer_reads_tokens_alone(self, tokens_BL, deterministic) -> bool:
+    def _reads_tokens_alone(self, tokens_BL, dropout: bool) -> bool:
         """Whether `Attention.from_table` applies, and its V × V × offsets table is a saving."""
         c = self.config
-        exact = c.positions in ("rope", "none") and (
-            deterministic or c.embed_dropout == c.attention_dropout == 0
-        )
+        exact = c.positions in ("rope", "none")
+        if dropout:
+            exact = exact and c.embed_dropout == c.attention_dropout == 0
         unread = not self.is_mutable_collection("intermediates")
         return exact and unread and c.vocab_size**2 <= tokens_BL.size * c.width / 2
 
-    def _embed(self, tokens_BL, position_BL, deterministic):
+    def _embed(self, tokens_BL, position_BL, dropout_key):
         c = self.config
         x_BLD = self.embed(tokens_BL)
         if c.positions == "learned":
             x_BLD = x_BLD + self.position_embed(position_BL)
         if c.positions == "sinusoidal":
             x_BLD = x_BLD + layers.sinusoids(position_BL, c.width).astype(x_BLD.dtype)
-        return self.drop_embed(x_BLD, deterministic=deterministic)
+        return layers.dropout(x_BLD, c.embed_dropout, dropout_key)
 
     def _logits(self, x):
         x = self.final_norm(x)

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import chex
@@ -165,8 +166,13 @@ SCORED_CASES = {
 
 
 @pytest.mark.parametrize("name", SCORED_CASES)
-def test_scored_rows_give_the_plain_logits_and_gradients(name):
-    config = SCORED_CASES[name]
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+def test_scored_rows_give_the_plain_logits_and_gradients(name, rate):
+    embed = rate if "gpt2" in name else 0.0
+    config = dataclasses.replace(
+        SCORED_CASES[name], dropout=rate, embed_dropout=embed, attention_dropout=embed
+    )
+    rngs = {"dropout": jax.random.key(9)} if rate else None
     plain, params, tokens = _init(config, batch=16)
     scored = jax.random.uniform(jax.random.key(5), tokens.shape) < 0.5
     fast = models.Transformer(config, scored_fraction=0.7)
@@ -174,7 +180,7 @@ def test_scored_rows_give_the_plain_logits_and_gradients(name):
         assert config.vocab_size**2 <= tokens.size * config.width / 2
 
     def loss(model, params):
-        logits = model.apply({"params": params}, tokens, scored_BL=scored)
+        logits = model.apply({"params": params}, tokens, scored_BL=scored, rngs=rngs)
         return jnp.sum(jnp.where(scored[..., None], jnp.sin(logits), 0.0)), logits
 
     grad = jax.value_and_grad(loss, argnums=1, has_aux=True)
@@ -189,12 +195,13 @@ def test_scored_rows_give_the_plain_logits_and_gradients(name):
 
 @pytest.mark.parametrize("share", [0.0, 0.2, 1.0])
 def test_more_scored_positions_than_capacity_fall_back(share):
-    config = SCORED_CASES["radd, from the token table"]
+    config = models.radd(11, width=16, max_len=8, dropout=0.3)
+    rngs = {"dropout": jax.random.key(9)}  # the same masks, whichever branch
     plain, params, tokens = _init(config, batch=16)
     fast = models.Transformer(config, scored_fraction=0.3)
     scored = jnp.arange(tokens.size).reshape(tokens.shape) < share * tokens.size
-    got = jax.jit(fast.apply)({"params": params}, tokens, scored_BL=scored)
-    want = plain.apply({"params": params}, tokens)
+    got = jax.jit(fast.apply)({"params": params}, tokens, scored_BL=scored, rngs=rngs)
+    want = plain.apply({"params": params}, tokens, rngs=rngs)
     chex.assert_trees_all_close(got[scored], want[scored], atol=1e-5)
     assert bool(jnp.isfinite(got).all())
 

@@ -1,0 +1,119 @@
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dirasym import decoding
+
+MASK, VOCAB, LENGTH = 4, 5, 3
+PROBABILITIES = np.random.default_rng(0).dirichlet(np.ones(4), size=4**LENGTH)[:, 0]
+JOINT = (PROBABILITIES / PROBABILITIES.sum()).reshape((4,) * LENGTH)
+ROWS = 4000
+
+
+def _true_conditionals(params, tokens):
+    """The exact p(x_i | the unmasked tokens) under JOINT, as a masked model's logits."""
+    every = np.array(list(itertools.product(range(4), repeat=LENGTH)))
+    agrees = ((tokens[:, None] == every[None]) | (tokens[:, None] == MASK)).all(-1)
+    weights = agrees * JOINT.ravel()[None]
+    p = jnp.einsum("be,elv->blv", weights, jax.nn.one_hot(every, VOCAB))
+    return jnp.log(p / p.sum(-1, keepdims=True))
+
+
+def _true_prefix_conditionals(params, tokens):
+    """The exact p(x_l | x_<l), read from BOS, x_0, .., as a causal model's logits."""
+    every = np.array(list(itertools.product(range(4), repeat=LENGTH)))
+    agrees = jnp.cumprod(tokens[:, None, 1:] == every[None, :, :-1], axis=-1)
+    agrees = jnp.concatenate([jnp.ones((len(tokens), len(every), 1)), agrees], -1)
+    weights = agrees * JOINT.ravel()[None, :, None]
+    p = jnp.einsum("bel,elv->blv", weights, jax.nn.one_hot(every, VOCAB))
+    return jnp.log(p / p.sum(-1, keepdims=True))
+
+
+def _check_joint(tokens):
+    counts = np.zeros_like(JOINT)
+    np.add.at(counts, tuple(np.asarray(tokens).T), 1)
+    error = np.sqrt(JOINT * (1 - JOINT) / ROWS)
+    assert (np.abs(counts / ROWS - JOINT) < 4.5 * error + 1e-9).all()
+
+
+@pytest.mark.parametrize("order", ["random", "left_to_right", "right_to_left"])
+def test_exact_conditionals_generate_the_joint_in_any_order(order):
+    blank = np.full((ROWS, LENGTH), MASK)
+    _check_joint(
+        decoding.unmask(
+            _true_conditionals, {}, blank, jax.random.key(1), mask_id=MASK, top_k=None, order=order
+        )
+    )
+
+
+def test_exact_conditionals_generate_the_joint_left_to_right():
+    blank = np.zeros((ROWS, LENGTH), int)
+    _check_joint(
+        decoding.left_to_right(
+            _true_prefix_conditionals,
+            {},
+            blank,
+            jax.random.key(2),
+            prompt_length=0,
+            bos_id=MASK,
+            top_k=None,
+        )
+    )
+
+
+def test_all_at_once_generates_the_marginals_independently():
+    blank = np.full((ROWS, LENGTH), MASK)
+    tokens = decoding.unmask(
+        _true_conditionals, {}, blank, jax.random.key(3), mask_id=MASK, top_k=None, num_steps=1
+    )
+    counts = np.zeros_like(JOINT)
+    np.add.at(counts, tuple(np.asarray(tokens).T), 1)
+    marginals = [JOINT.sum(axis=tuple({0, 1, 2} - {i})) for i in range(3)]
+    want = np.einsum("i,j,k->ijk", *marginals)
+    assert (np.abs(counts / ROWS - want) < 4.5 * np.sqrt(want / ROWS)).all()
+
+
+def test_top_k_renormalises_and_one_is_greedy():
+    logits = jnp.log(jnp.array([0.1, 0.4, 0.2, 0.3]))
+    keys = jax.random.split(jax.random.key(0), 5000)
+    draw = jax.vmap(lambda k: decoding.top_k_sample(k, logits, 2))(keys)
+    assert set(np.unique(draw)) == {1, 3}
+    np.testing.assert_allclose((draw == 1).mean(), 4 / 7, atol=0.03)
+    assert decoding.top_k_sample(keys[0], logits, 1) == 1
+
+
+def test_prompts_stay_and_rows_do_not_depend_on_their_company():
+    prompt = np.array([[2, MASK, MASK], [MASK, 1, MASK], [MASK, MASK, MASK], [0, 1, 2]])
+    kwargs = dict(mask_id=MASK, top_k=3)
+    whole = decoding.unmask(_true_conditionals, {}, prompt, jax.random.key(4), **kwargs)
+    part = decoding.unmask(_true_conditionals, {}, prompt[:2], jax.random.key(4), **kwargs)
+    np.testing.assert_array_equal(whole[:2], part)
+    np.testing.assert_array_equal(whole[3], prompt[3])
+    assert (whole != MASK).all()
+    assert whole[0, 0] == 2 and whole[1, 1] == 1
+
+
+def test_steps_share_out_the_masked_positions():
+    seen = []
+
+    def spy(params, tokens):
+        jax.debug.callback(
+            lambda t: seen.append((t == 9).sum(axis=1).tolist()), tokens, ordered=True
+        )
+        return jnp.zeros((*tokens.shape, 10))
+
+    blank = np.full((2, 8), 9)
+    blank[1, :4] = 0
+    decoding.unmask(spy, {}, blank, jax.random.key(0), mask_id=9, top_k=None, num_steps=4)
+    jax.effects_barrier()
+    assert seen == [[8, 4], [6, 3], [4, 2], [2, 1]]
+
+
+def test_bad_order():
+    with pytest.raises(ValueError, match="order"):
+        decoding.unmask(
+            _true_conditionals, {}, [[MASK]], jax.random.key(0), mask_id=MASK, top_k=1, order="up"
+        )

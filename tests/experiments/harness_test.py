@@ -1,0 +1,151 @@
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from typing import Literal
+
+import numpy as np
+import pytest
+from absl import flags
+
+from experiments import crash_test, harness
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+TINY = (
+    "-m experiments.toy_reversal --preset=smoke --models=mdm --lengths=3 --width=8 --steps=40 "
+    "--eval_every=2 --generations=1 --noprogress"
+).split()
+
+
+def _toy(*arguments, **kwargs):
+    return subprocess.run(
+        [sys.executable, *TINY, *arguments], cwd=ROOT, capture_output=True, text=True, **kwargs
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--preset=huge"], "smoke|quick|paper"),
+        (["--modelz=mdm"], "modelz"),
+        (["--models=mdm,rnn"], "'rnn' is not among mdm|arm"),
+        (["--lengths=1"], "length must be at least 2"),
+        (["--lengths=3,four"], "not a list of integers"),
+        (["--steps=7"], "not a multiple of --eval_every=2"),
+        (["--batch_size=6", "--num_devices=4"], "batch of 6 is not divisible by 4 devices"),
+        (["--width=7"], "head_dim must be even"),
+        (["--num_devices=99"], "99"),
+        (["surplus"], "unexpected argument 'surplus'"),
+        (["--workdir=/proc/nowhere"], "/proc/nowhere cannot be used"),
+    ],
+)
+def test_a_bad_flag_ends_in_one_line_and_writes_nothing(arguments, words, tmp_path):
+    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    result = _toy(f"--workdir={tmp_path}/run", *arguments, env=env)
+    assert result.returncode == 2, result.stderr
+    assert words in result.stderr
+    assert result.stderr.count("\n") == 1 and result.stdout == ""
+    assert not (tmp_path / "run").exists()
+
+
+def test_sigterm_saves_and_the_same_command_resumes(tmp_path):
+    workdir = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, *TINY, f"--workdir={workdir}", "--steps=2000"],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not list(workdir.glob("checkpoints/*/[0-9]*/commit_success.txt")):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, message = process.communicate(timeout=60)
+    assert process.returncode == 0, message
+    assert "stopped by SIGTERM" in message and "resumes" in message
+    step = int(message.split("saved at step ")[1].split()[0])
+    (saved,) = workdir.glob("checkpoints/*")
+    assert (saved / str(step)).exists() and 0 < step < 2000
+
+    other = _toy(f"--workdir={workdir}", "--steps=2002")
+    assert other.returncode == 2
+    assert "steps=2000 there, 2002 here" in other.stderr
+
+
+def test_a_non_finite_loss_stops_with_the_step_and_the_last_checkpoint(tmp_path):
+    result = _toy(f"--workdir={tmp_path}", "--learning_rate=1e18", "--warmup_steps=0")
+    assert result.returncode == 3, result.stderr
+    assert "loss is not finite at step" in result.stderr and "checkpoint" in result.stderr
+    assert not (tmp_path / "results.jsonl").exists()
+
+
+def test_a_finished_directory_is_not_trained_again(tmp_path):
+    first = _toy(f"--workdir={tmp_path}")
+    assert first.returncode == 0, first.stderr
+    for name in ("config.json", "results.jsonl", "report.md", "figures/accuracy.png"):
+        assert (tmp_path / name).exists(), name
+    (line,) = (tmp_path / "results.jsonl").read_text().splitlines()
+    assert {"exp_id", "model", "length", "seed", "forward_percent"} <= json.loads(line).keys()
+    begin = time.time()
+    again = _toy(f"--workdir={tmp_path}")
+    assert again.stdout == first.stdout and time.time() - begin < 30
+    assert (tmp_path / "results.jsonl").read_text().splitlines() == [line]
+
+
+def test_killed_runs_end_with_the_same_bits(tmp_path):
+    assert crash_test.kill_and_compare(tmp_path, kills=10, seed=0) >= 1
+
+
+@dataclasses.dataclass(frozen=True)
+class _Config:
+    harness_Ks: tuple[int, ...] = harness.flag((1, 5), "Integers.")
+    harness_modes: tuple[Literal["a", "b"], ...] = harness.flag(("a",), "Choices.")
+    harness_rate: float = harness.flag(0.5, "A rate.", 0)
+    harness_kind: Literal["x", "y"] = harness.flag("x", "A kind.")
+    harness_name: str = harness.flag("none", "A name.")
+
+
+harness.define_flags(_Config)
+
+
+def _parse(*words, presets=None):
+    flags.FLAGS.unparse_flags()
+    for field in dataclasses.fields(_Config):
+        flags.FLAGS[field.name].unparse()
+    harness.parse_flags(["program", *words], presets or {})
+    return harness.read_flags(_Config)
+
+
+def test_lists_by_comma_or_by_space():
+    for words in (
+        ["--harness_Ks=1,5,8", "--harness_modes=a,b"],
+        ["--harness_Ks", "1", "5", "8", "--harness_modes", "a", "b"],
+        ["--harness_Ks", "1,5,8", "--harness_modes=a", "b"],
+    ):
+        config = _parse(*words, "--harness_rate", "0.25")
+        assert config == _Config((1, 5, 8), ("a", "b"), 0.25)
+
+
+def test_presets_set_defaults_and_flags_override_them():
+    presets = {"smoke": {"harness_rate": 0.1, "harness_Ks": [7]}}
+    assert _parse("--preset=smoke", presets=presets) == _Config((7,), ("a",), 0.1)
+    got = _parse("--preset=smoke", "--harness_rate=0.5", presets=presets)
+    assert got == _Config((7,), ("a",), 0.5)
+
+
+def test_flag_errors(capsys):
+    for words in (["--harness_rate=-1"], ["--harness_kind=z"], ["--harness_Ks=1,x"], ["word"]):
+        with pytest.raises(SystemExit) as exit_:
+            _parse(*words)
+        assert exit_.value.code == 2
+        assert capsys.readouterr().err.count("\n") == 1
+    with pytest.raises(ValueError, match="harness_modes"):
+        _parse("--harness_modes=a,c")
+
+
+def test_every_flag_is_a_field_of_its_configuration():
+    assert np.all([field.metadata["help"] for field in dataclasses.fields(_Config)])

@@ -1,0 +1,67 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dirasym import metrics
+from dirasym.data import case_pairs
+
+
+def test_means_merge_exactly():
+    values = np.random.default_rng(0).normal(size=7)
+    parts = [metrics.Mean(part.sum(), len(part)) for part in (values[:2], values[2:])]
+    np.testing.assert_allclose(parts[0].merge(parts[1]).value, values.mean())
+    assert np.isnan(metrics.Mean(0.0, 0).value)
+
+
+def test_student_interval_covers():
+    draws = np.random.default_rng(1).normal(3.0, 2.0, size=(4000, 3))
+    covered = 0
+    for row in draws:
+        mean, half = metrics.student_interval(row)
+        covered += abs(mean - 3.0) < half
+    np.testing.assert_allclose(covered / len(draws), 0.95, atol=0.012)
+    mean, half = metrics.student_interval([1.0, 2.0, 3.0])
+    np.testing.assert_allclose((mean, half), (2.0, 4.303 / np.sqrt(3)), rtol=1e-3)
+    assert np.isnan(metrics.student_interval([5.0]).half_width)
+    with pytest.raises(ValueError, match="values"):
+        metrics.student_interval([])
+
+
+def test_generation_success_is_anywhere():
+    got = metrics.generation_success(np.array([[1, 2], [3, 1], [2, 2]]), np.array([1, 1, 1]))
+    np.testing.assert_array_equal(got, [True, True, False])
+
+
+def _position_model(params, tokens):
+    """Logits that depend on the tokens up to and at the position."""
+    seen = jnp.cumsum(tokens, axis=1)
+    return jnp.sin(seen[..., None] * jnp.arange(1.0, case_pairs.VOCAB_SIZE + 1)[None, None])
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+def test_target_probability_of_a_causal_model_reads_the_prefix_alone(direction):
+    q = case_pairs.prefix_queries(5, direction)
+    got = metrics.target_probability(
+        _position_model, {}, q.tokens_EL, q.position_E, q.target_E, bos_id=7
+    )
+    for e in (0, 3, 100, 259):
+        prefix = np.concatenate([[7], q.tokens_EL[e, : q.position_E[e]]])
+        logits = _position_model({}, jnp.asarray(prefix)[None])[0, -1]
+        np.testing.assert_allclose(got[e], jax.nn.softmax(logits)[q.target_E[e]], rtol=1e-4)
+
+
+def test_target_probability_of_a_masked_model_leaves_the_mask_out():
+    q = case_pairs.mask_queries(4, "reverse")
+
+    def flat(params, tokens):
+        return jnp.zeros((*tokens.shape, case_pairs.VOCAB_SIZE))
+
+    p = metrics.target_probability(
+        flat, {}, q.tokens_EL, q.position_E, q.target_E, excluded_id=case_pairs.MASK
+    )
+    np.testing.assert_allclose(p, 1 / (case_pairs.VOCAB_SIZE - 1), rtol=1e-6)
+
+
+def test_proportion_error():
+    np.testing.assert_allclose(metrics.proportion_error(0.5, 2600), 0.0098, atol=1e-4)
