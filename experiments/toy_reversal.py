@@ -58,7 +58,7 @@ class Config:
     weighting: Literal["lambda", "t", "k"] = flag("lambda", "Form of the MDM's DCE loss.")
     head_init: Literal["as_init", "zeros"] = flag("as_init", "Start of the MDM's output head.")
     embed_std: float = flag(0.0, "Start of the MDM's embedding: N(0, std²); 0: U(±1/√width).", 0)
-    norm_bias_init: float = flag(0.0, "Start of the MDM's LayerNorm biases (1 in RADD's code).")
+    norm_bias_init: float = flag(1.0, "Start of the MDM's LayerNorm biases (1 in RADD's code).")
     order: Literal["random", "left_to_right", "right_to_left", "at_once"] = flag(
         "random", "Order in which the MDM reveals positions."
     )
@@ -121,10 +121,10 @@ class Task:
         init_key, run_key = jax.random.split(jax.random.key(seed))
         network = models.Transformer(model_config(self.model, self.length, c))
         params = network.init(init_key, np.zeros((1, self.length), np.int32))["params"]
-        # About half of the tokens are masked; stratified levels keep the spread small, and 4
-        # standard deviations above the mean almost no batch needs the fallback.
+        # Half of the tokens are masked on average; stratified levels keep the spread small,
+        # and 3 standard deviations above the mean one batch in a thousand needs the fallback.
         spread = math.sqrt(1 / (6 * self.length * c.batch_size))
-        apply_fn = self.apply_fn(min(1.0, 0.5 + 4 * spread) if self.model == "mdm" else None)
+        apply_fn = self.apply_fn(min(1.0, 0.5 + 3 * spread) if self.model == "mdm" else None)
         optimizer = training.make_optimizer(c.learning_rate, warmup_steps=c.warmup_steps)
         return training.create_state(apply_fn, params, optimizer, run_key, ema=self.model == "mdm")
 
@@ -213,8 +213,8 @@ class Task:
 
 def run(experiment: harness.Experiment, config: Config) -> None:
     """Trains what is missing, then reports."""
-    for length in config.lengths:
-        for model in config.models:
+    for model in config.models:
+        for length in config.lengths:
             for seeds in harness.seed_groups(config.seeds):
                 if not experiment.is_done(model=model, length=length, seed=seeds[-1]):
                     train_and_record(experiment, Task(model, length, config, len(seeds) > 1), seeds)

@@ -20,17 +20,17 @@ from experiments import harness, toy_reversal
 from experiments.harness import flag
 
 Order = Literal["random", "left_to_right", "right_to_left", "at_once"]
-INITS = {
-    "uniform": {},
-    "embed_unit": dict(embed_std=1.0),
-    "embed_small": dict(embed_std=0.02),
-    "bias_one": dict(norm_bias_init=1.0),
+INITS = {  # what differs from toy_reversal's defaults
+    "default": {},
+    "bias_zero": dict(norm_bias_init=0.0),
+    "bias_zero, embed_unit": dict(norm_bias_init=0.0, embed_std=1.0),
+    "bias_zero, embed_small": dict(norm_bias_init=0.0, embed_std=0.02),
     "head_zero": dict(head_init="zeros"),
-    "radd": dict(head_init="zeros", norm_bias_init=1.0),
+    "bias_zero, head_zero": dict(norm_bias_init=0.0, head_init="zeros"),
 }
 PRESETS = {
     "smoke": dict(length=3, seeds=[0], steps=20, eval_every=10, generations=2),
-    "quick": dict(seeds=[0], steps=500, eval_every=100, inits=["uniform", "head_zero"]),
+    "quick": dict(seeds=[0], steps=500, eval_every=100, inits=["default", "head_zero"]),
     "paper": {},
 }
 
@@ -78,7 +78,7 @@ def train_and_record(experiment, task, init: str, seeds: list[int], orders) -> N
             for order in orders
         }
 
-    name = f"{init}-seeds{'-'.join(map(str, seeds))}"
+    name = f"{init.replace(', ', '-')}-seeds{'-'.join(map(str, seeds))}"
     c = task.config
     steps = training.compile_scan(
         task.step(),

@@ -162,17 +162,25 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None, row: jax.Array | N
     """Zeroes a share `rate` of x and scales up the rest; the identity without a key.
 
     With `row`, integers of x's leading shape, the mask of a vector x[i] depends on
-    (key, row[i]) alone, so that a subset of rows meets the same mask as the whole.
+    (key, row[i]) alone, so that a subset of rows meets the same mask as the whole. The rate
+    is met to 2^-17: 16 random bits an entry halve the cost of drawing them.
     """
     if key is None or rate == 0:
         return x
+    drop_below = round(rate * 2**16)
     if row is None:
-        keep = jax.random.bernoulli(key, 1 - rate, x.shape)
+        bits = _bits16(key, x.size)
     else:
         keys = jax.vmap(lambda r: jax.random.fold_in(key, r))(row.ravel())
-        keep = jax.vmap(lambda k: jax.random.bernoulli(k, 1 - rate, x.shape[-1:]))(keys)
-        keep = keep.reshape(x.shape)
-    return jnp.where(keep, x / (1 - rate), jnp.zeros((), x.dtype))
+        bits = jax.vmap(lambda k: _bits16(k, x.shape[-1]))(keys)
+    scale = (bits.reshape(x.shape) >= drop_below).astype(x.dtype) / (1 - drop_below / 2**16)
+    return x * scale
+
+
+def _bits16(key: jax.Array, size: int) -> jax.Array:
+    """`size` uniform draws of uint16."""
+    words = jax.random.bits(key, ((size + 1) // 2,), jnp.uint32)
+    return jax.lax.bitcast_convert_type(words, jnp.uint16).ravel()[:size]
 
 
 class Attention(nn.Module):
