@@ -6,6 +6,7 @@ from dirasym.models.transformer import (
     attention_only,
     gpt2,
     make_apply_fn,
+    make_internals_fn,
     radd,
 )
 
@@ -15,5 +16,6 @@ __all__ = [
     "attention_only",
     "gpt2",
     "make_apply_fn",
+    "make_internals_fn",
     "radd",
 ]

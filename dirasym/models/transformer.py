@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -270,6 +271,28 @@ def make_apply_fn(model: Transformer) -> ApplyFn:
         )
 
     return apply_fn
+
+
+def make_internals_fn(model: Transformer) -> Callable[[Params, Any], dict[str, jax.Array]]:
+    """What the model sows, with a leading layer axis: (params, tokens_BL) -> arrays.
+
+    "scores" (raw) and "weights" (softmaxed) are [layers, B, N, L, S], "context" is
+    [layers, B, L, N, H].
+    """
+
+    def internals(params: Params, tokens_BL):
+        _, sown = model.apply({"params": params}, tokens_BL, mutable="intermediates")
+        sown = sown["intermediates"]
+        if model.config.scan_layers:
+            stacked = sown["blocks"]["block"]["attention"]
+        else:
+            names = [f"blocks_{layer}" for layer in range(model.config.num_layers)]
+            one_each = [sown[name]["attention"] for name in names]
+            stacked = jax.tree.map(lambda *x: jnp.stack(x), *one_each)
+        keys = {"scores": "scores_BNLS", "weights": "weights_BNLS", "context": "context_BLNH"}
+        return {key: stacked[name][0] for key, name in keys.items()}  # sow keeps tuples
+
+    return internals
 
 
 # ---------------------------------------------------------------------------------------

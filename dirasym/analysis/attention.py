@@ -1,0 +1,135 @@
+"""Attention from [M] to its context, forward and reverse: scores, correlation, weights.
+
+Appendix E.1 of arXiv 2602.02133. A model is given as `internals(params, tokens_EL)`, which
+returns what it sows: "scores" (raw qᵀ R k, before 1/√D and any mask) and "weights"
+(softmaxed), each [layers, E, heads, L, L]; see `models.make_internals_fn`.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dirasym.types import Array, Params
+
+Internals = Callable[[Params, Array], dict[str, jax.Array]]
+
+
+class AttentionTo(NamedTuple):
+    """What one position pays another in each row: [layers, heads, E] each."""
+
+    scores: jax.Array
+    weights: jax.Array
+
+
+def attention_to(
+    internals: Internals,
+    params: Params,
+    tokens_EL: Array,
+    query_E: Array,
+    key_E: Array,
+    *,
+    chunk_size: int = 512,
+) -> AttentionTo:
+    """Raw score and softmaxed weight from position query_E[e] to key_E[e] of every row."""
+
+    def one(row):
+        tokens_L, query, key = row
+        with jax.default_matmul_precision("highest"):
+            sown = internals(params, tokens_L[None])
+        return AttentionTo(*(sown[name][:, 0, :, query, key] for name in AttentionTo._fields))
+
+    rows = (jnp.asarray(tokens_EL), jnp.asarray(query_E), jnp.asarray(key_E))
+    taken = jax.lax.map(one, rows, batch_size=min(chunk_size, len(rows[0])))
+    return AttentionTo(*(jnp.moveaxis(x, 0, -1) for x in taken))
+
+
+def by_distance(values_E: Array, item_E: Array, distance_E: Array) -> np.ndarray:
+    """Mean value for each (item, distance): [..., items, D] for distances 1..D; NaN where none.
+
+    In a one-layer RoPE model the raw score depends on (letter, distance) alone and the mean
+    is over equal numbers; in deeper ones it averages over where the pair stands.
+    """
+    values_E, item_E, distance_E = map(np.asarray, (values_E, item_E, distance_E))
+    cell_E = item_E * distance_E.max() + distance_E - 1
+    num_cells = (item_E.max() + 1) * distance_E.max()
+    flat = values_E.reshape(-1, values_E.shape[-1]).astype(np.float64)
+    counts = np.bincount(cell_E, minlength=num_cells)
+    sums = np.stack([np.bincount(cell_E, row, minlength=num_cells) for row in flat])
+    with np.errstate(invalid="ignore"):
+        means = sums / counts
+    return means.reshape(*values_E.shape[:-1], item_E.max() + 1, distance_E.max())
+
+
+class DistanceCorrelation(NamedTuple):
+    """Pearson correlation of forward and reverse scores against the total distance.
+
+    Attributes:
+      total: [T], Δ₁+Δ₂ = 2..2D.
+      mean: [..., T], average over the pairs (Δ₁, Δ₂) of that total of the correlation over
+        items (letters).
+      low, high: 95% percentile interval of a bootstrap over items.
+    """
+
+    total: np.ndarray
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+def distance_correlation(
+    fwd_ID: np.ndarray, rev_ID: np.ndarray, *, resamples: int = 1000, seed: int = 0
+) -> DistanceCorrelation:
+    """Corr over items of S_fwd(item, Δ₁) and S_rev(item, Δ₂), by Δ₁+Δ₂.
+
+    Args:
+      fwd_ID, rev_ID: [..., items, D], from `by_distance`; leading axes are layers and heads.
+      resamples: of the bootstrap over items.
+      seed: of the bootstrap.
+
+    Raises:
+      ValueError: shapes that differ, or fewer than 3 items.
+    """
+    fwd_ID, rev_ID = np.asarray(fwd_ID, np.float64), np.asarray(rev_ID, np.float64)
+    if fwd_ID.shape != rev_ID.shape or fwd_ID.shape[-2] < 3:
+        raise ValueError(
+            "scores must be [..., items, D] with 3 items or more, alike forward and reverse, "
+            f"got {fwd_ID.shape} and {rev_ID.shape}"
+        )
+    items, distances = fwd_ID.shape[-2:]
+    total_DD = np.add.outer(np.arange(1, distances + 1), np.arange(1, distances + 1))
+    total = np.arange(2, 2 * distances + 1)
+
+    def by_total(counts_I):
+        """One correlation a total, items weighted by how often they were drawn."""
+        weight = counts_I / counts_I.sum()
+        centred = [
+            x - np.einsum("i,...id->...d", weight, x)[..., None, :] for x in (fwd_ID, rev_ID)
+        ]
+        covariance = np.einsum("i,...id,...ie->...de", weight, *centred)
+        spread = [np.sqrt(np.einsum("i,...id->...d", weight, x**2)) for x in centred]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            correlation = covariance / (spread[0][..., :, None] * spread[1][..., None, :])
+        return np.stack([correlation[..., total_DD == t].mean(axis=-1) for t in total], axis=-1)
+
+    rng = np.random.default_rng(seed)
+    draws = rng.multinomial(items, np.full(items, 1 / items), size=resamples)
+    boot = np.stack([by_total(counts) for counts in draws])
+    low, high = np.nanpercentile(boot, [2.5, 97.5], axis=0)
+    return DistanceCorrelation(total, by_total(np.ones(items)), low, high)
+
+
+def track_weights(
+    internals: Internals,
+    trajectory: Sequence[Params],
+    tokens_EL: Array,
+    query_E: Array,
+    key_E: Array,
+) -> np.ndarray:
+    """Mean softmaxed weight from query to key at each time: [times, layers, heads]."""
+    mean = jax.jit(
+        lambda params: attention_to(internals, params, tokens_EL, query_E, key_E).weights.mean(-1)
+    )
+    return np.stack([np.asarray(mean(params)) for params in trajectory])
