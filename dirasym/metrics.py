@@ -82,23 +82,15 @@ def target_probability(
     apply_fn: ApplyFn,
     params: Params,
     tokens_EL: Array,
-    position_E: Array,
     target_E: Array,
+    asked_EL: Array,
     *,
     excluded_id: int | None = None,
     bos_id: int | None = None,
 ) -> jax.Array:
-    """p(target | row) at one position of each row, see `probabilities`: float32 [E].
-
-    Under `bos_id`, rows that are equal are put to the model once: what a causal model says
-    at each position of a row comes from one pass.
-    """
-    tokens_EL, row_E = np.asarray(tokens_EL), np.arange(len(tokens_EL))
-    asked_EL = jnp.arange(tokens_EL.shape[1])[None] == jnp.asarray(position_E)[:, None]
-    if bos_id is not None:
-        tokens_EL, row_E = np.unique(tokens_EL, axis=0, return_inverse=True)
-        asked_EL = None
+    """p(target | row) at the asked positions, 0 elsewhere: float32 [E, L]; see `probabilities`."""
     p_ELV = probabilities(
         apply_fn, params, tokens_EL, asked_EL=asked_EL, excluded_id=excluded_id, bos_id=bos_id
     )
-    return p_ELV[row_E, jnp.asarray(position_E), jnp.asarray(target_E)]
+    p_EL = jnp.take_along_axis(p_ELV, jnp.asarray(target_E)[:, None, None], axis=-1)[..., 0]
+    return jnp.where(asked_EL, p_EL, 0.0)

@@ -136,14 +136,17 @@ def main(
     def absl_main(argv):
         del argv
         try:
-            try:
-                config = read_flags(config_type)
-            except ValueError as error:
-                raise UsageError(str(error)) from None
             if not FLAGS["verbosity"].present:
                 logging.set_verbosity(logging.WARNING)  # Orbax tells every rename
             _start_jax()
-            run(Experiment.open(name, config), config)
+            mesh = device_mesh()
+            try:
+                config = read_flags(config_type)
+                if mesh is not None and hasattr(config, "batch_size"):
+                    training.check_divisible(config.batch_size, mesh.size)
+            except ValueError as error:
+                raise UsageError(str(error)) from None
+            run(Experiment.open(name, config, mesh), config)
         except UsageError as error:
             _exit(2, f"error: {error}")
         except _Stopped as stopped:
@@ -215,7 +218,7 @@ def device_mesh() -> Mesh | None:
 def seed_groups(seeds: Sequence[int]) -> list[list[int]]:
     """Seeds that train as one program: all on an accelerator, one each on CPU."""
     together = FLAGS.seeds_together == "yes" or (
-        FLAGS.seeds_together == "auto" and jax.default_backend() != "cpu"
+        FLAGS.seeds_together == "auto" and jax.default_backend() != "cpu" and FLAGS.backend == "jit"
     )
     return [list(seeds)] if together else [[seed] for seed in seeds]
 
@@ -242,14 +245,16 @@ class Experiment:
     Attributes:
       workdir: holds config.json, results.jsonl, curves/, figures/, checkpoints/, report.md.
       exp_id: hash of the configuration.
+      mesh: devices that share each batch; None for the default device.
     """
 
     workdir: pathlib.Path
     exp_id: str
+    mesh: Mesh | None
     _stop: bool = False
 
     @classmethod
-    def open(cls, name: str, config: Any) -> "Experiment":
+    def open(cls, name: str, config: Any, mesh: Mesh | None) -> "Experiment":
         """Makes the directory or checks that it holds this configuration."""
         workdir = pathlib.Path(FLAGS.workdir or f"runs/{name}")
         # Through JSON and back, so that it compares equal to what a file holds.
@@ -268,8 +273,9 @@ class Experiment:
             reason = getattr(error, "strerror", None) or error
             raise UsageError(f"--workdir={workdir} cannot be used: {reason}") from None
         jax.config.update("jax_compilation_cache_dir", str((workdir / "compilation").absolute()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
         digest = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
-        experiment = cls(workdir, digest[:8])
+        experiment = cls(workdir, digest[:8], mesh)
         signal.signal(signal.SIGTERM, lambda *_: setattr(experiment, "_stop", True))
         return experiment
 

@@ -15,6 +15,7 @@ import math
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dirasym import decoding, metrics, models, objectives, training
@@ -120,7 +121,7 @@ class Task:
         c = self.config
         init_key, run_key = jax.random.split(jax.random.key(seed))
         network = models.Transformer(model_config(self.model, self.length, c))
-        params = network.init(init_key, np.zeros((1, self.length), np.int32))["params"]
+        params = jax.jit(network.init)(init_key, np.zeros((1, self.length), np.int32))["params"]
         # Half of the tokens are masked on average; stratified levels keep the spread small,
         # and 3 standard deviations above the mean one batch in a thousand needs the fallback.
         spread = math.sqrt(1 / (6 * self.length * c.batch_size))
@@ -139,61 +140,66 @@ class Task:
         )
         return functools.partial(training.train_step, objective=objective, ema_decay=c.ema_decay)
 
-    def generate(self, params, direction: str, key, order: str | None = None) -> jax.Array:
+    def generate(self, params, prompts: case_pairs.Queries, key, order: str = "") -> jax.Array:
         """Percent of generations that hold the letter asked for, over all letters."""
-        c, prompts = self.config, case_pairs.prompts(self.length, direction)
-        tokens_BL = np.repeat(prompts.tokens_EL, c.generations, axis=0)
-        ask = self.apply_fn(1 / self.length)
+        c = self.config
+        tokens_BL = jnp.repeat(prompts.tokens_EL, c.generations, axis=0)
+        order = order or c.order
+        ask = self.apply_fn(None if order == "at_once" else 1 / self.length)
         if self.model == "arm":
             output_BL = decoding.left_to_right(
                 ask, params, tokens_BL, key, prompt_length=1, bos_id=case_pairs.MASK, top_k=c.top_k
             )
         else:
-            order = order or c.order
-            at_once = order == "at_once"
             output_BL = decoding.unmask(
-                self.apply_fn(None) if at_once else ask,
+                ask,
                 params,
                 tokens_BL,
                 key,
                 mask_id=case_pairs.MASK,
                 top_k=c.top_k,
-                order="random" if at_once else order,
-                num_steps=1 if at_once else None,
+                order="random" if order == "at_once" else order,
+                num_steps=1 if order == "at_once" else None,
             )
-        target_B = np.repeat(prompts.target_E, c.generations)
+        target_B = jnp.repeat(prompts.target_E, c.generations)
         return 100 * metrics.generation_success(output_BL, target_B).mean()
 
-    def true_probability(self, params, direction: str) -> jax.Array:
+    def true_probability(self, params, queries: case_pairs.Queries) -> jax.Array:
         """Mean P(true token) over all placements (App. D.4)."""
+        q = queries
         if self.model == "arm":
-            q = case_pairs.prefix_queries(self.length, direction)
-            reading = dict(bos_id=case_pairs.MASK)
+            ask, reading = self.apply_fn(None), dict(bos_id=case_pairs.MASK)
         else:
-            q = case_pairs.mask_queries(self.length, direction)
-            reading = dict(excluded_id=case_pairs.MASK)
-        ask = self.apply_fn(1 / self.length if self.model == "mdm" else None)
-        # The barrier keeps XLA from folding these constants, minutes of work at L = 40.
-        position_E = jax.lax.optimization_barrier(jax.numpy.asarray(q.position_E))
-        p_E = metrics.target_probability(
-            ask, params, q.tokens_EL, position_E, q.target_E, **reading
+            ask, reading = self.apply_fn(1 / self.length), dict(excluded_id=case_pairs.MASK)
+        p_EL = metrics.target_probability(
+            ask, params, q.tokens_EL, q.target_E, q.asked_EL, **reading
         )
-        return p_E.mean()
+        return p_EL.sum() / q.asked_EL.sum()
 
     def evaluate(self, state: training.TrainState) -> dict[str, jax.Array]:
         """Both directions, for the raw weights and (MDM) their moving average."""
         weights = {"raw": state.params}
         if state.ema_params is not None:
             weights["ema"] = state.ema_params
-        key = jax.random.fold_in(state.key, training.EVAL_STREAM)
-        result = {}
-        for name, params in weights.items():
-            for number, direction in enumerate(("forward", "reverse")):
-                result[f"p_{direction}_{name}"] = self.true_probability(params, direction)
-                result[f"percent_{direction}_{name}"] = self.generate(
-                    params, direction, jax.random.fold_in(key, number)
-                )
-        return result
+        ask = case_pairs.prefix_queries if self.model == "arm" else case_pairs.mask_queries
+        prompts = _both(lambda direction: case_pairs.prompts(self.length, direction))
+        queries = _both(lambda direction: ask(self.length, direction))
+        keys = jax.random.split(jax.random.fold_in(state.key, training.EVAL_STREAM))
+
+        def of_weights(params):  # mapped, so that it is compiled once
+            return {
+                "p": jax.lax.map(lambda q: self.true_probability(params, q), queries),
+                "percent": jax.lax.map(lambda x: self.generate(params, *x), (prompts, keys)),
+            }
+
+        stacked = jax.tree.map(lambda *x: jnp.stack(x), *weights.values())
+        values = jax.lax.map(of_weights, stacked)
+        return {
+            f"{kind}_{direction}_{name}": values[kind][row, column]
+            for kind in values
+            for row, name in enumerate(weights)
+            for column, direction in enumerate(("forward", "reverse"))
+        }
 
     def reverse_panel(self, params) -> dict[str, jax.Array]:
         """Figure 11: at each position, P(the right lowercase) and the largest wrong P but `0`."""
@@ -209,6 +215,11 @@ class Task:
             "panel_right": (p_ELV * is_target_EV[:, None]).sum(-1).mean(0),
             "panel_wrong": (p_ELV * is_wrong_EV[:, None]).max(-1).mean(0),
         }
+
+
+def _both(queries):
+    """Queries of both directions with a leading axis for them."""
+    return jax.tree.map(lambda *x: np.stack(x), queries("forward"), queries("reverse"))
 
 
 def run(experiment: harness.Experiment, config: Config) -> None:
@@ -231,7 +242,7 @@ def train_and_record(experiment: harness.Experiment, task: Task, seeds: list[int
         num_steps=c.eval_every,
         batch_size=c.batch_size,
         backend=harness.FLAGS.backend,
-        mesh=harness.device_mesh(),
+        mesh=experiment.mesh,
         over_seeds=task.together,
     )
     state, history = experiment.train(

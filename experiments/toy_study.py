@@ -72,7 +72,9 @@ def train_and_record(experiment, task, init: str, seeds: list[int], orders) -> N
     def evaluate(state):
         key = jax.random.fold_in(state.key, training.EVAL_STREAM)
         return {
-            f"{direction}/{order}/{weights}": task.generate(params, direction, key, order)
+            f"{direction}/{order}/{weights}": task.generate(
+                params, case_pairs.prompts(task.length, direction), key, order
+            )
             for weights, params in (("raw", state.params), ("ema", state.ema_params))
             for direction in ("forward", "reverse")
             for order in orders
@@ -85,7 +87,7 @@ def train_and_record(experiment, task, init: str, seeds: list[int], orders) -> N
         num_steps=c.eval_every,
         batch_size=c.batch_size,
         backend=harness.FLAGS.backend,
-        mesh=harness.device_mesh(),
+        mesh=experiment.mesh,
         over_seeds=task.together,
     )
     _, history = experiment.train(

@@ -43,12 +43,14 @@ def _position_model(params, tokens):
 def test_target_probability_of_a_causal_model_reads_the_prefix_alone(direction):
     q = case_pairs.prefix_queries(5, direction)
     got = metrics.target_probability(
-        _position_model, {}, q.tokens_EL, q.position_E, q.target_E, bos_id=7
+        _position_model, {}, q.tokens_EL, q.target_E, q.asked_EL, bos_id=7
     )
-    for e in (0, 3, 100, 259):
-        prefix = np.concatenate([[7], q.tokens_EL[e, : q.position_E[e]]])
-        logits = _position_model({}, jnp.asarray(prefix)[None])[0, -1]
-        np.testing.assert_allclose(got[e], jax.nn.softmax(logits)[q.target_E[e]], rtol=1e-4)
+    assert (np.asarray(got) > 0).sum() == q.asked_EL.sum() == 26 * 10
+    for e in (0, 3, 50, 103):
+        for j in np.flatnonzero(q.asked_EL[e]):
+            prefix = np.concatenate([[7], q.tokens_EL[e, :j]])
+            logits = _position_model({}, jnp.asarray(prefix)[None])[0, -1]
+            np.testing.assert_allclose(got[e, j], jax.nn.softmax(logits)[q.target_E[e]], rtol=1e-4)
 
 
 def test_target_probability_of_a_masked_model_leaves_the_mask_out():
@@ -58,9 +60,9 @@ def test_target_probability_of_a_masked_model_leaves_the_mask_out():
         return jnp.zeros((*tokens.shape, case_pairs.VOCAB_SIZE))
 
     p = metrics.target_probability(
-        flat, {}, q.tokens_EL, q.position_E, q.target_E, excluded_id=case_pairs.MASK
+        flat, {}, q.tokens_EL, q.target_E, q.asked_EL, excluded_id=case_pairs.MASK
     )
-    np.testing.assert_allclose(p, 1 / (case_pairs.VOCAB_SIZE - 1), rtol=1e-6)
+    np.testing.assert_allclose(p[q.asked_EL], 1 / (case_pairs.VOCAB_SIZE - 1), rtol=1e-6)
 
 
 def test_proportion_error():

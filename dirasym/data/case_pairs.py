@@ -9,8 +9,7 @@ Two notions of direction live here, and are named apart:
                  forward query is `[M] B` (an order seen in training), the reverse `B [M]`.
 """
 
-import dataclasses
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -25,23 +24,32 @@ Direction = Literal["forward", "reverse"]
 _SYMBOLS = np.array([*"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0", "[M]"])
 
 
-@dataclasses.dataclass(frozen=True)
-class Queries:
-    """One prediction asked of a model per row.
+class Queries(NamedTuple):
+    """Rows put to a model, and what is asked of it there.
 
     Attributes:
       tokens_EL: int32 input sequences.
-      position_E: where the target is asked for.
+      context_E: position of the letter that is given.
+      asked_EL: bool, the positions at which the target is asked for.
       target_E: the true token there.
       letter_E: 0..25, which pair the row is about.
-      distance_E: |i - j|, tokens between target and context.
     """
 
     tokens_EL: np.ndarray
-    position_E: np.ndarray
+    context_E: np.ndarray
+    asked_EL: np.ndarray
     target_E: np.ndarray
     letter_E: np.ndarray
-    distance_E: np.ndarray
+
+    @property
+    def position_E(self) -> np.ndarray:
+        """The asked position, where a row has one."""
+        return np.argmax(self.asked_EL, axis=1)
+
+    @property
+    def distance_E(self) -> np.ndarray:
+        """Tokens between that position and the context."""
+        return np.abs(self.position_E - self.context_E)
 
 
 def placements(length: int) -> np.ndarray:
@@ -53,7 +61,8 @@ def placements(length: int) -> np.ndarray:
 
 def training_set(length: int) -> np.ndarray:
     """Every forward placement of every letter: int32 [26·L(L-1)/2, L], letter-major."""
-    return _place(length, first=LOWER, second=UPPER).tokens_EL
+    letter_E, i_E, j_E = _letters_and_places(length)
+    return _sequences(length, (i_E, LOWER[letter_E]), (j_E, UPPER[letter_E]))
 
 
 def mask_queries(length: int, direction: Direction) -> Queries:
@@ -63,22 +72,36 @@ def mask_queries(length: int, direction: Direction) -> Queries:
     uppercase at j < i. The target at `[M]` is the lowercase letter, in both. Row e of
     the two directions is the same letter with the same two positions.
     """
-    mask = np.full(NUM_LETTERS, MASK)
-    if _is_forward(direction):
-        return _place(length, first=mask, second=UPPER, target=LOWER, target_is="first")
-    return _place(length, first=UPPER, second=mask, target=LOWER, target_is="second")
+    letter_E, first_E, second_E = _letters_and_places(length)
+    mask_E, context_E = (first_E, second_E) if _is_forward(direction) else (second_E, first_E)
+    return Queries(
+        tokens_EL=_sequences(length, (mask_E, MASK), (context_E, UPPER[letter_E])),
+        context_E=context_E,
+        asked_EL=np.arange(length) == mask_E[:, None],
+        target_E=LOWER[letter_E].astype(np.int32),
+        letter_E=letter_E,
+    )
 
 
 def prefix_queries(length: int, direction: Direction) -> Queries:
-    """The same probe for a left-to-right model, which reads only what stands before the target.
+    """The same placements for a model that reads only what stands before the target.
 
-    Generation's directions: forward asks for the uppercase at j given the prefix that
-    holds the lowercase at i < j; reverse asks for the lowercase given the uppercase
-    before it. Tokens at and after `position_E` are zeros, and are not to be read.
+    Generation's directions: forward asks for the uppercase at every j behind the lowercase
+    at i, reverse for the lowercase behind the uppercase. A row is one (letter, i), followed
+    by zeros; position j of it is read from the tokens before j, which is the cropped prompt
+    of App. D.4.
     """
-    context, target = (LOWER, UPPER) if _is_forward(direction) else (UPPER, LOWER)
-    pad = np.full(NUM_LETTERS, PAD)
-    return _place(length, first=context, second=pad, target=target, target_is="second")
+    given, target = (LOWER, UPPER) if _is_forward(direction) else (UPPER, LOWER)
+    placements(length)  # the same check of the length
+    letter_E = np.repeat(LOWER, length - 1).astype(np.int32)
+    context_E = np.tile(np.arange(length - 1), NUM_LETTERS).astype(np.int32)
+    return Queries(
+        tokens_EL=_sequences(length, (context_E, given[letter_E])),
+        context_E=context_E,
+        asked_EL=np.arange(length) > context_E[:, None],
+        target_E=target[letter_E].astype(np.int32),
+        letter_E=letter_E,
+    )
 
 
 def prompts(length: int, direction: Direction, fill: int = MASK) -> Queries:
@@ -86,12 +109,17 @@ def prompts(length: int, direction: Direction, fill: int = MASK) -> Queries:
 
     Generation succeeds if `target_E` appears anywhere in the output.
     """
-    placements(length)  # the same check of the length
+    placements(length)
     given, target = (LOWER, UPPER) if _is_forward(direction) else (UPPER, LOWER)
     tokens_EL = np.full((NUM_LETTERS, length), fill, np.int32)
     tokens_EL[:, 0] = given
-    zeros_E = np.zeros(NUM_LETTERS, np.int32)
-    return Queries(tokens_EL, zeros_E, target.astype(np.int32), LOWER.astype(np.int32), zeros_E)
+    return Queries(
+        tokens_EL=tokens_EL,
+        context_E=np.zeros(NUM_LETTERS, np.int32),
+        asked_EL=np.broadcast_to(np.arange(length) > 0, tokens_EL.shape),
+        target_E=target.astype(np.int32),
+        letter_E=LOWER.astype(np.int32),
+    )
 
 
 def to_text(tokens: np.ndarray) -> list[str]:
@@ -105,14 +133,17 @@ def _is_forward(direction: Direction) -> bool:
     return direction == "forward"
 
 
-def _place(length, first, second, target=LOWER, target_is="first") -> Queries:
-    """Rows with `first[letter]` at i and `second[letter]` at j, for all letters and i < j."""
+def _letters_and_places(length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(letter, i, j) of every letter at every placement, letter-major."""
     places_P2 = placements(length)
     letter_E = np.repeat(LOWER, len(places_P2)).astype(np.int32)
     i_E, j_E = np.tile(places_P2, (NUM_LETTERS, 1)).T
-    row_E = np.arange(len(letter_E))
-    tokens_EL = np.full((len(letter_E), length), PAD, np.int32)
-    tokens_EL[row_E, i_E] = first[letter_E]
-    tokens_EL[row_E, j_E] = second[letter_E]
-    position_E = i_E if target_is == "first" else j_E
-    return Queries(tokens_EL, position_E, target[letter_E].astype(np.int32), letter_E, j_E - i_E)
+    return letter_E, i_E, j_E
+
+
+def _sequences(length: int, *placed: tuple[np.ndarray, np.ndarray | int]) -> np.ndarray:
+    """Rows of zeros with tokens put at positions: each of `placed` is (position_E, token_E)."""
+    tokens_EL = np.full((len(placed[0][0]), length), PAD, np.int32)
+    for position_E, token_E in placed:
+        tokens_EL[np.arange(len(tokens_EL)), position_E] = token_E
+    return tokens_EL

@@ -37,15 +37,21 @@ def test_mask_queries_hide_the_lowercase_of_both_orders(length):
         assert {tuple(row) for row in filled} == _brute_force(length, reverse)
         assert (q.target_E < 26).all() and (q.target_E == q.letter_E).all()
         context = np.argmax((q.tokens_EL >= 26) & (q.tokens_EL < 52), axis=1)
+        np.testing.assert_array_equal(context, q.context_E)
         np.testing.assert_array_equal(np.abs(context - q.position_E), q.distance_E)
+        assert (q.asked_EL.sum(axis=1) == 1).all()
 
 
-def test_prefix_queries_show_the_context_before_the_target_and_zeros_after():
-    for direction, context in (("forward", cp.LOWER), ("reverse", cp.UPPER)):
+def test_prefix_queries_show_the_context_and_zeros_after_it():
+    for direction, given in (("forward", cp.LOWER), ("reverse", cp.UPPER)):
         q = cp.prefix_queries(4, direction)
-        for row, position, letter in zip(q.tokens_EL, q.position_E, q.letter_E, strict=True):
-            assert set(row[position:]) == {cp.PAD}
-            assert sorted(row[:position])[0] == context[letter] or context[letter] in row[:position]
+        assert len({tuple(row) for row in q.tokens_EL}) == len(q.tokens_EL) == 26 * 3
+        for row, context, asked, letter in zip(
+            q.tokens_EL, q.context_E, q.asked_EL, q.letter_E, strict=True
+        ):
+            assert row[context] == given[letter]
+            assert set(np.delete(row, context)) == {cp.PAD}
+            np.testing.assert_array_equal(np.flatnonzero(asked), np.arange(context + 1, 4))
         assert (q.target_E == q.letter_E + (26 if direction == "forward" else 0)).all()
 
 
