@@ -29,7 +29,7 @@ def rotation(delta: Array | float, head_dim: int, *, angles: Array | None = None
     Coordinates are interleaved, plane s being (2s, 2s+1), as the theory is written.
     """
     xp, angles = _namespace(delta), _angles(head_dim, angles)
-    turn = xp.asarray(delta)[..., None] * angles
+    turn = _turns(xp, delta, angles)
     eye = xp.repeat(xp.repeat(np.eye(head_dim // 2), 2, axis=-2), 2, axis=-1)
     cos, sin = (xp.repeat(f(turn), 2, axis=-1)[..., None] for f in (xp.cos, xp.sin))
     sign = np.array([[0.0, -1.0], [1.0, 0.0]])
@@ -41,7 +41,7 @@ def rotation(delta: Array | float, head_dim: int, *, angles: Array | None = None
 def trace(delta: Array | float, head_dim: int, *, angles: Array | None = None) -> Array:
     """(1/D) Tr R(Δ) = (2/D) Σ_s cos(Δ θ_s), for Δ of any shape."""
     xp, angles = _namespace(delta), _angles(head_dim, angles)
-    return xp.cos(xp.asarray(delta)[..., None] * angles).mean(axis=-1)
+    return xp.cos(_turns(xp, delta, angles)).mean(axis=-1)
 
 
 def trace_bound(delta: Array | float, head_dim: int, *, angles: Array | None = None) -> Array:
@@ -98,7 +98,9 @@ def conditional_correlation(
         raise ValueError(f"rho has {rho.shape[-1]} planes and w has {w.shape[-1]}")
     if not isinstance(rho, jax.core.Tracer) and not ((rho >= 0) & (rho <= 1)).all():
         raise ValueError("rho must be in [0, 1] (assumption A2)")
-    fwd, rev = (xp.asarray(d)[..., None] * angles for d in (delta_fwd, delta_rev))
+    fwd, rev = (_turns(xp, d, angles) for d in (delta_fwd, delta_rev))
+    shape = np.broadcast_shapes(w.shape, rho.shape, fwd.shape, rev.shape)
+    w, rho, fwd, rev = (xp.broadcast_to(x, shape) for x in (w, rho, fwd, rev))
     covariance = (w * (xp.cos(fwd + rev) + rho * xp.cos(fwd - rev))).sum(-1)
     variances = [(w * (1 + rho * xp.cos(2 * turn))).sum(-1) for turn in (fwd, rev)]
     return covariance / xp.sqrt(variances[0] * variances[1])
@@ -116,7 +118,7 @@ def cantelli_lower_bound(
       ValueError: `threshold` outside (0, E], where Cantelli's inequality says nothing.
     """
     delta = np.asarray(delta, np.float64)
-    cos = np.cos(2 * delta[..., None] * _angles(head_dim, angles))
+    cos = np.cos(_turns(np, 2 * delta, _angles(head_dim, angles)))
     mean = cos.mean(axis=-1)
     variance = ((cos**2).mean(axis=-1) - mean**2) / (head_dim // 2 + 1)
     threshold = np.asarray(threshold, np.float64)
@@ -179,6 +181,11 @@ def monte_carlo_correlation(
 
 def _namespace(*values):
     return jnp if any(isinstance(value, jax.Array) for value in values) else np
+
+
+def _turns(xp, delta: Array | float, angles: Array) -> Array:
+    """Δ·θ_s: [..., D/2]."""
+    return xp.tensordot(xp.asarray(delta), xp.asarray(angles), axes=0)
 
 
 def _angles(head_dim: int, angles: Array | None) -> Array:

@@ -367,15 +367,33 @@ def check_corollary_b2(
         return jax.vmap(lambda p: check(p))(params)
     kwargs = dict(angles=angles, pairing=pairing)
     b1 = theorem_b1(params, delta_fwd, delta_rev, target, **kwargs)
-    squares = [theorem_norms(b1, query, params) for query in (b1.fwd, b1.rev)]
+    norms = [jnp.sqrt(theorem_norms(b1, query, params).total) for query in (b1.fwd, b1.rev)]
+    # Signs of factors, where the products themselves may underflow.
+    aligned = _sign(b1.fwd.u, b1.rev.u)
+    margins = jnp.sign(b1.fwd.mu) * jnp.sign(b1.rev.mu)
+    betas = jnp.sign(b1.fwd.beta) * jnp.sign(b1.rev.beta)
+    weights = jnp.sign(b1.fwd.alpha) * jnp.sign(b1.rev.alpha)
     return CorollaryB2(
         non_saturated=(b1.fwd.e[target] < 0) & (b1.rev.e[target] < 0),
-        signals_aligned=b1.fwd.u @ b1.rev.u > 0,
-        margins_agree=jnp.sign(b1.fwd.mu) * jnp.sign(b1.rev.mu) > 0,
+        signals_aligned=aligned > 0,
+        margins_agree=margins > 0,
         rope_positive=(b1.k_R_k > 0) & (b1.q_R_q > 0),
-        signs=Blocks(*(jnp.sign(x).astype(int) for x in b1.inner)),
+        signs=Blocks(
+            W_Q=margins * betas * jnp.sign(b1.k_R_k),
+            W_K=margins * betas * jnp.sign(b1.q_R_q),
+            W_V=aligned * weights,
+            W_O=_sign(b1.fwd.e, b1.rev.e) * weights,
+        ),
         total=b1.inner.total,
-        cosine=b1.inner.total / jnp.sqrt(squares[0].total * squares[1].total),
+        cosine=b1.inner.total / (norms[0] * norms[1]),
+    )
+
+
+def _sign(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Sign of ⟨x, y⟩, whatever the vectors' sizes."""
+    sizes = [jnp.abs(v).max() for v in (x, y)]
+    return jnp.sign(
+        (x / jnp.where(sizes[0] > 0, sizes[0], 1)) @ (y / jnp.where(sizes[1] > 0, sizes[1], 1))
     )
 
 
@@ -406,7 +424,8 @@ def error_alignment(p: Array, q: Array, target: Array | int) -> ErrorAlignment:
         ⟨e(p), e(q)⟩ ≥ (1−p_A)(1−q_A)  and  cos ∠(e(p), e(q)) ≥ 1/2,
 
     without its "typical configurations": Σ_{t≠A} p_t² ≤ (1−p_A)², so ‖e(p)‖² ≤ 2(1−p_A)².
-    Equality at p, q that put the rest of their mass on different single tokens.
+    Equality at p, q that put the rest of their mass on different single tokens. NaN where
+    p_A or q_A is 1.
 
     Args:
       p, q: [..., V], rows that sum to 1. The mass off A is read from the other entries, which
@@ -415,14 +434,17 @@ def error_alignment(p: Array, q: Array, target: Array | int) -> ErrorAlignment:
     """
     is_target = jnp.arange(jnp.shape(p)[-1]) == target
 
-    def error(x):
+    def split(x):
+        """1 − x_A, and the other entries as shares of it."""
         others = jnp.where(is_target, 0.0, jnp.asarray(x))
-        return jnp.where(is_target, -others.sum(-1, keepdims=True), others)
+        rest = others.sum(-1)
+        return rest, others / rest[..., None]
 
-    e_p, e_q = error(p), error(q)
-    inner = (e_p * e_q).sum(-1)
-    norms = jnp.linalg.norm(e_p, axis=-1) * jnp.linalg.norm(e_q, axis=-1)
-    return ErrorAlignment(inner, e_p[..., target] * e_q[..., target], inner / norms)
+    (rest_p, share_p), (rest_q, share_q) = split(p), split(q)
+    product = 1 + (share_p * share_q).sum(-1)
+    norms = [jnp.sqrt(1 + (share**2).sum(-1)) for share in (share_p, share_q)]
+    bound = rest_p * rest_q
+    return ErrorAlignment(bound * product, bound, product / (norms[0] * norms[1]))
 
 
 class DriftSimulation(NamedTuple):
