@@ -18,7 +18,7 @@ import numpy as np
 
 from dirasym import checkpoints, report, training
 from dirasym.data import case_pairs
-from experiments import harness, toy_reversal
+from experiments import harness, toy_task
 from experiments.harness import flag
 
 PRESETS = {"smoke": dict(lengths=[4], rounds=1), "quick": {}, "paper": {}}
@@ -74,8 +74,8 @@ def alternate(contenders: dict[str, Callable[[], object]], rounds: int) -> dict[
 
 def _jax_steps(length: int, config: Config, skip: bool) -> Callable[[], object]:
     """The experiment's own step, as it runs it: many in one dispatch."""
-    toy = toy_reversal.Config(lengths=(length,), batch_size=config.batch_size)
-    task = toy_reversal.Task("mdm", length, toy, together=False)
+    toy = toy_task.Config(lengths=(length,), batch_size=config.batch_size)
+    task = toy_task.Task("mdm", length, toy, together=False)
     state = task.state(seed=0)
     if not skip:
         state = state.replace(apply_fn=task.apply_fn(None))

@@ -25,7 +25,16 @@ def write(experiment: harness.Experiment, config, paper: dict) -> None:
         report.save_figure(_reverse_panel(curves, config), figures, "reverse_panel"),
     ]
     table = report.table(
-        ["L", "model", "direction", "paper %", "ours %", "each seed", "raw weights %"],
+        [
+            "L",
+            "model",
+            "direction",
+            "paper %",
+            f"ours %, step {config.report_step}",
+            "each seed",
+            "raw weights",
+            f"ours %, step {config.steps}",
+        ],
         _table_rows(results, config, paper),
     )
     error = 100 * metrics.proportion_error(0.5, 26 * config.generations)
@@ -35,7 +44,7 @@ def write(experiment: harness.Experiment, config, paper: dict) -> None:
         "Accuracy in percent: mean over seeds ± 95 % Student interval. MDM: moving average of "
         f"the weights; ARM: raw weights. {config.generations} generations a letter and "
         f"direction, so sampling adds a standard error of at most {error:.1f} to each seed. "
-        f"{config.steps} steps of batch {config.batch_size}.\n\n"
+        f"Batch {config.batch_size}.\n\n"
         + "\n".join(f"![{path.stem}](figures/{path.name})" for path in paths)
         + "\n"
     )
@@ -51,9 +60,8 @@ def _load_curves(experiment, model, length, seeds):
     for path in sorted((experiment.workdir / "curves").glob(f"L{length}-{model}-seeds*.npz")):
         with np.load(path) as file:
             groups.append(dict(file))
-    seed_axis = {"panel_right": 0, "panel_wrong": 0}
     merged = {
-        key: np.concatenate([group[key] for group in groups], axis=seed_axis.get(key, 1))
+        key: np.concatenate([group[key] for group in groups], axis=1)
         for key in groups[0]
         if key not in ("eval_step", "wall_time_sec")
     }
@@ -66,7 +74,10 @@ def _table_rows(results, config, paper):
             lines = report.select(results, model=model, length=length)
             for number, direction in enumerate(("forward", "reverse")):
                 values = [line[f"{direction}_percent"] for line in lines]
-                raw = metrics.student_interval([x[f"percent_{direction}_raw"] for x in lines])
+                raw, final = (
+                    metrics.student_interval([line[key] for line in lines])
+                    for key in (f"percent_{direction}_raw", f"final_{direction}_percent")
+                )
                 published = paper.get(length)
                 yield [
                     length,
@@ -76,6 +87,7 @@ def _table_rows(results, config, paper):
                     report.with_interval(*metrics.student_interval(values)),
                     ", ".join(f"{value:.1f}" for value in values),
                     report.with_interval(*raw) if model == "mdm" else "",
+                    report.with_interval(*final),
                 ]
 
 
@@ -162,11 +174,14 @@ def _reverse_panel(curves, config):
         for column, length in enumerate(config.lengths):
             ax, position = axes[row, column], np.arange(1, length)
             c = curves[model, length]
+            weights = "ema" if model == "mdm" else "raw"
+            moment = config.report_step // config.eval_every
             for key, label, color in (
                 ("panel_right", "right lowercase", "tab:red"),
                 ("panel_wrong", "largest wrong, `0` apart", "black"),
             ):
-                report.plot_seeds(ax, position, c[key].T[1:], label, color=color, marker=".")
+                values_LS = c[f"{key}_{weights}"][moment].T[1:]
+                report.plot_seeds(ax, position, values_LS, label, color=color, marker=".")
             ax.set(title=f"{model.upper()}, L = {length}", xlabel="position", ylabel="probability")
             ax.set_ylim(bottom=0)
             ax.legend(fontsize="small")

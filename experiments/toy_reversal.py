@@ -9,23 +9,15 @@ Cost      quick: L = 10, 2 seeds, 500 steps of batch 128; under 3 minutes on 2 C
 Expected  MDM forward > 90 %, reverse 30 to 65 %; ARM reverse 0 %.
 """
 
-import dataclasses
-import functools
-import math
-from typing import Literal
-
-import jax
-import jax.numpy as jnp
-import numpy as np
-
-from dirasym import decoding, metrics, models, objectives, training
-from dirasym.data import case_pairs
-from experiments import harness, toy_report
-from experiments.harness import flag
+from experiments import harness, toy_report, toy_task
 
 PRESETS = {
-    "smoke": dict(lengths=[4], seeds=[0], steps=40, eval_every=20, width=32, generations=5),
-    "quick": dict(lengths=[10], seeds=[0, 1], steps=500, eval_every=100, batch_size=128),
+    "smoke": dict(
+        lengths=[4], seeds=[0], steps=40, eval_every=20, report_step=40, width=32, generations=5
+    ),
+    "quick": dict(
+        lengths=[10], seeds=[0, 1], steps=500, eval_every=100, report_step=500, batch_size=128
+    ),
     "paper": dict(lengths=[10, 20, 30, 40]),
 }
 # Table 2: accuracy in percent, mean of 3 seeds: (MDM forward, reverse, ARM forward, reverse).
@@ -37,239 +29,40 @@ PAPER_TABLE_2 = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """One flag a field."""
-
-    lengths: tuple[int, ...] = flag((10,), "Sequence lengths L.")
-    seeds: tuple[int, ...] = flag((0, 1, 2), "One run each.")
-    models: tuple[Literal["mdm", "arm"], ...] = flag(("mdm", "arm"), "Which to train.")
-    steps: int = flag(3000, "Train steps.", 1)
-    eval_every: int = flag(250, "Steps between evaluations (and checkpoints).", 1)
-    batch_size: int = flag(256, "Sequences a step.", 1)
-    width: int = flag(256, "Width of the residual stream.", 2)
-    layers: int = flag(1, "Transformer layers.", 1)
-    positions: Literal["rope", "alibi", "sinusoidal", "learned", "none"] = flag(
-        "rope", "How positions enter the MDM."
-    )
-    learning_rate: float = flag(3e-4, "Adam's, after warm-up.", 0)
-    warmup_steps: int = flag(1000, "Steps of linear warm-up.", 0)
-    dropout: float = flag(0.02, "Dropout rate.", 0)
-    ema_decay: float = flag(0.9999, "Moving average of the MDM's weights.", 0)
-    weighting: Literal["lambda", "t", "k"] = flag("lambda", "Form of the MDM's DCE loss.")
-    head_init: Literal["as_init", "zeros"] = flag("as_init", "Start of the MDM's output head.")
-    embed_std: float = flag(0.0, "Start of the MDM's embedding: N(0, std²); 0: U(±1/√width).", 0)
-    norm_bias_init: float = flag(1.0, "Start of the MDM's LayerNorm biases (1 in RADD's code).")
-    order: Literal["random", "left_to_right", "right_to_left", "at_once"] = flag(
-        "random", "Order in which the MDM reveals positions."
-    )
-    generations: int = flag(100, "Sampled per letter and direction, at every evaluation.", 1)
-    top_k: int = flag(3, "Sample among the most probable k.", 1)
-
-    def __post_init__(self):
-        for length in self.lengths:
-            case_pairs.placements(length)
-            model_config("mdm", length, self)
-        if self.steps % self.eval_every:
-            raise ValueError(
-                f"--steps={self.steps} is not a multiple of --eval_every={self.eval_every}"
-            )
-
-
-def model_config(model: str, length: int, config: Config) -> models.TransformerConfig:
-    """RADD (MDM) or GPT-2 (ARM) with one head, as in App. D.2 but for what flags change."""
-    size = dict(
-        vocab_size=case_pairs.VOCAB_SIZE,
-        num_layers=config.layers,
-        num_heads=1,
-        width=config.width,
-        max_len=length,
-    )
-    if model == "arm":
-        return models.gpt2(dropout=config.dropout, **size)
-    return models.radd(
-        positions=config.positions,
-        embed_std=config.embed_std or None,
-        dropout=config.dropout,
-        head_init=config.head_init,
-        norm_bias_init=config.norm_bias_init,
-        **size,
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """One model at one length: how it is trained and how it is asked."""
-
-    model: str
-    length: int
-    config: Config
-    together: bool  # seeds share a program
-
-    def apply_fn(self, scored_fraction: float | None):
-        """The model as an ApplyFn that computes about that share of the positions."""
-        return models.make_apply_fn(
-            models.Transformer(
-                model_config(self.model, self.length, self.config),
-                scored_fraction=scored_fraction,
-                vmap_axis=training.SEED_AXIS if self.together else None,
-            )
-        )
-
-    def state(self, seed: int) -> training.TrainState:
-        """Step 0 of one seed."""
-        c = self.config
-        init_key, run_key = jax.random.split(jax.random.key(seed))
-        network = models.Transformer(model_config(self.model, self.length, c))
-        params = jax.jit(network.init)(init_key, np.zeros((1, self.length), np.int32))["params"]
-        # Half of the tokens are masked on average; stratified levels keep the spread small,
-        # and 3 standard deviations above the mean one batch in a thousand needs the fallback.
-        spread = math.sqrt(1 / (6 * self.length * c.batch_size))
-        apply_fn = self.apply_fn(min(1.0, 0.5 + 3 * spread) if self.model == "mdm" else None)
-        optimizer = training.make_optimizer(c.learning_rate, warmup_steps=c.warmup_steps)
-        return training.create_state(apply_fn, params, optimizer, run_key, ema=self.model == "mdm")
-
-    def step(self):
-        """state, batch -> state, metrics."""
-        c = self.config
-        if self.model == "arm":
-            objective = functools.partial(objectives.next_token, bos_id=case_pairs.MASK)
-            return functools.partial(training.train_step, objective=objective)
-        objective = functools.partial(
-            objectives.masked_diffusion, mask_id=case_pairs.MASK, weighting=c.weighting
-        )
-        return functools.partial(training.train_step, objective=objective, ema_decay=c.ema_decay)
-
-    def generate(self, params, prompts: case_pairs.Queries, key, order: str = "") -> jax.Array:
-        """Percent of generations that hold the letter asked for, over all letters."""
-        c = self.config
-        tokens_BL = jnp.repeat(prompts.tokens_EL, c.generations, axis=0)
-        order = order or c.order
-        ask = self.apply_fn(None if order == "at_once" else 1 / self.length)
-        if self.model == "arm":
-            output_BL = decoding.left_to_right(
-                ask, params, tokens_BL, key, prompt_length=1, bos_id=case_pairs.MASK, top_k=c.top_k
-            )
-        else:
-            output_BL = decoding.unmask(
-                ask,
-                params,
-                tokens_BL,
-                key,
-                mask_id=case_pairs.MASK,
-                top_k=c.top_k,
-                order="random" if order == "at_once" else order,
-                num_steps=1 if order == "at_once" else None,
-            )
-        target_B = jnp.repeat(prompts.target_E, c.generations)
-        return 100 * metrics.generation_success(output_BL, target_B).mean()
-
-    def true_probability(self, params, queries: case_pairs.Queries) -> jax.Array:
-        """Mean P(true token) over all placements (App. D.4)."""
-        q = queries
-        if self.model == "arm":
-            ask, reading = self.apply_fn(None), dict(bos_id=case_pairs.MASK)
-        else:
-            ask, reading = self.apply_fn(1 / self.length), dict(excluded_id=case_pairs.MASK)
-        p_EL = metrics.target_probability(
-            ask, params, q.tokens_EL, q.target_E, q.asked_EL, **reading
-        )
-        return p_EL.sum() / q.asked_EL.sum()
-
-    def evaluate(self, state: training.TrainState) -> dict[str, jax.Array]:
-        """Both directions, for the raw weights and (MDM) their moving average."""
-        weights = {"raw": state.params}
-        if state.ema_params is not None:
-            weights["ema"] = state.ema_params
-        ask = case_pairs.prefix_queries if self.model == "arm" else case_pairs.mask_queries
-        prompts = _both(lambda direction: case_pairs.prompts(self.length, direction))
-        queries = _both(lambda direction: ask(self.length, direction))
-        keys = jax.random.split(jax.random.fold_in(state.key, training.EVAL_STREAM))
-
-        def of_weights(params):  # mapped, so that it is compiled once
-            return {
-                "p": jax.lax.map(lambda q: self.true_probability(params, q), queries),
-                "percent": jax.lax.map(lambda x: self.generate(params, *x), (prompts, keys)),
-            }
-
-        stacked = jax.tree.map(lambda *x: jnp.stack(x), *weights.values())
-        values = jax.lax.map(of_weights, stacked)
-        return {
-            f"{kind}_{direction}_{name}": values[kind][row, column]
-            for kind in values
-            for row, name in enumerate(weights)
-            for column, direction in enumerate(("forward", "reverse"))
-        }
-
-    def reverse_panel(self, params) -> dict[str, jax.Array]:
-        """Figure 11: at each position, P(the right lowercase) and the largest wrong P but `0`."""
-        prompts = case_pairs.prompts(self.length, "reverse")
-        tokens_EL, reading = prompts.tokens_EL, dict(excluded_id=case_pairs.MASK)
-        if self.model == "arm":  # it reads the uppercase and then zeros, the likeliest tokens
-            tokens_EL = np.where(tokens_EL == case_pairs.MASK, case_pairs.PAD, tokens_EL)
-            reading = dict(bos_id=case_pairs.MASK)
-        p_ELV = metrics.probabilities(self.apply_fn(None), params, tokens_EL, **reading)
-        is_target_EV = np.arange(case_pairs.VOCAB_SIZE) == prompts.target_E[:, None]
-        is_wrong_EV = ~is_target_EV & (np.arange(case_pairs.VOCAB_SIZE) != case_pairs.PAD)
-        return {
-            "panel_right": (p_ELV * is_target_EV[:, None]).sum(-1).mean(0),
-            "panel_wrong": (p_ELV * is_wrong_EV[:, None]).max(-1).mean(0),
-        }
-
-
-def _both(queries):
-    """Queries of both directions with a leading axis for them."""
-    return jax.tree.map(lambda *x: np.stack(x), queries("forward"), queries("reverse"))
-
-
-def run(experiment: harness.Experiment, config: Config) -> None:
+def run(experiment: harness.Experiment, config: toy_task.Config) -> None:
     """Trains what is missing, then reports."""
     for model in config.models:
         for length in config.lengths:
             for seeds in harness.seed_groups(config.seeds):
                 if not experiment.is_done(model=model, length=length, seed=seeds[-1]):
-                    train_and_record(experiment, Task(model, length, config, len(seeds) > 1), seeds)
+                    train_and_record(
+                        experiment, toy_task.Task(model, length, config, len(seeds) > 1), seeds
+                    )
     toy_report.write(experiment, config, PAPER_TABLE_2)
 
 
-def train_and_record(experiment: harness.Experiment, task: Task, seeds: list[int]) -> None:
+def train_and_record(experiment: harness.Experiment, task: toy_task.Task, seeds: list[int]) -> None:
     """One group of seeds, from its checkpoint to its result lines."""
     c = task.config
     name = f"L{task.length}-{task.model}-seeds{'-'.join(map(str, seeds))}"
-    state = harness.stack_seeds([task.state(seed) for seed in seeds], task.together)
-    steps = training.compile_scan(
-        task.step(),
-        num_steps=c.eval_every,
-        batch_size=c.batch_size,
-        backend=harness.FLAGS.backend,
-        mesh=experiment.mesh,
-        over_seeds=task.together,
-    )
-    state, history = experiment.train(
-        name,
-        state,
-        steps,
-        {"tokens_BL": case_pairs.training_set(task.length)},
-        num_steps=c.steps,
-        steps_per_call=c.eval_every,
-        evaluate=harness.over_seeds(task.evaluate, task.together),
-    )
+    history = task.train(experiment, name, seeds, task.evaluate)
+    experiment.save_curves(name, history)
     headline = "ema" if task.model == "mdm" else "raw"
-    best = state.ema_params if headline == "ema" else state.params
-    panel = harness.over_seeds(task.reverse_panel, task.together)(best)
-    experiment.save_curves(name, history | jax.device_get(panel))
     lines = []
     for place, seed in enumerate(seeds):
         line = {"model": task.model, "length": task.length, "seed": seed, "weights": headline}
-        last = {key: float(x[-1, place]) for key, x in history.items() if x.ndim == 2}
-        for direction in ("forward", "reverse"):
-            line[f"{direction}_percent"] = last[f"percent_{direction}_{headline}"]
-        line |= {key: x for key, x in last.items() if key.startswith(("p_", "percent_"))}
-        line["final_loss"] = last["loss"]
+        for moment, step in (("", c.report_step), ("final_", c.steps)):
+            row = step // c.eval_every
+            for key, x in history.items():
+                if key.startswith(("p_", "percent_")):
+                    line[f"{moment}{key}"] = float(x[row, place])
+            line[f"{moment}forward_percent"] = line[f"{moment}percent_forward_{headline}"]
+            line[f"{moment}reverse_percent"] = line[f"{moment}percent_reverse_{headline}"]
+        line["final_loss"] = float(history["loss"][-1, place])
         line["run_wall_time_sec"] = float(history["wall_time_sec"])
         lines.append(line)
     experiment.record(lines, keys=("model", "length", "seed"))
 
 
 if __name__ == "__main__":
-    harness.main("toy_reversal", Config, PRESETS, run)
+    harness.main("toy_reversal", toy_task.Config, PRESETS, run)

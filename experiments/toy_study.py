@@ -16,7 +16,7 @@ import numpy as np
 
 from dirasym import checkpoints, metrics, report, training
 from dirasym.data import case_pairs
-from experiments import harness, toy_reversal
+from experiments import harness, toy_task
 from experiments.harness import flag
 
 Order = Literal["random", "left_to_right", "right_to_left", "at_once"]
@@ -51,17 +51,18 @@ class Config:
 def run(experiment: harness.Experiment, config: Config) -> None:
     """Trains every initialisation and seed, then reports."""
     for init in config.inits:
-        toy = toy_reversal.Config(
+        toy = toy_task.Config(
             lengths=(config.length,),
             steps=config.steps,
             eval_every=config.eval_every,
+            report_step=config.steps,
             generations=config.generations,
             **INITS[init],
         )
         for seeds in harness.seed_groups(config.seeds):
             if not experiment.is_done(init=init, seed=seeds[-1]):
                 together = len(seeds) > 1
-                task = toy_reversal.Task("mdm", config.length, toy, together)
+                task = toy_task.Task("mdm", config.length, toy, together)
                 train_and_record(experiment, task, init, seeds, config.orders)
     write_report(experiment, config)
 
@@ -82,23 +83,7 @@ def train_and_record(experiment, task, init: str, seeds: list[int], orders) -> N
 
     name = f"{init.replace(', ', '-')}-seeds{'-'.join(map(str, seeds))}"
     c = task.config
-    steps = training.compile_scan(
-        task.step(),
-        num_steps=c.eval_every,
-        batch_size=c.batch_size,
-        backend=harness.FLAGS.backend,
-        mesh=experiment.mesh,
-        over_seeds=task.together,
-    )
-    _, history = experiment.train(
-        name,
-        harness.stack_seeds([task.state(seed) for seed in seeds], task.together),
-        steps,
-        {"tokens_BL": case_pairs.training_set(task.length)},
-        num_steps=c.steps,
-        steps_per_call=c.eval_every,
-        evaluate=harness.over_seeds(evaluate, task.together),
-    )
+    history = task.train(experiment, name, seeds, evaluate)
     lines = [
         {
             "init": init,
