@@ -34,7 +34,7 @@ class Config:
     models: tuple[Literal["mdm", "arm"], ...] = flag(("mdm", "arm"), "Which to train.")
     steps: int = flag(3000, "Train steps.", 1)
     eval_every: int = flag(250, "Steps between evaluations (and checkpoints).", 1)
-    report_step: int = flag(1000, "The step whose weights Table 2 and Figure 11 show.", 1)
+    report_step: int = flag(0, "The step whose weights Table 2 and Figure 11 show; 0: the last.", 0)
     batch_size: int = flag(256, "Sequences a step.", 1)
     width: int = flag(256, "Width of the residual stream.", 2)
     layers: int = flag(1, "Transformer layers.", 1)
@@ -68,6 +68,11 @@ class Config:
                 f"--report_step={self.report_step} is not a multiple of --eval_every="
                 f"{self.eval_every} up to --steps={self.steps}"
             )
+
+    @property
+    def shown_step(self) -> int:
+        """The step that tables and panels show."""
+        return self.report_step or self.steps
 
 
 def model_config(model: str, length: int, config: Config) -> models.TransformerConfig:
