@@ -38,6 +38,7 @@ class Config:
     batch_size: int = flag(256, "Sequences a step.", 1)
     width: int = flag(256, "Width of the residual stream.", 2)
     layers: int = flag(1, "Transformer layers.", 1)
+    attention_only: bool = flag(False, "The MDM as embedding, attention and head alone (§5.2).")
     positions: Literal["rope", "alibi", "sinusoidal", "learned", "none"] = flag(
         "rope", "How positions enter the MDM."
     )
@@ -86,14 +87,15 @@ def model_config(model: str, length: int, config: Config) -> models.TransformerC
     )
     if model == "arm":
         return models.gpt2(dropout=config.dropout, **size)
-    return models.radd(
+    size |= dict(
         positions=config.positions,
         embed_std=config.embed_std or None,
         dropout=config.dropout,
         head_init=config.head_init,
-        norm_bias_init=config.norm_bias_init,
-        **size,
     )
+    if config.attention_only:
+        return models.attention_only(residual=False, **size)
+    return models.radd(norm_bias_init=config.norm_bias_init, **size)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,7 +24,7 @@ def _state(seed=0, *, dropout=0.0, ema=True, scored_fraction=None, vmap_axis=Non
     config = models.radd(case_pairs.VOCAB_SIZE, width=16, dropout=dropout)
     model = models.Transformer(config, scored_fraction=scored_fraction, vmap_axis=vmap_axis)
     init_key, run_key = jax.random.split(jax.random.key(seed))
-    params = model.init(init_key, jnp.zeros((1, 4), int))["params"]
+    params = jax.jit(model.init)(init_key, jnp.zeros((1, 4), int))["params"]
     optimizer = training.make_optimizer(lr, warmup_steps=3)
     return training.create_state(models.make_apply_fn(model), params, optimizer, run_key, ema=ema)
 
