@@ -137,8 +137,8 @@ class Transformer(nn.Module):
         if c.scan_layers:
             self.blocks = nn.scan(
                 _ScannedBlock,
-                variable_axes={"params": 0, "intermediates": 0},
-                split_rngs={"params": True},
+                variable_axes={"params": 0, "lora": 0, "intermediates": 0},
+                split_rngs={"params": True, "dropout": True},
                 in_axes=(nn.broadcast, nn.broadcast, 0),
                 length=c.num_layers,
             )(c, block)
@@ -342,6 +342,65 @@ def gpt2(vocab_size: int = 50_257, dropout: float = 0.1, **overrides) -> Transfo
     return _override(preset, overrides)
 
 
+def llama(vocab_size: int = 128_256, **overrides) -> TransformerConfig:
+    """LLaMA (Grattafiori et al., 2024), by default 3.1-8B: 8,030,261,248 parameters.
+
+    With a `width` or `num_heads` of your own, give `num_kv_heads` and `mlp_width` too: they
+    fall back to `num_heads` and 4 · width.
+    """
+    preset = TransformerConfig(
+        vocab_size=vocab_size,
+        num_layers=32,
+        width=4096,
+        num_heads=32,
+        num_kv_heads=8,
+        mlp_width=14_336,
+        causal=True,
+        max_len=131_072,
+        rope_base=500_000.0,
+        rope_scaling=layers.RopeScaling(8.0, 1.0, 4.0, 8192),
+        norm="rmsnorm",
+        mlp="swiglu",
+        mlp_bias=False,
+        init="normal",
+    )
+    return _override(preset, overrides)
+
+
+def qwen2(vocab_size: int = 152_064, **overrides) -> TransformerConfig:
+    """Qwen2 (Yang et al., 2024), by default 2.5-7B: 7,615,616,512 parameters. See `llama`."""
+    preset = llama(
+        vocab_size=vocab_size,
+        num_layers=28,
+        width=3584,
+        num_heads=28,
+        num_kv_heads=4,
+        mlp_width=18_944,
+        max_len=32_768,
+        rope_base=1_000_000.0,
+        rope_scaling=None,
+        norm_eps=1e-6,
+        qkv_bias=True,
+    )
+    return _override(preset, overrides)
+
+
+def llada(vocab_size: int = 126_464, **overrides) -> TransformerConfig:
+    """LLaDA (Nie et al., 2025), LLaMA without the causal mask, by default 8B. See `llama`.
+
+    8,015,581,184 parameters; its mask token has id 126336.
+    """
+    preset = llama(
+        vocab_size=vocab_size,
+        num_kv_heads=32,
+        mlp_width=12_288,
+        causal=False,
+        max_len=4096,
+        rope_scaling=None,
+    )
+    return _override(preset, overrides)
+
+
 def attention_only(vocab_size: int, **overrides) -> TransformerConfig:
     """The minimal encoder of arXiv 2602.02133 §5.2: embedding, RoPE attention, head."""
     preset = TransformerConfig(
@@ -358,6 +417,8 @@ def attention_only(vocab_size: int, **overrides) -> TransformerConfig:
 
 
 def _override(preset: TransformerConfig, overrides: dict[str, Any]) -> TransformerConfig:
-    """`preset` with fields replaced; sizes derived from the width are derived anew."""
-    derived = {name: None for name in ("num_kv_heads", "head_dim", "mlp_width")}
+    """`preset` with fields replaced; with a new width or head count, derived sizes follow."""
+    derived = {}
+    if {"width", "num_heads"} & overrides.keys():
+        derived = {name: None for name in ("num_kv_heads", "head_dim", "mlp_width")}
     return dataclasses.replace(preset, **(derived | overrides))
