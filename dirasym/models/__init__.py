@@ -1,5 +1,6 @@
 """Linen modules. They know no data and no loss."""
 
+from dirasym.models.adapters import load_adapters, save_adapters
 from dirasym.models.lora import LoRA, LoRAConfig
 from dirasym.models.pretrained import load_pretrained, save_pretrained
 from dirasym.models.transformer import (
@@ -10,6 +11,7 @@ from dirasym.models.transformer import (
     llada,
     llama,
     make_apply_fn,
+    make_extend_fn,
     make_internals_fn,
     qwen2,
     radd,
@@ -24,10 +26,13 @@ __all__ = [
     "gpt2",
     "llada",
     "llama",
+    "load_adapters",
     "load_pretrained",
     "make_apply_fn",
+    "make_extend_fn",
     "make_internals_fn",
     "qwen2",
     "radd",
+    "save_adapters",
     "save_pretrained",
 ]

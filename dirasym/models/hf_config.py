@@ -179,6 +179,8 @@ def write(config: TransformerConfig) -> dict[str, Any]:
       ValueError: no known architecture computes what `config` does; a field in its way is named.
     """
     architecture = _architecture(config)
+    if config.max_len is None:
+        raise ValueError(f"{architecture} needs a max_len, the model has none")
     fields = {theirs: getattr(config, ours) for ours, theirs in _FIELDS[architecture].items()}
     fields |= {name: allowed[0] for name, allowed in _FIXED[architecture].items()}
     fields |= {"model_type": architecture, "architectures": [_CLASS[architecture]]}

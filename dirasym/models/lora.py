@@ -24,7 +24,7 @@ from dirasym.types import ApplyFn, Params
 QKV = ("query", "key", "value")
 # Every c_attn and c_proj of GPT-2: the MLP's down projection is a c_proj too.
 GPT2_TARGETS = r"attention/(query|key|value|out)$|mlp/down$"
-_FUSED_A = "fused_a"
+FUSED_A = "fused_a"  # beside the layers that share it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +123,7 @@ class _Interceptor:
         config, scope, name = self._config, layer.scope, "a"
         fused = layer.name in config.fused
         if fused:
-            scope, name = scope.parent, _FUSED_A
+            scope, name = scope.parent, FUSED_A
             seen, product = self._products.get(scope.path, (None, None))
             if seen is layer_input:
                 return product
@@ -189,7 +189,7 @@ def merge(params: Params, adapters: Params, config: LoRAConfig) -> Params:
         layer = path[:-1]
         a = flat_adapters.get((*layer, "a"))
         if a is None:
-            a = flat_adapters[(*layer[:-1], _FUSED_A)]
+            a = flat_adapters[(*layer[:-1], FUSED_A)]
         kernel = flat[(*layer, "kernel")]
         update = config.scale * (a @ b)
         flat[(*layer, "kernel")] = (kernel + update.reshape(kernel.shape)).astype(kernel.dtype)

@@ -52,14 +52,14 @@ def _linear(key: str, *params: str, transposed: bool = True) -> tuple[Weight, We
 
 _QKV = ("attention/query", "attention/key", "attention/value")
 # The prefix may be absent, as in directories saved from the model without its head.
-_PREFIX = {
+PREFIX = {
     "gpt2": "transformer.",
     "llama": "model.",
     "qwen2": "model.",
     "llada": "model.transformer.",
 }
 _OUTSIDE_PREFIX = ("lm_head.",)
-_TABLES: dict[str, tuple[Weight, ...]] = {
+TABLES: dict[str, tuple[Weight, ...]] = {
     "gpt2": (
         Weight("wte.weight", ("embed/embedding",)),
         Weight("wpe.weight", ("position_embed/embedding",)),
@@ -104,7 +104,7 @@ _TABLES: dict[str, tuple[Weight, ...]] = {
         Weight("ff_out.weight", ("head/kernel",), True),
     ),
 }
-_TABLES["qwen2"] = _TABLES["llama"]
+TABLES["qwen2"] = TABLES["llama"]
 # Constants that old versions of transformers saved; recomputed here.
 _BUFFERS = {
     "gpt2": ("h.{n}.attn.bias", "h.{n}.attn.masked_bias"),
@@ -140,7 +140,7 @@ def load_pretrained(
         twice, of the wrong shape or not of floats. The message names it.
     """
     directory = pathlib.Path(directory)
-    fields = _read_json(directory / _CONFIG)
+    fields = read_json(directory / _CONFIG)
     try:
         architecture, config = hf_config.read(fields, param_dtype=param_dtype, **overrides)
     except (ValueError, TypeError) as error:
@@ -235,7 +235,7 @@ def save_pretrained(
             file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
             file = file if len(shards) > 1 else _SINGLE
             tensors = {layout.prefixed(name): layout.join(name, flat) for name in names}
-            _safetensors().numpy.save_file(tensors, partial / file, metadata={"format": "pt"})
+            write_safetensors(partial / file, tensors)
             weight_map |= dict.fromkeys(tensors, file)
         if len(shards) > 1:
             index = {"metadata": {}, "weight_map": weight_map}
@@ -263,17 +263,17 @@ class _Layout:
     """
 
     def __init__(self, architecture: str, config: TransformerConfig, shapes: Params):
-        self._prefix = _PREFIX[architecture]
+        self._prefix = PREFIX[architecture]
         self._scanned = config.scan_layers
         self._shapes = flax.traverse_util.flatten_dict(shapes, sep="/")
         numbers = range(config.num_layers)
         self.weights: dict[str, tuple[Weight, int | None]] = {}
-        for row in _TABLES[architecture]:
+        for row in TABLES[architecture]:
             for layer in numbers if "{n}" in row.key else (None,):
                 if self._path(row.params[0], layer) in self._shapes:
                     self.weights[row.key.format(n=layer)] = (row, layer)
         self.buffers = {name.format(n=n) for name in _BUFFERS[architecture] for n in numbers}
-        heads = {row.key for row in _TABLES[architecture] if row.params == ("head/kernel",)}
+        heads = {row.key for row in TABLES[architecture] if row.params == ("head/kernel",)}
         self.tied = heads - self.weights.keys()
 
     def bare(self, key: str) -> str:
@@ -332,13 +332,32 @@ class _Layout:
         return np.ascontiguousarray(tensor.T if row.transposed else tensor)
 
 
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """The file's object. Raises ValueError, naming the file."""
     try:
         return json.loads(path.read_text())
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror or error}") from None
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
+
+
+def read_safetensors(path: pathlib.Path) -> Iterator[tuple[str, np.ndarray]]:
+    """(key, tensor) by key, each read when its turn comes. Raises ValueError, naming the file."""
+    safetensors = _safetensors()
+    try:
+        with safetensors.safe_open(path, framework="numpy") as tensors:
+            for key in sorted(tensors.keys()):
+                yield key, tensors.get_tensor(key)
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing") from None
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+
+
+def write_safetensors(path: pathlib.Path, tensors: dict[str, np.ndarray]) -> None:
+    """Writes the file as transformers and peft expect it."""
+    _safetensors().numpy.save_file(tensors, path, metadata={"format": "pt"})
 
 
 def _safetensors():
@@ -351,36 +370,26 @@ def _safetensors():
 
 
 def _tensors(directory: pathlib.Path) -> Iterator[tuple[pathlib.Path, str, np.ndarray]]:
-    """(file, key, tensor) of all weights, each tensor read when its turn comes."""
-    safetensors = _safetensors()
-    index = directory / _INDEX
-    if index.exists():
-        weight_map = _read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise ValueError(f"{index} has no weight_map")
-        keys_of = {file: set() for file in weight_map.values()}
-        for key, file in weight_map.items():
-            keys_of[file].add(key)
-    elif (directory / _SINGLE).exists():
-        keys_of = {_SINGLE: None}
-    else:
-        raise ValueError(f"{directory} has no weights: neither {_SINGLE} nor {_INDEX}")
-    for file, wanted in sorted(keys_of.items()):
+    """(file, key, tensor) of all weights, checked against the index if there is one."""
+    index, single = directory / _INDEX, directory / _SINGLE
+    if not index.exists():
+        if not single.exists():
+            raise ValueError(f"{directory} has no weights: neither {_SINGLE} nor {_INDEX}")
+        yield from ((single, key, tensor) for key, tensor in read_safetensors(single))
+        return
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise ValueError(f"{index} has no weight_map")
+    for file in sorted(set(weight_map.values())):
+        wanted = {key for key in weight_map if weight_map[key] == file}
         path = directory / file
-        try:
-            with safetensors.safe_open(path, framework="numpy") as tensors:
-                keys = set(tensors.keys())
-                if wanted is not None:
-                    for key in sorted(wanted - keys):
-                        raise ValueError(f"{path}: missing key {key}, which {_INDEX} says is there")
-                    for key in sorted(keys - wanted):
-                        raise ValueError(f"{path}: key {key} is not in {_INDEX}")
-                for key in sorted(keys):
-                    yield path, key, tensors.get_tensor(key)
-        except FileNotFoundError:
-            raise ValueError(f"{path} is missing") from None
-        except (safetensors.SafetensorError, OSError) as error:
-            raise ValueError(f"{path} cannot be read: {error}") from None
+        for key, tensor in read_safetensors(path):
+            if key not in wanted:
+                raise ValueError(f"{path}: key {key} is not in {_INDEX}")
+            wanted.remove(key)
+            yield path, key, tensor
+        for key in sorted(wanted):
+            raise ValueError(f"{path}: missing key {key}, which {_INDEX} says is there")
 
 
 def _put(value: np.ndarray, sharding: Any) -> jax.Array:

@@ -137,9 +137,9 @@ class Transformer(nn.Module):
         if c.scan_layers:
             self.blocks = nn.scan(
                 _ScannedBlock,
-                variable_axes={"params": 0, "lora": 0, "intermediates": 0},
+                variable_axes={"params": 0, "lora": 0, "cache": 0, "intermediates": 0},
                 split_rngs={"params": True, "dropout": True},
-                in_axes=(nn.broadcast, nn.broadcast, 0),
+                in_axes=(nn.broadcast, nn.broadcast, 0, nn.broadcast),
                 length=c.num_layers,
             )(c, block)
         else:
@@ -195,11 +195,39 @@ class Transformer(nn.Module):
             self,
         )
 
+    def extend(self, tokens_BL, start, valid_BS):
+        """float32 logits_BLV of slots start..start+L-1 of sequences of S slots, causal models only.
+
+        What earlier calls read is in the collection "cache" (so apply it with mutable="cache"),
+        which the first call, at start 0, makes. `valid_BS` says which slots hold or will hold
+        a token, as `valid_BL` does in a call of the whole; its logits are these.
+
+        Raises:
+          ValueError: a bidirectional model, ALiBi, or S beyond `max_len`.
+        """
+        c = self.config
+        num_slots = valid_BS.shape[1]
+        if not c.causal or c.positions == "alibi":
+            raise ValueError("a cache needs a causal model without ALiBi")
+        if c.max_len is not None and num_slots > c.max_len:
+            raise ValueError(f"sequence of {num_slots} tokens is longer than max_len {c.max_len}")
+        slot_L = start + jnp.arange(tokens_BL.shape[1])
+        position_BL = jnp.maximum(jnp.cumsum(valid_BS, axis=1) - 1, 0)[:, slot_L]
+        readable_LS = jnp.arange(num_slots)[None] <= slot_L[:, None]
+        readable_BLS = readable_LS[None] & valid_BS[:, None]
+        x_BLD = self._embed(tokens_BL, position_BL, None)
+        if c.scan_layers:
+            x_BLD, _ = self.blocks(x_BLD, position_BL, readable_BLS, None, start)
+        else:
+            for block in self.blocks:
+                x_BLD = block(x_BLD, position_BL, readable_BLS, None, start)
+        return self._logits(x_BLD)
+
     def _all_rows(self, tokens_BL, position_BL, readable_BLS, embed_key, layer_keys):
         x_BLD = self._embed(tokens_BL, position_BL, embed_key)
         if self.config.scan_layers:
             keys = None if embed_key is None else layer_keys
-            x_BLD, _ = self.blocks(x_BLD, position_BL, readable_BLS, keys)
+            x_BLD, _ = self.blocks(x_BLD, position_BL, readable_BLS, keys, None)
         else:
             for block, key in zip(self.blocks, layer_keys, strict=True):
                 x_BLD = block(x_BLD, position_BL, readable_BLS, key)
@@ -271,6 +299,22 @@ def make_apply_fn(model: Transformer) -> ApplyFn:
         )
 
     return apply_fn
+
+
+def make_extend_fn(model: Transformer) -> Callable[..., tuple[jax.Array, Any]]:
+    """`Transformer.extend` as (params, cache, tokens_BL, start, valid_BS) -> (logits_BLV, cache).
+
+    The first cache is an empty dict.
+    """
+
+    def extend(params: Params, cache: Any, tokens_BL, start, valid_BS):
+        variables = {"params": params, **({"cache": cache} if cache else {})}
+        logits_BLV, changed = model.apply(
+            variables, tokens_BL, start, valid_BS, method="extend", mutable="cache"
+        )
+        return logits_BLV, changed["cache"]
+
+    return extend
 
 
 def make_internals_fn(model: Transformer) -> Callable[[Params, Any], dict[str, jax.Array]]:

@@ -254,7 +254,7 @@ def test_config_fields_that_change_the_computation_are_refused(name, fields, mes
 
 
 def test_a_model_of_no_known_architecture_is_not_saved(tmp_path):
-    config = models.radd(11, width=16)
+    config = models.radd(11, width=16, max_len=8)
     model = models.Transformer(config)
     params = model.init(jax.random.key(0), jnp.zeros((1, 2), int))["params"]
     with pytest.raises(ValueError, match="llada has norm='rmsnorm'"):
