@@ -205,6 +205,7 @@ def compile_step(
     *,
     backend: Backend = "jit",
     mesh: Mesh | None = None,
+    shardings: Callable[[Any], Any] | None = None,
     donate: bool = True,
 ) -> StepFn:
     """Compiles (state, batch) -> (state, metrics) for one device or many, one signature for all.
@@ -219,6 +220,8 @@ def compile_step(
       step: e.g. `functools.partial(train_step, objective=...)`.
       backend: "jit" or "pmap".
       mesh: devices, with an axis "data".
+      shardings: from a state to a tree of its shardings on the mesh, in place of replication
+        (`functools.partial(sharding.shardings, mesh)`); backend "jit" alone.
       donate: whether the state passed in may be overwritten.
 
     Raises:
@@ -228,7 +231,7 @@ def compile_step(
     if backend == "pmap":
         compiled = _pmap(functools.partial(step, axis_name=DATA_AXIS), (0,), mesh, donate)
     else:
-        compiled = _jit(step, PartitionSpec(DATA_AXIS), mesh, donate)
+        compiled = _jit(step, PartitionSpec(DATA_AXIS), mesh, donate, shardings)
 
     def run(state, batch):
         check_divisible(len(batch.tokens_BL), num_devices)
@@ -246,6 +249,7 @@ def compile_scan(
     batch_size: int,
     backend: Backend = "jit",
     mesh: Mesh | None = None,
+    shardings: Callable[[Any], Any] | None = None,
     over_seeds: bool = False,
     donate: bool = True,
 ) -> Callable[[TrainState, Data], tuple[TrainState, Metrics]]:
@@ -281,7 +285,7 @@ def compile_scan(
     else:
         split = NamedSharding(mesh, PartitionSpec(DATA_AXIS))
         steps = scan(step, localise=lambda batch: jax.lax.with_sharding_constraint(batch, split))
-    return _jit(steps, PartitionSpec(), mesh, donate, over_seeds)
+    return _jit(steps, PartitionSpec(), mesh, donate, shardings, over_seeds)
 
 
 def check_divisible(batch_size: int, num_devices: int) -> None:
@@ -319,20 +323,37 @@ def _num_devices(backend: Backend, mesh: Mesh | None) -> int:
     return jax.local_device_count() if backend == "pmap" else 1
 
 
-def _jit(fn, data_spec: PartitionSpec, mesh: Mesh | None, donate: bool, over_seeds: bool = False):
+def _jit(
+    fn,
+    data_spec: PartitionSpec,
+    mesh: Mesh | None,
+    donate: bool,
+    shardings: Callable[[Any], Any] | None = None,
+    over_seeds: bool = False,
+):
     fn = _frozen_apart(fn)
     if over_seeds:
         fn = jax.vmap(fn, in_axes=(0, None, None), axis_name=SEED_AXIS)
     donated = (0,) if donate else ()
     if mesh is None:
         return _frozen_inside(jax.jit(fn, donate_argnums=donated))
-    whole, data = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, data_spec)
-    compiled = jax.jit(
-        fn, in_shardings=(whole, None, data), out_shardings=whole, donate_argnums=donated
-    )
-    return _frozen_inside(
-        lambda state, frozen, x: compiled(place(state, whole), frozen, place(x, data))
-    )
+    data = NamedSharding(mesh, data_spec)
+    if shardings is None:
+
+        def shardings(tree):
+            return jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), tree)
+
+    @functools.partial(jax.jit, donate_argnums=donated)
+    def compiled(state, frozen, x):
+        state, metrics = fn(state, frozen, x)
+        return jax.lax.with_sharding_constraint(state, shardings(state)), metrics
+
+    def run(state, frozen, x):
+        frozen = jax.tree.map(place, frozen, shardings(frozen))
+        state = jax.tree.map(place, state, shardings(state))
+        return compiled(state, frozen, place(x, data))
+
+    return _frozen_inside(run)
 
 
 def _pmap(fn, data_axes: tuple[int | None, ...], mesh: Mesh | None, donate: bool):

@@ -41,12 +41,13 @@ PROMPTS = [[1, 2, 3], [4, 5], [6, 1, 8, 2]]
 @pytest.mark.parametrize("positions", ["rope", "learned"])
 def test_greedy_is_the_argmax_of_the_whole_model_whatever_the_padding(scan_layers, positions):
     model, params = _model(True, scan_layers=scan_layers, positions=positions)
+    apply = jax.jit(model.apply)
     want = []
     for prompt in PROMPTS:
         row = list(prompt)
         for _ in range(4):
             padded = np.array([row + [0] * (8 - len(row))])
-            logits = jax.jit(model.apply)({"params": params}, padded)
+            logits = apply({"params": params}, padded)
             row.append(int(logits[0, len(row) - 1].argmax()))
         want.append(row[len(prompt) :])
     extend = models.make_extend_fn(model)
@@ -74,13 +75,14 @@ def test_a_cache_needs_a_causal_model_and_room():
 def _remask_by_hand(model, params, prompt, num_new, num_steps, block_length):
     """LLaDA's published loop, one row, in numpy."""
     x = np.array(list(prompt) + [MASK] * num_new)
+    apply = jax.jit(model.apply)
     blocks = num_new // block_length
     for block in range(blocks):
         end = len(prompt) + (block + 1) * block_length
         masked = int((x[:end] == MASK).sum())
         steps = num_steps // blocks
         for step in range(steps):
-            logits = np.array(model.apply({"params": params}, x[None])[0], np.float64)
+            logits = np.array(apply({"params": params}, x[None])[0], np.float64)
             logits[:, MASK] = -np.inf
             p = np.exp(logits - logits.max(-1, keepdims=True))
             p /= p.sum(-1, keepdims=True)
@@ -171,16 +173,10 @@ def test_masked_likelihood_is_the_mean_over_orders_within_its_error(counts):
                 total += log_p(row[None])[0, place, tokens[place]]
                 row[place] = tokens[place]
         exact.append(total / len(orders))
+    settings = dict(mask_id=MASK, num_samples=400, counts=counts)
+    apply_fn = models.make_apply_fn(model)
     estimate = jax.jit(
-        lambda key: metrics.masked_log_likelihood(
-            models.make_apply_fn(model),
-            params,
-            batch,
-            key,
-            mask_id=MASK,
-            num_samples=400,
-            counts=counts,
-        )  # fmt: skip
+        lambda key: metrics.masked_log_likelihood(apply_fn, params, batch, key, **settings)
     )(jax.random.key(0))
     assert (estimate.standard_error > 0).all() and (estimate.standard_error < 0.5).all()
     assert (np.abs(estimate.mean - np.array(exact)) < 4 * estimate.standard_error).all()

@@ -459,10 +459,10 @@ class WordTokenizer:
         self._ids = {word: number for number, word in enumerate(self._words)}
         self.vocab_size = len(self._words)
 
-    def encode(self, text: str) -> list[int]:
-        """Ids. Raises ValueError, naming the first word not known."""
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text. Raises ValueError, naming the first word not known."""
         try:
-            return [self._ids[word] for word in self._WORD.findall(text)]
+            return [[self._ids[word] for word in self._WORD.findall(text)] for text in texts]
         except KeyError as error:
             raise ValueError(f"word {error} is not in the vocabulary") from None
 
@@ -501,15 +501,16 @@ def training_arrays(
     Raises:
       ValueError: a statement longer than `max_len`.
     """
-    prompts = [tokenizer.encode(statement.prompt) for statement in statements]
+    prompts = tokenizer.encode([statement.prompt for statement in statements])
+    answers = tokenizer.encode([f" {statement.answer}" for statement in statements])
     rows = []
-    for prompt, statement in zip(prompts, statements, strict=True):
-        row = [*prompt, *tokenizer.encode(f" {statement.answer}"), tokenizer.eos_id]
-        if max_len is not None and len(row) > max_len:
+    for statement, prompt, answer in zip(statements, prompts, answers, strict=True):
+        rows.append([*prompt, *answer, tokenizer.eos_id])
+        if max_len is not None and len(rows[-1]) > max_len:
             raise ValueError(
-                f"{statement.prompt!r} with its answer has {len(row)} tokens, the context {max_len}"
+                f"{statement.prompt!r} with its answer has {len(rows[-1])} tokens, "
+                f"the context {max_len}"
             )
-        rows.append(row)
     tokens, valid = pad(rows, tokenizer.pad_id)
     starts = np.array([len(prompt) for prompt in prompts])
     scored = valid & (np.arange(tokens.shape[1]) >= starts[:, None])

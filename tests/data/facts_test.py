@@ -133,9 +133,9 @@ def test_bad_rows_are_numbered(tmp_path):
 def test_words_round_trip():
     text = "Brelan Thosir's child is Vael, it is said."
     tokenizer = facts.WordTokenizer([text])
-    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.decode(*tokenizer.encode([text])) == text
     with pytest.raises(ValueError, match="'Nobody' is not in the vocabulary"):
-        tokenizer.encode("Nobody")
+        tokenizer.encode(["Nobody"])
 
 
 def test_answers_and_the_end_are_scored():
