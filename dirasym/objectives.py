@@ -101,6 +101,11 @@ def linear_schedule(t: jax.Array) -> jax.Array:
     return t
 
 
+def llada_schedule(t: jax.Array) -> jax.Array:
+    """λ(t) = (1 - ε)t + ε with ε = 10⁻³, LLaDA's noise: no level below ε (Nie et al., 2025)."""
+    return (1 - 1e-3) * t + 1e-3
+
+
 def cosine_schedule(t: jax.Array) -> jax.Array:
     """λ(t) = 1 - cos(πt/2), in the form 2 sin²(πt/4) that keeps its digits near 0."""
     return 2 * jnp.sin(jnp.pi * t / 4) ** 2
@@ -116,6 +121,7 @@ def masked_diffusion(
     weighting: Literal["lambda", "t", "k"] = "lambda",
     schedule: Callable[[jax.Array], jax.Array] = linear_schedule,
     stratified: bool = True,
+    per_token: bool = False,
     rngs: Rngs | None = None,
 ):
     """Masked diffusion's denoising cross-entropy (DCE) in one of three forms of one expectation.
@@ -130,7 +136,8 @@ def masked_diffusion(
     A set of k of n tokens weighs (k-1)!(n-k)!/n! in each, if `schedule` runs from 0 to 1.
     `stratified` draws one level in each of `batch.global_size` equal cells of (0, 1], example
     `index` in cell `index`, which keeps the law of the mean and cuts its variance.
-    The mask token itself gets probability 0 everywhere.
+    The mask token itself gets probability 0 everywhere. With `per_token` an example's sum is
+    divided by how many tokens it scores, as LLaDA's fine-tuning divides by the answer's length.
 
     Only `batch.noised_BL` tokens are ever replaced (`scored_BL` when that is None), and only
     tokens both replaced and scored enter the sum.
@@ -152,6 +159,8 @@ def masked_diffusion(
     predicted_BL = masked_BL & scored_BL
     nll_BL = _denoising_nll(apply_fn, params, batch, masked_BL, predicted_BL, mask_id, rngs)
     count = jnp.sum(jnp.any(scored_BL, axis=1)).astype(jnp.float32)
+    if per_token:
+        weight_B = weight_B / jnp.maximum(jnp.sum(scored_BL, axis=1), 1)
     aux = {
         "tokens": jnp.sum(predicted_BL).astype(jnp.float32),
         "token_nll": jax.lax.stop_gradient(jnp.sum(nll_BL)),

@@ -33,10 +33,18 @@ class TrainState(flax.training.train_state.TrainState):
       key: the only source of randomness of a run: data order, noise and dropout are
         functions of (key, step).
       ema_params: moving average of the parameters, or None.
+      frozen: entries that the model reads beside those of `params` and that nobody trains,
+        such as the base weights under adapters: a dict, as `params` then is. The compiled
+        shells neither donate nor copy it, seeds share it, and checkpoints leave it out.
     """
 
     key: jax.Array
     ema_params: Params | None = None
+    frozen: Params | None = None
+
+    def variables(self, params: Params) -> Params:
+        """What `apply_fn` takes: `params`, with the frozen entries."""
+        return params if self.frozen is None else {**self.frozen, **params}
 
 
 def create_state(
@@ -46,6 +54,7 @@ def create_state(
     key: jax.Array,
     *,
     ema: bool = False,
+    frozen: Params | None = None,
 ) -> TrainState:
     """State at step 0; the average, if any, starts at `params`."""
     state = TrainState.create(
@@ -55,6 +64,7 @@ def create_state(
         key=key,
         # A copy: two names of one buffer cannot both be donated.
         ema_params=jax.tree.map(jnp.copy, params) if ema else None,
+        frozen=frozen,
     )
     return state.replace(step=jnp.zeros((), jnp.int32))  # an array, as after every later step
 
@@ -125,7 +135,8 @@ def train_step(
     def summed_loss(params, part, part_index):
         part_key = jax.random.fold_in(dropout_key, part_index)
         rngs = {"dropout": part_key} if dropout else None
-        total, count, aux = objective(state.apply_fn, params, part, noise_key, rngs=rngs)
+        variables = state.variables(params)
+        total, count, aux = objective(state.apply_fn, variables, part, noise_key, rngs=rngs)
         return total, {"count": count, **aux}
 
     grad = jax.value_and_grad(summed_loss, has_aux=True)
@@ -194,6 +205,7 @@ def compile_step(
     *,
     backend: Backend = "jit",
     mesh: Mesh | None = None,
+    shardings: Callable[[Any], Any] | None = None,
     donate: bool = True,
 ) -> StepFn:
     """Compiles (state, batch) -> (state, metrics) for one device or many, one signature for all.
@@ -208,6 +220,8 @@ def compile_step(
       step: e.g. `functools.partial(train_step, objective=...)`.
       backend: "jit" or "pmap".
       mesh: devices, with an axis "data".
+      shardings: from a state to a tree of its shardings on the mesh, in place of replication
+        (`functools.partial(sharding.shardings, mesh)`); backend "jit" alone.
       donate: whether the state passed in may be overwritten.
 
     Raises:
@@ -215,9 +229,9 @@ def compile_step(
     """
     num_devices = _num_devices(backend, mesh)
     if backend == "pmap":
-        compiled = _pmap(functools.partial(step, axis_name=DATA_AXIS), (None, 0), mesh, donate)
+        compiled = _pmap(functools.partial(step, axis_name=DATA_AXIS), (0,), mesh, donate)
     else:
-        compiled = _jit(step, PartitionSpec(DATA_AXIS), mesh, donate)
+        compiled = _jit(step, PartitionSpec(DATA_AXIS), mesh, donate, shardings)
 
     def run(state, batch):
         check_divisible(len(batch.tokens_BL), num_devices)
@@ -235,6 +249,7 @@ def compile_scan(
     batch_size: int,
     backend: Backend = "jit",
     mesh: Mesh | None = None,
+    shardings: Callable[[Any], Any] | None = None,
     over_seeds: bool = False,
     donate: bool = True,
 ) -> Callable[[TrainState, Data], tuple[TrainState, Metrics]]:
@@ -263,16 +278,14 @@ def compile_scan(
 
             return scan(mapped_step, localise=take_share)(state, data)
 
-        compiled = _pmap(steps_on_device, (None, None, 0), mesh, donate)
+        compiled = _pmap(steps_on_device, (None, 0), mesh, donate)
         return lambda state, data: compiled(state, data, np.arange(num_devices))
     if mesh is None:
         steps = scan(step)
     else:
         split = NamedSharding(mesh, PartitionSpec(DATA_AXIS))
         steps = scan(step, localise=lambda batch: jax.lax.with_sharding_constraint(batch, split))
-    if over_seeds:
-        steps = jax.vmap(steps, in_axes=(0, None), axis_name=SEED_AXIS)
-    return _jit(steps, PartitionSpec(), mesh, donate)
+    return _jit(steps, PartitionSpec(), mesh, donate, shardings, over_seeds)
 
 
 def check_divisible(batch_size: int, num_devices: int) -> None:
@@ -310,24 +323,70 @@ def _num_devices(backend: Backend, mesh: Mesh | None) -> int:
     return jax.local_device_count() if backend == "pmap" else 1
 
 
-def _jit(fn, data_spec: PartitionSpec, mesh: Mesh | None, donate: bool):
+def _jit(
+    fn,
+    data_spec: PartitionSpec,
+    mesh: Mesh | None,
+    donate: bool,
+    shardings: Callable[[Any], Any] | None = None,
+    over_seeds: bool = False,
+):
+    fn = _frozen_apart(fn)
+    if over_seeds:
+        fn = jax.vmap(fn, in_axes=(0, None, None), axis_name=SEED_AXIS)
     donated = (0,) if donate else ()
     if mesh is None:
-        return jax.jit(fn, donate_argnums=donated)
-    whole, data = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, data_spec)
-    compiled = jax.jit(fn, in_shardings=(whole, data), out_shardings=whole, donate_argnums=donated)
-    return lambda state, x: compiled(place(state, whole), place(x, data))
+        return _frozen_inside(jax.jit(fn, donate_argnums=donated))
+    data = NamedSharding(mesh, data_spec)
+    if shardings is None:
+
+        def shardings(tree):
+            return jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), tree)
+
+    @functools.partial(jax.jit, donate_argnums=donated)
+    def compiled(state, frozen, x):
+        state, metrics = fn(state, frozen, x)
+        return jax.lax.with_sharding_constraint(state, shardings(state)), metrics
+
+    def run(state, frozen, x):
+        frozen = jax.tree.map(place, frozen, shardings(frozen))
+        state = jax.tree.map(place, state, shardings(state))
+        return compiled(state, frozen, place(x, data))
+
+    return _frozen_inside(run)
 
 
-def _pmap(fn, in_axes: tuple[int | None, ...], mesh: Mesh | None, donate: bool):
-    return jax.pmap(
-        fn,
-        axis_name=DATA_AXIS,
-        in_axes=in_axes,
-        out_axes=None,
-        devices=None if mesh is None else list(mesh.devices.flat),
-        donate_argnums=(0,) if donate else (),
+def _pmap(fn, data_axes: tuple[int | None, ...], mesh: Mesh | None, donate: bool):
+    return _frozen_inside(
+        jax.pmap(
+            _frozen_apart(fn),
+            axis_name=DATA_AXIS,
+            in_axes=(None, None, *data_axes),
+            out_axes=None,
+            devices=None if mesh is None else list(mesh.devices.flat),
+            donate_argnums=(0,) if donate else (),
+        )
     )
+
+
+def _frozen_apart(fn):
+    """`fn(state, ..)` with what is frozen as an argument of its own, and not in its output."""
+
+    def apart(state, frozen, *args):
+        state, metrics = fn(state.replace(frozen=frozen), *args)
+        return state.replace(frozen=None), metrics
+
+    return apart
+
+
+def _frozen_inside(fn):
+    """The inverse of `_frozen_apart`."""
+
+    def inside(state, *args):
+        new, metrics = fn(state.replace(frozen=None), state.frozen, *args)
+        return new.replace(frozen=state.frozen), metrics
+
+    return inside
 
 
 class NonFiniteLossError(RuntimeError):

@@ -224,9 +224,14 @@ def seed_groups(seeds: Sequence[int]) -> list[list[int]]:
 
 
 def stack_seeds(states: Sequence[training.TrainState], together: bool) -> training.TrainState:
-    """States of a seed group as one: with a leading axis if they train together, else the only."""
+    """States of a seed group as one: with a leading axis if they train together, else the only.
+
+    What is frozen must be the same for all, and gets no axis.
+    """
     if together:
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+        apart = [state.replace(frozen=None) for state in states]
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *apart)
+        return stacked.replace(frozen=states[0].frozen)
     (state,) = states
     return state
 
@@ -234,7 +239,12 @@ def stack_seeds(states: Sequence[training.TrainState], together: bool) -> traini
 def over_seeds(function: Callable, together: bool) -> Callable:
     """`function` of one seed's state, compiled, with a leading axis of seeds on its results."""
     if together:
-        return jax.jit(jax.vmap(function, axis_name=training.SEED_AXIS))
+        return jax.jit(
+            lambda state: jax.vmap(
+                lambda seed: function(seed.replace(frozen=state.frozen)),
+                axis_name=training.SEED_AXIS,
+            )(state.replace(frozen=None))
+        )
     return jax.jit(lambda state: jax.tree.map(lambda x: x[None], function(state)))
 
 
@@ -348,10 +358,12 @@ class Experiment:
         keep = None if FLAGS.keep_checkpoints else 2
         saved = checkpoints.Checkpoints(self.workdir / "checkpoints" / name, keep)
         history: checkpoints.History = {}
-        restored = saved.restore(state)
+        frozen = state.frozen  # not in checkpoints: it never changes
+        restored = saved.restore(state.replace(frozen=None))
         step = 0
         if restored is not None:
             step, state, history = restored
+            state = state.replace(frozen=frozen)
         elif evaluate is not None:
             history = _append(history, {"eval_step": 0, **jax.device_get(evaluate(state))})
         bar = _ProgressBar(name, step, num_steps)
@@ -377,7 +389,7 @@ class Experiment:
                 history = _append(history, {"eval_step": step, **jax.device_get(evaluate(state))})
             spent = history.get("wall_time_sec", np.zeros(())) + time.time() - start
             history["wall_time_sec"] = spent
-            saved.save(step, state, history)
+            saved.save(step, state.replace(frozen=None), history)
             bar.update(step)
             if self._stop and step < num_steps:
                 saved.close()

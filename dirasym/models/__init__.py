@@ -1,21 +1,38 @@
 """Linen modules. They know no data and no loss."""
 
+from dirasym.models.adapters import load_adapters, save_adapters
+from dirasym.models.lora import LoRA, LoRAConfig
+from dirasym.models.pretrained import load_pretrained, save_pretrained
 from dirasym.models.transformer import (
     Transformer,
     TransformerConfig,
     attention_only,
     gpt2,
+    llada,
+    llama,
     make_apply_fn,
+    make_extend_fn,
     make_internals_fn,
+    qwen2,
     radd,
 )
 
 __all__ = [
+    "LoRA",
+    "LoRAConfig",
     "Transformer",
     "TransformerConfig",
     "attention_only",
     "gpt2",
+    "llada",
+    "llama",
+    "load_adapters",
+    "load_pretrained",
     "make_apply_fn",
+    "make_extend_fn",
     "make_internals_fn",
+    "qwen2",
     "radd",
+    "save_adapters",
+    "save_pretrained",
 ]

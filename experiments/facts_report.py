@@ -1,0 +1,119 @@
+"""Table 1 and the figures of `facts`, from its results and curves."""
+
+import numpy as np
+
+from dirasym import checkpoints, metrics, report
+from experiments import harness
+
+LABELS = {"mdm": "masked diffusion (MDM)", "arm": "autoregressive (ARM)"}
+COLORS = {"forward": "tab:blue", "reverse": "tab:orange"}
+
+
+def write(experiment: harness.Experiment, config, paper: dict) -> None:
+    """Writes figures and report.md, and prints the table and the figures' paths."""
+    results = experiment.results()
+    curves = {
+        (data, model): _load_curves(experiment, data, model, config.seeds)
+        for data in config.data
+        for model in config.models
+    }
+    figures = experiment.workdir / "figures"
+    paths = [
+        report.save_figure(_over_training(curves, "percent", "accuracy (%)"), figures, "accuracy"),
+        report.save_figure(
+            _over_training(curves, "p", "P(true first token)"), figures, "probability"
+        ),
+        report.save_figure(
+            _over_training(curves, "rank", "median rank of it", log=True), figures, "rank"
+        ),
+    ]
+    if any("gradient_cosine_total" in curve for curve in curves.values()):
+        paths.append(report.save_figure(_gradients(curves), figures, "gradients"))
+    header = [
+        "trained", "model", "direction", "ours %, last", "ours %, best", "each seed, last",
+        "paper %",
+    ]  # fmt: skip
+    table = report.table(header, _table_rows(results, config, paper))
+    text = (
+        "# Facts in language models: Table 1 of arXiv 2602.02133\n\n"
+        f"{table}\n\n"
+        "Exact match in percent: mean over seeds ± 95 % Student interval. Best: over "
+        "evaluations, as the paper logged; each direction for itself. Paper: LLaDA 8B beside the "
+        "MDM, LLaMA-3.1 8B / Qwen-2.5 7B beside the ARM: other weights than ours, unless "
+        "--model_id names them.\n\n"
+        + "\n".join(f"![{path.stem}](figures/{path.name})" for path in paths)
+        + "\n"
+    )
+    checkpoints.write_atomically(experiment.workdir / "report.md", text)
+    print(table)
+    for path in [*paths, experiment.workdir / "report.md"]:
+        print(path)
+
+
+def _load_curves(experiment, data, model, seeds):
+    """Curves of all seeds side by side."""
+    runs = []
+    for seed in seeds:
+        with np.load(experiment.workdir / "curves" / f"{data}-{model}-seed{seed}.npz") as file:
+            runs.append(dict(file))
+    merged = {
+        key: np.concatenate([run[key] for run in runs], axis=1)
+        for key in runs[0]
+        if key not in ("eval_step", "wall_time_sec")
+    }
+    return merged | {"eval_step": runs[0]["eval_step"]}
+
+
+def _table_rows(results, config, paper):
+    for data in config.data:
+        for model in config.models:
+            lines = report.select(results, data=data, model=model)
+            for side, direction in enumerate(("forward", "reverse")):
+                last = [line[f"{direction}_percent"] for line in lines]
+                best = [line[f"best_{direction}_percent"] for line in lines]
+                llada, llama, qwen = (model[side] for model in paper[data])
+                yield [
+                    data.upper(),
+                    model.upper(),
+                    direction,
+                    report.with_interval(*metrics.student_interval(last), 1),
+                    report.with_interval(*metrics.student_interval(best), 1),
+                    ", ".join(f"{value:.1f}" for value in last),
+                    llada if model == "mdm" else f"{llama} / {qwen}",
+                ]
+
+
+def _over_training(curves, kind, label, log=False):
+    figure, axes = report.new_figure(1, len(curves))
+    for ax, ((data, model), curve) in zip(axes[0], curves.items(), strict=True):
+        for direction, color in COLORS.items():
+            report.plot_seeds(
+                ax, curve["eval_step"], curve[f"{direction}_{kind}"], direction, color=color
+            )
+        ax.set(title=f"{data.upper()}, {LABELS[model]}", xlabel="step", ylabel=label)
+        if log:
+            ax.set_yscale("log")
+    axes[0, 0].legend()
+    return figure
+
+
+def _gradients(curves):
+    """Figures 7 (left) and 14: cosines as boxes over queries and seeds, mean inner products."""
+    figure, axes = report.new_figure(2, len(curves))
+    for column, ((data, model), curve) in enumerate(curves.items()):
+        step = curve["eval_step"]
+        cosine = curve["gradient_cosine_total"].reshape(len(step), -1)
+        width = 0.6 * (step[1] - step[0]) if len(step) > 1 else 1
+        boxes = [row[np.isfinite(row)] for row in cosine]
+        axes[0, column].boxplot(
+            boxes, positions=step, widths=width, manage_ticks=False, showfliers=False
+        )
+        axes[0, column].axhline(0, color="gray", lw=0.8)
+        axes[0, column].set(
+            title=f"{data.upper()}, {LABELS[model]}", ylabel="cosine, forward and reverse"
+        )
+        inner = curve["gradient_inner_total"].reshape(len(step), -1)
+        axes[1, column].plot(step, inner.mean(axis=1))
+        axes[1, column].axhline(0, color="gray", lw=0.8)
+        axes[1, column].set(xlabel="step", ylabel="mean inner product")
+    return figure
