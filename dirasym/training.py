@@ -173,25 +173,29 @@ def scan_steps(
     *,
     num_steps: int,
     batch_size: int,
+    whole_epochs: bool = False,
     localise: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> Callable[[TrainState, Data], tuple[TrainState, Metrics]]:
     """`num_steps` steps as one program: (state, data) -> (state, metrics [num_steps]).
 
     `data` is a dict of `Batch` fields over all n examples, each [n, ...]. The rows of a step
     come from `batching.batch_indices` of (state.key, state.step), so that results do not
-    depend on how steps are grouped into calls. `localise` takes the global batch to the
-    part that `step` should see.
+    depend on how steps are grouped into calls; with `whole_epochs` from `epoch_indices`,
+    where the last batch of an epoch holds what is left, and its other rows are not scored.
+    `localise` takes the global batch to the part that `step` should see.
     """
+    order = batching.epoch_indices if whole_epochs else batching.batch_indices
 
     def steps(state, data):
         order_key = jax.random.fold_in(state.key, ORDER_STREAM)
         num_examples = len(jax.tree.leaves(data)[0])
-        indices_TB = batching.batch_indices(
-            order_key, state.step, num_steps, num_examples, batch_size
-        )
+        indices_TB = order(order_key, state.step, num_steps, num_examples, batch_size)
 
         def body(state, indices_B):
             rows = jax.tree.map(lambda x: x[indices_B], data)
+            if whole_epochs:
+                scored_BL = rows.get("scored_BL", jnp.ones(rows["tokens_BL"].shape, bool))
+                rows["scored_BL"] = scored_BL & (indices_B >= 0)[:, None]
             batch = Batch(**rows, index_B=jnp.arange(batch_size), global_size=batch_size)
             return step(state, localise(batch))
 
@@ -251,6 +255,7 @@ def compile_scan(
     mesh: Mesh | None = None,
     shardings: Callable[[Any], Any] | None = None,
     over_seeds: bool = False,
+    whole_epochs: bool = False,
     donate: bool = True,
 ) -> Callable[[TrainState, Data], tuple[TrainState, Metrics]]:
     """Compiles `scan_steps`, as `compile_step` does a step: (state, data) -> (state, metrics).
@@ -264,7 +269,9 @@ def compile_scan(
     """
     num_devices = _num_devices(backend, mesh)
     check_divisible(batch_size, num_devices)
-    scan = functools.partial(scan_steps, num_steps=num_steps, batch_size=batch_size)
+    scan = functools.partial(
+        scan_steps, num_steps=num_steps, batch_size=batch_size, whole_epochs=whole_epochs
+    )
     if backend == "pmap":
         if over_seeds:
             raise ValueError("seeds in one program need backend 'jit'")
