@@ -45,8 +45,12 @@ def call(apply_fn: ApplyFn, params: Params, tokens_BL: Array, **optional: Any) -
 
 
 def token_nll(logits_BLV: jax.Array, tokens_BL: Array, excluded_id: int | None = None) -> jax.Array:
-    """-log softmax(logits)[token] in nats, float32 [B, L]; `excluded_id` gets probability 0."""
-    logits_BLV = exclude(logits_BLV.astype(jnp.float32), excluded_id)
+    """-log softmax(logits)[token] in nats, [B, L]; `excluded_id` gets probability 0.
+
+    At least float32, whatever the logits are.
+    """
+    dtype = jnp.promote_types(logits_BLV.dtype, jnp.float32)
+    logits_BLV = exclude(logits_BLV.astype(dtype), excluded_id)
     return optax.softmax_cross_entropy_with_integer_labels(logits_BLV, jnp.asarray(tokens_BL))
 
 

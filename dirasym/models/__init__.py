@@ -1,5 +1,6 @@
 """Linen modules. They know no data and no loss."""
 
+from dirasym.models.bilinear import Bilinear, OneLayer
 from dirasym.models.transformer import (
     Transformer,
     TransformerConfig,
@@ -7,15 +8,19 @@ from dirasym.models.transformer import (
     gpt2,
     make_apply_fn,
     make_internals_fn,
+    make_tokens_apply_fn,
     radd,
 )
 
 __all__ = [
+    "Bilinear",
+    "OneLayer",
     "Transformer",
     "TransformerConfig",
     "attention_only",
     "gpt2",
     "make_apply_fn",
     "make_internals_fn",
+    "make_tokens_apply_fn",
     "radd",
 ]

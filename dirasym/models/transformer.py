@@ -273,6 +273,11 @@ def make_apply_fn(model: Transformer) -> ApplyFn:
     return apply_fn
 
 
+def make_tokens_apply_fn(model: nn.Module) -> ApplyFn:
+    """A model that takes token ids and nothing else, as an `ApplyFn` of its "params" collection."""
+    return lambda params, tokens_BL: model.apply({"params": params}, tokens_BL)
+
+
 def make_internals_fn(model: Transformer) -> Callable[[Params, Any], dict[str, jax.Array]]:
     """What the model sows, with a leading layer axis: (params, tokens_BL) -> arrays.
 
