@@ -286,6 +286,16 @@ def gap(logits_PP: Array) -> jax.Array:
     return (own_P * num - logits_PP.sum(axis=-1)) / (num - 1)
 
 
+def intransitivity(first_PP: Array, second_PP: Array, composed_PP: Array) -> jax.Array:
+    """1 − g(A→C) / min(g(A→B), g(B→C)), with g the mean `gap` of a block of effective logits.
+
+    0 when what follows from two facts weighs as much as the weaker of them, 1 when it weighs
+    nothing, above 1 when it is less likely than a guess: [...] for blocks [..., P, P].
+    """
+    first, second, composed = (gap(x).mean(axis=-1) for x in (first_PP, second_PP, composed_PP))
+    return 1 - composed / jnp.minimum(first, second)
+
+
 def asymmetry(forward_PP: Array, reverse_PP: Array) -> jax.Array:
     """‖F − Rᵀ‖ / (‖F‖ + ‖R‖) in Frobenius norms, after means of rows and columns are removed.
 

@@ -32,8 +32,8 @@ class Relations:
       vocab_size: token ids, the reserved ones included.
       num_candidates: entities of the kind that a validation sentence asks for: a uniform guess
         among them costs ln(num_candidates) nats a word.
-      panels: [P, L] sentences of one kind each that end in P different tokens. "withheld" are
-        validation sentences, and "given" are training sentences about the same entities. Empty
+      panels: [P, L] sentences of one kind each that end in P different tokens, P ≥ 2: "withheld"
+        are validation sentences, and "given" training sentences about the same entities. Empty
         where words share their last tokens.
     """
 
@@ -69,11 +69,12 @@ def reversal(
     coin_P1 = rng.integers(2, size=(len(a_PW), 1)) == 1
     given_PL = np.where(coin_P1, forward_PL, reverse_PL)[held]
     withheld_PL = np.where(coin_P1, reverse_PL, forward_PL)[held]
+    is_reverse_withheld_P = coin_P1[held, 0]
     panels = {
-        "A → B": forward_PL[train],
-        "B ← A": reverse_PL[train],
-        "given": given_PL,
-        "withheld": withheld_PL,
+        "a_to_b": forward_PL[train],
+        "b_to_a": reverse_PL[train],
+        "given": given_PL[is_reverse_withheld_P],
+        "withheld": withheld_PL[is_reverse_withheld_P],
     }
     return Relations(
         train_EL=np.concatenate([forward_PL[train], reverse_PL[train], given_PL]),
@@ -81,7 +82,7 @@ def reversal(
         word_size=word_size,
         vocab_size=vocab_size + 2,
         num_candidates=len(a_PW),
-        panels=panels if word_size == 1 else {},
+        panels=_readable(panels) if word_size == 1 else {},
     )
 
 
@@ -171,10 +172,12 @@ def in_context(
         word_size=1,
         vocab_size=vocab_size + 3,
         num_candidates=num_first,
-        panels={
-            "given": sentences(b_AB[:, train][:, :1]),
-            "withheld": sentences(b_AB[:, held][:, :1]),
-        },
+        panels=_readable(
+            {
+                "given": sentences(b_AB[:, train][:, :1]),
+                "withheld": sentences(b_AB[:, held][:, :1]),
+            }
+        ),
     )
 
 
@@ -227,9 +230,9 @@ def _chains(words, train: slice, held: slice, vocab_size: int, *, panels: bool) 
     ab_PL, bc_PL = _join(a_PW, RIGHT, b_PW), _join(b_PW, RIGHT, c_PW)
     ac_PL = _join(a_PW, IMPLIES, c_PW)
     panels_if_any = {
-        "A → B": ab_PL[held],
-        "B → C": bc_PL[held],
-        "A ⇒ C": ac_PL[train],
+        "a_to_b": ab_PL[held],
+        "b_to_c": bc_PL[held],
+        "a_to_c": ac_PL[train],
         "withheld": ac_PL[held],
     }
     parts = [ab_PL[train], bc_PL[train], ac_PL[train], ab_PL[held], bc_PL[held]]
@@ -239,5 +242,10 @@ def _chains(words, train: slice, held: slice, vocab_size: int, *, panels: bool) 
         word_size=c_PW.shape[1],
         vocab_size=vocab_size + 2,
         num_candidates=len(c_PW),
-        panels=panels_if_any if panels else {},
+        panels=_readable(panels_if_any) if panels else {},
     )
+
+
+def _readable(panels: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Those in which an answer can be compared with another."""
+    return {name: panel for name, panel in panels.items() if len(panel) > 1}

@@ -1,5 +1,6 @@
 """Linen modules. They know no data and no loss."""
 
+from dirasym.models.baselines import GRU, PrefixMLP
 from dirasym.models.bilinear import Bilinear, OneLayer
 from dirasym.models.transformer import (
     Transformer,
@@ -13,8 +14,10 @@ from dirasym.models.transformer import (
 )
 
 __all__ = [
+    "GRU",
     "Bilinear",
     "OneLayer",
+    "PrefixMLP",
     "Transformer",
     "TransformerConfig",
     "attention_only",

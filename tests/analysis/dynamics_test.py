@@ -111,7 +111,7 @@ def test_each_break_condition_breaks_it():
         loss, params = _one_layer(sentences, vocab, **kwargs)
         params = dynamics.flow(dynamics.negative_gradient(loss), params, times)
         model = models.OneLayer(vocab, **kwargs)
-        last = jax.tree.map(lambda x: x[-1], params)
+        last = jax.tree.map(lambda x: x[-1].astype(np.float32), params)
         logits = model.apply({"params": last}, np.array([[3, LEFT], [5, LEFT]]))[:, 1]
         return _softmax(np.asarray(logits))[np.arange(2), [2, 4]]
 
@@ -270,3 +270,11 @@ def test_asymmetry():
     assert dynamics.asymmetry(forward, np.ones((40, 40))) == pytest.approx(1, rel=1e-5)
     alike = np.stack([rng.normal(size=(40, 40)) for _ in range(2)])
     assert dynamics.asymmetry(*alike) == pytest.approx(0.5**0.5, rel=0.05)
+
+
+def test_intransitivity_of_a_solved_chain():
+    """The one-layer model's A→C weight falls below the others, so it exceeds 1 (§4.2)."""
+    eye = np.eye(6)
+    assert dynamics.intransitivity(2 * eye, 3 * eye + 1, eye) == pytest.approx(0.5)
+    assert dynamics.intransitivity(2 * eye, 3 * eye, 0 * eye) == 1
+    assert dynamics.intransitivity(2 * eye, 3 * eye, -eye) > 1

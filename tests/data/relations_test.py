@@ -92,10 +92,11 @@ def test_panels_are_aligned_and_end_in_different_tokens():
             assert {tuple(row) for row in panel} <= (validation if name == "withheld" else train)
     panels = relations.reversal().panels
     np.testing.assert_array_equal(panels["given"][:, 0], panels["withheld"][:, -1])
-    np.testing.assert_array_equal(panels["A → B"][:, 0], panels["B ← A"][:, -1])
+    assert (panels["given"][:, 1] == RIGHT).all() and (panels["withheld"][:, 1] == LEFT).all()
+    np.testing.assert_array_equal(panels["a_to_b"][:, 0], panels["b_to_a"][:, -1])
     panels = relations.chain().panels
-    np.testing.assert_array_equal(panels["A → B"][:, -1], panels["B → C"][:, 0])
-    np.testing.assert_array_equal(panels["withheld"][:, -1], panels["B → C"][:, -1])
+    np.testing.assert_array_equal(panels["a_to_b"][:, -1], panels["b_to_c"][:, 0])
+    np.testing.assert_array_equal(panels["withheld"][:, -1], panels["b_to_c"][:, -1])
     assert relations.reversal(word_size=2).panels == {}
 
 
