@@ -124,13 +124,9 @@ class Task:
             positions=POSITIONS[c.pos_encode_type],
             causal=not masked,
         )
-        # Nobody reads the logits outside the last word; a causal model never reads its end.
-        scored = self.data.word_size / (length if masked else length - 1)
-        return models.Transformer(
-            config,
-            scored_fraction=None if c.loss_whole_sequence else scored,
-            vmap_axis=training.SEED_AXIS if self.together else None,
-        )
+        # Unless every token trains, nobody reads the logits outside the last word.
+        scored_last = None if c.loss_whole_sequence else self.data.word_size
+        return models.Transformer(config, scored_last=scored_last)
 
     @functools.cached_property
     def apply_fn(self):
