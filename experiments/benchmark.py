@@ -185,7 +185,7 @@ def relations_epochs(num_epochs: int) -> dict[str, Callable[[], object]]:
 
     torch.manual_seed(0)
     sentences = torch.from_numpy(task.data.train_EL).long()
-    labels = torch.where(torch.from_numpy(task.data.last_word(task.data.train_EL)), sentences, -100)
+    labels = torch.where(torch.tensor(task.data.last_word(task.data.train_EL)), sentences, -100)
 
     def contender(compiled: bool):
         model = transformers.GPT2LMHeadModel(
