@@ -1,6 +1,8 @@
 """Linen modules. They know no data and no loss."""
 
 from dirasym.models.adapters import load_adapters, save_adapters
+from dirasym.models.baselines import GRU, PrefixMLP
+from dirasym.models.bilinear import Bilinear, OneLayer
 from dirasym.models.lora import LoRA, LoRAConfig
 from dirasym.models.pretrained import load_pretrained, save_pretrained
 from dirasym.models.transformer import (
@@ -13,13 +15,18 @@ from dirasym.models.transformer import (
     make_apply_fn,
     make_extend_fn,
     make_internals_fn,
+    make_tokens_apply_fn,
     qwen2,
     radd,
 )
 
 __all__ = [
+    "GRU",
+    "Bilinear",
     "LoRA",
     "LoRAConfig",
+    "OneLayer",
+    "PrefixMLP",
     "Transformer",
     "TransformerConfig",
     "attention_only",
@@ -31,6 +38,7 @@ __all__ = [
     "make_apply_fn",
     "make_extend_fn",
     "make_internals_fn",
+    "make_tokens_apply_fn",
     "qwen2",
     "radd",
     "save_adapters",

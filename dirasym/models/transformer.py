@@ -102,11 +102,14 @@ class Transformer(nn.Module):
         The same function of the parameters and the dropout key either way.
       vmap_axis: name of a vmapped axis (of seeds) that must take that decision together:
         under vmap a `lax.cond` with a batched predicate computes both branches.
+      scored_last: if set, what follows the last layer's attention is computed at so many last
+        positions of each row, whatever is scored. Logits elsewhere are 0.
     """
 
     config: TransformerConfig
     scored_fraction: float | None = None
     vmap_axis: str | None = None
+    scored_last: int | None = None
 
     def setup(self):
         c = self.config
@@ -180,8 +183,12 @@ class Transformer(nn.Module):
             embed_key, layer_keys = keys[0], keys[1:]
         inputs = (tokens_BL, position_BL, readable_BLS, embed_key, layer_keys)
 
-        skips = scored_BL is not None and self.scored_fraction is not None
-        if not skips or self.is_initializing() or c.scan_layers:
+        if self.is_initializing() or c.scan_layers:
+            return self._all_rows(*inputs)
+        if self.scored_last is not None:
+            row_BL = jnp.arange(tokens_BL.size).reshape(tokens_BL.shape)
+            return self._at_rows(*inputs, row_BL[:, -self.scored_last :].ravel())
+        if scored_BL is None or self.scored_fraction is None:
             return self._all_rows(*inputs)
         capacity = min(math.ceil(self.scored_fraction * tokens_BL.size), tokens_BL.size)
         overflow = jnp.sum(scored_BL) > capacity
@@ -191,7 +198,9 @@ class Transformer(nn.Module):
             overflow,
             # Recomputed, so that the branch in use need not hold room for this one's residuals.
             nn.remat(lambda self: self._all_rows(*inputs)),
-            lambda self: self._scored_rows(*inputs, scored_BL, capacity),
+            lambda self: self._at_rows(
+                *inputs, jnp.flatnonzero(scored_BL, size=capacity, fill_value=scored_BL.size)
+            ),
             self,
         )
 
@@ -233,12 +242,9 @@ class Transformer(nn.Module):
                 x_BLD = block(x_BLD, position_BL, readable_BLS, key)
         return self._logits(x_BLD)
 
-    def _scored_rows(
-        self, tokens_BL, position_BL, readable_BLS, embed_key, layer_keys, scored_BL, capacity
-    ):
-        row_R = jnp.flatnonzero(scored_BL, size=capacity, fill_value=scored_BL.size)
-        # Unused capacity reads the last row and writes nowhere.
-        read_R = jnp.minimum(row_R, scored_BL.size - 1)
+    def _at_rows(self, tokens_BL, position_BL, readable_BLS, embed_key, layer_keys, row_R):
+        # Rows beyond the end (unused capacity) read the last row and write nowhere.
+        read_R = jnp.minimum(row_R, tokens_BL.size - 1)
         *before, last = self.blocks
         if not before and self._reads_tokens_alone(tokens_BL, dropout=embed_key is not None):
             table_VD = self.embed(jnp.arange(self.config.vocab_size))
@@ -251,9 +257,9 @@ class Transformer(nn.Module):
                 x_BLD = block(x_BLD, position_BL, readable_BLS, key)
             x_RD = last.at_rows(x_BLD, position_BL, readable_BLS, read_R, layer_keys[-1])
         logits_RV = self._logits(x_RD)
-        logits = jnp.zeros((scored_BL.size, self.config.vocab_size), logits_RV.dtype)
+        logits = jnp.zeros((tokens_BL.size, self.config.vocab_size), logits_RV.dtype)
         logits = logits.at[row_R].set(logits_RV, mode="drop", unique_indices=True)
-        return logits.reshape(*scored_BL.shape, -1)
+        return logits.reshape(*tokens_BL.shape, -1)
 
     def _reads_tokens_alone(self, tokens_BL, dropout: bool) -> bool:
         """Whether `Attention.from_table` applies, and its V × V × offsets table is a saving."""
@@ -315,6 +321,11 @@ def make_extend_fn(model: Transformer) -> Callable[..., tuple[jax.Array, Any]]:
         return logits_BLV, changed["cache"]
 
     return extend
+
+
+def make_tokens_apply_fn(model: nn.Module) -> ApplyFn:
+    """A model that takes token ids and nothing else, as an `ApplyFn` of its "params" collection."""
+    return lambda params, tokens_BL: model.apply({"params": params}, tokens_BL)
 
 
 def make_internals_fn(model: Transformer) -> Callable[[Params, Any], dict[str, jax.Array]]:

@@ -193,6 +193,19 @@ def test_scored_rows_give_the_plain_logits_and_gradients(name, rate):
     chex.assert_trees_all_close(got_grads, want_grads, atol=1e-5 * scale)
 
 
+@pytest.mark.parametrize("causal", [True, False])
+def test_last_positions_alone_are_the_plain_logits_there(causal):
+    config = models.gpt2(
+        11, dropout=0.3, num_layers=2, num_heads=2, width=16, max_len=8, causal=causal
+    )
+    rngs = {"dropout": jax.random.key(9)}
+    plain, params, tokens = _init(config, batch=4)
+    got = models.Transformer(config, scored_last=2).apply({"params": params}, tokens, rngs=rngs)
+    want = plain.apply({"params": params}, tokens, rngs=rngs)
+    chex.assert_trees_all_close(got[:, -2:], want[:, -2:], atol=1e-5)
+    chex.assert_trees_all_equal(got[:, :-2], jnp.zeros_like(got[:, :-2]))
+
+
 @pytest.mark.parametrize("share", [0.0, 0.2, 1.0])
 def test_more_scored_positions_than_capacity_fall_back(share):
     config = models.radd(11, width=16, max_len=8, dropout=0.3)

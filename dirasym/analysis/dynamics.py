@@ -1,0 +1,316 @@
+"""How weights move under cross-entropy: closed forms, flows, and measures for any model.
+
+arXiv 2405.04669. Three ways to the same trajectory stand side by side: the closed form of one
+row of the one-layer model (§4), gradient flow by a library's integrator, and gradient descent.
+The bilinear model (§3) is followed in the coordinates of its tokens, which cost the same at any
+width. What is said of its weights, and of the one-layer model's, `effective_logits` says of a
+network: the logit of an answer after a prompt.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+import scipy.integrate
+import scipy.special
+
+from dirasym.objectives import call
+from dirasym.types import ApplyFn, Array, Params
+
+State = Any  # a pytree of float arrays
+Field = Callable[[State], State]  # state -> its time derivative
+
+# ---------------------------------------------------------------------------------------
+# Closed form of one row. Numbers and arrays broadcast; NumPy, float64.
+
+
+def row_gap(
+    time: Array | float, num_tokens: Array | float, rate: Array | float = 1.0
+) -> np.ndarray:
+    """Gap s = y_target − y_other of a row of M logits under gradient flow from zero.
+
+    The row learns one target by cross-entropy at learning rate η, and all other logits stay
+    equal. With p = e^s/(e^s + M − 1),
+
+        s' = η M/(M−1) (1 − p),   hence   s + (e^s − 1)/(M−1) = η M t/(M−1) =: τ,
+
+    and with a = 1/(M−1) and ω the Wright omega function, s = ln(ω(τ + a + ln a)/a): Lambert's W
+    without its overflow. A Newton step removes the cancellation near τ = 0.
+
+    Args:
+      time: t ≥ 0.
+      num_tokens: M ≥ 2.
+      rate: η; a mean over n rows has η/n.
+
+    Raises:
+      ValueError: a time or rate below 0, or fewer than 2 tokens.
+    """
+    time, num_tokens, rate = (np.asarray(x, np.float64) for x in (time, num_tokens, rate))
+    if not ((time >= 0).all() and (rate >= 0).all() and (num_tokens >= 2).all()):
+        raise ValueError("a row needs time and rate of at least 0 and at least 2 tokens")
+    a = 1 / (num_tokens - 1)
+    tau = rate * num_tokens * time * a
+    gap = np.log(scipy.special.wrightomega(tau + a + np.log(a)).real / a)
+    return gap - (gap + a * np.expm1(gap) - tau) / (1 + a * np.exp(gap))
+
+
+def row_probability(
+    time: Array | float, num_tokens: Array | float, rate: Array | float = 1.0
+) -> np.ndarray:
+    """p = e^s/(e^s + M − 1) of the row's target at time t; see `row_gap`.
+
+    Each of the other M − 1 tokens has (1 − p)/(M − 1): below a uniform guess 1/M from the
+    start. In a chain A → B, B → C that is p(C | A).
+    """
+    gap = row_gap(time, num_tokens, rate)
+    return 1 / (1 + (np.asarray(num_tokens, np.float64) - 1) * np.exp(-gap))
+
+
+def time_to_loss(
+    loss: Array | float, num_tokens: Array | float, rate: Array | float = 1.0
+) -> np.ndarray:
+    """When the row's loss −ln p has fallen to `loss` nats: the inverse of `row_probability`.
+
+    s = −ln((M−1)⁻¹(e^loss − 1)), and t from the equation of `row_gap`.
+
+    Raises:
+      ValueError: a loss outside (0, ln M], the loss at time 0.
+    """
+    loss, num_tokens, rate = (np.asarray(x, np.float64) for x in (loss, num_tokens, rate))
+    if not ((loss > 0) & (loss <= np.log(num_tokens) * (1 + 1e-12))).all():
+        raise ValueError("the loss falls from ln(num_tokens) towards 0 and takes no other values")
+    a = 1 / (num_tokens - 1)
+    gap = -np.log(a * np.expm1(loss))
+    return (gap + a * np.expm1(gap)) / (rate * num_tokens * a)
+
+
+# ---------------------------------------------------------------------------------------
+# Trajectories
+
+
+def negative_gradient(loss: Callable[[Params], jax.Array]) -> Field:
+    """−∇L, the field of gradient flow."""
+    return lambda params: jax.tree.map(jnp.negative, jax.grad(loss)(params))
+
+
+def flow(
+    field: Field,
+    state: State,
+    times: Sequence[float],
+    *,
+    rtol: float = 1e-8,
+    atol: float = 1e-10,
+) -> State:
+    """Solves dx/dt = field(x) from x(times[0]) = `state`: numpy float64 leaves [T, ...].
+
+    SciPy's DOP853 (Dormand–Prince 8(5,3)), whose local error is kept below rtol·|x| + atol in
+    every coordinate, in float64 whatever `state` is.
+
+    Raises:
+      RuntimeError: the integrator gave up; says why.
+    """
+    with jax.enable_x64(True):
+        flat, unravel = jax.flatten_util.ravel_pytree(_float64(state))
+        slope = jax.jit(lambda x: jax.flatten_util.ravel_pytree(field(unravel(x)))[0])
+        solution = scipy.integrate.solve_ivp(
+            lambda _, x: np.asarray(slope(x)),
+            (times[0], times[-1]),
+            np.asarray(flat),
+            method="DOP853",
+            t_eval=times,
+            rtol=rtol,
+            atol=atol,
+        )
+        if not solution.success:
+            raise RuntimeError(f"gradient flow: {solution.message}")
+        return jax.tree.map(np.asarray, jax.vmap(unravel)(solution.y.T))
+
+
+class UnstableStepError(ValueError):
+    """Gradient descent climbed above where it began; `bound` is the step size to stay below."""
+
+    def __init__(self, step: int, loss: float, step_size: float, bound: float):
+        super().__init__(
+            f"step size {step_size:g} diverges: the loss rose to {loss:.4g} at step {step}, where "
+            f"step sizes below {bound:.4g} are stable"
+        )
+        self.step, self.bound = step, bound
+
+
+def descend(
+    field: Field,
+    loss: Callable[[State], jax.Array],
+    state: State,
+    *,
+    step_size: float,
+    num_steps: int,
+    every: int = 1,
+) -> State:
+    """Gradient descent, x ← x + η field(x): leaves [1 + num_steps // every, ...], float64.
+
+    Stops at the first loss that is not finite or above the first one. Along that step,
+    φ(σ) = loss(x + σ η field(x)) rises from σ = 0 to 1 though φ'(0) < 0, which takes
+    max φ'' > 2|φ'(0)|; with η scaled by 2|φ'(0)| / max φ'' it would not have.
+
+    Raises:
+      UnstableStepError: names the step, and that scaled η as the stability bound.
+    """
+    with jax.enable_x64(True):
+        state = _float64(state)
+        step = jax.jit(lambda x, size: jax.tree.map(lambda x, v: x + size * v, x, field(x)))
+        loss = jax.jit(loss)
+        first, kept = loss(state), [state]
+        for number in range(1, num_steps + 1):
+            before, state = state, step(state, step_size)
+            if not loss(state) <= first:
+                bound = _stability_bound(functools.partial(step, before), loss, step_size)
+                raise UnstableStepError(number, float(loss(state)), step_size, bound)
+            if number % every == 0:
+                kept.append(state)
+        return jax.tree.map(lambda *x: np.stack(x), *kept)
+
+
+def _stability_bound(step_from_here, loss, step_size: float) -> float:
+    """η · 2|φ'(0)| / max φ'', the maximum over points dense near 0; see `descend`."""
+    slope = jax.grad(lambda share: loss(step_from_here(share * step_size)))
+    curvature = jax.vmap(jax.grad(slope))(jnp.append(0.0, jnp.logspace(-8, 0, 65)))
+    steepest = jnp.max(curvature, initial=0.0, where=jnp.isfinite(curvature))
+    return float(step_size * -2 * slope(0.0) / steepest)
+
+
+def _float64(tree: State) -> State:
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), tree)
+
+
+# ---------------------------------------------------------------------------------------
+# The bilinear model in the coordinates of its tokens
+
+
+class BilinearFlow(NamedTuple):
+    """Gradient flow of Θ for pairs x → y, through C with Θ = Eᵀ C E and E the embeddings.
+
+    The gradient of cross-entropy is a sum of x (p − 1_y)ᵀ E, so from Θ = 0 nothing else is ever
+    reached, and with the Gram matrix K = E Eᵀ
+
+        logits of all tokens after all tokens = K C K,   dC/dt = (1/n) Σ_i 1_{x_i} (1_{y_i} − p_i)ᵀ
+
+    K = I is the one-layer model, with C = Y. `symmetric` has (C + Cᵀ)/2 in place of C.
+
+    Attributes:
+      gram_VV: K.
+      context_E, target_E: token ids of the n pairs that train.
+      symmetric: whether Θ is held symmetric.
+    """
+
+    gram_VV: Array
+    context_E: Array
+    target_E: Array
+    symmetric: bool = False
+
+    def logits(self, c_VV: Array) -> Array:
+        """All tokens after all tokens: [..., V, V]."""
+        if self.symmetric:
+            c_VV = (c_VV + c_VV.mT) / 2
+        return self.gram_VV @ c_VV @ self.gram_VV
+
+    def loss(self, c_VV: Array) -> jax.Array:
+        """Mean cross-entropy of the pairs that train, in nats."""
+        return pair_loss(self.logits(c_VV), self.context_E, self.target_E)
+
+    def field(self, c_VV: Array) -> jax.Array:
+        """dC/dt."""
+        logits_EV = self.logits(c_VV)[self.context_E]
+        error_EV = jax.nn.one_hot(self.target_E, logits_EV.shape[1], dtype=logits_EV.dtype)
+        error_EV = (error_EV - jax.nn.softmax(logits_EV)) / len(self.target_E)
+        return jnp.zeros_like(c_VV).at[self.context_E].add(error_EV)
+
+
+def pair_loss(logits_VV: Array, context_E: Array, target_E: Array) -> Array:
+    """Mean of −log softmax(logits[..., x, :])_y over pairs (x, y), in nats: [...].
+
+    NumPy arrays stay NumPy's, in float64.
+    """
+    is_jax = isinstance(logits_VV, jax.Array)
+    logp_VV = jax.nn.log_softmax(logits_VV) if is_jax else scipy.special.log_softmax(logits_VV, -1)
+    return -logp_VV[..., context_E, target_E].mean(axis=-1)
+
+
+def smallest_exponent(loss_T: Array, reverse_T: Array) -> float:
+    """The least ε ≥ 0 with L_rev(t)/L_rev(0) ≥ (L(t)/L(0))^ε at every time.
+
+    That is max_t ln(L_rev(t)/L_rev(0)) / ln(L(t)/L(0)), and 0 if L_rev never falls (the
+    inequality of §3's theorem; the curse is ε near 0).
+
+    Raises:
+      ValueError: the forward loss does not stay below its start.
+    """
+    forward, reverse = (np.log(np.asarray(x, np.float64)) for x in (loss_T, reverse_T))
+    forward, reverse = forward[1:] - forward[0], reverse[1:] - reverse[0]
+    if not (forward < 0).all():
+        raise ValueError("the inequality compares with a forward loss that falls")
+    return float(max(0.0, (reverse / forward).max()))
+
+
+# ---------------------------------------------------------------------------------------
+# Effective weights of any model
+
+
+def effective_logits(
+    apply_fn: ApplyFn, params: Params, sentences_PL: Array, *, mask_id: int | None = None
+) -> jax.Array:
+    """Weight from every prompt to every answer: float [P, P].
+
+    A sentence is a prompt and an answer of one token, the last; entry (i, j) is the logit of
+    answer j after prompt i. With `mask_id` the model is bidirectional, and reads the prompt
+    with [M] in the answer's place.
+    """
+    sentences_PL = jnp.asarray(sentences_PL)
+    if mask_id is None:
+        prompts_PL = sentences_PL[:, :-1]
+    else:
+        prompts_PL = sentences_PL.at[:, -1].set(mask_id)
+    asked_PL = jnp.zeros(prompts_PL.shape, bool).at[:, -1].set(True)
+    logits_PLV = call(apply_fn, params, prompts_PL, scored_BL=asked_PL)
+    return logits_PLV[:, -1, sentences_PL[:, -1]]
+
+
+def gap(logits_PP: Array) -> jax.Array:
+    """How far each prompt's own answer stands above the mean of the others, in nats: [..., P]."""
+    logits_PP = jnp.asarray(logits_PP)
+    num = logits_PP.shape[-1]
+    own_P = jnp.diagonal(logits_PP, axis1=-2, axis2=-1)
+    return (own_P * num - logits_PP.sum(axis=-1)) / (num - 1)
+
+
+def intransitivity(first_PP: Array, second_PP: Array, composed_PP: Array) -> jax.Array:
+    """1 − g(A→C) / min(g(A→B), g(B→C)), with g the mean `gap` of a block of effective logits.
+
+    0 when what follows from two facts weighs as much as the weaker of them, 1 when it weighs
+    nothing, above 1 when it is less likely than a guess: [...] for blocks [..., P, P].
+    """
+    first, second, composed = (gap(x).mean(axis=-1) for x in (first_PP, second_PP, composed_PP))
+    return 1 - composed / jnp.minimum(first, second)
+
+
+def asymmetry(forward_PP: Array, reverse_PP: Array) -> jax.Array:
+    """‖F − Rᵀ‖ / (‖F‖ + ‖R‖) in Frobenius norms, after means of rows and columns are removed.
+
+    F are weights from A's to B's and R from B's to A's, pairs in one order: blocks of Θ − Θᵀ.
+    0 for symmetric weights, 1 when one of the two is zero or they are opposite, 1/√2 when they
+    have nothing to do with each other and one norm. The means are a softmax's freedom and the
+    tokens' popularity.
+    """
+    forward_PP, reverse_PP = _centred(forward_PP), _centred(reverse_PP)
+    difference = jnp.linalg.norm(forward_PP - reverse_PP.mT, axis=(-2, -1))
+    sizes = (jnp.linalg.norm(x, axis=(-2, -1)) for x in (forward_PP, reverse_PP))
+    return difference / sum(sizes)
+
+
+def _centred(x_PP: Array) -> jax.Array:
+    x_PP = jnp.asarray(x_PP)
+    x_PP = x_PP - x_PP.mean(axis=-1, keepdims=True)
+    return x_PP - x_PP.mean(axis=-2, keepdims=True)

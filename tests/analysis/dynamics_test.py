@@ -1,0 +1,280 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dirasym import models, objectives
+from dirasym.analysis import dynamics
+from dirasym.types import Batch
+
+RIGHT, LEFT = 0, 1
+
+
+def _one_layer(sentences, vocab_size, **kwargs):
+    """Loss of the linen module on the last tokens of sentences, and its parameters at zero."""
+    model = models.OneLayer(vocab_size, **kwargs)
+    tokens = np.asarray(sentences)
+    scored = np.arange(tokens.shape[1])[None] == np.full((len(tokens), 1), tokens.shape[1] - 1)
+    return _loss(model, tokens, scored), model.init(jax.random.key(0), tokens)["params"]
+
+
+def _loss(model, tokens, scored=None):
+    batch = Batch(tokens, np.arange(len(tokens)), len(tokens), scored)
+
+    def loss(params):
+        total, count, _ = objectives.next_token(models.make_tokens_apply_fn(model), params, batch)
+        return total / count
+
+    return loss
+
+
+def _softmax(x):
+    x = np.exp(x - x.max(axis=-1, keepdims=True))
+    return x / x.sum(axis=-1, keepdims=True)
+
+
+# Closed forms
+
+
+@pytest.mark.parametrize("tokens", [2, 3, 100, 100_000])
+def test_the_gap_solves_its_equation_at_all_times(tokens):
+    time = np.logspace(-9, 9, 37)
+    gap, a = dynamics.row_gap(time, tokens, 0.7), 1 / (tokens - 1)
+    tau = 0.7 * tokens * time * a
+    np.testing.assert_allclose(gap + a * np.expm1(gap), tau, rtol=1e-12)
+    assert dynamics.row_gap(0, tokens) == 0
+    h = 1e-5 * time
+    slope = (dynamics.row_gap(time + h, tokens, 0.7) - dynamics.row_gap(time - h, tokens, 0.7)) / (
+        2 * h
+    )
+    p = dynamics.row_probability(time, tokens, 0.7)
+    middle = (time > 1e-2) & (p < 0.9999)  # elsewhere the difference itself has no digits
+    np.testing.assert_allclose(slope[middle], (0.7 * tokens * a * (1 - p))[middle], rtol=1e-5)
+
+
+def test_time_to_loss_inverts_and_everything_broadcasts():
+    tokens, rate = np.array([2, 50, 800])[:, None, None], np.array([0.1, 1.0])[:, None]
+    loss = np.log(tokens) * np.array([1.0, 0.5, 1e-2, 1e-6])
+    time = dynamics.time_to_loss(loss, tokens, rate)
+    assert time.shape == (3, 2, 4)
+    got = -np.log(dynamics.row_probability(time, tokens, rate))
+    np.testing.assert_allclose(got, np.broadcast_to(loss, got.shape), rtol=1e-9)
+    np.testing.assert_allclose(time[..., 0], 0, atol=1e-9)
+    np.testing.assert_allclose(time[:, 0], 10 * time[:, 1])
+
+
+def test_closed_form_bad_input():
+    for make in (
+        lambda: dynamics.row_gap(-1.0, 5),
+        lambda: dynamics.row_gap(1.0, 1),
+        lambda: dynamics.time_to_loss(0.0, 5),
+        lambda: dynamics.time_to_loss(2.0, 5),
+    ):
+        with pytest.raises(ValueError):
+            make()
+
+
+# Closed form, flow of the linen module, and what stays and falls
+
+
+def test_one_layer_flow_is_the_closed_form_and_the_reverse_never_moves():
+    vocab, pairs = 12, [(2, 3), (4, 5), (6, 7)]
+    loss, params = _one_layer([(a, RIGHT, b) for a, b in pairs], vocab)
+    times = np.append(0, np.logspace(-1, 4, 26))  # τ over more than four orders of magnitude
+    weights = dynamics.flow(dynamics.negative_gradient(loss), params, times)
+    for a, b in pairs:
+        p = _softmax(weights["Y"][:, a])[:, b]
+        np.testing.assert_allclose(p, dynamics.row_probability(times, vocab, 1 / 3), atol=1e-6)
+        gap = weights["Y"][:, a, b] - weights["Y"][:, a, 0]
+        np.testing.assert_allclose(gap, dynamics.row_gap(times, vocab, 1 / 3), atol=1e-4)
+        np.testing.assert_array_equal(weights["Y"][:, b], 0)
+        np.testing.assert_allclose(_softmax(weights["Y"][:, b])[:, a], 1 / vocab, rtol=1e-15)
+    np.testing.assert_array_equal(weights["Z"], 0)
+
+
+def test_a_chain_does_not_close():
+    vocab, (a, b, c) = 20, (2, 3, 4)
+    loss, params = _one_layer([(a, RIGHT, b), (b, RIGHT, c)], vocab)
+    times = np.append(0, np.logspace(-1, 4, 11))
+    y = dynamics.flow(dynamics.negative_gradient(loss), params, times)["Y"]
+    p_ab, p_bc, p_ac = (_softmax(y[:, x])[:, z] for x, z in ((a, b), (b, c), (a, c)))
+    np.testing.assert_allclose(p_ac, (1 - p_ab) / (vocab - 1), rtol=1e-6)
+    assert (np.diff(p_ac) < 0).all() and p_bc[-1] > 0.99
+    assert (np.diff(y[:, a, b]) > 0).all() and (np.diff(y[:, a, c]) < 0).all()
+
+
+def test_each_break_condition_breaks_it():
+    vocab, times = 12, np.array([0.0, 3e3])
+    sentences = [(2, RIGHT, 3), (4, RIGHT, 5), (5, LEFT, 4)]  # 3 ← 2 is withheld
+
+    def reverse(sentences, **kwargs):
+        loss, params = _one_layer(sentences, vocab, **kwargs)
+        params = dynamics.flow(dynamics.negative_gradient(loss), params, times)
+        model = models.OneLayer(vocab, **kwargs)
+        last = jax.tree.map(lambda x: x[-1].astype(np.float32), params)
+        logits = model.apply({"params": last}, np.array([[3, LEFT], [5, LEFT]]))[:, 1]
+        return _softmax(np.asarray(logits))[np.arange(2), [2, 4]]
+
+    withheld, trained = reverse(sentences)
+    assert abs(withheld - 1 / vocab) < 1e-7 and trained > 0.99  # pairs trained both ways
+    withheld, _ = reverse(sentences, attends_to_itself=True)
+    assert abs(withheld - 1 / vocab) > 0.01
+
+    context, target = np.array([2, 4]), np.array([3, 5])
+    for symmetric in (False, True):
+        model = dynamics.BilinearFlow(np.eye(vocab), context, target, symmetric)
+        c = dynamics.flow(model.field, np.zeros((vocab, vocab)), times)
+        loss = dynamics.pair_loss(model.logits(c), target, context)[-1]
+        assert loss < 0.01 if symmetric else abs(loss - np.log(vocab)) < 1e-12
+
+
+# Bilinear: token coordinates against Θ itself
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_token_coordinates_are_the_flow_of_theta(symmetric):
+    vocab, width = 8, 5
+    model = models.Bilinear(vocab, width, symmetric)
+    pairs = np.array([[0, 4], [1, 5], [2, 6], [4, 0]])
+    params = model.init(jax.random.key(1), pairs)["params"]
+    times = np.append(0, np.logspace(0, 2, 5))
+    embed = np.asarray(params["embed"], np.float64)
+    tokens = dynamics.BilinearFlow(embed @ embed.T, pairs[:, 0], pairs[:, 1], symmetric)
+
+    def same(theta_TDD, c_TVV):
+        if symmetric:
+            theta_TDD = (theta_TDD + theta_TDD.mT) / 2
+        want = embed @ theta_TDD @ embed.T
+        np.testing.assert_allclose(tokens.logits(c_TVV), want, atol=1e-5)
+
+    loss, start = _loss(model, pairs), np.zeros((vocab, vocab))
+    field = dynamics.negative_gradient(loss)
+    same(dynamics.flow(field, params, times)["theta"], dynamics.flow(tokens.field, start, times))
+    how = dict(step_size=2.0, num_steps=40, every=10)
+    thetas = dynamics.descend(field, loss, params, **how)["theta"]
+    same(thetas, dynamics.descend(tokens.field, tokens.loss, start, **how))
+    assert len(thetas) == 5
+
+
+def test_orthonormal_embeddings_give_the_closed_form():
+    vocab, times = 30, np.append(0, np.logspace(0, 4, 9))
+    model = dynamics.BilinearFlow(np.eye(vocab), np.arange(10), np.arange(10, 20))
+    c = dynamics.flow(model.field, np.zeros((vocab, vocab)), times)
+    loss = dynamics.pair_loss(model.logits(c), np.arange(10), np.arange(10, 20))
+    want = -np.log(dynamics.row_probability(times, vocab, 0.1))
+    np.testing.assert_allclose(loss, want, rtol=1e-6)
+
+
+def test_descent_approaches_the_flow_at_first_order():
+    model = dynamics.BilinearFlow(np.eye(10), np.arange(4), np.arange(4, 8))
+    start = np.zeros((10, 10))
+    want = dynamics.flow(model.field, start, [0.0, 40.0])[-1]
+    errors = []
+    for step in (4.0, 2.0, 1.0):
+        got = dynamics.descend(
+            model.field, model.loss, start, step_size=step, num_steps=round(40 / step), every=1
+        )
+        errors.append(np.abs(got[-1] - want).max())
+    assert errors[0] / errors[1] == pytest.approx(2, rel=0.2)
+    assert errors[1] / errors[2] == pytest.approx(2, rel=0.2)
+
+
+def test_a_diverging_step_names_the_stability_bound():
+    hessian = jnp.array([1.0, 4.0])
+
+    def loss(x):
+        return (hessian * x**2).sum() / 2
+
+    field = dynamics.negative_gradient(loss)
+    dynamics.descend(field, loss, jnp.ones(2), step_size=0.49, num_steps=50)  # 2/4 is the bound
+    with pytest.raises(dynamics.UnstableStepError, match="diverges") as error:
+        dynamics.descend(field, loss, jnp.ones(2), step_size=0.6, num_steps=50)
+    assert 0.5 <= error.value.bound < 0.6 and error.value.step >= 1
+
+    rng = np.random.default_rng(0)
+    embed = rng.choice([-0.5, 0.5], (30, 4))  # 30 tokens crowd 4 dimensions
+    model = dynamics.BilinearFlow(embed @ embed.T, np.arange(15), np.arange(15, 30))
+    with pytest.raises(dynamics.UnstableStepError, match="1e\\+06 diverges") as error:
+        dynamics.descend(model.field, model.loss, np.zeros((30, 30)), step_size=1e6, num_steps=5)
+    dynamics.descend(
+        model.field, model.loss, np.zeros((30, 30)), step_size=error.value.bound / 4, num_steps=5
+    )
+
+
+def test_flow_errors_are_told():
+    with pytest.raises(RuntimeError, match="gradient flow"):
+        dynamics.flow(lambda x: x**2, jnp.ones(1), [0.0, 2.0])  # blows up at t = 1
+
+
+# Measures
+
+
+def test_smallest_exponent():
+    forward = np.exp(-np.linspace(0, 5, 50))
+    assert dynamics.smallest_exponent(forward, 3 * forward**0.2) == pytest.approx(0.2)
+    assert dynamics.smallest_exponent(forward, 2 - forward) == 0
+    reverse = 1 - 0.3 * np.sin(np.linspace(0, 3, 50)) ** 2
+    eps = dynamics.smallest_exponent(forward, reverse)
+    holds = [(reverse >= forward**e * (1 - 1e-12)).all() for e in (eps, 0.99 * eps)]
+    assert holds == [True, False]
+    with pytest.raises(ValueError, match="falls"):
+        dynamics.smallest_exponent(np.array([1.0, 1.1]), np.ones(2))
+
+
+def test_pair_loss_in_both_libraries():
+    logits = np.random.default_rng(0).normal(size=(3, 6, 6))
+    x, y = np.array([0, 2]), np.array([5, 1])
+    want = -np.log(_softmax(logits))[:, x, y].mean(axis=1)
+    np.testing.assert_allclose(dynamics.pair_loss(logits, x, y), want, rtol=1e-12)
+    np.testing.assert_allclose(dynamics.pair_loss(jnp.asarray(logits), x, y), want, rtol=1e-5)
+
+
+def test_effective_logits_are_weights_in_the_simple_models():
+    sentences = np.array([[2, LEFT, 5], [3, LEFT, 6], [4, LEFT, 7]])
+    model = models.OneLayer(9)
+    y = np.random.default_rng(0).normal(size=(9, 9)).astype(np.float32)
+    params = {"Y": y, "Z": y}
+    apply_fn = models.make_tokens_apply_fn(model)
+    got = dynamics.effective_logits(apply_fn, params, sentences)
+    np.testing.assert_allclose(got, y[2:5, 5:8], rtol=1e-6)
+    own = y[[2, 3, 4], [5, 6, 7]]
+    others = (y[2:5, 5:8].sum(axis=1) - own) / 2
+    np.testing.assert_allclose(dynamics.gap(got), own - others, rtol=1e-5)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_effective_logits_of_a_deep_network(causal):
+    sentences = np.array([[2, 0, 5], [3, 0, 6]])
+    mask_id = None if causal else 8
+    config = models.gpt2(
+        9, dropout=0.0, num_layers=24, width=8, num_heads=2, max_len=3, causal=causal,
+        scan_layers=True,
+    )  # fmt: skip
+    model = models.Transformer(config)
+    params = model.init(jax.random.key(0), sentences)["params"]
+    apply_fn = models.make_apply_fn(model)
+    got = dynamics.effective_logits(apply_fn, params, sentences, mask_id=mask_id)
+    for i, row in enumerate(sentences):
+        prompt = row[:2] if causal else np.array([*row[:2], 8])
+        logits = apply_fn(params, prompt[None])[0, -1]
+        np.testing.assert_allclose(got[i], logits[np.array([5, 6])], atol=1e-5)
+
+
+def test_asymmetry():
+    rng = np.random.default_rng(0)
+    forward = rng.normal(size=(40, 40)) + 5 * np.eye(40)
+    offsets = 10 * rng.normal(size=(40, 1))
+    symmetric = forward.T + offsets + offsets.T
+    assert dynamics.asymmetry(forward, symmetric) < 1e-5
+    assert dynamics.asymmetry(forward, -forward.T) == pytest.approx(1, rel=1e-5)
+    assert dynamics.asymmetry(forward, np.ones((40, 40))) == pytest.approx(1, rel=1e-5)
+    alike = np.stack([rng.normal(size=(40, 40)) for _ in range(2)])
+    assert dynamics.asymmetry(*alike) == pytest.approx(0.5**0.5, rel=0.05)
+
+
+def test_intransitivity_of_a_solved_chain():
+    """The one-layer model's A→C weight falls below the others, so it exceeds 1 (§4.2)."""
+    eye = np.eye(6)
+    assert dynamics.intransitivity(2 * eye, 3 * eye + 1, eye) == pytest.approx(0.5)
+    assert dynamics.intransitivity(2 * eye, 3 * eye, 0 * eye) == 1
+    assert dynamics.intransitivity(2 * eye, 3 * eye, -eye) > 1

@@ -1,0 +1,133 @@
+import numpy as np
+import pytest
+
+from dirasym.data import relations
+from dirasym.data.relations import BOTH, IMPLIES, LEFT, RIGHT
+
+
+def _sets(data):
+    return {tuple(row) for row in data.train_EL}, {tuple(row) for row in data.validation_EL}
+
+
+@pytest.mark.parametrize(("word_size", "pairs", "train"), [(1, 200, 140), (2, 400, 280)])
+def test_reversal_trains_both_directions_or_validates_the_other(word_size, pairs, train):
+    data = relations.reversal(word_size=word_size)
+    held = pairs - train
+    assert data.train_EL.shape == (2 * train + held, 2 * word_size + 1)
+    assert len(data.validation_EL) == held and data.num_candidates == pairs
+    given, withheld = _sets(data)
+    assert len(given) == len(data.train_EL) and not given & withheld
+
+    def other(row):
+        first, sign, second = row[:word_size], row[word_size], row[word_size + 1 :]
+        return (*second, {RIGHT: LEFT, LEFT: RIGHT}[sign], *first)
+
+    assert all(other(row) in given for row in withheld)
+    assert sum(other(row) in given for row in given) == 2 * train
+    signs = [row[word_size] for row in withheld]
+    assert 0.3 < np.mean(signs) < 0.7  # a coin
+
+
+def test_entities_are_distinct_and_of_disjoint_alphabets():
+    for word_size in (1, 2, 3, 5):
+        data = relations.reversal(word_size=word_size)
+        forward = data.train_EL[data.train_EL[:, word_size] == RIGHT]
+        a, b = forward[:, :word_size], forward[:, word_size + 1 :]
+        assert not set(a.ravel()) & set(b.ravel())
+        assert len({tuple(w) for w in a}) == len({tuple(w) for w in b}) == len(forward)
+        assert forward[:, :word_size].min() >= 2 and data.train_EL.max() < data.vocab_size == 802
+
+
+def test_words_of_three_are_capped_as_in_the_original():
+    assert len(relations.reversal(word_size=3).train_EL) == 2 * 100 + 50
+    data = relations.chain(word_size=3)
+    assert (len(data.train_EL), len(data.validation_EL)) == (3 * 100 + 2 * 50, 50)
+
+
+def test_chain_withholds_only_the_third_sentence():
+    data = relations.chain()
+    given, withheld = _sets(data)
+    assert (len(given), len(withheld)) == (3 * 140 + 2 * 60, 60) and not given & withheld
+    after = {a: b for a, sign, b in given if sign == RIGHT}
+    for a, sign, c in withheld:
+        assert sign == IMPLIES and after[after[a]] == c
+    implied = {a: c for a, sign, c in given if sign == IMPLIES}
+    assert len(implied) == 140 and all(after[after[a]] == c for a, c in implied.items())
+
+
+def test_related_chain_shares_the_index():
+    data = relations.chain_related()
+    assert data.train_EL.shape == (3 * 200 + 2 * 50, 5) and data.validation_EL.shape == (50, 5)
+    rows = np.concatenate([data.train_EL, data.validation_EL])
+    np.testing.assert_array_equal(rows[:, 1], rows[:, 4])
+    a, c = data.validation_EL[0, [0, 3]]
+    (b,) = set(data.train_EL[:, 0]) - {a}
+    kinds = {tuple(kind) for kind in data.train_EL[:, [0, 2, 3]]}
+    assert kinds == {(a, RIGHT, b), (b, RIGHT, c), (a, IMPLIES, c)}
+    index = [row[1] for row in data.train_EL if row[2] == IMPLIES]
+    assert len(set(index)) == 200 and not set(index) & set(data.validation_EL[:, 1])
+
+
+def test_in_context_sentences_hold_their_answer():
+    data = relations.in_context()
+    given, withheld = _sets(data)
+    assert (len(given), len(withheld)) == (700, 300) and not given & withheld
+    for row in given | withheld:
+        a, b = row[0], row[2]
+        assert row == (a, RIGHT, b, BOTH, b, LEFT, a)
+    counts = np.unique([row[0] for row in withheld], return_counts=True)[1]
+    assert counts.tolist() == [3] * 100  # of each A
+
+
+def test_panels_are_aligned_and_end_in_different_tokens():
+    for data in (
+        relations.reversal(),
+        relations.chain(),
+        relations.chain_related(),
+        relations.in_context(),
+    ):
+        train, validation = _sets(data)
+        for name, panel in data.panels.items():
+            assert len(set(panel[:, -1])) == len(panel)
+            assert {tuple(row) for row in panel} <= (validation if name == "withheld" else train)
+    panels = relations.reversal().panels
+    np.testing.assert_array_equal(panels["given"][:, 0], panels["withheld"][:, -1])
+    assert (panels["given"][:, 1] == RIGHT).all() and (panels["withheld"][:, 1] == LEFT).all()
+    np.testing.assert_array_equal(panels["a_to_b"][:, 0], panels["b_to_a"][:, -1])
+    panels = relations.chain().panels
+    np.testing.assert_array_equal(panels["a_to_b"][:, -1], panels["b_to_c"][:, 0])
+    np.testing.assert_array_equal(panels["withheld"][:, -1], panels["b_to_c"][:, -1])
+    assert relations.reversal(word_size=2).panels == {}
+
+
+def test_last_word():
+    data = relations.chain_related()
+    assert data.last_word(data.train_EL[:2]).tolist() == [[False, False, False, True, True]] * 2
+
+
+def test_the_seed_decides_everything():
+    for make in (
+        relations.reversal,
+        relations.chain,
+        relations.chain_related,
+        relations.in_context,
+    ):
+        np.testing.assert_array_equal(make(seed=3).train_EL, make(seed=3).train_EL)
+        assert (make(seed=3).train_EL != make(seed=4).train_EL).any()
+
+
+def test_bad_input():
+    for make, words in (
+        (lambda: relations.reversal(3), "vocabulary of 3 is too small"),
+        (lambda: relations.chain(4), "splits 1 into"),
+        (lambda: relations.reversal(word_size=0), "word_size must be positive"),
+        (lambda: relations.reversal(train_share=1.0), r"in \(0, 1\), got 1.0"),
+        (lambda: relations.reversal(8, train_share=0.9), "2 to train on and 0 to validate"),
+        (lambda: relations.chain_related(100), "no room for 600 indices"),
+        (lambda: relations.chain_related(num_train=600), "600 triples to train on and 50"),
+        (lambda: relations.chain_related(num_validation=0), "0 to validate"),
+        (lambda: relations.in_context(100), "no room for 100"),
+        (lambda: relations.in_context(num_second=1), "splits 1 into 1 to train on and 0"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            make()
