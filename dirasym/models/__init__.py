@@ -1,6 +1,7 @@
 """Linen modules. They know no data and no loss."""
 
 from dirasym.models.lora import LoRA, LoRAConfig
+from dirasym.models.mlp import StringMLP
 from dirasym.models.pretrained import load_pretrained, save_pretrained
 from dirasym.models.transformer import (
     Transformer,
@@ -18,6 +19,7 @@ from dirasym.models.transformer import (
 __all__ = [
     "LoRA",
     "LoRAConfig",
+    "StringMLP",
     "Transformer",
     "TransformerConfig",
     "attention_only",
