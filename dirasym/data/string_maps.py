@@ -96,6 +96,12 @@ def _distinct_strings(rng: np.random.RandomState, count: int, str_len: int) -> l
     return list(strings)[:count]
 
 
+def to_ids(strings: Sequence[str]) -> np.ndarray:
+    """Places of their characters in the alphabet: int32 [n, length], for equal lengths."""
+    place = {character: n for n, character in enumerate(ALPHABET)}
+    return np.array([[place[character] for character in text] for text in strings], np.int32)
+
+
 def texts(sources: Sequence[str], targets: Sequence[str]) -> tuple[list[str], list[str]]:
     """The benchmark's text as (prompts, answers): `x: {source} y:` and ` {target}`.
 

@@ -4,6 +4,7 @@ from dirasym.models.adapters import load_adapters, save_adapters
 from dirasym.models.baselines import GRU, PrefixMLP
 from dirasym.models.bilinear import Bilinear, OneLayer
 from dirasym.models.lora import LoRA, LoRAConfig
+from dirasym.models.mlp import StringMLP
 from dirasym.models.pretrained import load_pretrained, save_pretrained
 from dirasym.models.transformer import (
     Transformer,
@@ -27,6 +28,7 @@ __all__ = [
     "LoRAConfig",
     "OneLayer",
     "PrefixMLP",
+    "StringMLP",
     "Transformer",
     "TransformerConfig",
     "attention_only",
