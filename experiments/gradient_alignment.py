@@ -39,7 +39,7 @@ PRESETS = {
 DIRECTIONS = ("forward", "reverse")
 # A block of parameters: what the first match in the path says.
 BLOCKS = r"embed|query|key|value|out|up|down|head|norm"
-LEARNING_RATES = np.logspace(-2.5, -0.5, 5)  # of the first-order check
+STEP_LENGTHS = np.logspace(-2, -1, 5)  # η‖g_fwd‖ of the first-order check
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +112,7 @@ def run(experiment: harness.Experiment, config: Config) -> None:
                 for place, seed in enumerate(seeds)
             ]
             experiment.record(lines, keys=(*identity, "seed"))
-    alignment_report.write(experiment, config, settings(config), LEARNING_RATES)
+    alignment_report.write(experiment, config, settings(config), STEP_LENGTHS)
 
 
 def settings(config: Config) -> list[tuple]:
@@ -199,8 +199,10 @@ def measurements(task: toy_task.Task, config: Config, state: training.TrainState
         lambda p, loss=loss: jax.vmap(loss, (None, 0))(p, matched).mean()
         for loss in (loss_fwd, loss_rev)
     )
-    values["cosine_of_means"] = gradients.alignment(mean_fwd, mean_rev, params).cosine["total"]
-    transfer = gradients.first_order_transfer(mean_fwd, mean_rev, params, LEARNING_RATES)
+    aligned_means = gradients.alignment(mean_fwd, mean_rev, params)
+    values["cosine_of_means"] = aligned_means.cosine["total"]
+    rates = STEP_LENGTHS / aligned_means.norm_fwd["total"]
+    transfer = gradients.first_order_transfer(mean_fwd, mean_rev, params, rates)
     values |= {"predicted": transfer.predicted, "measured": transfer.measured}
     if task.config.attention_only:
         values |= theorem_along(params)
@@ -288,7 +290,7 @@ def summary(history, place: int) -> dict[str, float]:
         return last
     median_T = np.median(history["cosine/total"][:, place], axis=-1)
     error_TR = np.abs(history["predicted"] - history["measured"])[:, place]
-    slopes_T = np.polyfit(np.log(LEARNING_RATES), np.log(error_TR.T), 1)[0]
+    slopes_T = np.polyfit(np.log(STEP_LENGTHS), np.log(error_TR.T), 1)[0]
     return last | {
         "median_cosine_min": float(median_T[1:].min()),
         "median_cosine_last": float(median_T[-1]),
