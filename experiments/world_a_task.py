@@ -6,9 +6,11 @@ and `asymmetry` the units.
 
 import functools
 import math
+import re
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dirasym import training
@@ -18,7 +20,6 @@ from experiments import harness
 
 Direction = Literal["A->B", "B->A"]
 DIRECTIONS = ("A->B", "B->A")
-Control = Literal["none", "exchangeable"]
 # What identifies a finished run in results.jsonl.
 KEYS = ("run_type", "lora_r", "objective", "K", "direction", "seed")
 
@@ -42,17 +43,13 @@ class Case(NamedTuple):
 
 
 def check_sizes(config: Any) -> None:
-    """Raises ValueError for a map that cannot be made, and for epochs that do not fit."""
+    """Raises ValueError for a map that cannot be made."""
     for K in config.Ks:
         pairs(config, K)
-    if config.epochs % config.eval_every:
-        raise ValueError(
-            f"--epochs={config.epochs} is not a multiple of --eval_every={config.eval_every}"
-        )
 
 
 @functools.lru_cache(maxsize=8)
-def _pairs(control: Control, K: int, n_pairs: int, str_len: int) -> string_maps.Pairs:
+def _pairs(control: str, K: int, n_pairs: int, str_len: int) -> string_maps.Pairs:
     make = {"none": string_maps.generate_pairs, "exchangeable": string_maps.exchangeable_pairs}
     return make[control](K, n_pairs, str_len, 42 + K)
 
@@ -84,11 +81,16 @@ def epoch_steps(config: Any) -> int:
     return -(-config.n_pairs // config.batch_size)
 
 
+def call_epochs(config: Any) -> int:
+    """Epochs between evaluations: at most `--eval_every`, and a divisor of `--epochs`."""
+    return math.gcd(config.eval_every, config.epochs)
+
+
 def compile_epochs(experiment: harness.Experiment, config: Any, step, together: bool):
-    """`--eval_every` epochs as one program."""
+    """The epochs between two evaluations as one program."""
     return training.compile_scan(
         step,
-        num_steps=config.eval_every * epoch_steps(config),
+        num_steps=call_epochs(config) * epoch_steps(config),
         batch_size=config.batch_size,
         backend=harness.FLAGS.backend,
         mesh=experiment.mesh,
@@ -108,7 +110,7 @@ def train(experiment, config, name: str, states, steps, case: Case, evaluate, to
         steps,
         case.data,
         num_steps=config.epochs * epoch_steps(config),
-        steps_per_call=config.eval_every * epoch_steps(config),
+        steps_per_call=call_epochs(config) * epoch_steps(config),
         evaluate=lambda state: evaluate(state, case.data),
     )
     nats_TS = history["loss"] * history["count"]
@@ -117,6 +119,18 @@ def train(experiment, config, name: str, states, steps, case: Case, evaluate, to
     history["train_batch_mean"] = history["loss"].reshape(epochs).mean(axis=1)
     experiment.save_curves(name, history)
     return state, history
+
+
+def block_norm_ratios(updates, params, blocks: str) -> dict[str, jax.Array]:
+    """‖update‖ / ‖weights‖ of every block that the regex finds in parameters' paths."""
+    squares = {}
+    flat, _ = jax.tree_util.tree_flatten_with_path(params)
+    for (path, weight), update in zip(flat, jax.tree.leaves(updates), strict=True):
+        found = re.search(blocks, jax.tree_util.keystr(path, simple=True, separator="/"))
+        if found:
+            sums = squares.get(found[0], (0.0, 0.0))
+            squares[found[0]] = sums[0] + jnp.sum(update**2), sums[1] + jnp.sum(weight**2)
+    return {block: jnp.sqrt(up / down) for block, (up, down) in squares.items()}
 
 
 def measures(case: Case, history, place: int, curve_T: np.ndarray, mean_key: str) -> dict:

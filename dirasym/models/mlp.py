@@ -1,5 +1,7 @@
 """World A's baseline without attention: a string in, all characters of another out at once."""
 
+import functools
+
 import flax.linen as nn
 import jax.numpy as jnp
 
@@ -36,12 +38,13 @@ class StringMLP(nn.Module):
         bias_F = self.param("first_bias", linear, (self.width,))
         table = jnp.einsum("vd,ldf->lvf", embedding_VD, first_LDF).reshape(-1, self.width)
         x_BF = table[tokens_BL[:, :length] + vocab * jnp.arange(length)[None]].sum(axis=1)
-        x_BF = nn.LayerNorm(name="norm_0")(nn.relu(x_BF + bias_F[None]))
+        norm = functools.partial(nn.LayerNorm, epsilon=1e-5, use_fast_variance=False)  # PyTorch's
+        x_BF = norm(name="norm_0")(nn.relu(x_BF + bias_F[None]))
         linear = layers.uniform_fan_in(self.width)
         for layer in range(1, self.num_layers):
             x_BF = nn.Dense(
                 self.width, kernel_init=linear, bias_init=linear, name=f"linear_{layer}"
             )(x_BF)
-            x_BF = nn.LayerNorm(name=f"norm_{layer}")(nn.relu(x_BF))
+            x_BF = norm(name=f"norm_{layer}")(nn.relu(x_BF))
         head = nn.DenseGeneral((length, vocab), kernel_init=linear, bias_init=linear, name="head")
         return jnp.pad(head(x_BF), ((0, 0), (length, 0), (0, 0)))
