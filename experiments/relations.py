@@ -125,7 +125,7 @@ def write_report(experiment: harness.Experiment, config: relations_task.Config) 
     for size in config.sizes:
         lines = report.select(results, num_train=size)
         rows.append(
-            [config.task, size or "", len(lines), *(_interval(lines, k) for k in columns.values())]
+            [config.task, size or "", len(lines), *(interval(lines, k) for k in columns.values())]
         )
     table = report.table(["task", "training triples", "seeds", *columns], rows)
     text = (
@@ -145,7 +145,8 @@ def write_report(experiment: harness.Experiment, config: relations_task.Config) 
         print(path)
 
 
-def _interval(lines, key: str) -> str:
+def interval(lines, key: str) -> str:
+    """Mean and interval over the runs that have the value; `never` if none has."""
     values = [line[key] for line in lines if line[key] is not None]
     return report.with_interval(*metrics.student_interval(values), 3) if values else "never"
 

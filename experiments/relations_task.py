@@ -22,6 +22,7 @@ from experiments import harness
 from experiments.harness import flag
 
 POSITIONS = {"absolute": "learned", "rotary": "rope", "null": "none"}
+MAX_UNROLLED = 8  # layers; more are one compiled layer, which spares minutes of compilation
 MAX_COSINES = 60  # tokens whose embeddings are compared in the figure
 
 
@@ -123,6 +124,7 @@ class Task:
             max_len=length,
             positions=POSITIONS[c.pos_encode_type],
             causal=not masked,
+            scan_layers=c.n_layers > MAX_UNROLLED,
         )
         # Unless every token trains, nobody reads the logits outside the last word.
         scored_last = None if c.loss_whole_sequence else self.data.word_size
