@@ -18,7 +18,7 @@ def _model(causal, seed=0, **overrides):
     preset = models.llama if causal else models.llada
     size = dict(
         vocab_size=11, num_layers=2, width=16, num_heads=4, num_kv_heads=2, mlp_width=24,
-        max_len=32,
+        max_len=32, init="uniform_fan_in",
     )  # fmt: skip
     model = models.Transformer(preset(**(size | overrides)))
     params = jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, 2), int))["params"]
