@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import pathlib
 from typing import Any, Literal, NamedTuple
 
@@ -13,7 +12,7 @@ import numpy as np
 from dirasym import decoding, models, objectives, training
 from dirasym.analysis import attention, gradients
 from dirasym.data import facts
-from dirasym.models import lora
+from dirasym.models import hf_config, lora, pretrained
 from experiments import harness
 from experiments.harness import flag
 
@@ -74,6 +73,10 @@ class Config:
             raise ValueError(f"--attention_examples={self.attention_examples}: 3 or more, or 0")
         if self.lora_rank and not self.model_id:
             raise ValueError("--lora_rank needs weights to adapt: --model_id=DIRECTORY")
+        for name in self.data:
+            fact_set(name, self)
+        if self.model_id:
+            open_tokenizer(self.model_id)
 
 
 # ---------------------------------------------------------------------------------------
@@ -104,10 +107,20 @@ def fact_set(name: str, config: Config) -> facts.FactSet:
         raise harness.UsageError(f"--data={name}: {error}") from None
 
 
+def open_tokenizer(directory: str) -> "FileTokenizer":
+    """The tokenizer of a Hugging Face directory, checked against its config.json."""
+    try:
+        fields = pretrained.read_json(pathlib.Path(directory) / "config.json")
+        _, config = hf_config.read(fields)
+    except ValueError as error:
+        raise harness.UsageError(f"--model_id={directory}: {error}") from None
+    return FileTokenizer(directory, fields, config.vocab_size)
+
+
 class FileTokenizer:
     """A Hugging Face directory's tokenizer.json, with the special ids that training needs."""
 
-    def __init__(self, directory: str, vocab_size: int):
+    def __init__(self, directory: str, fields: dict[str, Any], vocab_size: int):
         import tokenizers
 
         path = pathlib.Path(directory)
@@ -120,7 +133,6 @@ class FileTokenizer:
                 f"--model_id={directory}: the tokenizer has {size} tokens, "
                 f"the embedding {vocab_size}"
             )
-        fields = json.loads((path / "config.json").read_text())
         eos = fields.get("eos_token_id")
         self.eos_id = eos[0] if isinstance(eos, list) else eos
         if self.eos_id is None:
@@ -224,7 +236,7 @@ class Task:
                 )
             except (ValueError, ImportError) as error:
                 raise harness.UsageError(f"--model_id: {error}") from None
-            self.tokenizer = FileTokenizer(c.model_id, self.model.config.vocab_size)
+            self.tokenizer = open_tokenizer(c.model_id)
             return
         texts = [" ".join(text) for text in self.data.train]
         queries = self.data.forward + self.data.reverse
