@@ -94,7 +94,7 @@ def _open(path: pathlib.Path):
         raise ImportError("GGUF files need the package gguf: pip install gguf") from None
     try:
         return gguf.GGUFReader(path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, IndexError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
 
 
