@@ -100,9 +100,12 @@ def fact_set(name: str, config: Config) -> facts.FactSet:
             if path:
                 return facts.read_person_description(path, name, seed=seed)
             return facts.invent_person_description(direction=name, seed=seed)
-        files = sorted(pathlib.Path(path).glob("*.json")) if path else None
-        triples = facts.read_trex(files, seed=seed) if files else facts.invent_triples(seed=seed)
-        return facts.relation_facts(triples)
+        if not path:
+            return facts.relation_facts(facts.invent_triples(seed=seed))
+        files = sorted(pathlib.Path(path).glob("*.json"))
+        if not files:
+            raise ValueError(f"{path} holds no .json file")
+        return facts.relation_facts(facts.read_trex(files, seed=seed))
     except (ValueError, OSError) as error:
         raise harness.UsageError(f"--data={name}: {error}") from None
 

@@ -192,7 +192,8 @@ def assemble(
                 params[target] = _put(value, placed[target])
                 continue
             if target not in params:
-                params[target] = _zeros(abstract[target], placed[target])
+                stacked = abstract[target]
+                params[target] = jnp.zeros(stacked.shape, stacked.dtype, device=placed[target])
             params[target] = _set_layer(params[target], layer, value)
     missing = sorted(layout.weights.keys() - key_of.keys())
     if missing:
@@ -409,10 +410,6 @@ def _put(value: np.ndarray, sharding: Any) -> jax.Array:
     if sharding is None:
         return jnp.asarray(value)
     return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
-
-
-def _zeros(shape: jax.ShapeDtypeStruct, sharding: Any) -> jax.Array:
-    return jax.jit(lambda: jnp.zeros(shape.shape, shape.dtype), out_shardings=sharding)()
 
 
 def _set_layer(stacked: jax.Array, layer: int, value: np.ndarray) -> jax.Array:
