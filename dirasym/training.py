@@ -344,16 +344,17 @@ def _jit(
     donated = (0,) if donate else ()
     if mesh is None:
         return _frozen_inside(jax.jit(fn, donate_argnums=donated))
-    data = NamedSharding(mesh, data_spec)
+    data, whole = NamedSharding(mesh, data_spec), NamedSharding(mesh, PartitionSpec())
     if shardings is None:
 
         def shardings(tree):
-            return jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), tree)
+            return jax.tree.map(lambda _: whole, tree)
 
     @functools.partial(jax.jit, donate_argnums=donated)
     def compiled(state, frozen, x):
         state, metrics = fn(state, frozen, x)
-        return jax.lax.with_sharding_constraint(state, shardings(state)), metrics
+        constrain = jax.lax.with_sharding_constraint
+        return constrain(state, shardings(state)), constrain(metrics, whole)
 
     def run(state, frozen, x):
         frozen = jax.tree.map(place, frozen, shardings(frozen))

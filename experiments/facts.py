@@ -23,8 +23,8 @@ SCRATCH = dict(
 PRESETS = {
     "smoke": SCRATCH
     | dict(both_ways=12, num_pairs=12, width=32, epochs=20, eval_epochs=10, batch_size=12)
-    | dict(gradient_examples=2),
-    "quick": SCRATCH | dict(epochs=600, eval_epochs=100, gradient_examples=8),
+    | dict(gradient_examples=2, attention_examples=4, attention_distance=3),
+    "quick": SCRATCH | dict(epochs=300, eval_epochs=50, gradient_examples=8, attention_examples=30),
     "paper": dict(lora_rank=32, dtype="bfloat16", max_new=32),
 }
 # Table 1: accuracy in percent, mean of 3 seeds: LLaDA, LLaMA and Qwen (forward, reverse).
@@ -63,7 +63,7 @@ def train_and_record(
         backend=harness.FLAGS.backend,
         mesh=experiment.mesh,
     )
-    _, history = experiment.train(
+    state, history = experiment.train(
         name,
         task.state(seed),
         steps,
@@ -73,6 +73,8 @@ def train_and_record(
         evaluate=task.evaluate,
     )
     experiment.save_curves(name, history)
+    if model == "mdm" and c.attention_examples:
+        experiment.save_curves(f"{name}-attention", task.attention_correlation(state))
     line = {"data": data, "model": model, "seed": seed}
     for key in ("forward_percent", "reverse_percent"):
         line[key] = float(history[key][-1, 0])

@@ -29,6 +29,8 @@ def write(experiment: harness.Experiment, config, paper: dict) -> None:
     ]
     if any("gradient_cosine_total" in curve for curve in curves.values()):
         paths.append(report.save_figure(_gradients(curves), figures, "gradients"))
+    if "mdm" in config.models and config.attention_examples:
+        paths.append(report.save_figure(_attention(experiment, config), figures, "attention"))
     header = [
         "trained", "model", "direction", "ours %, last", "ours %, best", "each seed, last",
         "paper %",
@@ -116,4 +118,29 @@ def _gradients(curves):
         axes[1, column].plot(step, inner.mean(axis=1))
         axes[1, column].axhline(0, color="gray", lw=0.8)
         axes[1, column].set(xlabel="step", ylabel="mean inner product")
+    return figure
+
+
+def _attention(experiment, config):
+    """Figure 6: a line a layer, mean over heads and seeds, a dot a head."""
+    figure, axes = report.new_figure(1, len(config.data))
+    for ax, data in zip(axes[0], config.data, strict=True):
+        runs = []
+        for seed in config.seeds:
+            path = experiment.workdir / "curves" / f"{data}-mdm-seed{seed}-attention.npz"
+            with np.load(path) as file:
+                runs.append(file["mean"])
+                total = file["total"]
+        heads_SLNT = np.stack(runs)
+        for layer in range(heads_SLNT.shape[1]):
+            color = f"C{layer % 10}"
+            ax.plot(
+                total, heads_SLNT[:, layer].mean((0, 1)), "-", color=color, label=f"layer {layer}"
+            )
+            flat = heads_SLNT[:, layer].reshape(-1, len(total)).T
+            ax.plot(total, flat, ".", color=color, ms=2)
+        ax.axhline(0, color="gray", lw=0.8)
+        ax.set(title=data.upper(), xlabel="Δ1 + Δ2", ylabel="Corr(S_fwd, S_rev)")
+        if heads_SLNT.shape[1] <= 8:
+            ax.legend()
     return figure

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import pathlib
 from typing import Any, Literal, NamedTuple
 
@@ -11,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from dirasym import decoding, models, objectives, training
-from dirasym.analysis import gradients
+from dirasym.analysis import attention, gradients
 from dirasym.data import facts
-from dirasym.models import lora
+from dirasym.models import hf_config, lora, pretrained
 from experiments import harness
 from experiments.harness import flag
 
@@ -62,14 +61,22 @@ class Config:
     block_length: int = flag(0, "MDM: tokens a block; 0: all.", 0)
     remasking: Literal["low_confidence", "random"] = flag("low_confidence", "MDM: what is kept.")
     gradient_examples: int = flag(0, "Queries whose gradients are compared at evaluations.", 0)
+    attention_examples: int = flag(0, "MDM: facts whose attention scores are correlated.", 0)
+    attention_distance: int = flag(8, "MDM: largest distance from [M] to B of these.", 1)
 
     def __post_init__(self):
         if self.epochs % self.eval_epochs:
             raise ValueError(
                 f"--epochs={self.epochs} is not a multiple of --eval_epochs={self.eval_epochs}"
             )
+        if 0 < self.attention_examples < 3:
+            raise ValueError(f"--attention_examples={self.attention_examples}: 3 or more, or 0")
         if self.lora_rank and not self.model_id:
             raise ValueError("--lora_rank needs weights to adapt: --model_id=DIRECTORY")
+        for name in self.data:
+            fact_set(name, self)
+        if self.model_id:
+            open_tokenizer(self.model_id)
 
 
 # ---------------------------------------------------------------------------------------
@@ -93,17 +100,30 @@ def fact_set(name: str, config: Config) -> facts.FactSet:
             if path:
                 return facts.read_person_description(path, name, seed=seed)
             return facts.invent_person_description(direction=name, seed=seed)
-        files = sorted(pathlib.Path(path).glob("*.json")) if path else None
-        triples = facts.read_trex(files, seed=seed) if files else facts.invent_triples(seed=seed)
-        return facts.relation_facts(triples)
+        if not path:
+            return facts.relation_facts(facts.invent_triples(seed=seed))
+        files = sorted(pathlib.Path(path).glob("*.json"))
+        if not files:
+            raise ValueError(f"{path} holds no .json file")
+        return facts.relation_facts(facts.read_trex(files, seed=seed))
     except (ValueError, OSError) as error:
         raise harness.UsageError(f"--data={name}: {error}") from None
+
+
+def open_tokenizer(directory: str) -> "FileTokenizer":
+    """The tokenizer of a Hugging Face directory, checked against its config.json."""
+    try:
+        fields = pretrained.read_json(pathlib.Path(directory) / "config.json")
+        _, config = hf_config.read(fields)
+    except ValueError as error:
+        raise harness.UsageError(f"--model_id={directory}: {error}") from None
+    return FileTokenizer(directory, fields, config.vocab_size)
 
 
 class FileTokenizer:
     """A Hugging Face directory's tokenizer.json, with the special ids that training needs."""
 
-    def __init__(self, directory: str, vocab_size: int):
+    def __init__(self, directory: str, fields: dict[str, Any], vocab_size: int):
         import tokenizers
 
         path = pathlib.Path(directory)
@@ -116,7 +136,6 @@ class FileTokenizer:
                 f"--model_id={directory}: the tokenizer has {size} tokens, "
                 f"the embedding {vocab_size}"
             )
-        fields = json.loads((path / "config.json").read_text())
         eos = fields.get("eos_token_id")
         self.eos_id = eos[0] if isinstance(eos, list) else eos
         if self.eos_id is None:
@@ -138,15 +157,13 @@ class FileTokenizer:
 
 
 class Pairing(NamedTuple):
-    """Queries of the theory: the target is always the trained statement's first entity.
-
-    Forward "[M]'s child is B" in the order trained, reverse "B's parent is [M]".
+    """The forward and the reverse query of each fact, of which gradients are compared.
 
     Attributes:
       tokens: both directions' rows [2, E, L].
       valid: [2, E, L], False at padding.
-      at: place of the first [M] [2, E].
-      target: the entity's first token [E].
+      at: the place whose logits are asked [2, E].
+      target: the true token there [2, E].
     """
 
     tokens: np.ndarray
@@ -155,34 +172,45 @@ class Pairing(NamedTuple):
     target: np.ndarray
 
 
-def theory_queries(data: facts.FactSet, tokenizer: Any) -> Pairing | None:
-    """One for each reverse query whose answer stands in a forward prompt; None without any."""
-    rows, at, target = ([], []), ([], []), []
+def paired_queries(data: facts.FactSet, tokenizer: Any, masked: bool) -> Pairing | None:
+    """One pair for each reverse query whose answer stands in a trained prompt; None without any.
+
+    A masked model is asked as in the theory, for the trained statement's first entity both
+    times: "[M]'s child is B" and "B's parent is [M]", at the first [M]. A causal model cannot
+    look ahead: it is asked what each prompt's answer begins with.
+    """
+    rows, at, target = ([], []), ([], []), ([], [])
     for query in data.reverse:
         entity = query.answers[0]
         statement = next((s for s in data.train if entity in s.prompt), None)
         if statement is None:
             continue
         before, after = statement.prompt.split(entity, 1)
-        start = " " if before else ""
-        parts = (before.rstrip(), start + entity, f"{after} {statement.answer}", query.prompt)
-        before, hidden, after, asked = tokenizer.encode(parts)
-        in_answer = tokenizer.encode([f" {entity}"])[0]
-        rows[0].append([*before, *[tokenizer.mask_id] * len(hidden), *after])
-        rows[1].append([*asked, *[tokenizer.mask_id] * len(in_answer)])
-        at[0].append(len(before))
-        at[1].append(len(asked))
-        target.append((hidden[0], in_answer[0]))
-    if not target:
+        space = " " if before else ""
+        texts = (before.rstrip(), space + entity, f"{after} {statement.answer}", statement.prompt)
+        before, hidden, after, prompt = tokenizer.encode(texts)
+        texts = (query.prompt, f" {entity}", f" {statement.answer}")
+        asked, entity, answer = tokenizer.encode(texts)
+        if masked:
+            sides = (
+                ([*before, *[tokenizer.mask_id] * len(hidden), *after], len(before), hidden[0]),
+                ([*asked, *[tokenizer.mask_id] * len(entity)], len(asked), entity[0]),
+            )
+        else:
+            sides = (
+                (prompt, len(prompt) - 1, answer[0]),
+                (asked, len(asked) - 1, entity[0]),
+            )
+        for number, side in enumerate(sides):
+            for values, value in zip((rows, at, target), side, strict=True):
+                values[number].append(value)
+    if not rows[0]:
         return None
     length = max(map(len, rows[0] + rows[1]))
-    padded = [facts.pad(side, tokenizer.pad_id, length=length) for side in rows]
-    return Pairing(
-        tokens=np.stack([tokens for tokens, _ in padded]),
-        valid=np.stack([valid for _, valid in padded]),
-        at=np.array(at),
-        target=np.array(target).T,
+    tokens, valid = zip(
+        *(facts.pad(side, tokenizer.pad_id, length=length) for side in rows), strict=True
     )
+    return Pairing(np.stack(tokens), np.stack(valid), np.array(at), np.array(target))
 
 
 # ---------------------------------------------------------------------------------------
@@ -211,7 +239,7 @@ class Task:
                 )
             except (ValueError, ImportError) as error:
                 raise harness.UsageError(f"--model_id: {error}") from None
-            self.tokenizer = FileTokenizer(c.model_id, self.model.config.vocab_size)
+            self.tokenizer = open_tokenizer(c.model_id)
             return
         texts = [" ".join(text) for text in self.data.train]
         queries = self.data.forward + self.data.reverse
@@ -265,7 +293,9 @@ class Task:
                 f"--max_new={self.max_new}: the longest query needs {needed} tokens, "
                 f"the context has {max_len}"
             )
-        self.theory = theory_queries(self.data, tokenizer) if c.gradient_examples else None
+        self.pairing = None
+        if c.gradient_examples:
+            self.pairing = paired_queries(self.data, tokenizer, self.model_name == "mdm")
 
     @property
     def steps_per_epoch(self) -> int:
@@ -412,7 +442,7 @@ class Task:
             values[f"{name}_percent"] = 100 * np.mean(right[side])
             values[f"{name}_p"] = np.mean(p[side])
             values[f"{name}_rank"] = np.median(rank[side])
-        if self.theory is not None:
+        if self.pairing is not None:
             values |= self.compare_gradients(state)
         return {name: np.asarray(value)[None] for name, value in values.items()}
 
@@ -455,9 +485,48 @@ class Task:
         return compare
 
     def compare_gradients(self, state: training.TrainState) -> dict[str, Any]:
-        """Inner product and cosine of the two theory queries' gradients, in all and per block."""
-        count = min(self.config.gradient_examples, self.theory.tokens.shape[1])
-        examples = tuple(np.moveaxis(x, 0, 1)[:count] for x in self.theory)
+        """Inner product and cosine of paired queries' gradients, in all and per block."""
+        count = min(self.config.gradient_examples, self.pairing.tokens.shape[1])
+        examples = tuple(np.moveaxis(x, 0, 1)[:count] for x in self.pairing)
         found = self._alignment(state, examples)
         values = {f"gradient_cosine_{name}": x for name, x in found.cosine.items()}
         return values | {f"gradient_inner_{name}": x for name, x in found.inner.items()}
+
+    def attention_correlation(self, state: training.TrainState) -> dict[str, np.ndarray]:
+        """Figure 6: Corr(S_fwd, S_rev) over facts against Δ1+Δ2, [layers, heads, totals].
+
+        Rows hold [M] and B alone, end-of-sequence tokens elsewhere, so that every distance can
+        be had. A name of several tokens: the score is averaged over B's span.
+        """
+        c, tokenizer = self.config, self.tokenizer
+        names = sorted({statement.answer for statement in self.data.train})[: c.attention_examples]
+        spans = tokenizer.encode([f" {name}" for name in names])
+        longest = max(map(len, spans))
+        internals = models.make_internals_fn(self.model)
+        params, distances = self._weights(state), range(1, c.attention_distance + 1)
+        scores = {}
+        for direction in ("forward", "reverse"):
+            rows, query, first, item, distance = [], [], [], [], []
+            for number, span in enumerate(spans):
+                for gap in distances:
+                    row = [tokenizer.eos_id] * (c.attention_distance + longest)
+                    # Forward [M] .. B, reverse B .. [M], `gap` from [M] to B's nearest token.
+                    start = gap if direction == "forward" else 0
+                    row[start : start + len(span)] = span
+                    place = 0 if direction == "forward" else len(span) - 1 + gap
+                    row[place] = tokenizer.mask_id
+                    for values, value in zip(
+                        (rows, query, first, item, distance),
+                        (row, place, start, number, gap),
+                        strict=True,
+                    ):
+                        values.append(value)
+            length_E = np.array([len(spans[number]) for number in item])
+            total = 0.0
+            for offset in range(longest):
+                key_E = np.array(first) + np.minimum(offset, length_E - 1)
+                to = attention.attention_to(internals, params, np.array(rows), query, key_E)
+                total = total + np.asarray(to.scores) * (offset < length_E)
+            scores[direction] = attention.by_distance(total / length_E, item, distance)
+        found = attention.distance_correlation(scores["forward"], scores["reverse"], resamples=200)
+        return {"total": found.total, "mean": found.mean, "low": found.low, "high": found.high}

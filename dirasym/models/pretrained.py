@@ -11,7 +11,7 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import flax.traverse_util
@@ -141,10 +141,23 @@ def load_pretrained(
     """
     directory = pathlib.Path(directory)
     fields = read_json(directory / _CONFIG)
+    return assemble(
+        fields, _tensors(directory), directory, shardings, param_dtype=param_dtype, **overrides
+    )
+
+
+def assemble(
+    fields: dict[str, Any],
+    tensors: Iterable[tuple[pathlib.Path, str, np.ndarray]],
+    source: pathlib.Path,
+    shardings: Callable[[Params], Params] | None = None,
+    **overrides: Any,
+) -> tuple[Transformer, Params]:
+    """`load_pretrained` of a parsed config.json and of (file, key, tensor) in any order."""
     try:
-        architecture, config = hf_config.read(fields, param_dtype=param_dtype, **overrides)
+        architecture, config = hf_config.read(fields, **overrides)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{directory}: {error}") from None
+        raise ValueError(f"{source}: {error}") from None
     model = Transformer(config)
     shapes = param_shapes(model)
     layout = _Layout(architecture, config, shapes)
@@ -154,9 +167,9 @@ def load_pretrained(
         placed = flax.traverse_util.flatten_dict(shardings(shapes), sep="/")
 
     params: dict[str, jax.Array] = {}
-    source: dict[str, str] = {}
+    key_of: dict[str, str] = {}
     tied_key, tied_value = None, None
-    for path, key, tensor in _tensors(directory):
+    for path, key, tensor in tensors:
         name = layout.bare(key)
         if name in layout.buffers:
             continue
@@ -165,9 +178,9 @@ def load_pretrained(
             continue
         if name not in layout.weights:
             raise ValueError(f"{path}: unknown key {key}")
-        if name in source:
-            raise ValueError(f"{path}: key {key} repeats {source[name]}")
-        source[name] = key
+        if name in key_of:
+            raise ValueError(f"{path}: key {key} repeats {key_of[name]}")
+        key_of[name] = key
         shape = layout.stored_shape(name)
         if tensor.shape != shape:
             raise ValueError(f"{path}: {key} has shape {tensor.shape}, the model needs {shape}")
@@ -179,15 +192,16 @@ def load_pretrained(
                 params[target] = _put(value, placed[target])
                 continue
             if target not in params:
-                params[target] = _zeros(abstract[target], placed[target])
+                stacked = abstract[target]
+                params[target] = jnp.zeros(stacked.shape, stacked.dtype, device=placed[target])
             params[target] = _set_layer(params[target], layer, value)
-    missing = sorted(layout.weights.keys() - source.keys())
+    missing = sorted(layout.weights.keys() - key_of.keys())
     if missing:
-        raise ValueError(f"{directory}: missing key {layout.prefixed(missing[0])}")
-    if tied_key is not None and not np.array_equal(
-        np.asarray(params["embed/embedding"]), tied_value.astype(param_dtype)
-    ):
-        raise ValueError(f"{directory}: {tied_key} differs from the embedding that it is tied to")
+        raise ValueError(f"{source}: missing key {layout.prefixed(missing[0])}")
+    if tied_key is not None:
+        embedding = np.asarray(params["embed/embedding"])
+        if not np.array_equal(embedding, tied_value.astype(embedding.dtype)):
+            raise ValueError(f"{source}: {tied_key} differs from the embedding that it is tied to")
     return model, flax.traverse_util.unflatten_dict(params, sep="/")
 
 
@@ -396,10 +410,6 @@ def _put(value: np.ndarray, sharding: Any) -> jax.Array:
     if sharding is None:
         return jnp.asarray(value)
     return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
-
-
-def _zeros(shape: jax.ShapeDtypeStruct, sharding: Any) -> jax.Array:
-    return jax.jit(lambda: jnp.zeros(shape.shape, shape.dtype), out_shardings=sharding)()
 
 
 def _set_layer(stacked: jax.Array, layer: int, value: np.ndarray) -> jax.Array:

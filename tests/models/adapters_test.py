@@ -31,8 +31,9 @@ def _adapted(name, scan_layers=False):
     return model, params, config, moved
 
 
-@pytest.mark.parametrize("name", TARGETS)
-@pytest.mark.parametrize("scan_layers", [False, True])
+@pytest.mark.parametrize(
+    ("name", "scan_layers"), [("gpt2", False), ("gpt2", True), ("llama_grouped_scaled", False)]
+)
 def test_adapters_come_back(name, scan_layers, tmp_path):
     model, _, config, adapters = _adapted(name, scan_layers)
     models.save_adapters(tmp_path, model, adapters, config)
@@ -49,7 +50,7 @@ def test_peft_reads_ours_and_we_read_pefts(name, tmp_path):
     model, params, config, adapters = _adapted(name)
     tokens = np.arange(12).reshape(2, 6) % 23
     variables = {"params": params, "lora": adapters}
-    ours = models.LoRA(model, config).apply(variables, tokens)
+    ours = jax.jit(models.LoRA(model, config).apply)(variables, tokens)
     models.save_adapters(tmp_path / "ours", model, adapters, config)
     base = transformers.AutoModelForCausalLM.from_pretrained(FIXTURES / name)
     theirs = peft.PeftModel.from_pretrained(base, tmp_path / "ours").eval()
@@ -67,7 +68,8 @@ def test_peft_reads_ours_and_we_read_pefts(name, tmp_path):
     with torch.no_grad():
         logits = theirs(torch.tensor(tokens)).logits.numpy()
     config, adapters = models.load_adapters(tmp_path / "theirs", model)
-    ours = models.LoRA(model, config).apply({"params": params, "lora": adapters}, tokens)
+    variables = {"params": params, "lora": adapters}
+    ours = jax.jit(models.LoRA(model, config).apply)(variables, tokens)
     np.testing.assert_allclose(ours, logits, atol=1e-4)
 
 

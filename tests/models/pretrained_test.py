@@ -1,3 +1,4 @@
+import dataclasses
 import importlib.util
 import json
 import pathlib
@@ -39,8 +40,9 @@ def _edit_weights(directory, edit):
     safetensors_numpy.save_file(tensors, path)
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("scan_layers", [False, True])
+@pytest.mark.parametrize(
+    ("name", "scan_layers"), [*((name, False) for name in NAMES), ("llama_grouped_scaled", True)]
+)
 def test_logits_equal_those_of_transformers(name, scan_layers):
     model, params = models.load_pretrained(FIXTURES / name, scan_layers=scan_layers)
     expected = _expected(name)
@@ -48,7 +50,7 @@ def test_logits_equal_those_of_transformers(name, scan_layers):
     chex.assert_trees_all_close(logits, expected["logits_BLV"], atol=1e-4)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["gpt2", "llama_grouped_scaled", "qwen2"])
 def test_live_models_agree_both_ways(name, tmp_path):
     pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
@@ -60,15 +62,17 @@ def test_live_models_agree_both_ways(name, tmp_path):
     tokens = np.random.default_rng(7).integers(0, 23, (2, 9))
     want = make_models.logits_of(theirs, tokens)
     model, params = models.load_pretrained(tmp_path / "theirs")
-    chex.assert_trees_all_close(model.apply({"params": params}, tokens), want, atol=1e-4)
+    logits = jax.jit(model.apply)({"params": params}, tokens)
+    chex.assert_trees_all_close(logits, want, atol=1e-4)
 
     models.save_pretrained(tmp_path / "ours", model, params)
     back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours").eval()
     np.testing.assert_allclose(make_models.logits_of(back, tokens), want, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("max_shard_bytes", [10**9, 3000])
+@pytest.mark.parametrize(
+    ("name", "max_shard_bytes"), [("gpt2", 3000), ("llama_biased", 10**9), ("qwen2", 10**9)]
+)
 def test_saved_weights_come_back_exactly(name, max_shard_bytes, tmp_path):
     model, params = models.load_pretrained(FIXTURES / name)
     models.save_pretrained(tmp_path, model, params, max_shard_bytes=max_shard_bytes)
@@ -103,24 +107,20 @@ def test_llada_is_llama_without_the_causal_mask_under_its_own_names(tmp_path):
     llada, same = models.load_pretrained(tmp_path)
     assert llada.config == config
     chex.assert_trees_all_equal(same, params)
-    # Causal and bidirectional agree on one token, and on the last of a one-layer model.
+    # Causal and bidirectional agree on one token, and on the last one of a one-layer model.
     tokens = _expected("llama")["tokens_BL"]
-    one = llada.apply({"params": params}, tokens[:, :1])
-    chex.assert_trees_all_close(one, model.apply({"params": params}, tokens[:, :1]), atol=1e-5)
-    both = [
-        models.Transformer(models.llama(**_fields(config, num_layers=1, causal=causal))).apply(
+    one = jax.jit(llada.apply)({"params": params}, tokens[:, :1])
+    first = jax.jit(model.apply)({"params": params}, tokens[:, :1])
+    chex.assert_trees_all_close(one, first, atol=1e-5)
+    shallow = dataclasses.replace(config, num_layers=1)
+    causal, both_ways = (
+        jax.jit(models.Transformer(dataclasses.replace(shallow, causal=causal)).apply)(
             {"params": params}, tokens
         )
         for causal in (True, False)
-    ]
-    chex.assert_trees_all_close(both[0][:, -1], both[1][:, -1], atol=1e-5)
-    assert not np.allclose(both[0][:, 0], both[1][:, 0])
-
-
-def _fields(config, **overrides):
-    import dataclasses
-
-    return {f.name: getattr(config, f.name) for f in dataclasses.fields(config)} | overrides
+    )
+    chex.assert_trees_all_close(causal[:, -1], both_ways[:, -1], atol=1e-5)
+    assert not np.allclose(causal[:, 0], both_ways[:, 0])
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_weights_are_cast_and_placed_as_asked():
         for leaf in jax.tree.leaves(params):
             assert leaf.dtype == jnp.bfloat16 and leaf.sharding == sharding
         expected = _expected("qwen2")
-        logits = model.apply({"params": params}, expected["tokens_BL"])
+        logits = jax.jit(model.apply)({"params": params}, expected["tokens_BL"])
         assert np.abs(logits - expected["logits_BLV"]).mean() < 0.1
 
 
