@@ -45,6 +45,7 @@ PRESETS = {
         n_pairs=100,
         epochs=2,
         eval_every=1,
+        lr=3e-3,
         lora_ranks=[4],
         tokenizer="characters",
         layers=1,
