@@ -288,6 +288,16 @@ class Texts:
         return min(1.0, float(most.max()) / (self.length - 1))
 
 
+def make_model(config: Config, texts: Texts, regime: Regime, together: bool):
+    """(model, its ApplyFn), which computes what follows the last attention at targets alone."""
+    model = models.Transformer(
+        model_config(config, regime.dropout),
+        scored_fraction=texts.scored_fraction(config.batch_size),
+        vmap_axis=training.SEED_AXIS if together else None,
+    )
+    return model, models.make_apply_fn(model)
+
+
 class Group:
     """Seeds of a regime that train as one program, on one map after another."""
 
@@ -296,12 +306,7 @@ class Group:
         self.regime, self.seeds = regime, seeds
         self.together = len(seeds) > 1
         c = config
-        self.model = models.Transformer(
-            model_config(c, regime.dropout),
-            scored_fraction=texts.scored_fraction(c.batch_size),
-            vmap_axis=training.SEED_AXIS if self.together else None,
-        )
-        self.apply_fn = models.make_apply_fn(self.model)
+        self.model, self.apply_fn = make_model(c, texts, regime, self.together)
         self.adapted = None
         if regime.rank:
             settings = dict(targets=lora.GPT2_TARGETS, fused=lora.QKV, dropout=LORA_DROPOUT)

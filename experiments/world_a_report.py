@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from dirasym import checkpoints, metrics, report
-from dirasym.analysis import asymmetry, gradients
+from dirasym.analysis import asymmetry
 from experiments import harness
 
 COLORS = {"A->B": "tab:blue", "B->A": "tab:orange"}
@@ -254,11 +254,8 @@ def _gradients(tracked):
         "update / weight": ("log", ("update_forward", "update_inverse")),
     }
     for row, (name, curves) in enumerate(tracked.items()):
-        blocks = sorted(
-            key.partition("/")[2]
-            for key in curves
-            if key.startswith("cosine/") and "total" not in key
-        )
+        names = {key.partition("/")[2] for key in curves if key.startswith("cosine/")}
+        blocks = sorted(names - {"total"})
         for ax, (title, (scale, kinds)) in zip(axes[row], panels.items(), strict=True):
             for kind, style in zip(kinds, ("-", "--"), strict=False):
                 for number, block in enumerate(blocks):
