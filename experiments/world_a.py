@@ -15,6 +15,7 @@ Expected  paper's convention, scratch: gap 1.16 nats at K = 5, 0.90 at K = 8, 0 
 
 import dataclasses
 import functools
+import math
 import pathlib
 import pydoc_data.topics
 from typing import Literal
@@ -52,6 +53,7 @@ PRESETS = {
         width=32,
         heads=2,
         pretrain_steps=20,
+        pretrain_lr=3e-3,
     ),
     "quick": dict(
         modes=["scratch"],
@@ -67,11 +69,14 @@ PRESETS = {
         width=64,
         heads=4,
         pretrain_steps=300,
+        pretrain_lr=3e-3,
     ),
     "paper": {},
 }
 LORA_DROPOUT = 0.05
 PRETRAIN_LENGTH = 64
+# What identifies a finished run in the results file.
+KEYS = ("run_type", "lora_r", "objective", "K", "direction", "seed")
 BLOCKS = r"(blocks_\d+/(?:attention|mlp)(?=/)|position_embed|embed)"
 
 
@@ -108,6 +113,7 @@ class Config:
     weight_decay: float = flag(0.01, "Weight decay of the other regimes.", 0)
     lora_lr: float = flag(0.0, "LoRA's learning rate at every rank; 0: as --lr says.", 0)
     pretrain_steps: int = flag(2000, "Steps of pretraining, where no directory is given.", 1)
+    pretrain_lr: float = flag(3e-4, "Learning rate of pretraining.", 0)
     eval_every: int = flag(5, "Epochs between clean evaluations (and checkpoints), at most.", 1)
     track_gradients: bool = flag(False, "Compare both directions' gradients at evaluations.")
     mlp_results: str = flag("", "results.jsonl of world_a_mlp, for the figure of gaps.")
@@ -320,8 +326,8 @@ class Group:
             decay_steps=num_steps,
             weight_decay=regime.weight_decay,
         )
-        objective, self.clean_objective = self._objectives()
-        step = functools.partial(training.train_step, objective=objective)
+        self.objective, self.clean_objective = self._objectives()
+        step = functools.partial(training.train_step, objective=self.objective)
         self.steps = world_a_task.compile_epochs(experiment, c, step, self.together)
         self.evaluate = harness.over_seeds(self._evaluate, self.together)
 
@@ -359,7 +365,7 @@ class Group:
 
         def loss(rows, params):
             return asymmetry.clean_loss(
-                objectives.next_token,
+                self.objective,
                 state.apply_fn,
                 state.variables(params),
                 rows,
@@ -408,9 +414,9 @@ class Group:
         states = self.states(pretrained)
         trainable = sum(x.size for x in jax.tree.leaves(states[0].params))
         frozen = sum(x.size for x in jax.tree.leaves(states[0].frozen))
-        parts = [regime.mode, regime.rank and f"r{regime.rank}", regime.objective, f"K{K}"]
-        parts += ["forward" if direction == "A->B" else "inverse", f"seeds{self.seeds}"]
-        name = "-".join(str(part) for part in parts if part).translate(_PLAIN)
+        mode = f"lora{regime.rank}" if regime.rank else regime.mode
+        seeds = "-".join(map(str, self.seeds))
+        name = f"{mode}-{regime.objective}-{case.name}-seeds{seeds}"
         probe = self.texts.probe(K, c.batch_size)
         _, history = world_a_task.train(
             self.experiment,
@@ -456,10 +462,7 @@ class Group:
                     **world_a_task.measures(case, history, place, curve_T, "final_train_loss"),
                 }
             )
-        self.experiment.record(lines, keys=world_a_task.KEYS)
-
-
-_PLAIN = str.maketrans({"[": None, "]": None, ",": "-", " ": None})
+        self.experiment.record(lines, keys=KEYS)
 
 
 def init_params(model: models.Transformer, key: jax.Array):
@@ -480,7 +483,7 @@ def pretrained_params(experiment: harness.Experiment, config: Config):
     windows = len(ids) // PRETRAIN_LENGTH
     data = {"tokens_BL": np.array(ids[: windows * PRETRAIN_LENGTH], np.int32).reshape(windows, -1)}
     optimizer = training.make_optimizer(
-        1e-3 if config.width else 3e-4,
+        config.pretrain_lr,
         warmup_steps=config.pretrain_steps // 10,
         decay_steps=config.pretrain_steps,
         weight_decay=config.weight_decay,
@@ -489,7 +492,7 @@ def pretrained_params(experiment: harness.Experiment, config: Config):
     params = init_params(model, init_key)
     state = training.create_state(models.make_apply_fn(model), params, optimizer, run_key)
     step = functools.partial(training.train_step, objective=objectives.next_token)
-    steps_per_call = config.pretrain_steps // 10 if config.pretrain_steps % 10 == 0 else 1
+    steps_per_call = math.gcd(100, config.pretrain_steps)
     steps = training.compile_scan(
         step,
         num_steps=steps_per_call,

@@ -117,8 +117,7 @@ class Group:
 
     def train_and_record(self, case: world_a_task.Case) -> None:
         c = self.config
-        direction = "forward" if case.direction == "A->B" else "inverse"
-        name = f"K{case.K}-{direction}-seeds{'-'.join(map(str, self.seeds))}"
+        name = f"{case.name}-seeds{'-'.join(map(str, self.seeds))}"
         states = [self.state(seed) for seed in self.seeds]
         total_params = sum(x.size for x in jax.tree.leaves(states[0].params))
         _, history = world_a_task.train(

@@ -20,8 +20,6 @@ from experiments import harness
 
 Direction = Literal["A->B", "B->A"]
 DIRECTIONS = ("A->B", "B->A")
-# What identifies a finished run in results.jsonl.
-KEYS = ("run_type", "lora_r", "objective", "K", "direction", "seed")
 
 
 class Case(NamedTuple):
@@ -40,6 +38,11 @@ class Case(NamedTuple):
     floor: asymmetry.Floor
     theoretical_min: float
     bits: float
+
+    @property
+    def name(self) -> str:
+        """`K5-inverse`."""
+        return f"K{self.K}-{'forward' if self.direction == 'A->B' else 'inverse'}"
 
 
 def check_sizes(config: Any) -> None:
