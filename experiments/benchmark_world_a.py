@@ -86,7 +86,7 @@ def gpt2_steps(config: Config) -> dict[str, Callable[[], object]]:
         heads=config.heads,
     )
     texts = world_a.Texts(task)
-    data = texts.case(5, "B->A", "next_token").data
+    data = texts.case(5, "inverse", "next_token").data
     (regime,) = world_a.regimes(task)
     model, apply_fn = world_a.make_model(task, texts, regime, together=False)
     params = world_a.init_params(model, jax.random.key(0))
@@ -147,7 +147,7 @@ def mlp_epochs(num_pairs: int) -> dict[str, Callable[[], object]]:
     from torch import nn
 
     task = world_a_mlp.Config(Ks=(5,), n_pairs=num_pairs)
-    data = world_a_mlp.make_case(task, 5, "B->A").data
+    data = world_a_mlp.make_case(task, 5, "inverse").data
     state = world_a_mlp.make_states(task)(0)
     steps = training.compile_scan(
         functools.partial(training.train_step, objective=world_a_mlp.OBJECTIVE, dropout=False),

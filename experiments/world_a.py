@@ -43,7 +43,7 @@ PRESETS = {
     "smoke": dict(
         modes=["scratch"],
         Ks=[1, 5],
-        n_pairs=100,
+        n_pairs=200,
         epochs=2,
         eval_every=1,
         lr=3e-3,
@@ -106,9 +106,9 @@ class Config:
         "Losses: the first for causal attention, the others for bidirectional.",
     )
     tokenizer: str = flag("gpt2", "characters, gpt2, or a path: tokenizer.json, GPT-2's merges.")
-    layers: int = flag(0, "Transformer layers; 0: as --model_id says.", 0)
-    width: int = flag(0, "Width of the residual stream; 0: as --model_id says.", 0)
-    heads: int = flag(0, "Attention heads; 0: as --model_id says.", 0)
+    layers: int = flag(0, "Transformer layers of a GPT-2 made here; 0: as --model_id says.", 0)
+    width: int = flag(0, "Width of a GPT-2 made here; 0: as --model_id says.", 0)
+    heads: int = flag(0, "Attention heads of a GPT-2 made here; 0: as --model_id says.", 0)
     dropout: float = flag(0.1, "Dropout of the other regimes.", 0)
     weight_decay: float = flag(0.01, "Weight decay of the other regimes.", 0)
     lora_lr: float = flag(0.0, "LoRA's learning rate at every rank; 0: as --lr says.", 0)
@@ -149,7 +149,7 @@ class Config:
 def load_tokenizer(name: str) -> tokenizers.Tokenizer:
     try:
         return tokenizers.load(name)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ImportError) as error:
         raise ValueError(f"--tokenizer={name}: {error}") from None
 
 
@@ -165,14 +165,11 @@ def model_config(config: Config, dropout: float = 0.0) -> models.TransformerConf
     """GPT-2's configuration as the flags say."""
     rates = dict(dropout=dropout, embed_dropout=dropout, attention_dropout=dropout)
     causal = config.attention == "causal"
-    given = dict(num_layers=config.layers, width=config.width, num_heads=config.heads)
-    given = {name: size for name, size in given.items() if size}
     if config.model_id in SIZES:
-        size = SIZES[config.model_id] | given
+        given = dict(num_layers=config.layers, width=config.width, num_heads=config.heads)
+        size = SIZES[config.model_id] | {name: size for name, size in given.items() if size}
         vocab_size = load_tokenizer(config.tokenizer).vocab_size
         return models.gpt2(vocab_size, **size, **rates, causal=causal)
-    if given:
-        raise ValueError("--layers, --width and --heads do not go with a directory as --model_id")
     return dataclasses.replace(load_directory(config.model_id)[0].config, **rates, causal=causal)
 
 
@@ -223,10 +220,11 @@ def run(experiment: harness.Experiment, config: Config) -> None:
             group = Group(experiment, config, texts, regime, seeds)
             for K in config.Ks:
                 for direction in config.directions:
+                    arrow = world_a_task.ARROWS[direction]
+                    if not experiment.is_done(K=K, direction=arrow, seed=seeds[-1], **identity):
+                        case = texts.case(K, direction, regime.objective)
+                        group.train_and_record(case, pretrained, identity | {"run_id": run_id + 1})
                     run_id += len(seeds)
-                    line = identity | {"K": K, "direction": direction, "run_id": run_id}
-                    if not experiment.is_done(K=K, direction=direction, seed=seeds[-1], **identity):
-                        group.train_and_record(line, pretrained)
     others = checkpoints.read_results(config.mlp_results) if config.mlp_results else []
     world_a_report.write(experiment, config, notes(config, texts), others)
 
@@ -406,18 +404,16 @@ class Group:
             )
         return states
 
-    def train_and_record(self, line: dict, pretrained) -> None:
+    def train_and_record(self, case: world_a_task.Case, pretrained, identity: dict) -> None:
         """One map in one direction, from its checkpoint to its result lines."""
         c, regime = self.config, self.regime
-        K, direction = line["K"], line["direction"]
-        case = self.texts.case(K, direction, regime.objective)
         states = self.states(pretrained)
         trainable = sum(x.size for x in jax.tree.leaves(states[0].params))
         frozen = sum(x.size for x in jax.tree.leaves(states[0].frozen))
         mode = f"lora{regime.rank}" if regime.rank else regime.mode
         seeds = "-".join(map(str, self.seeds))
         name = f"{mode}-{regime.objective}-{case.name}-seeds{seeds}"
-        probe = self.texts.probe(K, c.batch_size)
+        probe = self.texts.probe(case.K, c.batch_size)
         _, history = world_a_task.train(
             self.experiment,
             c,
@@ -436,8 +432,8 @@ class Group:
             lines.append(
                 {
                     "world": "A",
-                    **line,
-                    "run_id": line["run_id"] - len(self.seeds) + 1 + place,
+                    **identity,
+                    "run_id": identity["run_id"] + place,
                     "seed": seed,
                     "model_id": c.model_id,
                     "n_pairs": c.n_pairs,
@@ -451,7 +447,6 @@ class Group:
                     "total_params": trainable + frozen,
                     "trainable_params": trainable,
                     "lora_trainable_params": trainable if regime.rank else None,
-                    "lora_r": regime.rank,
                     "lora_alpha": c.lora_alpha if regime.rank else None,
                     "lora_dropout": LORA_DROPOUT if regime.rank else None,
                     "reg_dropout": c.reg_dropout if regime.mode == "finetune_reg" else None,

@@ -64,7 +64,8 @@ def run(experiment: harness.Experiment, config: Config) -> None:
         group = Group(experiment, config, seeds)
         for K in config.Ks:
             for direction in config.directions:
-                if not experiment.is_done(K=K, direction=direction, seed=seeds[-1]):
+                arrow = world_a_task.ARROWS[direction]
+                if not experiment.is_done(K=K, direction=arrow, seed=seeds[-1]):
                     group.train_and_record(make_case(config, K, direction))
     world_a_report.write(experiment, config)
 
@@ -131,8 +132,6 @@ class Group:
                 {
                     "world": "A",
                     "arch": "mlp",
-                    "K": case.K,
-                    "direction": case.direction,
                     "seed": seed,
                     "n_pairs": c.n_pairs,
                     "str_len": c.str_len,

@@ -126,7 +126,7 @@ def test_the_papers_floors_and_the_exact_ones():
     assert forward.floor.nats_per_string == 0
     assert inverse.floor.nats_per_string == pytest.approx(math.log(5))
     assert inverse.floor.tokens_per_target == 9 and texts.length == 23
-    assert texts.case(5, "B->A", "parallel").floor.nats_per_string > 8
+    assert texts.case(5, "inverse", "parallel").floor.nats_per_string > 8
     control = world_a.Config(tokenizer="characters", Ks=(5,), n_pairs=50, control="exchangeable")
     cases = [world_a.Texts(control).case(5, d, "next_token") for d in world_a_task.DIRECTIONS]
     for case in cases:
@@ -138,7 +138,7 @@ def test_the_papers_floors_and_the_exact_ones():
 def test_units_of_a_result_line():
     """Two epochs of two batches, the second of one example: means of batches, sums of nats."""
     floor = world_a_task.asymmetry.Floor("joint", 1.5, 3.0)
-    case = world_a_task.Case(5, "B->A", {}, floor, math.log(5), 40.0)
+    case = world_a_task.Case(5, "inverse", {}, floor, math.log(5), 40.0)
     history = {
         "train_nats_per_string": np.array([[9.0], [4.5]]),
         "nats_per_string": np.array([[12.0], [4.0]]),
@@ -146,6 +146,7 @@ def test_units_of_a_result_line():
         "wall_time_sec": np.array(2.0),
     }
     line = world_a_task.measures(case, history, 0, np.array([3.1, 1.6]), "final_train_loss")
+    assert (line["K"], line["direction"]) == (5, "B->A")
     assert line["excess_loss"] == pytest.approx(1.6 - math.log(5))
     assert line["excess_nats_per_string"] == pytest.approx(3.0)
     assert line["eval_excess_nats_per_string"] == pytest.approx(2.5)
@@ -191,7 +192,7 @@ def test_the_mlp_runs_and_is_not_trained_again(tmp_path):
 
 
 def test_gpt2_runs_from_scratch_and_by_lora_on_a_model_pretrained_here(tmp_path):
-    small = ["--Ks=5", "--n_pairs=50", "--width=16", "--pretrain_steps=2", "--directions=B->A"]
+    small = ["--Ks=5", "--n_pairs=50", "--width=16", "--pretrain_steps=2", "--directions=inverse"]
     result = _run("world_a", f"--workdir={tmp_path}", "--modes", "scratch", "lora", *small)
     assert result.returncode == 0, result.stderr
     scratch, adapted = _lines(tmp_path / "results.jsonl")
