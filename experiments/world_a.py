@@ -15,6 +15,7 @@ Expected  paper's convention, scratch: gap 1.16 nats at K = 5, 0.90 at K = 8, 0 
 
 import dataclasses
 import functools
+import math
 import pathlib
 import pydoc_data.topics
 from typing import Literal
@@ -42,15 +43,17 @@ PRESETS = {
     "smoke": dict(
         modes=["scratch"],
         Ks=[1, 5],
-        n_pairs=100,
+        n_pairs=200,
         epochs=2,
         eval_every=1,
+        lr=3e-3,
         lora_ranks=[4],
         tokenizer="characters",
         layers=1,
         width=32,
         heads=2,
         pretrain_steps=20,
+        pretrain_lr=3e-3,
     ),
     "quick": dict(
         modes=["scratch"],
@@ -66,11 +69,14 @@ PRESETS = {
         width=64,
         heads=4,
         pretrain_steps=300,
+        pretrain_lr=3e-3,
     ),
     "paper": {},
 }
 LORA_DROPOUT = 0.05
 PRETRAIN_LENGTH = 64
+# What identifies a finished run in the results file.
+KEYS = ("run_type", "lora_r", "objective", "K", "direction", "seed")
 BLOCKS = r"(blocks_\d+/(?:attention|mlp)(?=/)|position_embed|embed)"
 
 
@@ -100,13 +106,14 @@ class Config:
         "Losses: the first for causal attention, the others for bidirectional.",
     )
     tokenizer: str = flag("gpt2", "characters, gpt2, or a path: tokenizer.json, GPT-2's merges.")
-    layers: int = flag(0, "Transformer layers; 0: as --model_id says.", 0)
-    width: int = flag(0, "Width of the residual stream; 0: as --model_id says.", 0)
-    heads: int = flag(0, "Attention heads; 0: as --model_id says.", 0)
+    layers: int = flag(0, "Transformer layers of a GPT-2 made here; 0: as --model_id says.", 0)
+    width: int = flag(0, "Width of a GPT-2 made here; 0: as --model_id says.", 0)
+    heads: int = flag(0, "Attention heads of a GPT-2 made here; 0: as --model_id says.", 0)
     dropout: float = flag(0.1, "Dropout of the other regimes.", 0)
     weight_decay: float = flag(0.01, "Weight decay of the other regimes.", 0)
     lora_lr: float = flag(0.0, "LoRA's learning rate at every rank; 0: as --lr says.", 0)
     pretrain_steps: int = flag(2000, "Steps of pretraining, where no directory is given.", 1)
+    pretrain_lr: float = flag(3e-4, "Learning rate of pretraining.", 0)
     eval_every: int = flag(5, "Epochs between clean evaluations (and checkpoints), at most.", 1)
     track_gradients: bool = flag(False, "Compare both directions' gradients at evaluations.")
     mlp_results: str = flag("", "results.jsonl of world_a_mlp, for the figure of gaps.")
@@ -142,7 +149,7 @@ class Config:
 def load_tokenizer(name: str) -> tokenizers.Tokenizer:
     try:
         return tokenizers.load(name)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ImportError) as error:
         raise ValueError(f"--tokenizer={name}: {error}") from None
 
 
@@ -158,14 +165,11 @@ def model_config(config: Config, dropout: float = 0.0) -> models.TransformerConf
     """GPT-2's configuration as the flags say."""
     rates = dict(dropout=dropout, embed_dropout=dropout, attention_dropout=dropout)
     causal = config.attention == "causal"
-    given = dict(num_layers=config.layers, width=config.width, num_heads=config.heads)
-    given = {name: size for name, size in given.items() if size}
     if config.model_id in SIZES:
-        size = SIZES[config.model_id] | given
+        given = dict(num_layers=config.layers, width=config.width, num_heads=config.heads)
+        size = SIZES[config.model_id] | {name: size for name, size in given.items() if size}
         vocab_size = load_tokenizer(config.tokenizer).vocab_size
         return models.gpt2(vocab_size, **size, **rates, causal=causal)
-    if given:
-        raise ValueError("--layers, --width and --heads do not go with a directory as --model_id")
     return dataclasses.replace(load_directory(config.model_id)[0].config, **rates, causal=causal)
 
 
@@ -216,10 +220,11 @@ def run(experiment: harness.Experiment, config: Config) -> None:
             group = Group(experiment, config, texts, regime, seeds)
             for K in config.Ks:
                 for direction in config.directions:
+                    arrow = world_a_task.ARROWS[direction]
+                    if not experiment.is_done(K=K, direction=arrow, seed=seeds[-1], **identity):
+                        case = texts.case(K, direction, regime.objective)
+                        group.train_and_record(case, pretrained, identity | {"run_id": run_id + 1})
                     run_id += len(seeds)
-                    line = identity | {"K": K, "direction": direction, "run_id": run_id}
-                    if not experiment.is_done(K=K, direction=direction, seed=seeds[-1], **identity):
-                        group.train_and_record(line, pretrained)
     others = checkpoints.read_results(config.mlp_results) if config.mlp_results else []
     world_a_report.write(experiment, config, notes(config, texts), others)
 
@@ -287,6 +292,16 @@ class Texts:
         return min(1.0, float(most.max()) / (self.length - 1))
 
 
+def make_model(config: Config, texts: Texts, regime: Regime, together: bool):
+    """(model, its ApplyFn), which computes what follows the last attention at targets alone."""
+    model = models.Transformer(
+        model_config(config, regime.dropout),
+        scored_fraction=texts.scored_fraction(config.batch_size),
+        vmap_axis=training.SEED_AXIS if together else None,
+    )
+    return model, models.make_apply_fn(model)
+
+
 class Group:
     """Seeds of a regime that train as one program, on one map after another."""
 
@@ -295,12 +310,7 @@ class Group:
         self.regime, self.seeds = regime, seeds
         self.together = len(seeds) > 1
         c = config
-        self.model = models.Transformer(
-            model_config(c, regime.dropout),
-            scored_fraction=texts.scored_fraction(c.batch_size),
-            vmap_axis=training.SEED_AXIS if self.together else None,
-        )
-        self.apply_fn = models.make_apply_fn(self.model)
+        self.model, self.apply_fn = make_model(c, texts, regime, self.together)
         self.adapted = None
         if regime.rank:
             settings = dict(targets=lora.GPT2_TARGETS, fused=lora.QKV, dropout=LORA_DROPOUT)
@@ -314,8 +324,8 @@ class Group:
             decay_steps=num_steps,
             weight_decay=regime.weight_decay,
         )
-        objective, self.clean_objective = self._objectives()
-        step = functools.partial(training.train_step, objective=objective)
+        self.objective, self.clean_objective = self._objectives()
+        step = functools.partial(training.train_step, objective=self.objective)
         self.steps = world_a_task.compile_epochs(experiment, c, step, self.together)
         self.evaluate = harness.over_seeds(self._evaluate, self.together)
 
@@ -353,7 +363,7 @@ class Group:
 
         def loss(rows, params):
             return asymmetry.clean_loss(
-                objectives.next_token,
+                self.objective,
                 state.apply_fn,
                 state.variables(params),
                 rows,
@@ -394,18 +404,16 @@ class Group:
             )
         return states
 
-    def train_and_record(self, line: dict, pretrained) -> None:
+    def train_and_record(self, case: world_a_task.Case, pretrained, identity: dict) -> None:
         """One map in one direction, from its checkpoint to its result lines."""
         c, regime = self.config, self.regime
-        K, direction = line["K"], line["direction"]
-        case = self.texts.case(K, direction, regime.objective)
         states = self.states(pretrained)
         trainable = sum(x.size for x in jax.tree.leaves(states[0].params))
         frozen = sum(x.size for x in jax.tree.leaves(states[0].frozen))
-        parts = [regime.mode, regime.rank and f"r{regime.rank}", regime.objective, f"K{K}"]
-        parts += ["forward" if direction == "A->B" else "inverse", f"seeds{self.seeds}"]
-        name = "-".join(str(part) for part in parts if part).translate(_PLAIN)
-        probe = self.texts.probe(K, c.batch_size)
+        mode = f"lora{regime.rank}" if regime.rank else regime.mode
+        seeds = "-".join(map(str, self.seeds))
+        name = f"{mode}-{regime.objective}-{case.name}-seeds{seeds}"
+        probe = self.texts.probe(case.K, c.batch_size)
         _, history = world_a_task.train(
             self.experiment,
             c,
@@ -424,8 +432,8 @@ class Group:
             lines.append(
                 {
                     "world": "A",
-                    **line,
-                    "run_id": line["run_id"] - len(self.seeds) + 1 + place,
+                    **identity,
+                    "run_id": identity["run_id"] + place,
                     "seed": seed,
                     "model_id": c.model_id,
                     "n_pairs": c.n_pairs,
@@ -439,7 +447,6 @@ class Group:
                     "total_params": trainable + frozen,
                     "trainable_params": trainable,
                     "lora_trainable_params": trainable if regime.rank else None,
-                    "lora_r": regime.rank,
                     "lora_alpha": c.lora_alpha if regime.rank else None,
                     "lora_dropout": LORA_DROPOUT if regime.rank else None,
                     "reg_dropout": c.reg_dropout if regime.mode == "finetune_reg" else None,
@@ -450,10 +457,7 @@ class Group:
                     **world_a_task.measures(case, history, place, curve_T, "final_train_loss"),
                 }
             )
-        self.experiment.record(lines, keys=world_a_task.KEYS)
-
-
-_PLAIN = str.maketrans({"[": None, "]": None, ",": "-", " ": None})
+        self.experiment.record(lines, keys=KEYS)
 
 
 def init_params(model: models.Transformer, key: jax.Array):
@@ -474,7 +478,7 @@ def pretrained_params(experiment: harness.Experiment, config: Config):
     windows = len(ids) // PRETRAIN_LENGTH
     data = {"tokens_BL": np.array(ids[: windows * PRETRAIN_LENGTH], np.int32).reshape(windows, -1)}
     optimizer = training.make_optimizer(
-        1e-3 if config.width else 3e-4,
+        config.pretrain_lr,
         warmup_steps=config.pretrain_steps // 10,
         decay_steps=config.pretrain_steps,
         weight_decay=config.weight_decay,
@@ -483,7 +487,7 @@ def pretrained_params(experiment: harness.Experiment, config: Config):
     params = init_params(model, init_key)
     state = training.create_state(models.make_apply_fn(model), params, optimizer, run_key)
     step = functools.partial(training.train_step, objective=objectives.next_token)
-    steps_per_call = config.pretrain_steps // 10 if config.pretrain_steps % 10 == 0 else 1
+    steps_per_call = math.gcd(100, config.pretrain_steps)
     steps = training.compile_scan(
         step,
         num_steps=steps_per_call,

@@ -12,6 +12,7 @@ Expected  paper's convention: gap 0.22 at K = 5, about 0.1 at K = 8, 0 at K = 1.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -30,6 +31,8 @@ PRESETS = {
     "paper": {},
 }
 VOCAB = len(string_maps.ALPHABET)
+# The target is never read, so any id outside the alphabet hides it.
+OBJECTIVE = functools.partial(objectives.parallel_target, mask_id=VOCAB)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +64,8 @@ def run(experiment: harness.Experiment, config: Config) -> None:
         group = Group(experiment, config, seeds)
         for K in config.Ks:
             for direction in config.directions:
-                if not experiment.is_done(K=K, direction=direction, seed=seeds[-1]):
+                arrow = world_a_task.ARROWS[direction]
+                if not experiment.is_done(K=K, direction=arrow, seed=seeds[-1]):
                     group.train_and_record(make_case(config, K, direction))
     world_a_report.write(experiment, config)
 
@@ -77,41 +81,44 @@ def make_case(config: Config, K: int, direction: Direction) -> world_a_task.Case
     return world_a_task.make_case(config, K, direction, data, floor)
 
 
+def make_states(config: Config) -> Callable[[int], training.TrainState]:
+    """From a seed to its state at step 0; all share one model and optimizer, and so programs."""
+    model = models.StringMLP(VOCAB, config.str_len, config.d_emb, config.d_hidden, config.n_layers)
+    optimizer = training.make_optimizer(config.lr, clip_norm=None)
+
+    def apply_fn(params, tokens_BL):
+        return model.apply({"params": params}, tokens_BL)
+
+    def state(seed: int) -> training.TrainState:
+        init_key, run_key = jax.random.split(jax.random.key(seed))
+        tokens_BL = np.zeros((1, 2 * config.str_len), np.int32)
+        params = jax.jit(model.init)(init_key, tokens_BL)["params"]
+        return training.create_state(apply_fn, params, optimizer, run_key)
+
+    return state
+
+
 class Group:
     """Seeds that train as one program, on one case after another, all compiled once."""
 
     def __init__(self, experiment: harness.Experiment, config: Config, seeds: list[int]):
         self.experiment, self.config, self.seeds = experiment, config, seeds
         self.together = len(seeds) > 1
-        self.model = models.StringMLP(
-            VOCAB, config.str_len, config.d_emb, config.d_hidden, config.n_layers
-        )
-        self.apply_fn = lambda params, tokens_BL: self.model.apply({"params": params}, tokens_BL)
-        self.optimizer = training.make_optimizer(config.lr, clip_norm=None)
-        # The target is never read, so any id outside the alphabet hides it.
-        objective = functools.partial(objectives.parallel_target, mask_id=VOCAB)
-        step = functools.partial(training.train_step, objective=objective, dropout=False)
+        step = functools.partial(training.train_step, objective=OBJECTIVE, dropout=False)
         self.steps = world_a_task.compile_epochs(experiment, config, step, self.together)
 
         def evaluate(state, data):
             loss = asymmetry.clean_loss(
-                objective, state.apply_fn, state.params, data, state.key, batch_size=2048
+                OBJECTIVE, state.apply_fn, state.params, data, state.key, batch_size=2048
             )
             return {"nats_per_string": loss}
 
         self.evaluate = harness.over_seeds(evaluate, self.together)
-
-    def state(self, seed: int) -> training.TrainState:
-        """Step 0 of one seed."""
-        init_key, run_key = jax.random.split(jax.random.key(seed))
-        tokens_BL = np.zeros((1, 2 * self.config.str_len), np.int32)
-        params = jax.jit(self.model.init)(init_key, tokens_BL)["params"]
-        return training.create_state(self.apply_fn, params, self.optimizer, run_key)
+        self.state = make_states(config)
 
     def train_and_record(self, case: world_a_task.Case) -> None:
         c = self.config
-        direction = "forward" if case.direction == "A->B" else "inverse"
-        name = f"K{case.K}-{direction}-seeds{'-'.join(map(str, self.seeds))}"
+        name = f"{case.name}-seeds{'-'.join(map(str, self.seeds))}"
         states = [self.state(seed) for seed in self.seeds]
         total_params = sum(x.size for x in jax.tree.leaves(states[0].params))
         _, history = world_a_task.train(
@@ -125,8 +132,6 @@ class Group:
                 {
                     "world": "A",
                     "arch": "mlp",
-                    "K": case.K,
-                    "direction": case.direction,
                     "seed": seed,
                     "n_pairs": c.n_pairs,
                     "str_len": c.str_len,

@@ -86,6 +86,9 @@ def write(experiment: harness.Experiment, config, notes: str = "", others=()) ->
         report.save_figure(_gaps([*results, *others]), figures, "gap"),
         report.save_figure(_bits(results), figures, "bits"),
     ]
+    tracked = _tracked_gradients(experiment)
+    if tracked:
+        paths.append(report.save_figure(_gradients(tracked), figures, "gradients"))
     runs, gaps = _run_table(results, config.Ks), _gap_table(results, config.Ks)
     text = (
         f"# World A\n\n{notes}\n\n"
@@ -229,4 +232,42 @@ def _bits(results):
     axes[0, 0].legend(fontsize="xx-small")
     axes[0, 1].set(xlabel="bits to store, per pair", ylabel="epochs until half is learned")
     axes[0, 1].set(xlim=(0, None), ylim=(0, None))
+    return figure
+
+
+def _tracked_gradients(experiment: harness.Experiment) -> dict[str, dict[str, np.ndarray]]:
+    """Curves of the runs that recorded gradients, by name."""
+    tracked = {}
+    for path in sorted((experiment.workdir / "curves").glob("*.npz")):
+        with np.load(path) as file:
+            if any(key.startswith("cosine/") for key in file):
+                tracked[path.stem] = dict(file)
+    return tracked
+
+
+def _gradients(tracked):
+    """Per block over training: both directions' cosine, gradient norms and relative updates."""
+    figure, axes = report.new_figure(len(tracked), 3, (4.4, 3.0))
+    panels = {
+        "cosine": ("", ("cosine",)),
+        "gradient norm": ("log", ("norm_forward", "norm_inverse")),
+        "update / weight": ("log", ("update_forward", "update_inverse")),
+    }
+    for row, (name, curves) in enumerate(tracked.items()):
+        names = {key.partition("/")[2] for key in curves if key.startswith("cosine/")}
+        blocks = sorted(names - {"total"})
+        for ax, (title, (scale, kinds)) in zip(axes[row], panels.items(), strict=True):
+            for kind, style in zip(kinds, ("-", "--"), strict=False):
+                for number, block in enumerate(blocks):
+                    y_TS = curves[f"{kind}/{block}"]
+                    label = block if style == "-" else None
+                    report.plot_seeds(
+                        ax, curves["eval_step"], y_TS, label, ls=style, color=f"C{number}"
+                    )
+            ax.set(title=title + (" (inverse dashed)" if scale else ""), xlabel="step")
+            if scale:
+                ax.set_yscale(scale)
+            else:
+                ax.set(ylabel=name.split("-seeds")[0], ylim=(-1.05, 1.05))
+        axes[row, 1].legend(fontsize="xx-small")
     return figure

@@ -18,10 +18,9 @@ from dirasym.analysis import asymmetry
 from dirasym.data import string_maps
 from experiments import harness
 
-Direction = Literal["A->B", "B->A"]
-DIRECTIONS = ("A->B", "B->A")
-# What identifies a finished run in results.jsonl.
-KEYS = ("run_type", "lora_r", "objective", "K", "direction", "seed")
+Direction = Literal["forward", "inverse"]
+DIRECTIONS: tuple[Direction, ...] = ("forward", "inverse")
+ARROWS = {"forward": "A->B", "inverse": "B->A"}  # as result lines write them
 
 
 class Case(NamedTuple):
@@ -40,6 +39,11 @@ class Case(NamedTuple):
     floor: asymmetry.Floor
     theoretical_min: float
     bits: float
+
+    @property
+    def name(self) -> str:
+        """`K5-inverse`."""
+        return f"K{self.K}-{self.direction}"
 
 
 def check_sizes(config: Any) -> None:
@@ -62,7 +66,7 @@ def pairs(config: Any, K: int) -> string_maps.Pairs:
 def oriented(config: Any, K: int, direction: Direction) -> string_maps.Pairs:
     """(sources, targets) of a direction."""
     first, second = pairs(config, K)
-    return (first, second) if direction == "A->B" else (second, first)
+    return (first, second) if direction == "forward" else (second, first)
 
 
 def make_case(config: Any, K: int, direction: Direction, data, floor: asymmetry.Floor) -> Case:
@@ -72,7 +76,7 @@ def make_case(config: Any, K: int, direction: Direction, data, floor: asymmetry.
     else:
         both = string_maps.bits_to_store(K, config.n_pairs, config.str_len)
         bits = both[DIRECTIONS.index(direction)]
-    is_function = config.control == "none" and direction == "A->B"
+    is_function = config.control == "none" and direction == "forward"
     return Case(K, direction, data, floor, 0.0 if is_function else math.log(K), bits)
 
 
@@ -148,6 +152,8 @@ def measures(case: Case, history, place: int, curve_T: np.ndarray, mean_key: str
     clean_T = history["nats_per_string"][:, place]
     clean_excess = float(clean_T[-1]) - floor.nats_per_string
     return {
+        "K": case.K,
+        "direction": ARROWS[case.direction],
         mean_key: float(curve_T[-1]),
         "theoretical_min": case.theoretical_min,
         "excess_loss": float(curve_T[-1]) - case.theoretical_min,
