@@ -146,9 +146,9 @@ def write_report(experiment: harness.Experiment, config: relations_task.Config) 
 
 
 def interval(lines, key: str) -> str:
-    """Mean and interval over the runs that have the value; `never` if none has."""
-    values = [line[key] for line in lines if line[key] is not None]
-    return report.with_interval(*metrics.student_interval(values), 3) if values else "never"
+    """Mean and interval over the runs that have the value; `none` where no run has it."""
+    values = [line[key] for line in lines if line.get(key) is not None]
+    return report.with_interval(*metrics.student_interval(values), 3) if values else "none"
 
 
 def _load_curves(experiment, size, config):

@@ -144,7 +144,7 @@ def _figure(factor: str, results):
     for ax, keys, ylabel in zip(axes[0], shown, ("NLL (nats)", "asymmetry"), strict=True):
         for key in keys:
             lines_V = [report.select(results, factor=factor, value=v) for v in FACTORS[factor]]
-            values_V = [[r[key] for r in lines if r[key] is not None] for lines in lines_V]
+            values_V = [[r[key] for r in lines if r.get(key) is not None] for lines in lines_V]
             mean, half = np.array(
                 [metrics.student_interval(v) if v else (np.nan, np.nan) for v in values_V]
             ).T
