@@ -128,6 +128,15 @@ def test_a_diverging_step_is_refused_before_anything_is_written(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("module", ["training_dynamics", "relations_study"])
+def test_the_other_commands_run(module, tmp_path):
+    result = _run(module, f"--workdir={tmp_path}", "--preset=smoke")
+    assert result.returncode == 0, result.stderr
+    assert "figures/" in (tmp_path / "report.md").read_text()
+    assert list((tmp_path / "figures").glob("*.png"))
+
+
+@pytest.mark.slow
 def test_killed_runs_end_with_the_same_bits(tmp_path, monkeypatch):
     program = (
         "-m experiments.relations --preset=smoke --n_layers=1 --embed_dim=8 --seeds=0,1 "
