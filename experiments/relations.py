@@ -99,7 +99,7 @@ def result_line(task: Task, history, place: int, seed: int) -> dict:
 def write_report(experiment: harness.Experiment, config: relations_task.Config) -> None:
     """Writes figures and report.md, and prints the table and the figures' paths."""
     results = experiment.results()
-    curves = {size: _load_curves(experiment, size, config) for size in config.sizes}
+    curves = {size: _load_curves(experiment, size) for size in config.sizes}
     epochs = {size: _epochs(Task(config, size), curves[size]) for size in config.sizes}
     largest = config.sizes[-1]
     drawn = {
@@ -146,23 +146,22 @@ def write_report(experiment: harness.Experiment, config: relations_task.Config) 
 
 
 def interval(lines, key: str) -> str:
-    """Mean and interval over the runs that have the value; `never` if none has."""
-    values = [line[key] for line in lines if line[key] is not None]
-    return report.with_interval(*metrics.student_interval(values), 3) if values else "never"
+    """Mean and interval over the runs that have the value; `none` where no run has it."""
+    values = [line[key] for line in lines if line.get(key) is not None]
+    return report.with_interval(*metrics.student_interval(values), 3) if values else "none"
 
 
-def _load_curves(experiment, size, config):
-    """Curves of all seeds side by side."""
+def _load_curves(experiment, size):
+    """Curves of all seeds side by side, whichever way they were grouped."""
     groups = []
-    for seeds in harness.seed_groups(config.seeds):
-        path = experiment.workdir / "curves" / f"{run_name(size, seeds)}.npz"
+    for path in sorted((experiment.workdir / "curves").glob(f"{run_name(size, [])}*.npz")):
         with np.load(path) as file:
             groups.append(dict(file))
-    shared = {"eval_step": groups[0]["eval_step"]}
+    merged = {"eval_step": groups[0]["eval_step"]}
     for key in groups[0].keys() - {"eval_step", "wall_time_sec"}:
         seed_axis = 0 if key == "cosines" or key.startswith("weights_") else 1
-        shared[key] = np.concatenate([group[key] for group in groups], axis=seed_axis)
-    return shared
+        merged[key] = np.concatenate([group[key] for group in groups], axis=seed_axis)
+    return merged
 
 
 def _epochs(task: Task, curves) -> np.ndarray:

@@ -22,6 +22,11 @@ from experiments import harness
 from experiments.harness import flag
 
 POSITIONS = {"absolute": "learned", "rotary": "rope", "null": "none"}
+ASYMMETRIES = {
+    "asymmetry_trained": (dynamics.asymmetry, "a_to_b", "b_to_a"),
+    "asymmetry_withheld": (dynamics.asymmetry, "given", "withheld"),
+}
+INTRANSITIVITY = {"intransitivity": (dynamics.intransitivity, "a_to_b", "b_to_c", "withheld")}
 MAX_UNROLLED = 8  # layers; more are one compiled layer, which spares minutes of compilation
 MAX_COSINES = 60  # tokens whose embeddings are compared in the figure
 
@@ -226,13 +231,10 @@ class Task:
         weights = self.weights(state)
         for name, logits_PP in weights.items():
             values[f"gap_{name}"] = dynamics.gap(logits_PP).mean()
-        if self.config.task == "reversal" and weights:
-            values["asymmetry_trained"] = dynamics.asymmetry(weights["a_to_b"], weights["b_to_a"])
-            values["asymmetry_withheld"] = dynamics.asymmetry(weights["given"], weights["withheld"])
-        if self.config.task == "chain" and weights:
-            values["intransitivity"] = dynamics.intransitivity(
-                weights["a_to_b"], weights["b_to_c"], weights["withheld"]
-            )
+        measures = {"reversal": ASYMMETRIES, "chain": INTRANSITIVITY}.get(self.config.task, {})
+        for name, (measure, *panels) in measures.items():
+            if weights.keys() >= set(panels):
+                values[name] = measure(*(weights[panel] for panel in panels))
         return values
 
     def weights(self, state: training.TrainState) -> dict[str, jax.Array]:

@@ -251,13 +251,14 @@ def test_effective_logits_of_a_deep_network(causal):
         scan_layers=True,
     )  # fmt: skip
     model = models.Transformer(config)
-    params = model.init(jax.random.key(0), sentences)["params"]
+    params = jax.jit(model.init)(jax.random.key(0), sentences)["params"]
     apply_fn = models.make_apply_fn(model)
-    got = dynamics.effective_logits(apply_fn, params, sentences, mask_id=mask_id)
-    for i, row in enumerate(sentences):
-        prompt = row[:2] if causal else np.array([*row[:2], 8])
-        logits = apply_fn(params, prompt[None])[0, -1]
-        np.testing.assert_allclose(got[i], logits[np.array([5, 6])], atol=1e-5)
+    got = jax.jit(
+        lambda params: dynamics.effective_logits(apply_fn, params, sentences, mask_id=mask_id)
+    )(params)
+    prompts = sentences[:, :2] if causal else np.array([[2, 0, 8], [3, 0, 8]])
+    want = jax.jit(apply_fn)(params, prompts)[:, -1, 5:7]
+    np.testing.assert_allclose(got, want, atol=1e-5)
 
 
 def test_asymmetry():

@@ -5,6 +5,7 @@ import pathlib
 import subprocess
 import sys
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -25,15 +26,13 @@ def _task(**changes):
 
 
 @pytest.mark.parametrize("task", ["reversal", "chain", "chain_related", "icl"])
-def test_an_epoch_shows_every_sentence_once_and_blanks_score_nothing(task):
+def test_batches_of_an_epoch_are_equal_and_blanks_score_nothing(task):
     task = _task(task=task)
     data, num = task.train_data(), len(task.data.train_EL)
     assert len(data["tokens_BL"]) % task.steps_per_epoch == 0
     assert len(data["tokens_BL"]) // task.steps_per_epoch <= task.config.batch_size
     assert data["scored_BL"][:num].any(axis=1).all() and not data["scored_BL"][num:].any()
-    _, metrics = task.compile(1)(task.state(0), data)
-    assert metrics["loss"].shape == (task.steps_per_epoch,)
-    assert metrics["count"].sum() == num * task.data.word_size
+    assert data["scored_BL"].sum() == num * task.data.word_size
 
 
 @pytest.mark.parametrize("family", ["gpt2", "masked", "mlp", "gru"])
@@ -53,33 +52,30 @@ def test_the_nll_is_that_of_the_last_word_and_the_network_need_not_see_it(family
     np.testing.assert_allclose(got["validation_nll"], nll_E.mean(), rtol=1e-5)
 
 
-def test_frozen_embeddings_stay_and_the_rest_moves():
-    task = _task(freeze_wte_wpe=True, weight_decay=0.5, lr=0.1)
+def test_frozen_embeddings_stay_and_the_rest_moves_and_all_tokens_train_when_asked():
+    task = _task(freeze_wte_wpe=True, weight_decay=0.5, lr=0.1, loss_whole_sequence=True)
     before = jax.device_get(task.state(0).params)
-    after = jax.device_get(task.compile(2)(task.state(0), task.train_data())[0].params)
+    state, metrics = task.compile(1)(task.state(0), task.train_data())
+    assert metrics["loss"].shape == (task.steps_per_epoch,)
+    assert metrics["count"].sum() == 2 * len(task.data.train_EL)  # all tokens but the first
+    after = jax.device_get(state.params)
     for name in before:
         for old, new in zip(*map(jax.tree.leaves, (before[name], after[name])), strict=True):
             assert np.array_equal(old, new) == ("embed" in name), name
 
 
-def test_whole_sentences_train_when_asked():
-    task = _task(loss_whole_sequence=True)
-    _, metrics = task.compile(1)(task.state(0), task.train_data())
-    assert metrics["count"].sum() == 2 * len(task.data.train_EL)  # all tokens but the first
-
-
 def test_seeds_in_one_program_are_the_seeds_alone():
-    together = dataclasses.replace(_task(), together=True)
-    states = [_task().state(seed) for seed in (0, 1)]
+    task = _task()
+    together = dataclasses.replace(task, together=True)
+    states = [task.state(seed) for seed in (0, 1)]
     stacked = jax.tree.map(lambda *x: jax.numpy.stack(x), *states)
-    both, _ = together.compile(2)(stacked, together.train_data())
+    both, metrics = together.compile(1)(stacked, task.train_data())
+    assert metrics["count"].sum() == 2 * len(task.data.train_EL)  # every sentence once
+    epoch = task.compile(1)
     for place, state in enumerate(states):
-        alone, _ = _task().compile(2)(state, _task().train_data())
-        jax.tree.map(
-            lambda x, y: np.testing.assert_allclose(x[place], y, atol=1e-4),  # noqa: B023
-            both.params,
-            alone.params,
-        )
+        alone, _ = epoch(state, task.train_data())
+        seed = jax.tree.map(lambda x: x[place], both.params)  # noqa: B023
+        chex.assert_trees_all_close(seed, alone.params, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -129,6 +125,15 @@ def test_a_diverging_step_is_refused_before_anything_is_written(tmp_path):
     assert result.returncode == 2 and result.stderr.count("\n") == 1
     assert "diverges" in result.stderr and "are stable" in result.stderr
     assert not workdir.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", ["training_dynamics", "relations_study"])
+def test_the_other_commands_run(module, tmp_path):
+    result = _run(module, f"--workdir={tmp_path}", "--preset=smoke")
+    assert result.returncode == 0, result.stderr
+    assert "figures/" in (tmp_path / "report.md").read_text()
+    assert list((tmp_path / "figures").glob("*.png"))
 
 
 @pytest.mark.slow

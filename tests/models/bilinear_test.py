@@ -64,7 +64,7 @@ def test_one_layer_is_its_formula(itself):
     params = _random_params(model, 5)
     y, z = np.asarray(params["Y"], float), np.asarray(params["Z"], float)
     tokens = np.array([[3, 1, 3, 0, 6], [2, 2, 2, 2, 2]])
-    got = model.apply({"params": params}, jnp.asarray(tokens))
+    got = jax.jit(model.apply)({"params": params}, jnp.asarray(tokens))
     for row, logits_LV in zip(tokens, np.asarray(got), strict=True):
         for end, logits_V in enumerate(logits_LV):
             context = row[: end + itself]
@@ -81,14 +81,14 @@ def test_attention_gets_no_gradient_from_three_token_sentences():
     model, tokens = models.OneLayer(V), jnp.array([[2, 0, 3], [4, 1, 5], [5, 0, 2]])
     last = jnp.arange(3)[None] == jnp.full((3, 1), 2)
     params = _random_params(model, 3)
-    grads = jax.grad(_loss(model, tokens, last))(params)
+    grads = jax.jit(jax.grad(_loss(model, tokens, last)))(params)
     np.testing.assert_array_equal(grads["Z"], 0)
     assert (np.abs(grads["Y"]).sum(axis=1) > 0).tolist() == [t in (2, 4, 5) for t in range(V)]
 
-    with_itself = jax.grad(_loss(models.OneLayer(V, True), tokens, last))(params)
+    with_itself = jax.jit(jax.grad(_loss(models.OneLayer(V, True), tokens, last)))(params)
     assert np.abs(with_itself["Z"]).max() > 1e-3
     longer = jnp.array([[2, 6, 0, 3]])
-    assert np.abs(jax.grad(_loss(model, longer))(params)["Z"]).max() > 1e-3
+    assert np.abs(jax.jit(jax.grad(_loss(model, longer)))(params)["Z"]).max() > 1e-3
 
 
 class TrainStepTest(chex.TestCase):
