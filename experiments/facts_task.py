@@ -231,7 +231,7 @@ class Task:
         dtype = jnp.dtype(c.dtype)
         self.base = None
         if c.model_id:
-            overrides = {} if self.model_name == "arm" else {"causal": False}
+            overrides = {"scan_layers": True, "causal": self.model_name == "arm"}
             param_dtype = dtype if c.lora_rank else jnp.float32
             try:
                 self.model, self.base = models.load_pretrained(
@@ -301,6 +301,11 @@ class Task:
     def steps_per_epoch(self) -> int:
         return max(len(self.arrays["tokens_BL"]) // self.config.batch_size, 1)
 
+    @property
+    def lora_config(self) -> models.LoRAConfig:
+        c = self.config
+        return models.LoRAConfig(c.lora_rank, c.lora_alpha, c.lora_targets, dropout=c.lora_dropout)
+
     def state(self, seed: int) -> training.TrainState:
         """Step 0 of one seed."""
         c = self.config
@@ -309,10 +314,7 @@ class Task:
             c.learning_rate, warmup_steps=c.warmup_steps, weight_decay=c.weight_decay
         )
         if c.lora_rank:
-            settings = lora.LoRAConfig(
-                c.lora_rank, c.lora_alpha, c.lora_targets, dropout=c.lora_dropout
-            )
-            adapted = models.LoRA(self.model, settings)
+            adapted = models.LoRA(self.model, self.lora_config)
             try:
                 adapters = lora.init_adapters(adapted, self.base, init_key)
             except ValueError as error:
@@ -349,9 +351,13 @@ class Task:
         """The model's own parameters, adapters merged."""
         if not self.config.lora_rank:
             return state.params
-        c = self.config
-        settings = lora.LoRAConfig(c.lora_rank, c.lora_alpha, c.lora_targets)
-        return lora.merge(state.frozen["params"], state.params["lora"], settings)
+        return lora.merge(state.frozen["params"], state.params["lora"], self.lora_config)
+
+    def save_adapters(self, state: training.TrainState, directory: pathlib.Path) -> None:
+        """Writes the adapters, if there are any, in PEFT's format."""
+        if self.config.lora_rank:
+            adapters = state.params["lora"]
+            models.save_adapters(directory, self.model, adapters, self.lora_config)
 
     # -----------------------------------------------------------------------------------
     # Questions
