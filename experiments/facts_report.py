@@ -24,7 +24,7 @@ def write(experiment: harness.Experiment, config, paper: dict, paper_seeds: dict
             _over_training(curves, "p", "P(true first token)"), figures, "probability"
         ),
         report.save_figure(
-            _over_training(curves, "rank", "median rank of it", log=True), figures, "rank"
+            _over_training(curves, "rank", "its median rank", log=True), figures, "rank"
         ),
     ]
     if any("gradient_cosine_total" in curve for curve in curves.values()):
