@@ -345,10 +345,7 @@ def _jit(
     if mesh is None:
         return _frozen_inside(jax.jit(fn, donate_argnums=donated))
     data, whole = NamedSharding(mesh, data_spec), NamedSharding(mesh, PartitionSpec())
-    if shardings is None:
-
-        def shardings(tree):
-            return jax.tree.map(lambda _: whole, tree)
+    shardings = shardings or (lambda tree: jax.tree.map(lambda _: whole, tree))
 
     @functools.partial(jax.jit, donate_argnums=donated)
     def compiled(state, frozen, x):
@@ -356,12 +353,12 @@ def _jit(
         constrain = jax.lax.with_sharding_constraint
         return constrain(state, shardings(state)), constrain(metrics, whole)
 
-    def run(state, frozen, x):
-        frozen = jax.tree.map(place, frozen, shardings(frozen))
-        state = jax.tree.map(place, state, shardings(state))
-        return compiled(state, frozen, place(x, data))
+    def put(tree):
+        return jax.tree.map(place, tree, shardings(tree))
 
-    return _frozen_inside(run)
+    return _frozen_inside(
+        lambda state, frozen, x: compiled(put(state), frozen, place(x, data)), put
+    )
 
 
 def _pmap(fn, data_axes: tuple[int | None, ...], mesh: Mesh | None, donate: bool):
@@ -387,12 +384,13 @@ def _frozen_apart(fn):
     return apart
 
 
-def _frozen_inside(fn):
-    """The inverse of `_frozen_apart`."""
+def _frozen_inside(fn, put=lambda frozen: frozen):
+    """The inverse of `_frozen_apart`; `put` places what is frozen, once."""
 
     def inside(state, *args):
-        new, metrics = fn(state.replace(frozen=None), state.frozen, *args)
-        return new.replace(frozen=state.frozen), metrics
+        frozen = put(state.frozen)
+        new, metrics = fn(state.replace(frozen=None), frozen, *args)
+        return new.replace(frozen=frozen), metrics
 
     return inside
 

@@ -9,7 +9,7 @@ LABELS = {"mdm": "masked diffusion (MDM)", "arm": "autoregressive (ARM)"}
 COLORS = {"forward": "tab:blue", "reverse": "tab:orange"}
 
 
-def write(experiment: harness.Experiment, config, paper: dict) -> None:
+def write(experiment: harness.Experiment, config, paper: dict, paper_seeds: dict) -> None:
     """Writes figures and report.md, and prints the table and the figures' paths."""
     results = experiment.results()
     curves = {
@@ -24,7 +24,7 @@ def write(experiment: harness.Experiment, config, paper: dict) -> None:
             _over_training(curves, "p", "P(true first token)"), figures, "probability"
         ),
         report.save_figure(
-            _over_training(curves, "rank", "median rank of it", log=True), figures, "rank"
+            _over_training(curves, "rank", "its median rank", log=True), figures, "rank"
         ),
     ]
     if any("gradient_cosine_total" in curve for curve in curves.values()):
@@ -36,6 +36,10 @@ def write(experiment: harness.Experiment, config, paper: dict) -> None:
         "paper %",
     ]  # fmt: skip
     table = report.table(header, _table_rows(results, config, paper))
+    seeds_table = report.table(
+        ["trained", "seed", "model", "ours F / R, last", "ours F / R, best", "paper F / R"],
+        _seed_rows(results, config, paper_seeds),
+    )
     text = (
         "# Facts in language models: Table 1 of arXiv 2602.02133\n\n"
         f"{table}\n\n"
@@ -43,6 +47,7 @@ def write(experiment: harness.Experiment, config, paper: dict) -> None:
         "evaluations, as the paper logged; each direction for itself. Paper: LLaDA 8B beside the "
         "MDM, LLaMA-3.1 8B / Qwen-2.5 7B beside the ARM: other weights than ours, unless "
         "--model_id names them.\n\n"
+        f"Tables 4 to 6, by seed (F forward, R reverse):\n\n{seeds_table}\n\n"
         + "\n".join(f"![{path.stem}](figures/{path.name})" for path in paths)
         + "\n"
     )
@@ -83,6 +88,23 @@ def _table_rows(results, config, paper):
                     ", ".join(f"{value:.1f}" for value in last),
                     llada if model == "mdm" else f"{llama} / {qwen}",
                 ]
+
+
+def _seed_rows(results, config, paper_seeds):
+    for data in config.data:
+        for seed in config.seeds:
+            for model in config.models:
+                (line,) = report.select(results, data=data, model=model, seed=seed)
+                published = paper_seeds[data].get(seed)
+                theirs = ""
+                if published is not None:
+                    shown = published[:1] if model == "mdm" else published[1:]
+                    theirs = "; ".join(f"{forward} / {reverse}" for forward, reverse in shown)
+                ours = [
+                    f"{line[f'{kind}forward_percent']:.1f} / {line[f'{kind}reverse_percent']:.1f}"
+                    for kind in ("", "best_")
+                ]
+                yield [data.upper(), seed, model.upper(), *ours, theirs]
 
 
 def _over_training(curves, kind, label, log=False):

@@ -56,6 +56,7 @@ class Config:
     noising: Literal["whole", "answer"] = flag(
         "whole", "MDM: mask any token, or the answer alone (loss over its length)."
     )
+    mask_id: int = flag(-1, "With --model_id: id of [M]; -1: config.json's, or the last.", -1)
     max_new: int = flag(0, "Tokens generated; 0: the longest answer and its end.", 0)
     decode_steps: int = flag(0, "MDM: steps of remasking; 0: one a token.", 0)
     block_length: int = flag(0, "MDM: tokens a block; 0: all.", 0)
@@ -76,7 +77,7 @@ class Config:
         for name in self.data:
             fact_set(name, self)
         if self.model_id:
-            open_tokenizer(self.model_id)
+            open_tokenizer(self)
 
 
 # ---------------------------------------------------------------------------------------
@@ -110,14 +111,22 @@ def fact_set(name: str, config: Config) -> facts.FactSet:
         raise harness.UsageError(f"--data={name}: {error}") from None
 
 
-def open_tokenizer(directory: str) -> "FileTokenizer":
-    """The tokenizer of a Hugging Face directory, checked against its config.json."""
+def open_tokenizer(config: Config) -> "FileTokenizer":
+    """The tokenizer of the directory --model_id, checked against its config.json."""
+    directory = config.model_id
     try:
         fields = pretrained.read_json(pathlib.Path(directory) / "config.json")
-        _, config = hf_config.read(fields)
+        _, network = hf_config.read(fields)
     except ValueError as error:
         raise harness.UsageError(f"--model_id={directory}: {error}") from None
-    return FileTokenizer(directory, fields, config.vocab_size)
+    if config.mask_id >= network.vocab_size:
+        raise harness.UsageError(
+            f"--mask_id={config.mask_id} is not below the vocabulary's {network.vocab_size}"
+        )
+    tokenizer = FileTokenizer(directory, fields, network.vocab_size)
+    if config.mask_id >= 0:
+        tokenizer.mask_id = config.mask_id
+    return tokenizer
 
 
 class FileTokenizer:
@@ -141,8 +150,7 @@ class FileTokenizer:
         if self.eos_id is None:
             raise harness.UsageError(f"{path / 'config.json'} has no eos_token_id")
         self.pad_id = self.eos_id
-        # A causal model has no [M]: the last row of the embedding, which tokenizers leave
-        # unused or give to a reserved token, is made one.
+        # A causal model has no [M]: the embedding's last row is made one.
         default = LLADA_MASK_ID if fields["model_type"] == "llada" else vocab_size - 1
         self.mask_id = fields.get("mask_token_id", default)
         self.vocab_size = vocab_size
@@ -231,7 +239,7 @@ class Task:
         dtype = jnp.dtype(c.dtype)
         self.base = None
         if c.model_id:
-            overrides = {} if self.model_name == "arm" else {"causal": False}
+            overrides = {"scan_layers": True, "causal": self.model_name == "arm"}
             param_dtype = dtype if c.lora_rank else jnp.float32
             try:
                 self.model, self.base = models.load_pretrained(
@@ -239,7 +247,7 @@ class Task:
                 )
             except (ValueError, ImportError) as error:
                 raise harness.UsageError(f"--model_id: {error}") from None
-            self.tokenizer = open_tokenizer(c.model_id)
+            self.tokenizer = open_tokenizer(c)
             return
         texts = [" ".join(text) for text in self.data.train]
         queries = self.data.forward + self.data.reverse
@@ -301,6 +309,11 @@ class Task:
     def steps_per_epoch(self) -> int:
         return max(len(self.arrays["tokens_BL"]) // self.config.batch_size, 1)
 
+    @property
+    def lora_config(self) -> models.LoRAConfig:
+        c = self.config
+        return models.LoRAConfig(c.lora_rank, c.lora_alpha, c.lora_targets, dropout=c.lora_dropout)
+
     def state(self, seed: int) -> training.TrainState:
         """Step 0 of one seed."""
         c = self.config
@@ -309,10 +322,7 @@ class Task:
             c.learning_rate, warmup_steps=c.warmup_steps, weight_decay=c.weight_decay
         )
         if c.lora_rank:
-            settings = lora.LoRAConfig(
-                c.lora_rank, c.lora_alpha, c.lora_targets, dropout=c.lora_dropout
-            )
-            adapted = models.LoRA(self.model, settings)
+            adapted = models.LoRA(self.model, self.lora_config)
             try:
                 adapters = lora.init_adapters(adapted, self.base, init_key)
             except ValueError as error:
@@ -349,9 +359,13 @@ class Task:
         """The model's own parameters, adapters merged."""
         if not self.config.lora_rank:
             return state.params
-        c = self.config
-        settings = lora.LoRAConfig(c.lora_rank, c.lora_alpha, c.lora_targets)
-        return lora.merge(state.frozen["params"], state.params["lora"], settings)
+        return lora.merge(state.frozen["params"], state.params["lora"], self.lora_config)
+
+    def save_adapters(self, state: training.TrainState, directory: pathlib.Path) -> None:
+        """Writes the adapters, if there are any, in PEFT's format."""
+        if self.config.lora_rank:
+            adapters = state.params["lora"]
+            models.save_adapters(directory, self.model, adapters, self.lora_config)
 
     # -----------------------------------------------------------------------------------
     # Questions

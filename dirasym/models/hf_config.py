@@ -16,6 +16,7 @@ _IRRELEVANT = frozenset(
     # of one architecture each
     "summary_activation summary_first_dropout summary_proj_to_labels summary_type "
     "summary_use_proj n_ctx is_llama_config rope_interleaved transformers.js_config "
+    "n_special predict_special_tokens output_past gradient_checkpointing "
     "max_window_layers sliding_window layer_types "
     "init_cutoff_factor init_device init_fn init_std flash_attention precision "
     "rope_full_precision alibi_bias_max attention_layer_norm_with_affine "

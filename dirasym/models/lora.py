@@ -115,7 +115,7 @@ class _Interceptor:
             size = f"{x.shape[-1]} × {features}"
             raise ValueError(f"LoRA rank {config.rank} exceeds {'/'.join(layer.path)}, {size}")
         product = self._product(layer, args[0], x)
-        b = _variable(layer, layer.scope, "b", nn.initializers.zeros, (config.rank, features))
+        b = _variable(layer.scope, "b", nn.initializers.zeros, (config.rank, features))
         return y + (config.scale * (product @ b)).reshape(y.shape).astype(y.dtype)
 
     def _product(self, layer: nn.Module, layer_input: jax.Array, x: jax.Array) -> jax.Array:
@@ -127,7 +127,7 @@ class _Interceptor:
             seen, product = self._products.get(scope.path, (None, None))
             if seen is layer_input:
                 return product
-        a = _variable(layer, scope, name, uniform_fan_in(x.shape[-1]), (x.shape[-1], config.rank))
+        a = _variable(scope, name, uniform_fan_in(x.shape[-1]), (x.shape[-1], config.rank))
         key = scope.make_rng("dropout") if config.dropout and scope.has_rng("dropout") else None
         product = dropout(x.astype(a.dtype), config.dropout, key) @ a
         if fused:
@@ -145,7 +145,7 @@ def _num_inputs(layer: nn.Module) -> int:
     return 1 if isinstance(axis, int) else len(axis)
 
 
-def _variable(layer: nn.Module, scope: Any, name: str, init, shape: tuple[int, ...]) -> jax.Array:
+def _variable(scope: Any, name: str, init, shape: tuple[int, ...]) -> jax.Array:
     """An adapter of float32, made where there is none yet."""
     if not scope.has_variable("lora", name):
         scope.put_variable("lora", name, init(scope.make_rng("params"), shape, jnp.float32))

@@ -27,13 +27,11 @@ def _adapted(name, scan_layers=False):
     model, params = models.load_pretrained(FIXTURES / name, scan_layers=scan_layers)
     config = models.LoRAConfig(rank=3, alpha=5.0, targets=targets, fused=fused, dropout=0.1)
     adapters = lora.init_adapters(models.LoRA(model, config), params, jax.random.key(0))
-    moved = jax.tree.map(lambda x: x + 0.3 * jnp.cos(jnp.arange(x.size)).reshape(x.shape), adapters)
+    moved = jax.tree.map(lambda x: x + 0.3 * np.cos(np.arange(x.size)).reshape(x.shape), adapters)
     return model, params, config, moved
 
 
-@pytest.mark.parametrize(
-    ("name", "scan_layers"), [("gpt2", False), ("gpt2", True), ("llama_grouped_scaled", False)]
-)
+@pytest.mark.parametrize(("name", "scan_layers"), [("gpt2", True), ("llama_grouped_scaled", False)])
 def test_adapters_come_back(name, scan_layers, tmp_path):
     model, _, config, adapters = _adapted(name, scan_layers)
     models.save_adapters(tmp_path, model, adapters, config)
@@ -42,7 +40,9 @@ def test_adapters_come_back(name, scan_layers, tmp_path):
     assert (read.rank, read.alpha, read.dropout, read.fused) == (3, 5.0, 0.1, config.fused)
 
 
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize(
+    "name", ["gpt2", pytest.param("llama_grouped_scaled", marks=pytest.mark.slow)]
+)
 def test_peft_reads_ours_and_we_read_pefts(name, tmp_path):
     peft = pytest.importorskip("peft")
     transformers = pytest.importorskip("transformers")

@@ -138,6 +138,63 @@ def test_presets_have_the_published_parameter_counts(preset, count):
     assert hf_config.read(hf_config.write(preset()))[1] == preset()
 
 
+LLAMA_31_8B = dict(
+    model_type="llama", architectures=["LlamaForCausalLM"], attention_bias=False,
+    attention_dropout=0.0, bos_token_id=128000, eos_token_id=[128001, 128008, 128009],
+    hidden_act="silu", hidden_size=4096, initializer_range=0.02, intermediate_size=14336,
+    max_position_embeddings=131072, mlp_bias=False, num_attention_heads=32, num_hidden_layers=32,
+    num_key_value_heads=8, pretraining_tp=1, rms_norm_eps=1e-05, rope_theta=500000.0,
+    rope_scaling=dict(
+        factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+        original_max_position_embeddings=8192, rope_type="llama3",
+    ),
+    tie_word_embeddings=False, torch_dtype="bfloat16", use_cache=True, vocab_size=128256,
+)  # fmt: skip
+QWEN_25_7B = dict(
+    model_type="qwen2", architectures=["Qwen2ForCausalLM"], attention_dropout=0.0,
+    bos_token_id=151643, eos_token_id=151645, hidden_act="silu", hidden_size=3584,
+    initializer_range=0.02, intermediate_size=18944, max_position_embeddings=32768,
+    max_window_layers=28, num_attention_heads=28, num_hidden_layers=28, num_key_value_heads=4,
+    rms_norm_eps=1e-06, rope_theta=1000000.0, sliding_window=131072, tie_word_embeddings=False,
+    torch_dtype="bfloat16", use_cache=True, use_sliding_window=False, vocab_size=152064,
+)  # fmt: skip
+LLADA_8B = dict(
+    model_type="llada", activation_type="silu", alibi=False, alibi_bias_max=8.0,
+    architectures=["LLaDAModelLM"], attention_dropout=0.0, attention_layer_norm=False,
+    attention_layer_norm_with_affine=True, auto_map={}, bias_for_layer_norm=False,
+    block_group_size=1, block_type="llama", d_model=4096, embedding_dropout=0.0,
+    embedding_size=126464, eos_token_id=126081, flash_attention=False, include_bias=False,
+    include_qkv_bias=False, init_cutoff_factor=None, init_device="meta", init_fn="mitchell",
+    init_std=0.02, input_emb_norm=False, layer_norm_type="rms", layer_norm_with_affine=True,
+    mask_token_id=126336, max_sequence_length=4096, mlp_hidden_size=12288, mlp_ratio=4,
+    multi_query_attention=None, n_heads=32, n_kv_heads=32, n_layers=32, pad_token_id=126081,
+    precision="amp_bf16", residual_dropout=0.0, rms_norm_eps=1e-05, rope=True,
+    rope_full_precision=True, rope_theta=500000.0, scale_logits=False, torch_dtype="bfloat16",
+    use_cache=False, vocab_size=126464, weight_tying=False,
+)  # fmt: skip
+GPT2_SMALL = dict(
+    model_type="gpt2", activation_function="gelu_new", architectures=["GPT2LMHeadModel"],
+    attn_pdrop=0.1, bos_token_id=50256, embd_pdrop=0.1, eos_token_id=50256,
+    initializer_range=0.02, layer_norm_epsilon=1e-05, n_ctx=1024, n_embd=768, n_head=12,
+    n_layer=12, n_positions=1024, resid_pdrop=0.1, summary_activation=None,
+    summary_first_dropout=0.1, summary_proj_to_labels=True, summary_type="cls_index",
+    summary_use_proj=True, task_specific_params={}, vocab_size=50257,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("fields", "preset"),
+    [
+        (GPT2_SMALL, models.gpt2),
+        (LLAMA_31_8B, models.llama),
+        (QWEN_25_7B, models.qwen2),
+        (LLADA_8B, models.llada),
+    ],
+)
+def test_published_configurations_are_the_presets(fields, preset):
+    assert hf_config.read(fields)[1] == preset()
+
+
 def test_weights_are_cast_and_placed_as_asked():
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
