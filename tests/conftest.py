@@ -1,7 +1,10 @@
-"""How every test runs."""
+"""How every test runs, and every program that a test starts."""
 
-import jax
+import os
+
+# Hundreds of small programs, each run a few times: compiling them is what the suite waits for.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+
+import jax  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")  # shapes in code are the shapes meant
-# Hundreds of small programs, each run a few times: compiling them is what the suite waits for.
-jax.config.update("jax_disable_most_optimizations", True)

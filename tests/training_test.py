@@ -65,8 +65,8 @@ def test_accumulation_gives_the_same_step():
     scored = np.random.default_rng(0).random((12, 4)) < 0.6  # unequal counts
     batch = batch.replace(scored_BL=scored)
     for objective in (OBJECTIVE, objectives.next_token):
-        whole, whole_metrics = _step(objective=objective)(_state(), batch)
-        parts, parts_metrics = _step(objective=objective, microbatches=4)(_state(), batch)
+        whole, whole_metrics = jax.jit(_step(objective=objective))(_state(), batch)
+        parts, parts_metrics = jax.jit(_step(objective=objective, microbatches=4))(_state(), batch)
         chex.assert_trees_all_close(parts.params, whole.params, atol=1e-5)
         chex.assert_trees_all_close(parts_metrics, whole_metrics, rtol=1e-4)
 
