@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.stats
+import scipy.special
 
 from dirasym.objectives import call, corrupt, exclude, token_nll
 from dirasym.types import ApplyFn, Array, Batch, Params
@@ -42,8 +42,9 @@ def student_interval(values: Sequence[float], level: float = 0.95) -> Interval:
         raise ValueError("no values to average")
     if values.size == 1:
         return Interval(float(values[0]), float("nan"))
-    quantile = scipy.stats.t.ppf(0.5 + level / 2, values.size - 1)
-    return Interval(float(values.mean()), float(quantile * scipy.stats.sem(values)))
+    quantile = scipy.special.stdtrit(values.size - 1, 0.5 + level / 2)  # Student's t
+    error = values.std(ddof=1) / np.sqrt(values.size)
+    return Interval(float(values.mean()), float(quantile * error))
 
 
 def proportion_error(share: float, count: int) -> float:

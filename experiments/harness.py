@@ -292,7 +292,7 @@ class Experiment:
             reason = getattr(error, "strerror", None) or error
             raise UsageError(f"--workdir={workdir} cannot be used: {reason}") from None
         jax.config.update("jax_compilation_cache_dir", str((workdir / "compilation").absolute()))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         digest = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
         experiment = cls(workdir, digest[:8], mesh, results_path)
         signal.signal(signal.SIGTERM, lambda *_: setattr(experiment, "_stop", True))
