@@ -161,7 +161,7 @@ def _minimal(curves):
         ylabel="share of letters",
         ylim=(0, 1.05),
     )
-    axes[0, 3].legend(fontsize="x-small", loc="lower right")
+    axes[0, 3].legend(fontsize="x-small", loc="lower right", handlelength=5)
     return figure
 
 
