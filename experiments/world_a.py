@@ -125,7 +125,8 @@ class Config:
         if not self.fitting_objectives:
             raise ValueError(f"no --objectives go with --attention={self.attention}")
         tokenizer = load_tokenizer(self.tokenizer)
-        tokenizer.encode(string_maps.texts([string_maps.ALPHABET], [string_maps.ALPHABET])[1])
+        for texts in string_maps.texts([string_maps.ALPHABET], [string_maps.ALPHABET]):
+            tokenizer.encode(texts)  # raises for an alphabet that it does not hold
         shape = model_config(self)
         if shape.vocab_size < tokenizer.vocab_size:
             raise ValueError(
