@@ -225,8 +225,9 @@ def seed_groups(seeds: Sequence[int]) -> list[list[int]]:
 
 def stack_seeds(states: Sequence[training.TrainState], together: bool) -> training.TrainState:
     """States of a seed group as one: with a leading axis if they train together, else the only."""
-    if together:
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    if together:  # by their leaves: each state has an optimizer of its own, and no two are equal
+        leaves = zip(*map(jax.tree.leaves, states), strict=True)
+        return jax.tree.unflatten(jax.tree.structure(states[0]), [jnp.stack(x) for x in leaves])
     (state,) = states
     return state
 
