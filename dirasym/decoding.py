@@ -1,6 +1,7 @@
-"""Generation inside jit: left to right, and by revealing masked positions in an order."""
+"""Generation inside jit: left to right, and by revealing masked positions."""
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -103,6 +104,119 @@ def unmask(
         return jnp.where(now_BL, drawn_BL, tokens_BL), None
 
     return jax.lax.scan(reveal, tokens_BL, jnp.arange(num_steps))[0]
+
+
+def greedy(
+    extend_fn: Callable[..., tuple[jax.Array, Any]],
+    params: Params,
+    prompt_BL: Array,
+    valid_BL: Array,
+    *,
+    num_new: int,
+    eos_id: int | None = None,
+) -> jax.Array:
+    """The likeliest continuation, token by token, with a key/value cache: int32 [B, num_new].
+
+    Padding (False in `valid_BL`) may be on either side and changes nothing. A row ends at
+    `eos_id`, which fills what is left of it; the loop ends when all rows have.
+
+    Args:
+      extend_fn: `models.make_extend_fn(model)`, or anything of its signature.
+      params: its parameters.
+      prompt_BL: prompts, each with at least one token.
+      valid_BL: False at padding.
+      num_new: tokens to generate.
+      eos_id: ends a row; None never.
+    """
+    prompt_BL, valid_BL = jnp.asarray(prompt_BL), jnp.asarray(valid_BL)
+    length = prompt_BL.shape[1]
+    valid_BS = jnp.pad(valid_BL, ((0, 0), (0, num_new)), constant_values=True)
+    logits_BLV, cache = extend_fn(params, {}, prompt_BL, 0, valid_BS)
+    last_B = length - 1 - jnp.argmax(valid_BL[:, ::-1], axis=1)
+    logits_BV = jnp.take_along_axis(logits_BLV, last_B[:, None, None], axis=1)[:, 0]
+    first_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+    new_BT = jnp.full((len(prompt_BL), num_new), 0 if eos_id is None else eos_id, jnp.int32)
+    new_BT = new_BT.at[:, 0].set(first_B)
+
+    def ended(token_B):
+        return jnp.zeros(token_B.shape, bool) if eos_id is None else token_B == eos_id
+
+    def is_unfinished(carry):
+        step, _, _, ended_B, _ = carry
+        return (step < num_new) & ~jnp.all(ended_B)
+
+    def add_token(carry):
+        step, new_BT, token_B, ended_B, cache = carry
+        logits_BLV, cache = extend_fn(params, cache, token_B[:, None], length + step - 1, valid_BS)
+        token_B = jnp.argmax(logits_BLV[:, -1], axis=-1).astype(jnp.int32)
+        token_B = jnp.where(ended_B, new_BT[:, step], token_B)
+        return step + 1, new_BT.at[:, step].set(token_B), token_B, ended_B | ended(token_B), cache
+
+    carry = (jnp.int32(1), new_BT, first_B, ended(first_B), cache)
+    return jax.lax.while_loop(is_unfinished, add_token, carry)[1]
+
+
+def remask(
+    apply_fn: ApplyFn,
+    params: Params,
+    prompt_BL: Array,
+    valid_BL: Array,
+    key: jax.Array | None = None,
+    *,
+    mask_id: int,
+    num_new: int = 32,
+    num_steps: int = 32,
+    block_length: int = 32,
+    remasking: Literal["low_confidence", "random"] = "low_confidence",
+) -> jax.Array:
+    """LLaDA's generation (Nie et al., 2025, Algorithms 4 and 5): int32 [B, num_new].
+
+    [M] stands for every new token at first. Blocks of `block_length` are filled from left to
+    right, each in num_steps / blocks steps; a step predicts every [M] at its likeliest token
+    and keeps, of the block's predictions, an even share: the most probable ones
+    ("low_confidence" ones are masked again) or random ones. [M] itself is never predicted.
+    `num_steps` = `num_new` reveals one token a step. Padding as in `greedy`.
+
+    Raises:
+      ValueError: blocks or steps that do not divide evenly, an unknown remasking, or no key
+        for a random one.
+    """
+    if num_new % block_length:
+        raise ValueError(f"{num_new} new tokens do not divide into blocks of {block_length}")
+    num_blocks = num_new // block_length
+    if num_steps % num_blocks:
+        raise ValueError(f"{num_steps} steps do not divide into {num_blocks} blocks")
+    if remasking not in ("low_confidence", "random"):
+        raise ValueError(f"remasking must be low_confidence or random, got {remasking!r}")
+    if remasking == "random" and key is None:
+        raise ValueError("random remasking needs a key")
+    steps_per_block = num_steps // num_blocks
+    prompt_BL = jnp.asarray(prompt_BL)
+    length = prompt_BL.shape[1]
+    padding = ((0, 0), (0, num_new))
+    tokens_BS = jnp.pad(prompt_BL, padding, constant_values=mask_id)
+    valid_BS = jnp.pad(jnp.asarray(valid_BL), padding, constant_values=True)
+    slot_S = jnp.arange(length + num_new)
+    block_S = jnp.where(slot_S < length, -1, (slot_S - length) // block_length)
+
+    def reveal(tokens_BS, step):
+        block, step_in_block = step // steps_per_block, step % steps_per_block
+        open_BS = (tokens_BS == mask_id) & (block_S >= 0)[None]
+        candidate_BS = open_BS & (block_S == block)[None]
+        logits_BSV = call(apply_fn, params, tokens_BS, scored_BL=open_BS, valid_BL=valid_BS)
+        logits_BSV = exclude(logits_BSV, mask_id)
+        guess_BS = jnp.argmax(logits_BSV, axis=-1).astype(tokens_BS.dtype)
+        if remasking == "random":
+            score_BS = jax.random.uniform(jax.random.fold_in(key, step), tokens_BS.shape)
+        else:
+            score_BS = jnp.max(jax.nn.log_softmax(logits_BSV, axis=-1), axis=-1)
+        score_BS = jnp.where(candidate_BS, score_BS, -jnp.inf)
+        share, extra = divmod(block_length, steps_per_block)
+        num_kept = share + (step_in_block < extra)
+        rank_BS = jnp.argsort(jnp.argsort(-score_BS, axis=1), axis=1)
+        return jnp.where(candidate_BS & (rank_BS < num_kept), guess_BS, tokens_BS), None
+
+    return jax.lax.scan(reveal, tokens_BS, jnp.arange(num_steps))[0][:, length:]
 
 
 def _row_keys(key: jax.Array, num_rows: int) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Training objectives, as free functions of an `ApplyFn`: next token, masked diffusion, masked LM.
+"""Training objectives, as free functions of an `ApplyFn`: next token, parallel, diffusion, masked.
 
 Every objective is called as
 
@@ -45,12 +45,12 @@ def call(apply_fn: ApplyFn, params: Params, tokens_BL: Array, **optional: Any) -
 
 
 def token_nll(logits_BLV: jax.Array, tokens_BL: Array, excluded_id: int | None = None) -> jax.Array:
-    """-log softmax(logits)[token] in nats, [B, L]; `excluded_id` gets probability 0.
+    """-log softmax(logits)[token] in nats [B, L]; `excluded_id` gets probability 0.
 
-    At least float32, whatever the logits are.
+    float32, or what is wider of the logits.
     """
-    dtype = jnp.promote_types(logits_BLV.dtype, jnp.float32)
-    logits_BLV = exclude(logits_BLV.astype(dtype), excluded_id)
+    wide = jnp.promote_types(logits_BLV.dtype, jnp.float32)
+    logits_BLV = exclude(logits_BLV.astype(wide), excluded_id)
     return optax.softmax_cross_entropy_with_integer_labels(logits_BLV, jnp.asarray(tokens_BL))
 
 
@@ -100,9 +100,38 @@ def next_token(
     return jnp.sum(nll_BL), jnp.sum(scored_BL).astype(jnp.float32), {}
 
 
+def parallel_target(
+    apply_fn: ApplyFn,
+    params: Params,
+    batch: Batch,
+    key: jax.Array | None = None,
+    *,
+    mask_id: int,
+    rngs: Rngs | None = None,
+):
+    """All scored tokens at once: -Σ_l log p(x_l | the tokens that are not scored).
+
+    The scored tokens are hidden behind `mask_id`, which itself gets probability 0. A model
+    that never reads those positions may lack the mask token: any id outside its vocabulary.
+    The least loss is the sum of the tokens' own entropies, not that of their joint law.
+
+    Returns:
+      sum: nats. count: scored tokens. aux: {}.
+    """
+    del key
+    scored_BL = _scored(batch)
+    nll_BL = _denoising_nll(apply_fn, params, batch, scored_BL, scored_BL, mask_id, rngs)
+    return jnp.sum(nll_BL), jnp.sum(scored_BL).astype(jnp.float32), {}
+
+
 def linear_schedule(t: jax.Array) -> jax.Array:
     """λ(t) = t, the log-linear noise of RADD and MDLM: σ(t) = -log(1 - t)."""
     return t
+
+
+def llada_schedule(t: jax.Array) -> jax.Array:
+    """λ(t) = (1 - ε)t + ε with ε = 10⁻³, LLaDA's noise: no level below ε (Nie et al., 2025)."""
+    return (1 - 1e-3) * t + 1e-3
 
 
 def cosine_schedule(t: jax.Array) -> jax.Array:
@@ -120,6 +149,7 @@ def masked_diffusion(
     weighting: Literal["lambda", "t", "k"] = "lambda",
     schedule: Callable[[jax.Array], jax.Array] = linear_schedule,
     stratified: bool = True,
+    per_token: bool = False,
     rngs: Rngs | None = None,
 ):
     """Masked diffusion's denoising cross-entropy (DCE) in one of three forms of one expectation.
@@ -134,7 +164,8 @@ def masked_diffusion(
     A set of k of n tokens weighs (k-1)!(n-k)!/n! in each, if `schedule` runs from 0 to 1.
     `stratified` draws one level in each of `batch.global_size` equal cells of (0, 1], example
     `index` in cell `index`, which keeps the law of the mean and cuts its variance.
-    The mask token itself gets probability 0 everywhere.
+    The mask token itself gets probability 0 everywhere. With `per_token` an example's sum is
+    divided by how many tokens it scores, as LLaDA's fine-tuning divides by the answer's length.
 
     Only `batch.noised_BL` tokens are ever replaced (`scored_BL` when that is None), and only
     tokens both replaced and scored enter the sum.
@@ -156,11 +187,48 @@ def masked_diffusion(
     predicted_BL = masked_BL & scored_BL
     nll_BL = _denoising_nll(apply_fn, params, batch, masked_BL, predicted_BL, mask_id, rngs)
     count = jnp.sum(jnp.any(scored_BL, axis=1)).astype(jnp.float32)
+    if per_token:
+        weight_B = weight_B / jnp.maximum(jnp.sum(scored_BL, axis=1), 1)
     aux = {
         "tokens": jnp.sum(predicted_BL).astype(jnp.float32),
         "token_nll": jax.lax.stop_gradient(jnp.sum(nll_BL)),
     }
     return jnp.sum(weight_B * jnp.sum(nll_BL, axis=1)), count, aux
+
+
+def any_order(
+    apply_fn: ApplyFn,
+    params: Params,
+    batch: Batch,
+    key: jax.Array,
+    *,
+    mask_id: int,
+    rngs: Rngs | None = None,
+):
+    """The chain rule in a random order: -Σ_j log p(x_σ(j) | x_σ(1..j-1)), σ uniform.
+
+    The scored tokens of each example are revealed one by one in its own order σ. The
+    expectation is that of `masked_diffusion` in every weighting (Ou et al., 2025), here from
+    all n terms: a model whose conditionals belong to one joint law gives -log p(x) itself,
+    whatever σ. It takes as many calls of the model as an example has scored tokens, and is
+    meant for evaluation: no gradient passes.
+
+    Returns:
+      sum: nats. count: examples with a scored token. aux: {}.
+    """
+    scored_BL = _scored(batch)
+    _, place_BL = _example_uniforms(_example_keys(batch, key), scored_BL.shape[1])
+    order_BL = jnp.argsort(jnp.where(scored_BL, place_BL, jnp.inf), axis=1)
+    rank_BL = jnp.argsort(order_BL, axis=1)
+
+    def reveal(rank, total):
+        hidden_BL, now_BL = (scored_BL & x for x in (rank_BL >= rank, rank_BL == rank))
+        nll_BL = _denoising_nll(apply_fn, params, batch, hidden_BL, now_BL, mask_id, rngs)
+        return total + jnp.sum(nll_BL)
+
+    longest = jnp.max(jnp.sum(scored_BL, axis=1))
+    total = jax.lax.fori_loop(0, longest, reveal, jnp.zeros(()))
+    return total, jnp.sum(jnp.any(scored_BL, axis=1)).astype(jnp.float32), {}
 
 
 def corrupt(

@@ -33,10 +33,18 @@ class TrainState(flax.training.train_state.TrainState):
       key: the only source of randomness of a run: data order, noise and dropout are
         functions of (key, step).
       ema_params: moving average of the parameters, or None.
+      frozen: entries that the model reads beside those of `params` and that nobody trains,
+        such as the base weights under adapters: a dict, as `params` then is. The compiled
+        shells neither donate nor copy it, seeds share it, and checkpoints leave it out.
     """
 
     key: jax.Array
     ema_params: Params | None = None
+    frozen: Params | None = None
+
+    def variables(self, params: Params) -> Params:
+        """What `apply_fn` takes: `params`, with the frozen entries."""
+        return params if self.frozen is None else {**self.frozen, **params}
 
 
 def create_state(
@@ -46,6 +54,7 @@ def create_state(
     key: jax.Array,
     *,
     ema: bool = False,
+    frozen: Params | None = None,
 ) -> TrainState:
     """State at step 0; the average, if any, starts at `params`."""
     state = TrainState.create(
@@ -55,6 +64,7 @@ def create_state(
         key=key,
         # A copy: two names of one buffer cannot both be donated.
         ema_params=jax.tree.map(jnp.copy, params) if ema else None,
+        frozen=frozen,
     )
     return state.replace(step=jnp.zeros((), jnp.int32))  # an array, as after every later step
 
@@ -125,7 +135,8 @@ def train_step(
     def summed_loss(params, part, part_index):
         part_key = jax.random.fold_in(dropout_key, part_index)
         rngs = {"dropout": part_key} if dropout else None
-        total, count, aux = objective(state.apply_fn, params, part, noise_key, rngs=rngs)
+        variables = state.variables(params)
+        total, count, aux = objective(state.apply_fn, variables, part, noise_key, rngs=rngs)
         return total, {"count": count, **aux}
 
     grad = jax.value_and_grad(summed_loss, has_aux=True)
@@ -162,25 +173,29 @@ def scan_steps(
     *,
     num_steps: int,
     batch_size: int,
+    whole_epochs: bool = False,
     localise: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> Callable[[TrainState, Data], tuple[TrainState, Metrics]]:
     """`num_steps` steps as one program: (state, data) -> (state, metrics [num_steps]).
 
     `data` is a dict of `Batch` fields over all n examples, each [n, ...]. The rows of a step
     come from `batching.batch_indices` of (state.key, state.step), so that results do not
-    depend on how steps are grouped into calls. `localise` takes the global batch to the
-    part that `step` should see.
+    depend on how steps are grouped into calls; with `whole_epochs` from `epoch_indices`,
+    where the last batch of an epoch holds what is left, and its other rows are not scored.
+    `localise` takes the global batch to the part that `step` should see.
     """
+    order = batching.epoch_indices if whole_epochs else batching.batch_indices
 
     def steps(state, data):
         order_key = jax.random.fold_in(state.key, ORDER_STREAM)
         num_examples = len(jax.tree.leaves(data)[0])
-        indices_TB = batching.batch_indices(
-            order_key, state.step, num_steps, num_examples, batch_size
-        )
+        indices_TB = order(order_key, state.step, num_steps, num_examples, batch_size)
 
         def body(state, indices_B):
             rows = jax.tree.map(lambda x: x[indices_B], data)
+            if whole_epochs:
+                scored_BL = rows.get("scored_BL", jnp.ones(rows["tokens_BL"].shape, bool))
+                rows["scored_BL"] = scored_BL & (indices_B >= 0)[:, None]
             batch = Batch(**rows, index_B=jnp.arange(batch_size), global_size=batch_size)
             return step(state, localise(batch))
 
@@ -194,6 +209,7 @@ def compile_step(
     *,
     backend: Backend = "jit",
     mesh: Mesh | None = None,
+    shardings: Callable[[Any], Any] | None = None,
     donate: bool = True,
 ) -> StepFn:
     """Compiles (state, batch) -> (state, metrics) for one device or many, one signature for all.
@@ -208,6 +224,8 @@ def compile_step(
       step: e.g. `functools.partial(train_step, objective=...)`.
       backend: "jit" or "pmap".
       mesh: devices, with an axis "data".
+      shardings: from a state to a tree of its shardings on the mesh, in place of replication
+        (`functools.partial(sharding.shardings, mesh)`); backend "jit" alone.
       donate: whether the state passed in may be overwritten.
 
     Raises:
@@ -215,9 +233,9 @@ def compile_step(
     """
     num_devices = _num_devices(backend, mesh)
     if backend == "pmap":
-        compiled = _pmap(functools.partial(step, axis_name=DATA_AXIS), (None, 0), mesh, donate)
+        compiled = _pmap(functools.partial(step, axis_name=DATA_AXIS), (0,), mesh, donate)
     else:
-        compiled = _jit(step, PartitionSpec(DATA_AXIS), mesh, donate)
+        compiled = _jit(step, PartitionSpec(DATA_AXIS), mesh, donate, shardings)
 
     def run(state, batch):
         check_divisible(len(batch.tokens_BL), num_devices)
@@ -235,7 +253,9 @@ def compile_scan(
     batch_size: int,
     backend: Backend = "jit",
     mesh: Mesh | None = None,
+    shardings: Callable[[Any], Any] | None = None,
     over_seeds: bool = False,
+    whole_epochs: bool = False,
     donate: bool = True,
 ) -> Callable[[TrainState, Data], tuple[TrainState, Metrics]]:
     """Compiles `scan_steps`, as `compile_step` does a step: (state, data) -> (state, metrics).
@@ -249,7 +269,9 @@ def compile_scan(
     """
     num_devices = _num_devices(backend, mesh)
     check_divisible(batch_size, num_devices)
-    scan = functools.partial(scan_steps, num_steps=num_steps, batch_size=batch_size)
+    scan = functools.partial(
+        scan_steps, num_steps=num_steps, batch_size=batch_size, whole_epochs=whole_epochs
+    )
     if backend == "pmap":
         if over_seeds:
             raise ValueError("seeds in one program need backend 'jit'")
@@ -263,16 +285,14 @@ def compile_scan(
 
             return scan(mapped_step, localise=take_share)(state, data)
 
-        compiled = _pmap(steps_on_device, (None, None, 0), mesh, donate)
+        compiled = _pmap(steps_on_device, (None, 0), mesh, donate)
         return lambda state, data: compiled(state, data, np.arange(num_devices))
     if mesh is None:
         steps = scan(step)
     else:
         split = NamedSharding(mesh, PartitionSpec(DATA_AXIS))
         steps = scan(step, localise=lambda batch: jax.lax.with_sharding_constraint(batch, split))
-    if over_seeds:
-        steps = jax.vmap(steps, in_axes=(0, None), axis_name=SEED_AXIS)
-    return _jit(steps, PartitionSpec(), mesh, donate)
+    return _jit(steps, PartitionSpec(), mesh, donate, shardings, over_seeds)
 
 
 def check_divisible(batch_size: int, num_devices: int) -> None:
@@ -310,24 +330,69 @@ def _num_devices(backend: Backend, mesh: Mesh | None) -> int:
     return jax.local_device_count() if backend == "pmap" else 1
 
 
-def _jit(fn, data_spec: PartitionSpec, mesh: Mesh | None, donate: bool):
+def _jit(
+    fn,
+    data_spec: PartitionSpec,
+    mesh: Mesh | None,
+    donate: bool,
+    shardings: Callable[[Any], Any] | None = None,
+    over_seeds: bool = False,
+):
+    fn = _frozen_apart(fn)
+    if over_seeds:
+        fn = jax.vmap(fn, in_axes=(0, None, None), axis_name=SEED_AXIS)
     donated = (0,) if donate else ()
     if mesh is None:
-        return jax.jit(fn, donate_argnums=donated)
-    whole, data = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, data_spec)
-    compiled = jax.jit(fn, in_shardings=(whole, data), out_shardings=whole, donate_argnums=donated)
-    return lambda state, x: compiled(place(state, whole), place(x, data))
+        return _frozen_inside(jax.jit(fn, donate_argnums=donated))
+    data, whole = NamedSharding(mesh, data_spec), NamedSharding(mesh, PartitionSpec())
+    shardings = shardings or (lambda tree: jax.tree.map(lambda _: whole, tree))
 
+    @functools.partial(jax.jit, donate_argnums=donated)
+    def compiled(state, frozen, x):
+        state, metrics = fn(state, frozen, x)
+        constrain = jax.lax.with_sharding_constraint
+        return constrain(state, shardings(state)), constrain(metrics, whole)
 
-def _pmap(fn, in_axes: tuple[int | None, ...], mesh: Mesh | None, donate: bool):
-    return jax.pmap(
-        fn,
-        axis_name=DATA_AXIS,
-        in_axes=in_axes,
-        out_axes=None,
-        devices=None if mesh is None else list(mesh.devices.flat),
-        donate_argnums=(0,) if donate else (),
+    def put(tree):
+        return jax.tree.map(place, tree, shardings(tree))
+
+    return _frozen_inside(
+        lambda state, frozen, x: compiled(put(state), frozen, place(x, data)), put
     )
+
+
+def _pmap(fn, data_axes: tuple[int | None, ...], mesh: Mesh | None, donate: bool):
+    return _frozen_inside(
+        jax.pmap(
+            _frozen_apart(fn),
+            axis_name=DATA_AXIS,
+            in_axes=(None, None, *data_axes),
+            out_axes=None,
+            devices=None if mesh is None else list(mesh.devices.flat),
+            donate_argnums=(0,) if donate else (),
+        )
+    )
+
+
+def _frozen_apart(fn):
+    """`fn(state, ..)` with what is frozen as an argument of its own, and not in its output."""
+
+    def apart(state, frozen, *args):
+        state, metrics = fn(state.replace(frozen=frozen), *args)
+        return state.replace(frozen=None), metrics
+
+    return apart
+
+
+def _frozen_inside(fn, put=lambda frozen: frozen):
+    """The inverse of `_frozen_apart`; `put` places what is frozen, once."""
+
+    def inside(state, *args):
+        frozen = put(state.frozen)
+        new, metrics = fn(state.replace(frozen=None), frozen, *args)
+        return new.replace(frozen=frozen), metrics
+
+    return inside
 
 
 class NonFiniteLossError(RuntimeError):

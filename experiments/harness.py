@@ -224,19 +224,33 @@ def seed_groups(seeds: Sequence[int]) -> list[list[int]]:
 
 
 def stack_seeds(states: Sequence[training.TrainState], together: bool) -> training.TrainState:
-    """States of a seed group as one: with a leading axis if they train together, else the only."""
+    """States of a seed group as one: with a leading axis if they train together, else the only.
+
+    What is frozen must be the same for all, and gets no axis.
+    """
     if together:  # by their leaves: each state has an optimizer of its own, and no two are equal
-        leaves = zip(*map(jax.tree.leaves, states), strict=True)
-        return jax.tree.unflatten(jax.tree.structure(states[0]), [jnp.stack(x) for x in leaves])
+        apart = [state.replace(frozen=None) for state in states]
+        leaves = zip(*map(jax.tree.leaves, apart), strict=True)
+        structure = jax.tree.structure(apart[0])
+        stacked = jax.tree.unflatten(structure, [jnp.stack(leaf) for leaf in leaves])
+        return stacked.replace(frozen=states[0].frozen)
     (state,) = states
     return state
 
 
 def over_seeds(function: Callable, together: bool) -> Callable:
-    """`function` of one seed's state, compiled, with a leading axis of seeds on its results."""
+    """`function(state, ..)`, compiled, with a leading axis of seeds on its results.
+
+    Arguments beyond the state are shared by the seeds.
+    """
     if together:
-        return jax.jit(jax.vmap(function, axis_name=training.SEED_AXIS))
-    return jax.jit(lambda state: jax.tree.map(lambda x: x[None], function(state)))
+        return jax.jit(
+            lambda state, *shared: jax.vmap(
+                lambda seed: function(seed.replace(frozen=state.frozen), *shared),
+                axis_name=training.SEED_AXIS,
+            )(state.replace(frozen=None))
+        )
+    return jax.jit(lambda state, *shared: jax.tree.map(lambda x: x[None], function(state, *shared)))
 
 
 @dataclasses.dataclass
@@ -247,11 +261,14 @@ class Experiment:
       workdir: holds config.json, results.jsonl, curves/, figures/, checkpoints/, report.md.
       exp_id: hash of the configuration.
       mesh: devices that share each batch; None for the default device.
+      results_path: WORKDIR/results.jsonl, or where a configuration's `output` says. Other
+        experiments' lines may be there too.
     """
 
     workdir: pathlib.Path
     exp_id: str
     mesh: Mesh | None
+    results_path: pathlib.Path
     _stop: bool = False
 
     @classmethod
@@ -262,7 +279,10 @@ class Experiment:
         wanted = {"experiment": name, "backend": FLAGS.backend, **dataclasses.asdict(config)}
         wanted = json.loads(json.dumps(wanted))
         path = workdir / "config.json"
+        results_path = pathlib.Path(getattr(config, "output", "") or workdir / "results.jsonl")
         try:
+            if results_path.parent != workdir and not results_path.parent.is_dir():
+                raise FileNotFoundError(f"no directory for --output={results_path}")
             if path.exists():
                 _refuse_other_config(path, json.loads(path.read_text()), wanted)
             elif jax.process_index() == 0:
@@ -276,17 +296,14 @@ class Experiment:
         jax.config.update("jax_compilation_cache_dir", str((workdir / "compilation").absolute()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
         digest = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
-        experiment = cls(workdir, digest[:8], mesh)
+        experiment = cls(workdir, digest[:8], mesh, results_path)
         signal.signal(signal.SIGTERM, lambda *_: setattr(experiment, "_stop", True))
         return experiment
 
-    @property
-    def results_path(self) -> pathlib.Path:
-        return self.workdir / "results.jsonl"
-
     def results(self) -> list[dict[str, Any]]:
-        """Lines of finished runs."""
-        return checkpoints.read_results(self.results_path)
+        """Lines of finished runs of this configuration."""
+        lines = checkpoints.read_results(self.results_path)
+        return [line for line in lines if line.get("exp_id") == self.exp_id]
 
     def is_done(self, **identity: Any) -> bool:
         """Whether a finished run has these values."""
@@ -299,7 +316,7 @@ class Experiment:
         """Adds result lines in one piece, in place of earlier ones equal on `keys`."""
         if jax.process_index() == 0:
             lines = [{"exp_id": self.exp_id, **line} for line in lines]
-            checkpoints.replace_results(self.results_path, lines, keys)
+            checkpoints.replace_results(self.results_path, lines, ("exp_id", *keys))
 
     def save_curves(self, name: str, curves: Mapping[str, np.ndarray]) -> None:
         """Writes curves/NAME.npz in one piece."""
@@ -349,10 +366,12 @@ class Experiment:
         keep = None if FLAGS.keep_checkpoints else 2
         saved = checkpoints.Checkpoints(self.workdir / "checkpoints" / name, keep)
         history: checkpoints.History = {}
-        restored = saved.restore(state)
+        frozen = state.frozen  # not in checkpoints: it never changes
+        restored = saved.restore(state.replace(frozen=None))
         step = 0
         if restored is not None:
             step, state, history = restored
+            state = state.replace(frozen=frozen)
         elif evaluate is not None:
             history = _append(history, {"eval_step": 0, **jax.device_get(evaluate(state))})
         bar = _ProgressBar(name, step, num_steps)
@@ -378,7 +397,7 @@ class Experiment:
                 history = _append(history, {"eval_step": step, **jax.device_get(evaluate(state))})
             spent = history.get("wall_time_sec", np.zeros(())) + time.time() - start
             history["wall_time_sec"] = spent
-            saved.save(step, state, history)
+            saved.save(step, state.replace(frozen=None), history)
             bar.update(step)
             if self._stop and step < num_steps:
                 saved.close()

@@ -24,19 +24,12 @@ def write(experiment: harness.Experiment, config, paper: dict) -> None:
         report.save_figure(_accuracy_curves(curves, config), figures, "accuracy_over_training"),
         report.save_figure(_reverse_panel(curves, config), figures, "reverse_panel"),
     ]
-    table = report.table(
-        [
-            "L",
-            "model",
-            "direction",
-            "paper %",
-            f"ours %, step {config.report_step}",
-            "each seed",
-            "raw weights",
-            f"ours %, step {config.steps}",
-        ],
-        _table_rows(results, config, paper),
-    )
+    header = ["L", "model", "direction", "paper %", f"ours %, step {config.shown_step}"]
+    header += ["each seed", "raw weights", f"ours %, step {config.steps}"]
+    rows = list(_table_rows(results, config, paper))
+    if config.shown_step == config.steps:  # one moment, one column
+        header, rows = header[:-1], [row[:-1] for row in rows]
+    table = report.table(header, rows)
     error = 100 * metrics.proportion_error(0.5, 26 * config.generations)
     text = (
         "# Toy reversal: Table 2 of arXiv 2602.02133\n\n"
@@ -175,7 +168,7 @@ def _reverse_panel(curves, config):
             ax, position = axes[row, column], np.arange(1, length)
             c = curves[model, length]
             weights = "ema" if model == "mdm" else "raw"
-            moment = config.report_step // config.eval_every
+            moment = config.shown_step // config.eval_every
             for key, label, color in (
                 ("panel_right", "right lowercase", "tab:red"),
                 ("panel_wrong", "largest wrong, `0` apart", "black"),

@@ -55,7 +55,6 @@ def run(experiment: harness.Experiment, config: Config) -> None:
             lengths=(config.length,),
             steps=config.steps,
             eval_every=config.eval_every,
-            report_step=config.steps,
             generations=config.generations,
             **INITS[init],
         )

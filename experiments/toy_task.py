@@ -34,10 +34,11 @@ class Config:
     models: tuple[Literal["mdm", "arm"], ...] = flag(("mdm", "arm"), "Which to train.")
     steps: int = flag(3000, "Train steps.", 1)
     eval_every: int = flag(250, "Steps between evaluations (and checkpoints).", 1)
-    report_step: int = flag(1000, "The step whose weights Table 2 and Figure 11 show.", 1)
+    report_step: int = flag(0, "The step whose weights Table 2 and Figure 11 show; 0: the last.", 0)
     batch_size: int = flag(256, "Sequences a step.", 1)
     width: int = flag(256, "Width of the residual stream.", 2)
     layers: int = flag(1, "Transformer layers.", 1)
+    attention_only: bool = flag(False, "The MDM as embedding, attention and head alone (§5.2).")
     positions: Literal["rope", "alibi", "sinusoidal", "learned", "none"] = flag(
         "rope", "How positions enter the MDM."
     )
@@ -69,6 +70,11 @@ class Config:
                 f"{self.eval_every} up to --steps={self.steps}"
             )
 
+    @property
+    def shown_step(self) -> int:
+        """The step that tables and panels show."""
+        return self.report_step or self.steps
+
 
 def model_config(model: str, length: int, config: Config) -> models.TransformerConfig:
     """RADD (MDM) or GPT-2 (ARM) with one head, as in App. D.2 but for what flags change."""
@@ -81,14 +87,15 @@ def model_config(model: str, length: int, config: Config) -> models.TransformerC
     )
     if model == "arm":
         return models.gpt2(dropout=config.dropout, **size)
-    return models.radd(
+    size |= dict(
         positions=config.positions,
         embed_std=config.embed_std or None,
         dropout=config.dropout,
         head_init=config.head_init,
-        norm_bias_init=config.norm_bias_init,
-        **size,
     )
+    if config.attention_only:
+        return models.attention_only(residual=False, **size)
+    return models.radd(norm_bias_init=config.norm_bias_init, **size)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,10 @@
-"""Every test runs without implicit rank promotion, so that shapes in code are the shapes meant."""
+"""How every test runs, and every program that a test starts."""
 
-import jax
+import os
 
-jax.config.update("jax_numpy_rank_promotion", "raise")
+# Hundreds of small programs, each run a few times: compiling them is what the suite waits for.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+
+import jax  # noqa: E402
+
+jax.config.update("jax_numpy_rank_promotion", "raise")  # shapes in code are the shapes meant

@@ -28,7 +28,7 @@ OBJECTIVES = {
 
 def make_state(dropout):
     model = models.Transformer(models.radd(case_pairs.VOCAB_SIZE, width=16, dropout=dropout))
-    params = model.init(jax.random.key(0), jnp.zeros((1, 6), int))["params"]
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 6), int))["params"]
     optimizer = training.make_optimizer(1e-2, warmup_steps=5)
     apply_fn = models.make_apply_fn(model)
     return training.create_state(apply_fn, params, optimizer, jax.random.key(1), ema=True)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dirasym import models, objectives, training
+from dirasym import models, objectives, sharding, training
 from dirasym.data import case_pairs
 
 
@@ -35,6 +35,14 @@ def main(port, process_id):
     chex.assert_trees_all_close(
         jax.device_get(shared.params), jax.device_get(alone.params), atol=1e-5
     )
+    chex.assert_trees_all_close(jax.device_get(metrics), jax.device_get(want), rtol=1e-4)
+
+    mesh = sharding.make_mesh(data=1, model=2)
+    split = functools.partial(sharding.shardings, mesh)
+    spread, metrics = training.compile_scan(step, mesh=mesh, shardings=split, **kwargs)(
+        make_state(), data
+    )
+    assert not spread.params["embed"]["embedding"].is_fully_addressable
     chex.assert_trees_all_close(jax.device_get(metrics), jax.device_get(want), rtol=1e-4)
 
 

@@ -24,7 +24,7 @@ def _state(seed=0, *, dropout=0.0, ema=True, scored_fraction=None, vmap_axis=Non
     config = models.radd(case_pairs.VOCAB_SIZE, width=16, dropout=dropout)
     model = models.Transformer(config, scored_fraction=scored_fraction, vmap_axis=vmap_axis)
     init_key, run_key = jax.random.split(jax.random.key(seed))
-    params = model.init(init_key, jnp.zeros((1, 4), int))["params"]
+    params = jax.jit(model.init)(init_key, jnp.zeros((1, 4), int))["params"]
     optimizer = training.make_optimizer(lr, warmup_steps=3)
     return training.create_state(models.make_apply_fn(model), params, optimizer, run_key, ema=ema)
 
@@ -65,8 +65,8 @@ def test_accumulation_gives_the_same_step():
     scored = np.random.default_rng(0).random((12, 4)) < 0.6  # unequal counts
     batch = batch.replace(scored_BL=scored)
     for objective in (OBJECTIVE, objectives.next_token):
-        whole, whole_metrics = _step(objective=objective)(_state(), batch)
-        parts, parts_metrics = _step(objective=objective, microbatches=4)(_state(), batch)
+        whole, whole_metrics = jax.jit(_step(objective=objective))(_state(), batch)
+        parts, parts_metrics = jax.jit(_step(objective=objective, microbatches=4))(_state(), batch)
         chex.assert_trees_all_close(parts.params, whole.params, atol=1e-5)
         chex.assert_trees_all_close(parts_metrics, whole_metrics, rtol=1e-4)
 

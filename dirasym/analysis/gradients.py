@@ -199,7 +199,7 @@ def cross_alignment(
             fwd = gradient_fwd(example)
             return jax.lax.map(lambda rev: products(fwd, rev), columns, batch_size=chunk_size)
 
-        return jax.lax.map(row, examples)
+        return jax.lax.map(row, examples, batch_size=chunk_size)
     if method != "direct":
         raise ValueError(f"method must be 'direct' or 'factored', got {method!r}")
     gradient_fwd, gradient_rev = (

@@ -1,29 +1,48 @@
 """Linen modules. They know no data and no loss."""
 
+from dirasym.models.adapters import load_adapters, save_adapters
 from dirasym.models.baselines import GRU, PrefixMLP
 from dirasym.models.bilinear import Bilinear, OneLayer
+from dirasym.models.lora import LoRA, LoRAConfig
+from dirasym.models.mlp import StringMLP
+from dirasym.models.pretrained import load_pretrained, save_pretrained
 from dirasym.models.transformer import (
     Transformer,
     TransformerConfig,
     attention_only,
     gpt2,
+    llada,
+    llama,
     make_apply_fn,
+    make_extend_fn,
     make_internals_fn,
     make_tokens_apply_fn,
+    qwen2,
     radd,
 )
 
 __all__ = [
     "GRU",
     "Bilinear",
+    "LoRA",
+    "LoRAConfig",
     "OneLayer",
     "PrefixMLP",
+    "StringMLP",
     "Transformer",
     "TransformerConfig",
     "attention_only",
     "gpt2",
+    "llada",
+    "llama",
+    "load_adapters",
+    "load_pretrained",
     "make_apply_fn",
+    "make_extend_fn",
     "make_internals_fn",
     "make_tokens_apply_fn",
+    "qwen2",
     "radd",
+    "save_adapters",
+    "save_pretrained",
 ]

@@ -222,11 +222,16 @@ class Attention(nn.Module):
             c, c.width, c.num_heads * c.head_dim, axis=(-2, -1), use_bias=c.out_bias, residual=True
         )
 
-    def __call__(self, x_BLD, position_BL, readable_BLS, dropout_key):
-        """x_BLD -> x_BLD. `readable_BLS`: whether position s may be read from l."""
-        return self.out(self.context(x_BLD, position_BL, readable_BLS, dropout_key))
+    def __call__(self, x_BLD, position_BL, readable_BLS, dropout_key, cache_start=None):
+        """x_BLD -> x_BLD. `readable_BLS`: whether position s may be read from l.
 
-    def context(self, x_BLD, position_BL, readable_BLS, dropout_key):
+        With `cache_start`, x holds slots cache_start.. of a sequence of S slots; the keys and
+        values of the others come from the collection "cache", where these are put too.
+        """
+        context = self.context(x_BLD, position_BL, readable_BLS, dropout_key, cache_start)
+        return self.out(context)
+
+    def context(self, x_BLD, position_BL, readable_BLS, dropout_key, cache_start=None):
         """The weighted sum of values at every position: context_BLNH."""
         c = self.config
         q_BLNH, k_BSKH, v_BSKH = self.query(x_BLD), self.key(x_BLD), self.value(x_BLD)
@@ -234,6 +239,10 @@ class Attention(nn.Module):
             angles = plane_angles(c.head_dim, c.rope_base, c.rope_scaling)
             q_BLNH = rotate(q_BLNH, position_BL[..., None], angles, c.rope_pairing)
             k_BSKH = rotate(k_BSKH, position_BL[..., None], angles, c.rope_pairing)
+        if cache_start is not None:
+            num_slots = readable_BLS.shape[-1]
+            k_BSKH = self._with_cache("key_BSKH", k_BSKH, cache_start, num_slots)
+            v_BSKH = self._with_cache("value_BSKH", v_BSKH, cache_start, num_slots)
         q_BLKGH = q_BLNH.reshape(*q_BLNH.shape[:2], c.num_kv_heads, -1, c.head_dim)
         scores_BKGLS = jnp.einsum(
             "blkgh,bskh->bkgls", q_BLKGH, k_BSKH, preferred_element_type=jnp.float32
@@ -254,6 +263,15 @@ class Attention(nn.Module):
         context_BLNH = jnp.einsum("bkgls,bskh->blkgh", weights_BKGLS, v_BSKH).reshape(q_BLNH.shape)
         self.sow("intermediates", "context_BLNH", context_BLNH)
         return context_BLNH
+
+    def _with_cache(self, name: str, new_BLKH, start, num_slots: int):
+        """What the cache holds, with new entries in their slots."""
+        batch, _, *sizes = new_BLKH.shape
+        zeros_BSKH = jnp.zeros((batch, num_slots, *sizes), new_BLKH.dtype)
+        old_BSKH = self.get_variable("cache", name, zeros_BSKH)
+        new_BSKH = jax.lax.dynamic_update_slice_in_dim(old_BSKH, new_BLKH, start, axis=1)
+        self.put_variable("cache", name, new_BSKH)
+        return new_BSKH
 
     def from_table(self, table_VD, tokens_BL, readable_BLS, row_R):
         """What `__call__` returns at rows `row_R` of the flattened B·L, if x = table[tokens].
@@ -330,10 +348,10 @@ class Block(nn.Module):
             self.mlp_norm = make_norm(c)
             self.mlp = MLP(c)
 
-    def __call__(self, x_BLD, position_BL, readable_BLS, dropout_key):
+    def __call__(self, x_BLD, position_BL, readable_BLS, dropout_key, cache_start=None):
         weights_key, rest_key = _split(dropout_key)
         attended_BLD = self.attention(
-            self.attention_norm(x_BLD), position_BL, readable_BLS, weights_key
+            self.attention_norm(x_BLD), position_BL, readable_BLS, weights_key, cache_start
         )
         row_BL = jnp.arange(x_BLD[..., 0].size).reshape(x_BLD.shape[:2])
         return self.after_attention(x_BLD, attended_BLD, row_BL, rest_key)

@@ -140,9 +140,9 @@ class Transformer(nn.Module):
         if c.scan_layers:
             self.blocks = nn.scan(
                 _ScannedBlock,
-                variable_axes={"params": 0, "intermediates": 0},
-                split_rngs={"params": True},
-                in_axes=(nn.broadcast, nn.broadcast, 0),
+                variable_axes={"params": 0, "lora": 0, "cache": 0, "intermediates": 0},
+                split_rngs={"params": True, "dropout": True},
+                in_axes=(nn.broadcast, nn.broadcast, 0, nn.broadcast),
                 length=c.num_layers,
             )(c, block)
         else:
@@ -204,11 +204,39 @@ class Transformer(nn.Module):
             self,
         )
 
+    def extend(self, tokens_BL, start, valid_BS):
+        """float32 logits_BLV of slots start..start+L-1 of sequences of S slots, causal models only.
+
+        What earlier calls read is in the collection "cache" (so apply it with mutable="cache"),
+        which the first call, at start 0, makes. `valid_BS` says which slots hold or will hold
+        a token, as `valid_BL` does in a call of the whole; its logits are these.
+
+        Raises:
+          ValueError: a bidirectional model, ALiBi, or S beyond `max_len`.
+        """
+        c = self.config
+        num_slots = valid_BS.shape[1]
+        if not c.causal or c.positions == "alibi":
+            raise ValueError("a cache needs a causal model without ALiBi")
+        if c.max_len is not None and num_slots > c.max_len:
+            raise ValueError(f"sequence of {num_slots} tokens is longer than max_len {c.max_len}")
+        slot_L = start + jnp.arange(tokens_BL.shape[1])
+        position_BL = jnp.maximum(jnp.cumsum(valid_BS, axis=1) - 1, 0)[:, slot_L]
+        readable_LS = jnp.arange(num_slots)[None] <= slot_L[:, None]
+        readable_BLS = readable_LS[None] & valid_BS[:, None]
+        x_BLD = self._embed(tokens_BL, position_BL, None)
+        if c.scan_layers:
+            x_BLD, _ = self.blocks(x_BLD, position_BL, readable_BLS, None, start)
+        else:
+            for block in self.blocks:
+                x_BLD = block(x_BLD, position_BL, readable_BLS, None, start)
+        return self._logits(x_BLD)
+
     def _all_rows(self, tokens_BL, position_BL, readable_BLS, embed_key, layer_keys):
         x_BLD = self._embed(tokens_BL, position_BL, embed_key)
         if self.config.scan_layers:
             keys = None if embed_key is None else layer_keys
-            x_BLD, _ = self.blocks(x_BLD, position_BL, readable_BLS, keys)
+            x_BLD, _ = self.blocks(x_BLD, position_BL, readable_BLS, keys, None)
         else:
             for block, key in zip(self.blocks, layer_keys, strict=True):
                 x_BLD = block(x_BLD, position_BL, readable_BLS, key)
@@ -277,6 +305,22 @@ def make_apply_fn(model: Transformer) -> ApplyFn:
         )
 
     return apply_fn
+
+
+def make_extend_fn(model: Transformer) -> Callable[..., tuple[jax.Array, Any]]:
+    """`Transformer.extend` as (params, cache, tokens_BL, start, valid_BS) -> (logits_BLV, cache).
+
+    The first cache is an empty dict.
+    """
+
+    def extend(params: Params, cache: Any, tokens_BL, start, valid_BS):
+        variables = {"params": params, **({"cache": cache} if cache else {})}
+        logits_BLV, changed = model.apply(
+            variables, tokens_BL, start, valid_BS, method="extend", mutable="cache"
+        )
+        return logits_BLV, changed["cache"]
+
+    return extend
 
 
 def make_tokens_apply_fn(model: nn.Module) -> ApplyFn:
@@ -353,6 +397,65 @@ def gpt2(vocab_size: int = 50_257, dropout: float = 0.1, **overrides) -> Transfo
     return _override(preset, overrides)
 
 
+def llama(vocab_size: int = 128_256, **overrides) -> TransformerConfig:
+    """LLaMA (Grattafiori et al., 2024), by default 3.1-8B: 8,030,261,248 parameters.
+
+    With a `width` or `num_heads` of your own, give `num_kv_heads` and `mlp_width` too: they
+    fall back to `num_heads` and 4 · width.
+    """
+    preset = TransformerConfig(
+        vocab_size=vocab_size,
+        num_layers=32,
+        width=4096,
+        num_heads=32,
+        num_kv_heads=8,
+        mlp_width=14_336,
+        causal=True,
+        max_len=131_072,
+        rope_base=500_000.0,
+        rope_scaling=layers.RopeScaling(8.0, 1.0, 4.0, 8192),
+        norm="rmsnorm",
+        mlp="swiglu",
+        mlp_bias=False,
+        init="normal",
+    )
+    return _override(preset, overrides)
+
+
+def qwen2(vocab_size: int = 152_064, **overrides) -> TransformerConfig:
+    """Qwen2 (Yang et al., 2024), by default 2.5-7B: 7,615,616,512 parameters. See `llama`."""
+    preset = llama(
+        vocab_size=vocab_size,
+        num_layers=28,
+        width=3584,
+        num_heads=28,
+        num_kv_heads=4,
+        mlp_width=18_944,
+        max_len=32_768,
+        rope_base=1_000_000.0,
+        rope_scaling=None,
+        norm_eps=1e-6,
+        qkv_bias=True,
+    )
+    return _override(preset, overrides)
+
+
+def llada(vocab_size: int = 126_464, **overrides) -> TransformerConfig:
+    """LLaDA (Nie et al., 2025), LLaMA without the causal mask, by default 8B. See `llama`.
+
+    8,015,581,184 parameters; its mask token has id 126336.
+    """
+    preset = llama(
+        vocab_size=vocab_size,
+        num_kv_heads=32,
+        mlp_width=12_288,
+        causal=False,
+        max_len=4096,
+        rope_scaling=None,
+    )
+    return _override(preset, overrides)
+
+
 def attention_only(vocab_size: int, **overrides) -> TransformerConfig:
     """The minimal encoder of arXiv 2602.02133 §5.2: embedding, RoPE attention, head."""
     preset = TransformerConfig(
@@ -369,6 +472,8 @@ def attention_only(vocab_size: int, **overrides) -> TransformerConfig:
 
 
 def _override(preset: TransformerConfig, overrides: dict[str, Any]) -> TransformerConfig:
-    """`preset` with fields replaced; sizes derived from the width are derived anew."""
-    derived = {name: None for name in ("num_kv_heads", "head_dim", "mlp_width")}
+    """`preset` with fields replaced; with a new width or head count, derived sizes follow."""
+    derived = {}
+    if {"width", "num_heads"} & overrides.keys():
+        derived = {name: None for name in ("num_kv_heads", "head_dim", "mlp_width")}
     return dataclasses.replace(preset, **(derived | overrides))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from absl.testing import parameterized
 
-from dirasym.data.batching import batch_at, batch_indices
+from dirasym.data.batching import batch_at, batch_indices, epoch_indices
 
 
 class BatchAtTest(chex.TestCase):
@@ -26,6 +26,18 @@ def test_does_not_depend_on_how_steps_are_grouped():
     whole = batch_indices(key, 0, 11, 13, 5)
     parts = [batch_indices(key, 0, 4, 13, 5), batch_indices(key, 4, 7, 13, 5)]
     np.testing.assert_array_equal(whole, np.concatenate(parts))
+
+
+@pytest.mark.parametrize(("n", "b"), [(12, 4), (10, 4), (3, 8)])
+def test_epochs_that_end_by_themselves(n, b):
+    key, per_epoch = jax.random.key(5), -(-n // b)
+    indices = np.asarray(epoch_indices(key, 0, 3 * per_epoch, n, b))
+    epochs = indices.reshape(3, -1)
+    for epoch in epochs:  # the last batch is filled up with -1
+        np.testing.assert_array_equal(np.sort(epoch[epoch >= 0]), np.arange(n))
+        assert (epoch[n:] == -1).all() and (epoch[:n] >= 0).all()
+    later = epoch_indices(key, 1, per_epoch, n, b)
+    np.testing.assert_array_equal(later, indices[1 : 1 + per_epoch])
 
 
 def test_far_steps_do_not_overflow():

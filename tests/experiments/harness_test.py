@@ -90,9 +90,9 @@ def test_a_finished_directory_is_not_trained_again(tmp_path):
         assert (tmp_path / name).exists(), name
     (line,) = (tmp_path / "results.jsonl").read_text().splitlines()
     assert {"exp_id", "model", "length", "seed", "forward_percent"} <= json.loads(line).keys()
-    begin = time.time()
     again = _toy(f"--workdir={tmp_path}")
-    assert again.stdout == first.stdout and time.time() - begin < 30
+    assert again.stdout == first.stdout
+    # Its wall time is in the line, so a second training would show.
     assert (tmp_path / "results.jsonl").read_text().splitlines() == [line]
 
 

@@ -21,7 +21,7 @@ def _config(**overrides):
 def _init(config, length=6, batch=3, seed=0, **kwargs):
     model = models.Transformer(config, **kwargs)
     tokens = jax.random.randint(jax.random.key(seed + 1), (batch, length), 0, config.vocab_size)
-    params = model.init(jax.random.key(seed), tokens)["params"]
+    params = jax.jit(model.init)(jax.random.key(seed), tokens)["params"]
     # Away from the symmetric start, so that a term left out shows.
     keys = jax.random.split(jax.random.key(seed + 2), len(jax.tree.leaves(params)))
     keys = jax.tree.unflatten(jax.tree.structure(params), list(keys))

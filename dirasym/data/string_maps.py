@@ -1,0 +1,183 @@
+"""World A: random maps between strings, with exact entropies (arXiv 2511.19997).
+
+A data set is two equal lists of strings; pair i trains `x: {A_i} y: {B_i}` in the forward
+direction and `x: {B_i} y: {A_i}` in the inverse. `generate_pairs` makes K strings A share
+one B, so that forward is a function and inverse is one of K; `exchangeable_pairs` is its
+control, in which both directions have the same law.
+
+Three numbers belong to a direction, and they are not the same number:
+  joint floor     H(target | source) of a whole string: the least loss of a model that can
+                  represent any distribution, such as a causal one;
+  parallel floor  Σ_p H(target_p | source): the least loss of a model that predicts all
+                  positions at once, independently given the source;
+  bits to store   log₂ of how many maps the direction could have been.
+Entropies are those of the data set itself, in nats per string.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+
+ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
+
+Pairs = tuple[list[str], list[str]]
+
+
+def generate_pairs(K: int, n_pairs: int, str_len: int, seed: int) -> Pairs:
+    """A K-to-1 map: n distinct strings A, and n/K distinct B, each the image of K of them.
+
+    The same pairs on any machine, under any Python hash seed. K = 1 is a bijection.
+
+    Args:
+      K: how many A share a B.
+      n_pairs: n.
+      str_len: characters of a string, each of a–z0–9.
+      seed: of all choices.
+
+    Returns:
+      (A, B), lists of length n; pair i is (A[i], B[i]).
+
+    Raises:
+      ValueError: K < 1, n not divisible by K, or n beyond the number of strings.
+    """
+    _check(K, n_pairs, str_len, n_pairs, divisor=K)
+    rng = np.random.RandomState(seed)  # NumPy keeps its stream the same for ever
+    first = _distinct_strings(rng, n_pairs, str_len)
+    second = [text for text in _distinct_strings(rng, n_pairs // K, str_len) for _ in range(K)]
+    assert len(set(first)) == n_pairs and set(Counter(second).values()) == {K}
+    return first, second
+
+
+def exchangeable_pairs(K: int, n_pairs: int, str_len: int, seed: int) -> Pairs:
+    """A K-to-K map: n/K² groups of K strings A and K strings B, every A paired with every B.
+
+    Both directions have floor ln K and store the same number of bits, so no learner that
+    treats its two strings alike can tell them apart.
+
+    Raises:
+      ValueError: as `generate_pairs`, with n divisible by K².
+    """
+    _check(K, n_pairs, str_len, n_pairs // max(K, 1), divisor=K * K)
+    rng = np.random.RandomState(seed)
+    groups = [
+        np.array(_distinct_strings(rng, n_pairs // K, str_len)).reshape(-1, K) for _ in range(2)
+    ]
+    first = np.repeat(groups[0], K, axis=1).ravel().tolist()
+    second = np.tile(groups[1], K).ravel().tolist()
+    assert set(Counter(first).values()) == set(Counter(second).values()) == {K}
+    assert len(set(zip(first, second, strict=True))) == n_pairs
+    return first, second
+
+
+def _check(K: int, n_pairs: int, str_len: int, num_distinct: int, divisor: int) -> None:
+    if K < 1:
+        raise ValueError(f"K must be at least 1, got {K}")
+    if str_len < 1:
+        raise ValueError(f"str_len must be at least 1, got {str_len}")
+    if n_pairs < 1 or n_pairs % divisor:
+        raise ValueError(f"n_pairs must be a positive multiple of {divisor}, got {n_pairs}")
+    if num_distinct > len(ALPHABET) ** str_len:
+        raise ValueError(
+            f"{num_distinct} distinct strings are needed and there are only "
+            f"{len(ALPHABET) ** str_len} of {str_len} characters"
+        )
+
+
+def _distinct_strings(rng: np.random.RandomState, count: int, str_len: int) -> list[str]:
+    """Uniform draws without replacement, in random order."""
+    strings: dict[str, None] = {}  # keeps the order of first occurrence
+    while len(strings) < count:
+        letters = np.array(list(ALPHABET))[
+            rng.randint(len(ALPHABET), size=(count, str_len), dtype=np.int64)
+        ]
+        strings |= dict.fromkeys(map("".join, letters))
+    return list(strings)[:count]
+
+
+def to_ids(strings: Sequence[str]) -> np.ndarray:
+    """Places of their characters in the alphabet: int32 [n, length], for equal lengths."""
+    place = {character: n for n, character in enumerate(ALPHABET)}
+    return np.array([[place[character] for character in text] for text in strings], np.int32)
+
+
+def texts(sources: Sequence[str], targets: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The benchmark's text as (prompts, answers): `x: {source} y:` and ` {target}`.
+
+    Loss falls on the answer alone; its leading space is part of it.
+    """
+    return [f"x: {source} y:" for source in sources], [f" {target}" for target in targets]
+
+
+def joint_floor(sources: Sequence[Hashable], targets: Sequence[Hashable]) -> float:
+    """H(target | source) = (1/n) Σ_i ln(#source_i / #(source_i, target_i)), nats per string."""
+    of_source, of_pair = Counter(sources), Counter(zip(sources, targets, strict=True))
+    return sum(
+        count * math.log(of_source[source] / count) for (source, _), count in of_pair.items()
+    ) / len(sources)
+
+
+def position_entropies(
+    sources: Sequence[Hashable], targets: Sequence[Sequence[Hashable]]
+) -> list[float]:
+    """H(target_p | source, a position p exists) in nats per string, p = 0, 1, ..
+
+    Their sum is the parallel floor. Targets are strings, or lists of tokens; where lengths
+    differ a position's entropy counts for the share of targets that have it, and a model
+    that is told the length takes (source, length) as its source.
+    """
+    entropies = []
+    for position in range(max(map(len, targets))):
+        has = [i for i, target in enumerate(targets) if len(target) > position]
+        floor = joint_floor([sources[i] for i in has], [targets[i][position] for i in has])
+        entropies.append(floor * len(has) / len(targets))
+    return entropies
+
+
+def parallel_floor(sources: Sequence[Hashable], targets: Sequence[Sequence[Hashable]]) -> float:
+    """Σ_p H(target_p | source), nats per string: see `position_entropies`."""
+    return sum(position_entropies(sources, targets))
+
+
+def per_token(floor: float, targets: Sequence[Sequence[Hashable]]) -> float:
+    """A floor in nats per string as the least mean loss per token: Σ floor / Σ tokens."""
+    return floor * len(targets) / sum(map(len, targets))
+
+
+def bits_to_store(K: int, n_pairs: int, str_len: int) -> tuple[float, float]:
+    """log₂ of the number of K-to-1 maps, per pair: (forward, inverse).
+
+    With N = 36^str_len strings and b = n/K images: forward, the A being known, has
+    C(N, b)·n!/K!^b maps; inverse, the B being known, has N!/((N-n)!·K!^b).
+    """
+    images, strings = n_pairs // K, len(ALPHABET) ** str_len
+    orders = images * _log2_falling(K, K)
+    forward = (
+        _log2_falling(strings, images)
+        - _log2_falling(images, images)
+        + _log2_falling(n_pairs, n_pairs)
+        - orders
+    )
+    return forward / n_pairs, (_log2_falling(strings, n_pairs) - orders) / n_pairs
+
+
+def exchangeable_bits_to_store(K: int, n_pairs: int, str_len: int) -> float:
+    """The same for a K-to-K map, either direction: log₂[N!/(N-m)! · m!/(K!^2g · g!)] / n.
+
+    m = n/K strings on each side in g = n/K² groups: the known side is cut into unordered
+    groups, m!/(K!^g·g!), and each gets K others, N!/((N-m)!·K!^g).
+    """
+    size, groups, strings = n_pairs // K, n_pairs // K**2, len(ALPHABET) ** str_len
+    bits = (
+        _log2_falling(strings, size)
+        + _log2_falling(size, size)
+        - 2 * groups * _log2_falling(K, K)
+        - _log2_falling(groups, groups)
+    )
+    return bits / n_pairs
+
+
+def _log2_falling(top: int, count: int) -> float:
+    """log₂ of top·(top-1)···(top-count+1); log₂ top! for count = top."""
+    return float(np.log2(float(top) - np.arange(count)).sum())

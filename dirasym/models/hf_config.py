@@ -1,0 +1,235 @@
+"""Hugging Face's config.json ↔ `TransformerConfig`, field by field; an unknown one is an error."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from dirasym.models.layers import RopeScaling
+from dirasym.models.transformer import TransformerConfig
+
+# Fields of any config.json that say nothing about the function from tokens to logits.
+_IRRELEVANT = frozenset(
+    "_attn_implementation _name_or_path architectures auto_map bos_token_id dtype eos_token_id "
+    "id2label initializer_range label2id mask_token_id model_type output_attentions "
+    "output_hidden_states pad_token_id problem_type return_dict task_specific_params "
+    "tokenizer_class torch_dtype transformers_version use_cache "
+    # of one architecture each
+    "summary_activation summary_first_dropout summary_proj_to_labels summary_type "
+    "summary_use_proj n_ctx is_llama_config rope_interleaved transformers.js_config "
+    "n_special predict_special_tokens output_past gradient_checkpointing "
+    "max_window_layers sliding_window layer_types "
+    "init_cutoff_factor init_device init_fn init_std flash_attention precision "
+    "rope_full_precision alibi_bias_max attention_layer_norm_with_affine "
+    "block_group_size mlp_ratio".split()
+)
+# Fields with the only value that is implemented; absent means that value.
+_FIXED = {
+    "gpt2": {
+        "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+        "add_cross_attention": (False,),
+        "scale_attn_weights": (True,),
+        "scale_attn_by_inverse_layer_idx": (False,),
+        "reorder_and_upcast_attn": (False,),
+    },
+    "llama": {"hidden_act": ("silu",), "pretraining_tp": (1,)},
+    "qwen2": {"hidden_act": ("silu",), "use_sliding_window": (False,)},
+    "llada": {
+        "activation_type": ("silu",),
+        "block_type": ("llama",),
+        "layer_norm_type": ("rms",),
+        "rope": (True,),
+        "alibi": (False,),
+        "attention_layer_norm": (False,),
+        "bias_for_layer_norm": (False,),
+        "include_bias": (False,),
+        "input_emb_norm": (False,),
+        "layer_norm_with_affine": (True,),
+        "multi_query_attention": (None, False),
+        "scale_logits": (False,),
+    },
+}
+_FIXED_ANYWHERE = {
+    "chunk_size_feed_forward": (0,),
+    "is_encoder_decoder": (False,),
+    "is_decoder": (False,),
+    "pruned_heads": ({},),
+}
+# Our field -> theirs. `None` fields of theirs fall back as ours do.
+_FIELDS = {
+    "gpt2": {
+        "vocab_size": "vocab_size",
+        "num_layers": "n_layer",
+        "width": "n_embd",
+        "num_heads": "n_head",
+        "mlp_width": "n_inner",
+        "max_len": "n_positions",
+        "norm_eps": "layer_norm_epsilon",
+        "dropout": "resid_pdrop",
+        "embed_dropout": "embd_pdrop",
+        "attention_dropout": "attn_pdrop",
+        "tied_head": "tie_word_embeddings",
+    },
+    "llama": {
+        "vocab_size": "vocab_size",
+        "num_layers": "num_hidden_layers",
+        "width": "hidden_size",
+        "num_heads": "num_attention_heads",
+        "num_kv_heads": "num_key_value_heads",
+        "head_dim": "head_dim",
+        "mlp_width": "intermediate_size",
+        "max_len": "max_position_embeddings",
+        "norm_eps": "rms_norm_eps",
+        "attention_dropout": "attention_dropout",
+        "tied_head": "tie_word_embeddings",
+    },
+    "llada": {
+        "num_layers": "n_layers",
+        "width": "d_model",
+        "num_heads": "n_heads",
+        "num_kv_heads": "n_kv_heads",
+        "mlp_width": "mlp_hidden_size",
+        "max_len": "max_sequence_length",
+        "norm_eps": "rms_norm_eps",
+        "rope_base": "rope_theta",
+        "dropout": "residual_dropout",
+        "embed_dropout": "embedding_dropout",
+        "attention_dropout": "attention_dropout",
+        "tied_head": "weight_tying",
+        "qkv_bias": "include_qkv_bias",
+    },
+}
+_FIELDS["qwen2"] = _FIELDS["llama"]
+# What an absent field means, where that is not our own default.
+_ABSENT = {
+    "gpt2": {"tied_head": True, "dropout": 0.1, "embed_dropout": 0.1, "attention_dropout": 0.1},
+    "llama": {"norm_eps": 1e-6},
+    "qwen2": {"norm_eps": 1e-6},
+    "llada": {"norm_eps": 1e-5},
+}
+# Fields of ours that all models of an architecture share.
+_SHARED = {
+    "gpt2": dict(causal=True, positions="learned", qkv_bias=True, out_bias=True, init="normal"),
+    "llama": dict(causal=True, norm="rmsnorm", mlp="swiglu", mlp_bias=False, init="normal"),
+}
+_SHARED["qwen2"] = _SHARED["llama"] | {"qkv_bias": True}
+_SHARED["llada"] = _SHARED["llama"] | {"causal": False}
+_CLASS = {
+    "gpt2": "GPT2LMHeadModel",
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "llada": "LLaDAModelLM",
+}
+# Fields of ours that say how to compute, or how to start, but not what.
+_NOT_STORED = {
+    "dtype", "param_dtype", "remat", "scan_layers", "init", "embed_std", "head_init",
+    "norm_bias_init",
+}  # fmt: skip
+
+
+def read(fields: Mapping[str, Any], **overrides: Any) -> tuple[str, TransformerConfig]:
+    """(architecture, configuration) of a parsed config.json, with fields of ours replaced.
+
+    Raises:
+      ValueError: an unknown architecture, a required field missing, a field that is not
+        known here, or one whose value asks for a computation that is not implemented.
+    """
+    architecture = fields.get("model_type")
+    if architecture not in _FIELDS:
+        raise ValueError(
+            f"model_type must be one of {', '.join(sorted(_FIELDS))}, got {architecture!r}"
+        )
+    names = _FIELDS[architecture]
+    config = dict(_SHARED[architecture]) | _ABSENT[architecture]
+    for ours, theirs in names.items():
+        if fields.get(theirs) is not None:
+            config[ours] = fields[theirs]
+        elif ours in ("vocab_size", "num_layers", "width", "num_heads", "max_len"):
+            raise ValueError(f"config.json lacks {theirs}")
+    handled = set(names.values())
+    fixed = _FIXED[architecture] | _FIXED_ANYWHERE
+    for name, allowed in fixed.items():
+        if name in fields and fields[name] not in allowed:
+            raise ValueError(f"config.json: {name}={fields[name]!r} is not implemented")
+    handled |= fixed.keys()
+    if architecture in ("llama", "qwen2"):
+        handled |= {"rope_theta", "rope_scaling", "rope_parameters"}
+        config["rope_base"], config["rope_scaling"] = _read_rope(fields, config["max_len"])
+    if architecture == "llama":
+        handled |= {"attention_bias", "mlp_bias"}
+        config["qkv_bias"] = config["out_bias"] = fields.get("attention_bias", False)
+        config["mlp_bias"] = fields.get("mlp_bias", False)
+    if architecture == "qwen2" and set(fields.get("layer_types") or ()) - {"full_attention"}:
+        raise ValueError(f"config.json: layer_types={fields['layer_types']!r} is not implemented")
+    if architecture == "llada":
+        handled |= {"vocab_size", "embedding_size"}
+        size = fields.get("embedding_size") or fields.get("vocab_size")
+        if size is None:
+            raise ValueError("config.json lacks vocab_size")
+        config["vocab_size"] = size
+        config.setdefault("mlp_width", fields.get("mlp_ratio", 4) * config["width"])
+    unknown = sorted(fields.keys() - handled - _IRRELEVANT)
+    if unknown:
+        raise ValueError(f"config.json: unknown field {unknown[0]}={fields[unknown[0]]!r}")
+    return architecture, TransformerConfig(**(config | overrides))
+
+
+def write(config: TransformerConfig) -> dict[str, Any]:
+    """The config.json that `read` takes back to `config`.
+
+    Raises:
+      ValueError: no known architecture computes what `config` does; a field in its way is named.
+    """
+    architecture = _architecture(config)
+    if config.max_len is None:
+        raise ValueError(f"{architecture} needs a max_len, the model has none")
+    fields = {theirs: getattr(config, ours) for ours, theirs in _FIELDS[architecture].items()}
+    fields |= {name: allowed[0] for name, allowed in _FIXED[architecture].items()}
+    fields |= {"model_type": architecture, "architectures": [_CLASS[architecture]]}
+    if architecture in ("llama", "qwen2"):
+        fields["rope_theta"] = config.rope_base
+        fields["rope_scaling"] = None
+        if config.rope_scaling is not None:
+            scaling = dataclasses.asdict(config.rope_scaling)
+            length = scaling.pop("original_max_len")
+            fields["rope_scaling"] = {
+                "rope_type": "llama3",
+                "original_max_position_embeddings": length,
+                **scaling,
+            }
+    if architecture == "llama":
+        fields |= {"attention_bias": config.qkv_bias, "mlp_bias": config.mlp_bias}
+    if architecture == "llada":
+        fields |= {"vocab_size": config.vocab_size, "embedding_size": config.vocab_size}
+    _, back = read(fields)
+    for field in dataclasses.fields(config):
+        ours, stored = getattr(config, field.name), getattr(back, field.name)
+        if field.name not in _NOT_STORED and ours != stored:
+            raise ValueError(f"{architecture} has {field.name}={stored!r}, the model {ours!r}")
+    return fields
+
+
+def _architecture(config: TransformerConfig) -> str:
+    """The only architecture that could be meant; `write` proves that it is."""
+    if config.positions == "learned":
+        return "gpt2"
+    if not config.causal:
+        return "llada"
+    return "qwen2" if config.qkv_bias and not config.out_bias else "llama"
+
+
+def _read_rope(fields: Mapping[str, Any], max_len: int) -> tuple[float, RopeScaling | None]:
+    """(base, scaling) from transformers 5's `rope_parameters` or 4's two fields."""
+    rope = fields.get("rope_parameters") or {}
+    scaling = dict(fields.get("rope_scaling") or rope)
+    base = scaling.pop("rope_theta", None) or fields.get("rope_theta") or 10_000.0
+    kind = scaling.pop("rope_type", None) or scaling.pop("type", None) or "default"
+    scaling.pop("type", None)
+    if kind == "default" and not scaling:
+        return base, None
+    if kind != "llama3":
+        raise ValueError(f"config.json: RoPE of type {kind!r} with {scaling} is not implemented")
+    original = scaling.pop("original_max_position_embeddings", max_len)
+    try:
+        return base, RopeScaling(original_max_len=original, **scaling)
+    except TypeError as error:
+        raise ValueError(f"config.json: RoPE of type 'llama3': {error}") from None

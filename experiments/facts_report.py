@@ -1,0 +1,168 @@
+"""Table 1 and the figures of `facts`, from its results and curves."""
+
+import numpy as np
+
+from dirasym import checkpoints, metrics, report
+from experiments import harness
+
+LABELS = {"mdm": "masked diffusion (MDM)", "arm": "autoregressive (ARM)"}
+COLORS = {"forward": "tab:blue", "reverse": "tab:orange"}
+
+
+def write(experiment: harness.Experiment, config, paper: dict, paper_seeds: dict) -> None:
+    """Writes figures and report.md, and prints the table and the figures' paths."""
+    results = experiment.results()
+    curves = {
+        (data, model): _load_curves(experiment, data, model, config.seeds)
+        for data in config.data
+        for model in config.models
+    }
+    figures = experiment.workdir / "figures"
+    paths = [
+        report.save_figure(_over_training(curves, "percent", "accuracy (%)"), figures, "accuracy"),
+        report.save_figure(
+            _over_training(curves, "p", "P(true first token)"), figures, "probability"
+        ),
+        report.save_figure(
+            _over_training(curves, "rank", "its median rank", log=True), figures, "rank"
+        ),
+    ]
+    if any("gradient_cosine_total" in curve for curve in curves.values()):
+        paths.append(report.save_figure(_gradients(curves), figures, "gradients"))
+    if "mdm" in config.models and config.attention_examples:
+        paths.append(report.save_figure(_attention(experiment, config), figures, "attention"))
+    header = [
+        "trained", "model", "direction", "ours %, last", "ours %, best", "each seed, last",
+        "paper %",
+    ]  # fmt: skip
+    table = report.table(header, _table_rows(results, config, paper))
+    seeds_table = report.table(
+        ["trained", "seed", "model", "ours F / R, last", "ours F / R, best", "paper F / R"],
+        _seed_rows(results, config, paper_seeds),
+    )
+    text = (
+        "# Facts in language models: Table 1 of arXiv 2602.02133\n\n"
+        f"{table}\n\n"
+        "Exact match in percent: mean over seeds ± 95 % Student interval. Best: over "
+        "evaluations, as the paper logged; each direction for itself. Paper: LLaDA 8B beside the "
+        "MDM, LLaMA-3.1 8B / Qwen-2.5 7B beside the ARM: other weights than ours, unless "
+        "--model_id names them.\n\n"
+        f"Tables 4 to 6, by seed (F forward, R reverse):\n\n{seeds_table}\n\n"
+        + "\n".join(f"![{path.stem}](figures/{path.name})" for path in paths)
+        + "\n"
+    )
+    checkpoints.write_atomically(experiment.workdir / "report.md", text)
+    print(table)
+    for path in [*paths, experiment.workdir / "report.md"]:
+        print(path)
+
+
+def _load_curves(experiment, data, model, seeds):
+    """Curves of all seeds side by side."""
+    runs = []
+    for seed in seeds:
+        with np.load(experiment.workdir / "curves" / f"{data}-{model}-seed{seed}.npz") as file:
+            runs.append(dict(file))
+    merged = {
+        key: np.concatenate([run[key] for run in runs], axis=1)
+        for key in runs[0]
+        if key not in ("eval_step", "wall_time_sec")
+    }
+    return merged | {"eval_step": runs[0]["eval_step"]}
+
+
+def _table_rows(results, config, paper):
+    for data in config.data:
+        for model in config.models:
+            lines = report.select(results, data=data, model=model)
+            for side, direction in enumerate(("forward", "reverse")):
+                last = [line[f"{direction}_percent"] for line in lines]
+                best = [line[f"best_{direction}_percent"] for line in lines]
+                llada, llama, qwen = (model[side] for model in paper[data])
+                yield [
+                    data.upper(),
+                    model.upper(),
+                    direction,
+                    report.with_interval(*metrics.student_interval(last), 1),
+                    report.with_interval(*metrics.student_interval(best), 1),
+                    ", ".join(f"{value:.1f}" for value in last),
+                    llada if model == "mdm" else f"{llama} / {qwen}",
+                ]
+
+
+def _seed_rows(results, config, paper_seeds):
+    for data in config.data:
+        for seed in config.seeds:
+            for model in config.models:
+                (line,) = report.select(results, data=data, model=model, seed=seed)
+                published = paper_seeds[data].get(seed)
+                theirs = ""
+                if published is not None:
+                    shown = published[:1] if model == "mdm" else published[1:]
+                    theirs = "; ".join(f"{forward} / {reverse}" for forward, reverse in shown)
+                ours = [
+                    f"{line[f'{kind}forward_percent']:.1f} / {line[f'{kind}reverse_percent']:.1f}"
+                    for kind in ("", "best_")
+                ]
+                yield [data.upper(), seed, model.upper(), *ours, theirs]
+
+
+def _over_training(curves, kind, label, log=False):
+    figure, axes = report.new_figure(1, len(curves))
+    for ax, ((data, model), curve) in zip(axes[0], curves.items(), strict=True):
+        for direction, color in COLORS.items():
+            report.plot_seeds(
+                ax, curve["eval_step"], curve[f"{direction}_{kind}"], direction, color=color
+            )
+        ax.set(title=f"{data.upper()}, {LABELS[model]}", xlabel="step", ylabel=label)
+        if log:
+            ax.set_yscale("log")
+    axes[0, 0].legend()
+    return figure
+
+
+def _gradients(curves):
+    """Figures 7 (left) and 14: cosines as boxes over queries and seeds, mean inner products."""
+    figure, axes = report.new_figure(2, len(curves))
+    for column, ((data, model), curve) in enumerate(curves.items()):
+        step = curve["eval_step"]
+        cosine = curve["gradient_cosine_total"].reshape(len(step), -1)
+        width = 0.6 * (step[1] - step[0]) if len(step) > 1 else 1
+        boxes = [row[np.isfinite(row)] for row in cosine]
+        axes[0, column].boxplot(
+            boxes, positions=step, widths=width, manage_ticks=False, showfliers=False
+        )
+        axes[0, column].axhline(0, color="gray", lw=0.8)
+        axes[0, column].set(
+            title=f"{data.upper()}, {LABELS[model]}", ylabel="cosine, forward and reverse"
+        )
+        inner = curve["gradient_inner_total"].reshape(len(step), -1)
+        axes[1, column].plot(step, inner.mean(axis=1))
+        axes[1, column].axhline(0, color="gray", lw=0.8)
+        axes[1, column].set(xlabel="step", ylabel="mean inner product")
+    return figure
+
+
+def _attention(experiment, config):
+    """Figure 6: a line a layer, mean over heads and seeds, a dot a head."""
+    figure, axes = report.new_figure(1, len(config.data))
+    for ax, data in zip(axes[0], config.data, strict=True):
+        runs = []
+        for seed in config.seeds:
+            path = experiment.workdir / "curves" / f"{data}-mdm-seed{seed}-attention.npz"
+            with np.load(path) as file:
+                runs.append(file["mean"])
+                total = file["total"]
+        heads_SLNT = np.stack(runs)
+        for layer in range(heads_SLNT.shape[1]):
+            color = f"C{layer % 10}"
+            ax.plot(
+                total, heads_SLNT[:, layer].mean((0, 1)), "-", color=color, label=f"layer {layer}"
+            )
+            flat = heads_SLNT[:, layer].reshape(-1, len(total)).T
+            ax.plot(total, flat, ".", color=color, ms=2)
+        ax.axhline(0, color="gray", lw=0.8)
+        ax.set(title=data.upper(), xlabel="Δ1 + Δ2", ylabel="Corr(S_fwd, S_rev)")
+        if heads_SLNT.shape[1] <= 8:
+            ax.legend()
+    return figure

@@ -1,0 +1,546 @@
+"""Facts in language models (arXiv 2602.02133 §3, §6): the data, the models, how they are asked."""
+
+import dataclasses
+import functools
+import pathlib
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dirasym import decoding, models, objectives, training
+from dirasym.analysis import attention, gradients
+from dirasym.data import facts
+from dirasym.models import hf_config, lora, pretrained
+from experiments import harness
+from experiments.harness import flag
+
+EVAL_CHUNK = 64  # queries a call
+LLADA_MASK_ID = 126_336
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One flag a field."""
+
+    data: tuple[Literal["p2c", "c2p", "p2d", "d2p", "trex"], ...] = flag(
+        ("p2c",), "Training direction: parent–child, person–description, T-REx."
+    )
+    data_path: str = flag("", "Public files: parent_child_pairs.csv's folder, or T-REx's JSON.")
+    data_seed: int = flag(0, "Draws the facts; the same for every run.")
+    num_pairs: int = flag(250, "Parent–child pairs asked about.", 1)
+    both_ways: int = flag(0, "Further invented pairs trained both ways, to teach the wording.", 0)
+    name_words: int = flag(2, "Words in an invented parent's or child's name.", 1)
+    models: tuple[Literal["mdm", "arm"], ...] = flag(("mdm", "arm"), "Masked or causal.")
+    seeds: tuple[int, ...] = flag((1, 42, 1234), "One run each.")
+    model_id: str = flag("", "Hugging Face directory of the weights; empty: from scratch.")
+    width: int = flag(128, "From scratch: width of the residual stream.", 2)
+    layers: int = flag(2, "From scratch: layers.", 1)
+    heads: int = flag(4, "From scratch: query heads.", 1)
+    kv_heads: int = flag(2, "From scratch: key/value heads.", 1)
+    positions: Literal["rope", "alibi", "sinusoidal", "learned", "none"] = flag(
+        "rope", "From scratch: how positions enter."
+    )
+    lora_rank: int = flag(0, "Rank of the adapters; 0 trains every weight.", 0)
+    lora_alpha: float = flag(64.0, "Adapters are scaled by alpha / rank.", 0)
+    lora_dropout: float = flag(0.0, "Dropout on the adapters' input.", 0)
+    lora_targets: str = flag(r"attention/(query|key|value|out)$", "Regex of adapted layers.")
+    dtype: Literal["float32", "bfloat16"] = flag("float32", "Of frozen weights and activations.")
+    epochs: int = flag(150, "Passes over the statements.", 1)
+    eval_epochs: int = flag(10, "Epochs between evaluations (and checkpoints).", 1)
+    batch_size: int = flag(8, "Statements a step.", 1)
+    learning_rate: float = flag(5e-5, "AdamW's.", 0)
+    warmup_steps: int = flag(0, "Steps of linear warm-up.", 0)
+    weight_decay: float = flag(0.1, "AdamW's.", 0)
+    noising: Literal["whole", "answer"] = flag(
+        "whole", "MDM: mask any token, or the answer alone (loss over its length)."
+    )
+    mask_id: int = flag(-1, "With --model_id: id of [M]; -1: config.json's, or the last.", -1)
+    max_new: int = flag(0, "Tokens generated; 0: the longest answer and its end.", 0)
+    decode_steps: int = flag(0, "MDM: steps of remasking; 0: one a token.", 0)
+    block_length: int = flag(0, "MDM: tokens a block; 0: all.", 0)
+    remasking: Literal["low_confidence", "random"] = flag("low_confidence", "MDM: what is kept.")
+    gradient_examples: int = flag(0, "Queries whose gradients are compared at evaluations.", 0)
+    attention_examples: int = flag(0, "MDM: facts whose attention scores are correlated.", 0)
+    attention_distance: int = flag(8, "MDM: largest distance from [M] to B of these.", 1)
+
+    def __post_init__(self):
+        if self.epochs % self.eval_epochs:
+            raise ValueError(
+                f"--epochs={self.epochs} is not a multiple of --eval_epochs={self.eval_epochs}"
+            )
+        if 0 < self.attention_examples < 3:
+            raise ValueError(f"--attention_examples={self.attention_examples}: 3 or more, or 0")
+        if self.lora_rank and not self.model_id:
+            raise ValueError("--lora_rank needs weights to adapt: --model_id=DIRECTORY")
+        for name in self.data:
+            fact_set(name, self)
+        if self.model_id:
+            open_tokenizer(self)
+
+
+# ---------------------------------------------------------------------------------------
+# Data and tokens
+
+
+def fact_set(name: str, config: Config) -> facts.FactSet:
+    """The facts of one training direction; from public files if there is a path."""
+    path, seed = config.data_path, config.data_seed
+    try:
+        if name in ("p2c", "c2p"):
+            pairs = facts.invent_parent_child(
+                config.num_pairs + config.both_ways, seed, config.name_words
+            )
+            asked, both_ways = pairs[: config.num_pairs], pairs[config.num_pairs :]
+            if path:
+                file = pathlib.Path(path) / "parent_child_pairs.csv"
+                asked = facts.read_parent_child(file, config.num_pairs, seed)
+            return facts.parent_child(asked, name, both_ways)
+        if name in ("p2d", "d2p"):
+            if path:
+                return facts.read_person_description(path, name, seed=seed)
+            return facts.invent_person_description(direction=name, seed=seed)
+        if not path:
+            return facts.relation_facts(facts.invent_triples(seed=seed))
+        files = sorted(pathlib.Path(path).glob("*.json"))
+        if not files:
+            raise ValueError(f"{path} holds no .json file")
+        return facts.relation_facts(facts.read_trex(files, seed=seed))
+    except (ValueError, OSError) as error:
+        raise harness.UsageError(f"--data={name}: {error}") from None
+
+
+def open_tokenizer(config: Config) -> "FileTokenizer":
+    """The tokenizer of the directory --model_id, checked against its config.json."""
+    directory = config.model_id
+    try:
+        fields = pretrained.read_json(pathlib.Path(directory) / "config.json")
+        _, network = hf_config.read(fields)
+    except ValueError as error:
+        raise harness.UsageError(f"--model_id={directory}: {error}") from None
+    if config.mask_id >= network.vocab_size:
+        raise harness.UsageError(
+            f"--mask_id={config.mask_id} is not below the vocabulary's {network.vocab_size}"
+        )
+    tokenizer = FileTokenizer(directory, fields, network.vocab_size)
+    if config.mask_id >= 0:
+        tokenizer.mask_id = config.mask_id
+    return tokenizer
+
+
+class FileTokenizer:
+    """A Hugging Face directory's tokenizer.json, with the special ids that training needs."""
+
+    def __init__(self, directory: str, fields: dict[str, Any], vocab_size: int):
+        import tokenizers
+
+        path = pathlib.Path(directory)
+        if not (path / "tokenizer.json").exists():
+            raise harness.UsageError(f"--model_id={directory} has no tokenizer.json")
+        self._tokenizer = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
+        size = self._tokenizer.get_vocab_size()
+        if size > vocab_size:
+            raise harness.UsageError(
+                f"--model_id={directory}: the tokenizer has {size} tokens, "
+                f"the embedding {vocab_size}"
+            )
+        eos = fields.get("eos_token_id")
+        self.eos_id = eos[0] if isinstance(eos, list) else eos
+        if self.eos_id is None:
+            raise harness.UsageError(f"{path / 'config.json'} has no eos_token_id")
+        self.pad_id = self.eos_id
+        # A causal model has no [M]: the embedding's last row is made one.
+        default = LLADA_MASK_ID if fields["model_type"] == "llada" else vocab_size - 1
+        self.mask_id = fields.get("mask_token_id", default)
+        self.vocab_size = vocab_size
+
+    def encode(self, texts):
+        """Ids of each text, without special tokens."""
+        return [self._tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
+
+    def decode(self, ids):
+        """The text."""
+        return self._tokenizer.decode(list(ids))
+
+
+class Pairing(NamedTuple):
+    """The forward and the reverse query of each fact, of which gradients are compared.
+
+    Attributes:
+      tokens: both directions' rows [2, E, L].
+      valid: [2, E, L], False at padding.
+      at: the place whose logits are asked [2, E].
+      target: the true token there [2, E].
+    """
+
+    tokens: np.ndarray
+    valid: np.ndarray
+    at: np.ndarray
+    target: np.ndarray
+
+
+def paired_queries(data: facts.FactSet, tokenizer: Any, masked: bool) -> Pairing | None:
+    """One pair for each reverse query whose answer stands in a trained prompt; None without any.
+
+    A masked model is asked as in the theory, for the trained statement's first entity both
+    times: "[M]'s child is B" and "B's parent is [M]", at the first [M]. A causal model cannot
+    look ahead: it is asked what each prompt's answer begins with.
+    """
+    rows, at, target = ([], []), ([], []), ([], [])
+    for query in data.reverse:
+        entity = query.answers[0]
+        statement = next((s for s in data.train if entity in s.prompt), None)
+        if statement is None:
+            continue
+        before, after = statement.prompt.split(entity, 1)
+        space = " " if before else ""
+        texts = (before.rstrip(), space + entity, f"{after} {statement.answer}", statement.prompt)
+        before, hidden, after, prompt = tokenizer.encode(texts)
+        texts = (query.prompt, f" {entity}", f" {statement.answer}")
+        asked, entity, answer = tokenizer.encode(texts)
+        if masked:
+            sides = (
+                ([*before, *[tokenizer.mask_id] * len(hidden), *after], len(before), hidden[0]),
+                ([*asked, *[tokenizer.mask_id] * len(entity)], len(asked), entity[0]),
+            )
+        else:
+            sides = (
+                (prompt, len(prompt) - 1, answer[0]),
+                (asked, len(asked) - 1, entity[0]),
+            )
+        for number, side in enumerate(sides):
+            for values, value in zip((rows, at, target), side, strict=True):
+                values[number].append(value)
+    if not rows[0]:
+        return None
+    length = max(map(len, rows[0] + rows[1]))
+    tokens, valid = zip(
+        *(facts.pad(side, tokenizer.pad_id, length=length) for side in rows), strict=True
+    )
+    return Pairing(np.stack(tokens), np.stack(valid), np.array(at), np.array(target))
+
+
+# ---------------------------------------------------------------------------------------
+# One run
+
+
+class Task:
+    """One model on one direction of facts: how it is trained and how it is asked."""
+
+    def __init__(self, data_name: str, model_name: str, config: Config):
+        self.config, self.model_name = config, model_name
+        self.data = fact_set(data_name, config)
+        self._load_model()
+        self._encode()
+
+    def _load_model(self) -> None:
+        c = self.config
+        dtype = jnp.dtype(c.dtype)
+        self.base = None
+        if c.model_id:
+            overrides = {"scan_layers": True, "causal": self.model_name == "arm"}
+            param_dtype = dtype if c.lora_rank else jnp.float32
+            try:
+                self.model, self.base = models.load_pretrained(
+                    c.model_id, param_dtype=param_dtype, dtype=dtype, **overrides
+                )
+            except (ValueError, ImportError) as error:
+                raise harness.UsageError(f"--model_id: {error}") from None
+            self.tokenizer = open_tokenizer(c)
+            return
+        texts = [" ".join(text) for text in self.data.train]
+        queries = self.data.forward + self.data.reverse
+        texts += [" ".join((query.prompt, *query.answers)) for query in queries]
+        self.tokenizer = facts.WordTokenizer(texts)
+        preset = models.llama if self.model_name == "arm" else models.llada
+        try:
+            network = preset(
+                vocab_size=self.tokenizer.vocab_size,
+                num_layers=c.layers,
+                width=c.width,
+                num_heads=c.heads,
+                num_kv_heads=c.kv_heads,
+                mlp_width=4 * c.width,
+                max_len=128,
+                rope_base=10_000.0,
+                rope_scaling=None,
+                positions=c.positions,
+                init="uniform_fan_in",
+                dtype=dtype,
+            )
+        except ValueError as error:
+            raise harness.UsageError(str(error)) from None
+        self.model = models.Transformer(network)
+
+    def _encode(self) -> None:
+        c, tokenizer, max_len = self.config, self.tokenizer, self.model.config.max_len
+        try:
+            arrays = facts.training_arrays(self.data.train, tokenizer, max_len)
+        except ValueError as error:
+            raise harness.UsageError(str(error)) from None
+        queries = self.data.forward + self.data.reverse
+        answers = tokenizer.encode([f" {query.answers[0]}" for query in queries])
+        self.max_new = c.max_new or max(map(len, answers)) + 1
+        if self.model_name == "mdm":
+            # Rows go on with end-of-sequence tokens, which are noised and read like any other.
+            width = arrays["tokens_BL"].shape[1]
+            first_scored = arrays["scored_BL"].argmax(axis=1)
+            tokens = np.where(arrays["valid_BL"], arrays["tokens_BL"], tokenizer.eos_id)
+            in_answer = np.arange(width) >= first_scored[:, None]
+            scored = in_answer if c.noising == "answer" else np.ones_like(in_answer)
+            arrays = {"tokens_BL": tokens.astype(np.int32), "scored_BL": scored}
+        self.arrays = arrays
+        self.first_tokens = np.array([answer[0] for answer in answers])
+        self.prompts = facts.pad(
+            tokenizer.encode([query.prompt for query in queries]), tokenizer.pad_id
+        )
+        needed = self.prompts[0].shape[1] + self.max_new
+        if max_len is not None and needed > max_len:
+            raise harness.UsageError(
+                f"--max_new={self.max_new}: the longest query needs {needed} tokens, "
+                f"the context has {max_len}"
+            )
+        self.pairing = None
+        if c.gradient_examples:
+            self.pairing = paired_queries(self.data, tokenizer, self.model_name == "mdm")
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return max(len(self.arrays["tokens_BL"]) // self.config.batch_size, 1)
+
+    @property
+    def lora_config(self) -> models.LoRAConfig:
+        c = self.config
+        return models.LoRAConfig(c.lora_rank, c.lora_alpha, c.lora_targets, dropout=c.lora_dropout)
+
+    def state(self, seed: int) -> training.TrainState:
+        """Step 0 of one seed."""
+        c = self.config
+        init_key, run_key = jax.random.split(jax.random.key(seed))
+        optimizer = training.make_optimizer(
+            c.learning_rate, warmup_steps=c.warmup_steps, weight_decay=c.weight_decay
+        )
+        if c.lora_rank:
+            adapted = models.LoRA(self.model, self.lora_config)
+            try:
+                adapters = lora.init_adapters(adapted, self.base, init_key)
+            except ValueError as error:
+                raise harness.UsageError(str(error)) from None
+            return training.create_state(
+                lora.make_apply_fn(adapted),
+                {"lora": adapters},
+                optimizer,
+                run_key,
+                frozen={"params": self.base},
+            )
+        if self.base is None:
+            tokens_BL = jnp.zeros((1, 1), jnp.int32)
+            params = jax.jit(self.model.init)(init_key, tokens_BL)["params"]
+        else:
+            params = jax.tree.map(jnp.copy, self.base)  # donated by the first step
+        return training.create_state(models.make_apply_fn(self.model), params, optimizer, run_key)
+
+    def train_step(self):
+        """state, batch -> state, metrics."""
+        if self.model_name == "arm":
+            objective = objectives.next_token
+        else:
+            objective = functools.partial(
+                objectives.masked_diffusion,
+                mask_id=self.tokenizer.mask_id,
+                weighting="t",
+                schedule=objectives.llada_schedule,
+                per_token=self.config.noising == "answer",
+            )
+        return functools.partial(training.train_step, objective=objective)
+
+    def weights(self, state: training.TrainState):
+        """The model's own parameters, adapters merged."""
+        if not self.config.lora_rank:
+            return state.params
+        return lora.merge(state.frozen["params"], state.params["lora"], self.lora_config)
+
+    def save_adapters(self, state: training.TrainState, directory: pathlib.Path) -> None:
+        """Writes the adapters, if there are any, in PEFT's format."""
+        if self.config.lora_rank:
+            adapters = state.params["lora"]
+            models.save_adapters(directory, self.model, adapters, self.lora_config)
+
+    # -----------------------------------------------------------------------------------
+    # Questions
+
+    @functools.cached_property
+    def _generate(self):
+        c, apply_fn = self.config, models.make_apply_fn(self.model)
+        if self.model_name == "arm":
+            extend = models.make_extend_fn(self.model)
+            return jax.jit(
+                lambda params, key, tokens, valid: decoding.greedy(
+                    extend,
+                    params,
+                    tokens,
+                    valid,
+                    num_new=self.max_new,
+                    eos_id=self.tokenizer.eos_id,
+                )
+            )
+        return jax.jit(
+            lambda params, key, tokens, valid: decoding.remask(
+                apply_fn,
+                params,
+                tokens,
+                valid,
+                key,
+                mask_id=self.tokenizer.mask_id,
+                num_new=self.max_new,
+                num_steps=c.decode_steps or self.max_new,
+                block_length=c.block_length or self.max_new,
+                remasking=c.remasking,
+            )
+        )
+
+    @functools.cached_property
+    def _probe(self):
+        """p and rank of a token at one place of each row."""
+        mask_id = self.tokenizer.mask_id if self.model_name == "mdm" else None
+        apply_fn = models.make_apply_fn(self.model)
+
+        @jax.jit
+        def probe(params, tokens_BL, valid_BL, at_B, target_B):
+            logits_BLV = apply_fn(params, tokens_BL, valid_BL=valid_BL)
+            logits_BV = jnp.take_along_axis(logits_BLV, at_B[:, None, None], axis=1)[:, 0]
+            p_BV = jax.nn.softmax(objectives.exclude(logits_BV[:, None], mask_id)[:, 0])
+            p_B = jnp.take_along_axis(p_BV, target_B[:, None], axis=1)
+            return p_B[:, 0], 1 + jnp.sum(p_BV > p_B, axis=1)
+
+        return probe
+
+    def answers(self, params, key: jax.Array) -> list[str]:
+        """What the model says to each forward, then each reverse query."""
+        new = self._in_chunks(
+            lambda number, *chunk: self._generate(params, jax.random.fold_in(key, number), *chunk),
+            *self.prompts,
+        )
+        texts = []
+        for row in np.asarray(new):
+            ended = np.flatnonzero(row == self.tokenizer.eos_id)
+            texts.append(self.tokenizer.decode(row[: ended[0]] if len(ended) else row))
+        return texts
+
+    def evaluate(self, state: training.TrainState) -> dict[str, np.ndarray]:
+        """Accuracy, P(true first token) and its rank, forward and reverse.
+
+        The masked model is asked at the first of `max_new` [M]s. Values have an axis of one seed.
+        """
+        params = self._weights(state)
+        texts = self.answers(params, jax.random.fold_in(state.key, training.EVAL_STREAM))
+        queries = self.data.forward + self.data.reverse
+        right = [
+            facts.is_exact_match(text, query.answers)
+            for text, query in zip(texts, queries, strict=True)
+        ]
+        tokens, valid = self.prompts
+        last = valid.sum(axis=1) - 1
+        if self.model_name == "mdm":
+            rows = [row[:end] for row, end in zip(tokens.tolist(), last + 1, strict=True)]
+            masks = [self.tokenizer.mask_id] * self.max_new
+            tokens, valid = facts.pad([row + masks for row in rows], self.tokenizer.pad_id)
+            last = last + 1
+        p, rank = self._in_chunks(
+            lambda _, *chunk: self._probe(params, *chunk), tokens, valid, last, self.first_tokens
+        )
+        split = len(self.data.forward)
+        values = {}
+        for name, side in (("forward", slice(split)), ("reverse", slice(split, None))):
+            values[f"{name}_percent"] = 100 * np.mean(right[side])
+            values[f"{name}_p"] = np.mean(p[side])
+            values[f"{name}_rank"] = np.median(rank[side])
+        if self.pairing is not None:
+            values |= self.compare_gradients(state)
+        return {name: np.asarray(value)[None] for name, value in values.items()}
+
+    @functools.cached_property
+    def _weights(self):
+        return jax.jit(self.weights)
+
+    @staticmethod
+    def _in_chunks(function, *arrays):
+        """`function(chunk number, *rows)` over rows in chunks of one size, results joined."""
+        count = len(arrays[0])
+        size = min(EVAL_CHUNK, count)
+        outputs = []
+        for number, start in enumerate(range(0, count, size)):
+            index = np.minimum(np.arange(start, start + size), count - 1)
+            outputs.append(jax.device_get(function(number, *(x[index] for x in arrays))))
+        return jax.tree.map(lambda *x: np.concatenate(x)[:count], *outputs)
+
+    @functools.cached_property
+    def _alignment(self):
+        mask_id = self.tokenizer.mask_id if self.model_name == "mdm" else None
+
+        def loss(trained, example, side, state):
+            tokens_L, valid_L, at, target = (x[side] for x in example)
+            logits_BLV = state.apply_fn(
+                state.variables(trained), tokens_L[None], valid_BL=valid_L[None]
+            )
+            return objectives.token_nll(logits_BLV[:, at][:, None], target[None, None], mask_id)[
+                0, 0
+            ]
+
+        @jax.jit
+        def compare(state, examples):
+            sides = [functools.partial(loss, side=side, state=state) for side in (0, 1)]
+            return gradients.alignment(
+                *sides, state.params, examples=examples, blocks=r"(embed|attention|mlp|head)",
+                chunk_size=1,
+            )  # fmt: skip
+
+        return compare
+
+    def compare_gradients(self, state: training.TrainState) -> dict[str, Any]:
+        """Inner product and cosine of paired queries' gradients, in all and per block."""
+        count = min(self.config.gradient_examples, self.pairing.tokens.shape[1])
+        examples = tuple(np.moveaxis(x, 0, 1)[:count] for x in self.pairing)
+        found = self._alignment(state, examples)
+        values = {f"gradient_cosine_{name}": x for name, x in found.cosine.items()}
+        return values | {f"gradient_inner_{name}": x for name, x in found.inner.items()}
+
+    def attention_correlation(self, state: training.TrainState) -> dict[str, np.ndarray]:
+        """Figure 6: Corr(S_fwd, S_rev) over facts against Δ1+Δ2, [layers, heads, totals].
+
+        Rows hold [M] and B alone, end-of-sequence tokens elsewhere, so that every distance can
+        be had. A name of several tokens: the score is averaged over B's span.
+        """
+        c, tokenizer = self.config, self.tokenizer
+        names = sorted({statement.answer for statement in self.data.train})[: c.attention_examples]
+        spans = tokenizer.encode([f" {name}" for name in names])
+        longest = max(map(len, spans))
+        internals = models.make_internals_fn(self.model)
+        params, distances = self._weights(state), range(1, c.attention_distance + 1)
+        scores = {}
+        for direction in ("forward", "reverse"):
+            rows, query, first, item, distance = [], [], [], [], []
+            for number, span in enumerate(spans):
+                for gap in distances:
+                    row = [tokenizer.eos_id] * (c.attention_distance + longest)
+                    # Forward [M] .. B, reverse B .. [M], `gap` from [M] to B's nearest token.
+                    start = gap if direction == "forward" else 0
+                    row[start : start + len(span)] = span
+                    place = 0 if direction == "forward" else len(span) - 1 + gap
+                    row[place] = tokenizer.mask_id
+                    for values, value in zip(
+                        (rows, query, first, item, distance),
+                        (row, place, start, number, gap),
+                        strict=True,
+                    ):
+                        values.append(value)
+            length_E = np.array([len(spans[number]) for number in item])
+            total = 0.0
+            for offset in range(longest):
+                key_E = np.array(first) + np.minimum(offset, length_E - 1)
+                to = attention.attention_to(internals, params, np.array(rows), query, key_E)
+                total = total + np.asarray(to.scores) * (offset < length_E)
+            scores[direction] = attention.by_distance(total / length_E, item, distance)
+        found = attention.distance_correlation(scores["forward"], scores["reverse"], resamples=200)
+        return {"total": found.total, "mean": found.mean, "low": found.low, "high": found.high}

@@ -1,0 +1,89 @@
+import jax
+import numpy as np
+import pytest
+
+from dirasym import models
+from dirasym.analysis import attention, rope
+from dirasym.data import case_pairs
+
+LENGTH = 5
+
+
+def _model(num_layers=1, **kwargs):
+    config = models.radd(
+        vocab_size=case_pairs.VOCAB_SIZE, num_layers=num_layers, num_heads=2, width=16, **kwargs
+    )
+    model = models.Transformer(config)
+    params = jax.jit(model.init)(jax.random.key(0), np.zeros((1, LENGTH), np.int32))["params"]
+    return model, models.make_internals_fn(model), params
+
+
+def _queries(direction):
+    q = case_pairs.mask_queries(LENGTH, direction)
+    return q.tokens_EL, q.position_E, q.context_E
+
+
+def test_scores_and_weights_are_the_models_own():
+    _, internals, params = _model(num_layers=2)
+    tokens_EL, query_E, key_E = _queries("forward")
+    got = attention.attention_to(internals, params, tokens_EL, query_E, key_E, chunk_size=64)
+    sown = internals(params, tokens_EL)
+    rows = np.arange(len(tokens_EL))
+    for name in ("scores", "weights"):
+        want = np.moveaxis(np.asarray(sown[name])[:, rows, :, query_E, key_E], 0, -1)
+        np.testing.assert_allclose(getattr(got, name), want, atol=1e-5)
+
+
+def test_one_layer_rope_scores_depend_on_letter_and_distance_alone():
+    _, internals, params = _model()
+    q = case_pairs.mask_queries(LENGTH, "reverse")
+    got = attention.attention_to(internals, params, q.tokens_EL, q.position_E, q.context_E)
+    means = attention.by_distance(got.scores, q.letter_E, q.distance_E)
+    assert means.shape == (1, 2, 26, LENGTH - 1)
+    scores = np.asarray(got.scores)
+    np.testing.assert_allclose(means[..., q.letter_E, q.distance_E - 1], scores, atol=1e-5)
+
+
+def test_correlation_of_drawn_keys_is_the_closed_form():
+    """Letters whose keys obey (A2) given one query: rope.conditional_correlation by distance."""
+    rng = np.random.default_rng(0)
+    head_dim, letters, rho = 32, 20_000, 0.3
+    q_P2 = rng.normal(size=(head_dim // 2, 2))
+    unit_P2 = q_P2 / np.linalg.norm(q_P2, axis=-1, keepdims=True)
+    k = np.sqrt((1 - rho) / 2) * rng.normal(size=(letters, head_dim // 2, 2))
+    k += np.sqrt(rho) * rng.normal(size=(letters, head_dim // 2, 1)) * unit_P2
+    k = k.reshape(letters, head_dim)
+    distances = np.arange(1, 5)
+    fwd_ID, rev_ID = (
+        np.stack([k @ rope.rotation(sign * d, head_dim).T @ q_P2.ravel() for d in distances], 1)
+        for sign in (1, -1)
+    )
+    got = attention.distance_correlation(fwd_ID, rev_ID, resamples=50)
+    w = (q_P2**2).sum(-1)
+    want = np.array(
+        [[rope.conditional_correlation(w, rho, a, b) for a in distances] for b in distances]
+    )
+    total = np.add.outer(distances, distances)
+    for t, mean, low, high in zip(*got, strict=True):
+        assert abs(mean - want[total == t].mean()) < 0.02
+        assert low < mean < high
+
+
+def test_perfect_and_absent_correlation():
+    scores = np.random.default_rng(0).normal(size=(2, 200, 3))
+    same = attention.distance_correlation(scores[:, :, :1], 2 * scores[:, :, :1] + 1, resamples=20)
+    np.testing.assert_allclose(same.mean, 1)
+    other = np.random.default_rng(1).normal(size=(2, 200, 3))
+    unlike = attention.distance_correlation(scores, other, resamples=200)
+    assert unlike.mean.shape == (2, 5) and np.all(np.abs(unlike.mean) < 0.25)
+    assert np.all(unlike.low < unlike.high)
+    with pytest.raises(ValueError, match="3 items"):
+        attention.distance_correlation(scores[:, :2], other[:, :2])
+
+
+def test_weights_over_training():
+    _, internals, params = _model()
+    trajectory = [params, jax.tree.map(np.zeros_like, params)]
+    tracked = attention.track_weights(internals, trajectory, *_queries("forward"))
+    assert tracked.shape == (2, 1, 2)
+    np.testing.assert_allclose(tracked[1], 1 / LENGTH, rtol=1e-5)

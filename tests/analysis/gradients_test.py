@@ -1,0 +1,202 @@
+import functools
+
+import chex
+import flax.linen as nn
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dirasym import models
+from dirasym.analysis import gradients
+
+VOCAB, LENGTH, EXAMPLES = 7, 5, 4
+
+
+def _losses(model):
+    """Cross-entropy at the first and at the last position, of one example."""
+
+    def loss(params, example, position):
+        logits_LV = model.apply({"params": params}, example["tokens_L"][None])[0]
+        return optax.softmax_cross_entropy_with_integer_labels(
+            logits_LV[position], example["target"]
+        )
+
+    return functools.partial(loss, position=0), functools.partial(loss, position=-1)
+
+
+def _examples(seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        "tokens_L": rng.integers(0, VOCAB, (EXAMPLES, LENGTH)),
+        "target": rng.integers(0, VOCAB, EXAMPLES),
+    }
+
+
+def _transformer(**kwargs):
+    config = models.TransformerConfig(
+        vocab_size=VOCAB, num_layers=1, width=8, num_heads=2, causal=False, **kwargs
+    )
+    model = models.Transformer(config)
+    init = jax.jit(model.init)
+    return model, init(jax.random.key(0), np.zeros((1, LENGTH), np.int32))["params"]
+
+
+def _by_hand(losses, params, examples):
+    """Flat per-example gradients [E, N] of both losses."""
+
+    @jax.jit
+    def flat(x):
+        return [jax.flatten_util.ravel_pytree(jax.grad(loss)(params, x))[0] for loss in losses]
+
+    return jax.vmap(flat)(examples)
+
+
+def _alignment(*losses, **kwargs):
+    """`alignment` under jit, which spares compiling op by op."""
+    return jax.jit(functools.partial(gradients.alignment, *losses, **kwargs))
+
+
+def test_two_scalar_losses_against_the_definition():
+    params = {"a": jnp.array([1.0, 2.0]), "b": {"c": jnp.array(3.0)}}
+    result = gradients.alignment(
+        lambda p: (p["a"] ** 2).sum() + p["b"]["c"], lambda p: p["a"][0] - 2 * p["b"]["c"], params
+    )
+    chex.assert_trees_all_close(result.inner, {"a": 2.0, "b/c": -2.0, "total": 0.0}, atol=1e-6)
+    chex.assert_trees_all_close(result.norm_fwd["total"], np.sqrt(21.0), rtol=1e-6)
+    chex.assert_trees_all_close(result.cosine["a"], 2 / np.sqrt(20), rtol=1e-6)
+    assert result.undefined == {}
+
+
+def test_a_zero_gradient_gives_nan_and_says_which():
+    params = {"used": jnp.ones(3), "unused": jnp.ones(2)}
+    result = gradients.alignment(lambda p: p["used"].sum(), lambda p: p["unused"].sum(), params)
+    assert np.isnan(result.cosine["used"]) and np.isnan(result.cosine["unused"])
+    assert result.undefined == {
+        "used": "the reverse gradient is zero",
+        "unused": "the forward gradient is zero",
+    }
+    assert result.cosine["total"] == 0
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "left_over"),
+    [
+        ({}, {"bias", "scale"}),
+        (dict(tied_head=True, mlp="swiglu", norm="rmsnorm", num_kv_heads=1), {"bias", "scale"}),
+        (dict(positions="learned", max_len=LENGTH, qkv_bias=True), {"bias", "scale"}),
+    ],
+)
+def test_factored_equals_direct_equals_the_definition(kwargs, left_over):
+    model, params = _transformer(**kwargs)
+    losses, examples = _losses(model), _examples()
+    g_fwd, g_rev = _by_hand(losses, params, examples)
+    want = (g_fwd * g_rev).sum(-1)
+    direct = _alignment(*losses, chunk_size=2)(params, examples=examples)
+    factored = _alignment(*losses, method="factored")(params, examples=examples)
+    scale = float((jnp.linalg.norm(g_fwd, axis=-1) * jnp.linalg.norm(g_rev, axis=-1)).max())
+    np.testing.assert_allclose(direct.inner["total"], want, atol=1e-5 * scale)
+    for name in ("inner", "norm_fwd", "norm_rev"):
+        chex.assert_trees_all_close(
+            getattr(factored, name), getattr(direct, name), atol=1e-5 * max(1, scale)
+        )
+    # In "total" alone: the gradient of a key's bias is zero but for rounding.
+    np.testing.assert_allclose(factored.cosine["total"], direct.cosine["total"], atol=1e-5)
+    assert {path.split("/")[-1] for path in factored.direct} <= left_over
+    assert len(direct.direct) == len(jax.tree.leaves(params))
+
+
+def test_layers_it_cannot_factor_are_named_and_still_right():
+    model, params = _transformer(scan_layers=True)
+    losses, examples = _losses(model), _examples()
+    direct = _alignment(*losses)(params, examples=examples)
+    factored = _alignment(*losses, method="factored")(params, examples=examples)
+    assert any(path.startswith("blocks") and "kernel" in path for path in factored.direct)
+    assert "head/kernel" not in factored.direct
+    chex.assert_trees_all_close(factored.inner, direct.inner, atol=1e-5)
+
+
+def test_a_matrix_read_elsewhere_too_is_not_factored():
+    dense = nn.Dense(3)
+    params = dense.init(jax.random.key(0), jnp.ones(4))["params"]
+
+    def loss(params, x_I):  # weight decay reads the kernel as well as the layer does
+        return dense.apply({"params": params}, x_I).sum() ** 2 + (params["kernel"] ** 2).sum()
+
+    examples = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    direct, factored = (
+        gradients.alignment(loss, loss, params, examples=examples, method=method)
+        for method in ("direct", "factored")
+    )
+    assert "kernel" in factored.direct
+    chex.assert_trees_all_close(factored.inner, direct.inner, rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["direct", "factored"])
+def test_cross_matrix(method):
+    model, params = _transformer()
+    losses, examples = _losses(model), _examples()
+    columns = jax.tree.map(lambda x: x[:3], _examples(1))
+    g_fwd, _ = _by_hand(losses, params, examples)
+    _, g_rev = _by_hand(losses, params, columns)
+    how = dict(method=method, chunk_size=3, blocks="head")
+    cross = jax.jit(functools.partial(gradients.cross_alignment, *losses, **how))(
+        params, examples, examples_rev=columns
+    )
+    want = g_fwd @ g_rev.T
+    np.testing.assert_allclose(cross["total"], want, atol=1e-5 * np.abs(want).max())
+    assert cross["head"].shape == (EXAMPLES, 3) and set(cross) == {"head", "total"}
+
+
+def test_blocks_by_regex_and_by_function():
+    params = {f"layer_{n}": {"w": jnp.full(2, n + 1.0), "b": jnp.ones(1)} for n in range(3)}
+
+    def loss(params):
+        return sum((leaf**3).sum() for leaf in jax.tree.leaves(params))
+
+    by_regex = gradients.alignment(loss, loss, params, blocks=r"^(layer_[01])/")
+    assert set(by_regex.inner) == {"layer_0", "layer_1", "total"}
+    by_function = gradients.alignment(loss, loss, params, blocks=lambda path: path.split("/")[0])
+    parts = sum(value for name, value in by_function.inner.items() if name != "total")
+    chex.assert_trees_all_close(parts, by_function.inner["total"], by_regex.inner["total"])
+    chex.assert_trees_all_close(by_function.inner["layer_1"], by_regex.inner["layer_1"])
+    whole_match = gradients.alignment(loss, loss, params, blocks="b$|w$")
+    assert set(whole_match.inner) == {"b", "w", "total"}
+
+
+def test_the_reverse_loss_changes_to_first_order_as_predicted():
+    weights = np.random.default_rng(0).normal(size=(2, 4, 3))
+    params = {"w": np.random.default_rng(1).normal(size=(4, 3)), "v": np.ones(3)}
+    losses = [lambda p, a=a: (jnp.tanh(p["w"] * a) @ p["v"] ** 2).sum() for a in weights]
+    with jax.enable_x64(True):
+        rates = np.logspace(-4, -2, 5)
+        transfer = gradients.first_order_transfer(*losses, params, rates)
+        error = np.abs(transfer.predicted - transfer.measured)
+    inner = gradients.alignment(*losses, params).inner["total"]
+    np.testing.assert_allclose(transfer.predicted, -rates * float(inner), rtol=1e-4)
+    slope = np.polyfit(np.log(rates), np.log(error), 1)[0]
+    assert abs(slope - 2) < 0.05
+
+
+def test_bad_input():
+    params, ints = {"w": jnp.ones(3)}, {"w": jnp.ones(3, jnp.int32)}
+
+    def loss(p, *_):
+        return p["w"].sum()
+
+    with pytest.raises(TypeError, match="params: w is int32"):
+        gradients.alignment(loss, loss, ints)
+    with pytest.raises(ValueError, match="loss_rev must return a scalar"):
+        gradients.alignment(loss, lambda p: p["w"], params)
+    with pytest.raises(ValueError, match="blocks matches no parameter"):
+        gradients.alignment(loss, loss, params, blocks="nothing")
+    with pytest.raises(ValueError, match="pass examples"):
+        gradients.alignment(loss, loss, params, method="factored")
+    with pytest.raises(ValueError, match="method must be"):
+        gradients.alignment(loss, loss, params, method="fast")
+    with pytest.raises(ValueError, match="one leading size"):
+        gradients.alignment(loss, loss, params, examples={"x": np.ones(3), "y": np.ones(2)})
+    with pytest.raises(ValueError, match="no arrays"):
+        gradients.alignment(loss, loss, {})

@@ -1,0 +1,153 @@
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from dirasym.data import facts
+
+PUBLIC = pathlib.Path(__file__).parents[3] / "shared/data/reversal_curse"
+needs_public = pytest.mark.skipif(not PUBLIC.exists(), reason="public files are not here")
+
+
+@needs_public
+def test_public_parent_child_pairs_are_a_one_to_one_map():
+    pairs = facts.read_parent_child(PUBLIC / "parent_child_pairs.csv")
+    assert len(pairs) == 250 == len({p.child for p in pairs}) == len({p.parent for p in pairs})
+    assert pairs == facts.read_parent_child(PUBLIC / "parent_child_pairs.csv")
+    assert pairs != facts.read_parent_child(PUBLIC / "parent_child_pairs.csv", seed=1)
+    everything = facts.read_parent_child(PUBLIC / "parent_child_pairs.csv", None)
+    assert everything[:250] == pairs and len(everything) > 500
+    both = [pair for pair in everything if len(pair.parents) == 2]
+    query = facts.parent_child(both[:1], "p2c").reverse[0]
+    assert all(
+        facts.is_exact_match(f" {name.upper()}\n", query.answers) for name in both[0].parents
+    )
+
+
+@needs_public
+@pytest.mark.parametrize("direction", ["p2d", "d2p"])
+def test_public_persons(direction):
+    data = facts.read_person_description(PUBLIC, direction)
+    assert (len(data.train), len(data.forward), len(data.reverse)) == (300, 100, 100)
+    whole = facts.read_person_description(PUBLIC, direction, None)
+    assert (len(whole.train), len(whole.forward), len(whole.reverse)) == (900, 300, 300)
+    assert set(data.train) <= set(whole.train)
+    asked = data.reverse if direction == "p2d" else data.forward
+    assert len({query.answers for query in asked}) == 10
+    assert not {query.prompt for query in data.forward} & {s.prompt for s in data.train}
+
+
+@pytest.mark.parametrize("direction", ["p2c", "c2p"])
+def test_parent_child_trains_one_way_and_asks_both(direction):
+    pairs = facts.invent_parent_child(7, seed=3)
+    data = facts.parent_child(pairs[:5], direction, both_ways=pairs[5:])
+    words = {"p2c": "'s child is", "c2p": "'s parent is"}
+    one_way = {name for pair in pairs[:5] for name in pair[:2]}
+    for prompt, _ in data.train:
+        if prompt.split("'s")[0] in one_way:
+            assert prompt.endswith(words[direction])
+    assert len(data.train) == 9 and len(data.forward) == len(data.reverse) == 5
+    trained = set(data.train)
+    assert all((query.prompt, query.answers[0]) in trained for query in data.forward)
+    assert not any((query.prompt, query.answers[0]) in trained for query in data.reverse)
+    with pytest.raises(ValueError, match="direction must be"):
+        facts.parent_child(pairs, "p2p")
+
+
+def test_invented_facts_have_the_papers_shape():
+    data = facts.invent_person_description()
+    assert (len(data.train), len(data.forward), len(data.reverse)) == (300, 100, 100)
+    assert len(set(data.train)) == 300
+    triples = facts.invent_triples()
+    assert len(triples) == 90 and len({t.relation for t in triples}) == 6
+    data = facts.relation_facts(triples)
+    assert (len(data.train), len(data.forward), len(data.reverse)) == (450, 90, 90)
+    names = [name for t in triples for name in (t.head, t.tail)]
+    assert len(set(names)) == len(names)
+    with pytest.raises(ValueError, match="30 phrasings, 31 asked"):
+        facts.invent_person_description(num_phrasings=31)
+
+
+def test_invented_names_are_the_same_in_every_process():
+    code = "from dirasym.data import facts; print(facts.invent_names(3, seed=5))"
+    other = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+        env={"PYTHONHASHSEED": "123", "PYTHONPATH": str(pathlib.Path(__file__).parents[2])},
+    )  # fmt: skip
+    assert other.stdout.strip() == str(facts.invent_names(3, seed=5))
+
+
+def _trex_document(facts_of):
+    uri = "http://www.wikidata.org/entity/"
+    return {
+        "docid": "Q1",
+        "triples": [
+            {
+                "subject": {"uri": uri + head, "surfaceform": head},
+                "predicate": {"uri": uri + relation},
+                "object": {"uri": uri + tail, "surfaceform": tail},
+            }
+            for head, relation, tail in facts_of
+        ],
+    }
+
+
+def test_trex_takes_near_functional_relations_and_renames_entities(tmp_path):
+    capital = [(f"Q{i}", "P36", f"Q{100 + i}") for i in range(6)]
+    mother = [(f"Q{200 + i}", "P25", f"Q{300 + i}") for i in range(4)] + [("Q204", "P25", "Q300")]
+    country = [(f"Q{400 + i}", "P17", "Q500") for i in range(20)]
+    path = tmp_path / "trex.json"
+    documents = [_trex_document(capital[:3] + country), _trex_document(capital + mother)]
+    path.write_text(json.dumps(documents))
+    triples = facts.read_trex([path], num_relations=2, facts_per_relation=3)
+    assert [t.relation for t in triples] == ["capital"] * 3 + ["mother"] * 3
+    assert not any(name.startswith("Q") for t in triples for name in (t.head, t.tail))
+    assert facts.relation_facts(triples).forward[0].prompt.startswith("The capital of")
+    with pytest.raises(ValueError, match="hold 2 relations"):
+        facts.read_trex([path], num_relations=3, facts_per_relation=3)
+    documents[1]["triples"][4]["object"] = {}
+    path.write_text(json.dumps(documents))
+    with pytest.raises(ValueError, match="document 2, triple 5 lacks"):
+        facts.read_trex([path])
+
+
+def test_bad_rows_are_numbered(tmp_path):
+    path = tmp_path / "pairs.csv"
+    path.write_text("child,parent\nA,B\nC,\n")
+    with pytest.raises(ValueError, match="row 3 has no parent"):
+        facts.read_parent_child(path)
+    path.write_text("child,parent\nA,B\n")
+    with pytest.raises(ValueError, match="1, but 250"):
+        facts.read_parent_child(path)
+    for part in ("prompts_train", "prompts_test", "reverse_prompts_test"):
+        (tmp_path / f"p2d_{part}.jsonl").write_text(
+            '{"prompt": "a", "completion": "b"}\n{"a": 1}\n'
+        )
+    with pytest.raises(ValueError, match="row 2 lacks prompt or completion"):
+        facts.read_person_description(tmp_path)
+
+
+def test_words_round_trip():
+    text = "Brelan Thosir's child is Vael, it is said."
+    tokenizer = facts.WordTokenizer([text])
+    assert tokenizer.decode(*tokenizer.encode([text])) == text
+    with pytest.raises(ValueError, match="'Nobody' is not in the vocabulary"):
+        tokenizer.encode(["Nobody"])
+
+
+def test_answers_and_the_end_are_scored():
+    tokenizer = facts.WordTokenizer(["a's child is b c"])
+    statements = [facts.Statement("a's child is", "b c"), facts.Statement("b is", "c")]
+    arrays = facts.training_arrays(statements, tokenizer)
+    np.testing.assert_array_equal(
+        arrays["scored_BL"], np.array([[0, 0, 0, 0, 1, 1, 1], [0, 0, 1, 1, 0, 0, 0]], bool)
+    )
+    assert arrays["tokens_BL"][1, 3] == tokenizer.eos_id
+    np.testing.assert_array_equal(arrays["valid_BL"].sum(1), [7, 4])
+    with pytest.raises(ValueError, match="has 7 tokens, the context 6"):
+        facts.training_arrays(statements, tokenizer, max_len=6)
+    left, valid = facts.pad([[5], [6, 7]], 0, left=True)
+    assert left.tolist() == [[0, 5], [6, 7]] and valid.tolist() == [[False, True], [True, True]]

@@ -1,0 +1,133 @@
+import dataclasses
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from dirasym.data import facts
+from experiments import facts_task, harness
+
+ROOT = pathlib.Path(__file__).parents[2]
+FIXTURES = ROOT / "tests/fixtures"
+TINY = facts_task.Config(
+    num_pairs=4, both_ways=3, name_words=2, width=16, layers=1, heads=2, kv_heads=1, seeds=(0,),
+    epochs=1, eval_epochs=1, gradient_examples=2, attention_examples=3, attention_distance=3,
+)  # fmt: skip
+
+
+def _tokenizer(data):
+    texts = [" ".join(text) for text in data.train]
+    texts += [" ".join((q.prompt, *q.answers)) for q in data.forward + data.reverse]
+    return facts.WordTokenizer(texts)
+
+
+@pytest.mark.parametrize("model", ["mdm", "arm"])
+def test_a_run_is_evaluated_both_ways(model):
+    config = TINY if model == "mdm" else dataclasses.replace(TINY, gradient_examples=0)
+    task = facts_task.Task("p2c", model, config)
+    state = task.state(0)
+    values = task.evaluate(state)
+    for name in ("forward", "reverse"):
+        assert 0 <= values[f"{name}_p"][0] < 0.5 and values[f"{name}_percent"].shape == (1,)
+        assert 1 <= values[f"{name}_rank"][0] <= task.tokenizer.vocab_size
+    if model == "mdm":
+        assert values["gradient_cosine_total"].shape == (1, 2)
+        found = task.attention_correlation(state)
+        assert found["mean"].shape == (1, 2, 5) and np.isfinite(found["mean"]).all()
+
+
+def test_causal_rows_score_answers_and_masked_rows_go_on_with_ends():
+    causal, masked = (facts_task.Task("p2c", model, TINY) for model in ("arm", "mdm"))
+    tokens = causal.arrays["tokens_BL"]
+    assert (tokens[~causal.arrays["valid_BL"]] == causal.tokenizer.pad_id).all()
+    assert causal.arrays["scored_BL"].sum(axis=1).max() == 3  # two words and the end
+    assert "valid_BL" not in masked.arrays and masked.arrays["scored_BL"].all()
+    answer = dataclasses.replace(TINY, noising="answer")
+    scored = facts_task.Task("p2c", "mdm", answer).arrays["scored_BL"]
+    assert not scored[:, :4].any() and scored[:, -1].all()
+
+
+def test_paired_queries_ask_for_the_first_entity():
+    data = facts.parent_child(facts.invent_parent_child(3, words=1), "p2c")
+    tokenizer = _tokenizer(data)
+    pairing = facts_task.paired_queries(data, tokenizer, masked=True)
+    statement, query = data.train[0], data.reverse[0]
+    parent = query.answers[0]
+    whole = f"{statement.prompt} {statement.answer}"
+    forward, reverse = pairing.tokens[:, 0]
+    assert tokenizer.decode(forward) == whole.replace(parent, "<mask>")
+    assert tokenizer.decode(reverse) == f"{query.prompt} <mask>"
+    assert tokenizer.decode(pairing.target[:, 0]) == f"{parent} {parent}"
+    causal = facts_task.paired_queries(data, tokenizer, masked=False)
+    assert tokenizer.decode(causal.target[:, 0]) == f"{statement.answer} {parent}"
+
+
+@pytest.mark.parametrize("name", ["c2p", "p2d", "d2p", "trex"])
+def test_every_data_set_can_be_invented(name):
+    data = facts_task.fact_set(name, TINY)
+    assert data.train and data.forward and data.reverse
+    pairing = facts_task.paired_queries(data, _tokenizer(data), masked=True)
+    assert pairing.tokens.shape[1] > 0
+
+
+def test_weights_that_do_not_fit_are_named(tmp_path):
+    with pytest.raises(harness.UsageError, match="no tokenizer"):
+        facts_task.Task("p2c", "arm", dataclasses.replace(TINY, model_id=str(FIXTURES / "llama")))
+    tokenizers = pytest.importorskip("tokenizers")
+    shutil.copytree(FIXTURES / "llama", tmp_path / "big")
+    vocab = {f"w{number}": number for number in range(30)}
+    model = tokenizers.models.WordLevel(vocab, unk_token="w0")
+    tokenizers.Tokenizer(model).save(str(tmp_path / "big" / "tokenizer.json"))
+    with pytest.raises(harness.UsageError, match="has 30 tokens, the embedding 23"):
+        facts_task.Task("p2c", "arm", dataclasses.replace(TINY, model_id=str(tmp_path / "big")))
+    with pytest.raises(harness.UsageError, match=r"nowhere.*config\.json"):
+        facts_task.Task("p2c", "arm", dataclasses.replace(TINY, model_id="nowhere"))
+    with pytest.raises(harness.UsageError, match="the context has 128"):
+        facts_task.Task("p2c", "arm", dataclasses.replace(TINY, max_new=200))
+
+
+def test_lora_on_a_directory_trains_adapters_alone(tmp_path):
+    tokenizers = pytest.importorskip("tokenizers")
+    shutil.copytree(FIXTURES / "llama", tmp_path / "llama")
+    vocab = {f"w{number}": number for number in range(20)}
+    model = tokenizers.models.WordLevel(vocab, unk_token="w0")
+    tokenizers.Tokenizer(model).save(str(tmp_path / "llama" / "tokenizer.json"))
+    config = dataclasses.replace(
+        TINY, model_id=str(tmp_path / "llama"), lora_rank=2, gradient_examples=0
+    )
+    task = facts_task.Task("p2c", "mdm", config)
+    assert not task.model.config.causal and task.tokenizer.mask_id == 22
+    state = task.state(0)
+    assert set(state.params) == {"lora"} and set(state.frozen) == {"params"}
+    assert task.evaluate(state)["forward_percent"].shape == (1,)
+    with pytest.raises(harness.UsageError, match="match no linear layer"):
+        facts_task.Task("p2c", "mdm", dataclasses.replace(config, lora_targets="c_attn")).state(0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (dict(lora_rank=4), "--lora_rank needs weights"),
+        (dict(epochs=7, eval_epochs=2), "--epochs=7 is not a multiple"),
+        (dict(data=("trex",), data_path="/nowhere"), "holds no .json file"),
+        (dict(attention_examples=2), "3 or more, or 0"),
+    ],
+)
+def test_configurations_that_cannot_be_are_named(fields, message):
+    with pytest.raises((ValueError, harness.UsageError), match=message):
+        dataclasses.replace(TINY, **fields)
+
+
+def test_a_missing_file_ends_in_one_line_and_writes_nothing(tmp_path):
+    command = "-m experiments.facts --preset=smoke --data_path=/nowhere".split()
+    done = subprocess.run(
+        [sys.executable, *command, f"--workdir={tmp_path}/x"],
+        cwd=ROOT, capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "parent_child_pairs.csv" in done.stderr and done.stderr.count("\n") == 1
+    assert not (tmp_path / "x").exists()

@@ -1,0 +1,99 @@
+import json
+import pathlib
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dirasym import models
+from dirasym.models import lora
+
+pytest.importorskip("safetensors")
+FIXTURES = pathlib.Path(__file__).parent.parent / "fixtures"
+TARGETS = {
+    "gpt2": (lora.GPT2_TARGETS, lora.QKV, ["c_attn", "c_proj"]),
+    "llama_grouped_scaled": (
+        "attention/(query|value)$|mlp/gate$",
+        (),
+        ["q_proj", "v_proj", "gate_proj"],
+    ),
+}
+
+
+def _adapted(name, scan_layers=False):
+    targets, fused, _ = TARGETS[name]
+    model, params = models.load_pretrained(FIXTURES / name, scan_layers=scan_layers)
+    config = models.LoRAConfig(rank=3, alpha=5.0, targets=targets, fused=fused, dropout=0.1)
+    adapters = lora.init_adapters(models.LoRA(model, config), params, jax.random.key(0))
+    moved = jax.tree.map(lambda x: x + 0.3 * np.cos(np.arange(x.size)).reshape(x.shape), adapters)
+    return model, params, config, moved
+
+
+@pytest.mark.parametrize(("name", "scan_layers"), [("gpt2", True), ("llama_grouped_scaled", False)])
+def test_adapters_come_back(name, scan_layers, tmp_path):
+    model, _, config, adapters = _adapted(name, scan_layers)
+    models.save_adapters(tmp_path, model, adapters, config)
+    read, same = models.load_adapters(tmp_path, model)
+    chex.assert_trees_all_equal(same, adapters)
+    assert (read.rank, read.alpha, read.dropout, read.fused) == (3, 5.0, 0.1, config.fused)
+
+
+@pytest.mark.parametrize(
+    "name", ["gpt2", pytest.param("llama_grouped_scaled", marks=pytest.mark.slow)]
+)
+def test_peft_reads_ours_and_we_read_pefts(name, tmp_path):
+    peft = pytest.importorskip("peft")
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    model, params, config, adapters = _adapted(name)
+    tokens = np.arange(12).reshape(2, 6) % 23
+    variables = {"params": params, "lora": adapters}
+    ours = jax.jit(models.LoRA(model, config).apply)(variables, tokens)
+    models.save_adapters(tmp_path / "ours", model, adapters, config)
+    base = transformers.AutoModelForCausalLM.from_pretrained(FIXTURES / name)
+    theirs = peft.PeftModel.from_pretrained(base, tmp_path / "ours").eval()
+    with torch.no_grad():
+        logits = theirs(torch.tensor(tokens)).logits.numpy()
+    np.testing.assert_allclose(logits, ours, atol=1e-4)
+
+    base = transformers.AutoModelForCausalLM.from_pretrained(FIXTURES / name)
+    settings = peft.LoraConfig(
+        r=2, lora_alpha=3, target_modules=TARGETS[name][2], init_lora_weights=False,
+        fan_in_fan_out=name == "gpt2",
+    )  # fmt: skip
+    theirs = peft.get_peft_model(base, settings).eval()
+    theirs.save_pretrained(tmp_path / "theirs")
+    with torch.no_grad():
+        logits = theirs(torch.tensor(tokens)).logits.numpy()
+    config, adapters = models.load_adapters(tmp_path / "theirs", model)
+    variables = {"params": params, "lora": adapters}
+    ours = jax.jit(models.LoRA(model, config).apply)(variables, tokens)
+    np.testing.assert_allclose(ours, logits, atol=1e-4)
+
+
+def test_what_is_wrong_is_named(tmp_path):
+    model, _, config, adapters = _adapted("gpt2")
+    models.save_adapters(tmp_path, model, adapters, config)
+    path = tmp_path / "adapter_config.json"
+    fields = json.loads(path.read_text())
+    for change, message in (
+        ({"use_dora": True}, "use_dora=True"),
+        ({"peft_type": "IA3"}, "peft_type='IA3'"),
+        ({"r": 4}, r"lora_A.weight has shape \(3, 16\), the model needs \(4, 16\)"),
+    ):
+        path.write_text(json.dumps(fields | change))
+        with pytest.raises(ValueError, match=message):
+            models.load_adapters(tmp_path, model)
+    path.write_text(json.dumps(fields))
+    other, _ = models.load_pretrained(FIXTURES / "llama")
+    with pytest.raises(ValueError, match=r"unknown key base_model\.model\.transformer\.h\.0"):
+        models.load_adapters(tmp_path, other)
+    del adapters["blocks_1"]["attention"]["out"]
+    (tmp_path / "adapter_model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"adapter_model\.safetensors is missing"):
+        models.load_adapters(tmp_path, model)
+    adapters["blocks_1"]["attention"]["query"]["a"] = jnp.zeros((16, 3))
+    with pytest.raises(ValueError, match="blocks_1/attention/query/a has no place"):
+        models.save_adapters(tmp_path, model, adapters, config)

@@ -1,0 +1,323 @@
+import dataclasses
+import importlib.util
+import json
+import pathlib
+import shutil
+
+import chex
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+from dirasym import models
+from dirasym.models import hf_config, pretrained
+
+safetensors_numpy = pytest.importorskip("safetensors.numpy")
+FIXTURES = pathlib.Path(__file__).parent.parent / "fixtures"
+NAMES = ["gpt2", "llama", "llama_grouped_scaled", "llama_biased", "qwen2"]
+
+
+def _expected(name):
+    return np.load(FIXTURES / name / "expected.npz")
+
+
+def _copy(name, tmp_path):
+    shutil.copytree(FIXTURES / name, tmp_path / name)
+    return tmp_path / name
+
+
+def _edit_config(directory, **fields):
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def _edit_weights(directory, edit):
+    path = directory / "model.safetensors"
+    tensors = safetensors_numpy.load_file(path)
+    edit(tensors)
+    safetensors_numpy.save_file(tensors, path)
+
+
+@pytest.mark.parametrize(
+    ("name", "scan_layers"), [*((name, False) for name in NAMES), ("llama_grouped_scaled", True)]
+)
+def test_logits_equal_those_of_transformers(name, scan_layers):
+    model, params = models.load_pretrained(FIXTURES / name, scan_layers=scan_layers)
+    expected = _expected(name)
+    logits = jax.jit(model.apply)({"params": params}, expected["tokens_BL"])
+    chex.assert_trees_all_close(logits, expected["logits_BLV"], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama_grouped_scaled", "qwen2"])
+def test_live_models_agree_both_ways(name, tmp_path):
+    pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    spec = importlib.util.spec_from_file_location("make_models", FIXTURES / "make_models.py")
+    make_models = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make_models)
+    theirs = make_models.make_model(make_models.make_configs()[name], seed=7)
+    theirs.save_pretrained(tmp_path / "theirs")
+    tokens = np.random.default_rng(7).integers(0, 23, (2, 9))
+    want = make_models.logits_of(theirs, tokens)
+    model, params = models.load_pretrained(tmp_path / "theirs")
+    logits = jax.jit(model.apply)({"params": params}, tokens)
+    chex.assert_trees_all_close(logits, want, atol=1e-4)
+
+    models.save_pretrained(tmp_path / "ours", model, params)
+    back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours").eval()
+    np.testing.assert_allclose(make_models.logits_of(back, tokens), want, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "max_shard_bytes"), [("gpt2", 3000), ("llama_biased", 10**9), ("qwen2", 10**9)]
+)
+def test_saved_weights_come_back_exactly(name, max_shard_bytes, tmp_path):
+    model, params = models.load_pretrained(FIXTURES / name)
+    models.save_pretrained(tmp_path, model, params, max_shard_bytes=max_shard_bytes)
+    assert (tmp_path / "model.safetensors").exists() == (max_shard_bytes > 3000)
+    again, same = models.load_pretrained(tmp_path)
+    assert again.config == model.config
+    chex.assert_trees_all_equal(same, params)
+    scanned, stacked = models.load_pretrained(tmp_path, scan_layers=True)
+    models.save_pretrained(tmp_path / "scanned", scanned, stacked)
+    chex.assert_trees_all_equal(models.load_pretrained(tmp_path / "scanned")[1], params)
+
+
+def test_saving_leaves_no_stale_shard(tmp_path):
+    model, params = models.load_pretrained(FIXTURES / "llama")
+    models.save_pretrained(tmp_path, model, params, max_shard_bytes=3000)
+    models.save_pretrained(tmp_path, model, params)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_llada_is_llama_without_the_causal_mask_under_its_own_names(tmp_path):
+    model, params = models.load_pretrained(FIXTURES / "llama")
+    config = models.llada(
+        vocab_size=23, num_layers=2, width=16, num_heads=4, mlp_width=24, max_len=64,
+        rope_base=10_000.0, norm_eps=1e-6,
+    )  # fmt: skip
+    models.save_pretrained(tmp_path, models.Transformer(config), params)
+    keys = safetensors_numpy.load_file(tmp_path / "model.safetensors").keys()
+    block = "attn_norm q_proj k_proj v_proj attn_out ff_norm ff_proj up_proj ff_out".split()
+    wanted = {f"model.transformer.blocks.{n}.{part}.weight" for n in range(2) for part in block}
+    wanted |= {f"model.transformer.{part}.weight" for part in ("wte", "ln_f", "ff_out")}
+    assert keys == wanted
+    llada, same = models.load_pretrained(tmp_path)
+    assert llada.config == config
+    chex.assert_trees_all_equal(same, params)
+    # Causal and bidirectional agree on one token, and on the last one of a one-layer model.
+    tokens = _expected("llama")["tokens_BL"]
+    one = jax.jit(llada.apply)({"params": params}, tokens[:, :1])
+    first = jax.jit(model.apply)({"params": params}, tokens[:, :1])
+    chex.assert_trees_all_close(one, first, atol=1e-5)
+    shallow = dataclasses.replace(config, num_layers=1)
+    causal, both_ways = (
+        jax.jit(models.Transformer(dataclasses.replace(shallow, causal=causal)).apply)(
+            {"params": params}, tokens
+        )
+        for causal in (True, False)
+    )
+    chex.assert_trees_all_close(causal[:, -1], both_ways[:, -1], atol=1e-5)
+    assert not np.allclose(causal[:, 0], both_ways[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("preset", "count"),
+    [
+        (models.gpt2, 124_439_808),
+        (models.llama, 8_030_261_248),
+        (models.qwen2, 7_615_616_512),
+        (models.llada, 8_015_581_184),
+    ],
+)
+def test_presets_have_the_published_parameter_counts(preset, count):
+    shapes = pretrained.param_shapes(models.Transformer(preset(scan_layers=True)))
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == count
+    assert hf_config.read(hf_config.write(preset()))[1] == preset()
+
+
+LLAMA_31_8B = dict(
+    model_type="llama", architectures=["LlamaForCausalLM"], attention_bias=False,
+    attention_dropout=0.0, bos_token_id=128000, eos_token_id=[128001, 128008, 128009],
+    hidden_act="silu", hidden_size=4096, initializer_range=0.02, intermediate_size=14336,
+    max_position_embeddings=131072, mlp_bias=False, num_attention_heads=32, num_hidden_layers=32,
+    num_key_value_heads=8, pretraining_tp=1, rms_norm_eps=1e-05, rope_theta=500000.0,
+    rope_scaling=dict(
+        factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+        original_max_position_embeddings=8192, rope_type="llama3",
+    ),
+    tie_word_embeddings=False, torch_dtype="bfloat16", use_cache=True, vocab_size=128256,
+)  # fmt: skip
+QWEN_25_7B = dict(
+    model_type="qwen2", architectures=["Qwen2ForCausalLM"], attention_dropout=0.0,
+    bos_token_id=151643, eos_token_id=151645, hidden_act="silu", hidden_size=3584,
+    initializer_range=0.02, intermediate_size=18944, max_position_embeddings=32768,
+    max_window_layers=28, num_attention_heads=28, num_hidden_layers=28, num_key_value_heads=4,
+    rms_norm_eps=1e-06, rope_theta=1000000.0, sliding_window=131072, tie_word_embeddings=False,
+    torch_dtype="bfloat16", use_cache=True, use_sliding_window=False, vocab_size=152064,
+)  # fmt: skip
+LLADA_8B = dict(
+    model_type="llada", activation_type="silu", alibi=False, alibi_bias_max=8.0,
+    architectures=["LLaDAModelLM"], attention_dropout=0.0, attention_layer_norm=False,
+    attention_layer_norm_with_affine=True, auto_map={}, bias_for_layer_norm=False,
+    block_group_size=1, block_type="llama", d_model=4096, embedding_dropout=0.0,
+    embedding_size=126464, eos_token_id=126081, flash_attention=False, include_bias=False,
+    include_qkv_bias=False, init_cutoff_factor=None, init_device="meta", init_fn="mitchell",
+    init_std=0.02, input_emb_norm=False, layer_norm_type="rms", layer_norm_with_affine=True,
+    mask_token_id=126336, max_sequence_length=4096, mlp_hidden_size=12288, mlp_ratio=4,
+    multi_query_attention=None, n_heads=32, n_kv_heads=32, n_layers=32, pad_token_id=126081,
+    precision="amp_bf16", residual_dropout=0.0, rms_norm_eps=1e-05, rope=True,
+    rope_full_precision=True, rope_theta=500000.0, scale_logits=False, torch_dtype="bfloat16",
+    use_cache=False, vocab_size=126464, weight_tying=False,
+)  # fmt: skip
+GPT2_SMALL = dict(
+    model_type="gpt2", activation_function="gelu_new", architectures=["GPT2LMHeadModel"],
+    attn_pdrop=0.1, bos_token_id=50256, embd_pdrop=0.1, eos_token_id=50256,
+    initializer_range=0.02, layer_norm_epsilon=1e-05, n_ctx=1024, n_embd=768, n_head=12,
+    n_layer=12, n_positions=1024, resid_pdrop=0.1, summary_activation=None,
+    summary_first_dropout=0.1, summary_proj_to_labels=True, summary_type="cls_index",
+    summary_use_proj=True, task_specific_params={}, vocab_size=50257,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("fields", "preset"),
+    [
+        (GPT2_SMALL, models.gpt2),
+        (LLAMA_31_8B, models.llama),
+        (QWEN_25_7B, models.qwen2),
+        (LLADA_8B, models.llada),
+    ],
+)
+def test_published_configurations_are_the_presets(fields, preset):
+    assert hf_config.read(fields)[1] == preset()
+
+
+def test_weights_are_cast_and_placed_as_asked():
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    for scan_layers in (False, True):
+        model, params = models.load_pretrained(
+            FIXTURES / "qwen2",
+            param_dtype=jnp.bfloat16,
+            dtype=jnp.bfloat16,
+            shardings=lambda shapes: jax.tree.map(lambda _: sharding, shapes),
+            scan_layers=scan_layers,
+        )
+        for leaf in jax.tree.leaves(params):
+            assert leaf.dtype == jnp.bfloat16 and leaf.sharding == sharding
+        expected = _expected("qwen2")
+        logits = jax.jit(model.apply)({"params": params}, expected["tokens_BL"])
+        assert np.abs(logits - expected["logits_BLV"]).mean() < 0.1
+
+
+def test_bfloat16_checkpoints_keep_their_values(tmp_path):
+    model, params = models.load_pretrained(FIXTURES / "llama", param_dtype=jnp.bfloat16)
+    models.save_pretrained(tmp_path, model, params)
+    stored = safetensors_numpy.load_file(tmp_path / "model.safetensors")
+    assert {x.dtype for x in stored.values()} == {np.dtype(ml_dtypes.bfloat16)}
+    _, wide = models.load_pretrained(tmp_path)
+    chex.assert_trees_all_equal(wide, jax.tree.map(lambda x: x.astype(jnp.float32), params))
+
+
+def test_gpt2_without_prefix_with_buffers_and_a_copied_head(tmp_path):
+    directory = _copy("gpt2", tmp_path)
+
+    def edit(tensors):
+        for key in list(tensors):
+            tensors[key.removeprefix("transformer.")] = tensors.pop(key)
+        tensors["h.0.attn.bias"] = np.ones((1, 1, 32, 32), np.float32)
+        tensors["lm_head.weight"] = tensors["wte.weight"]
+
+    _edit_weights(directory, edit)
+    _, params = models.load_pretrained(directory)
+    chex.assert_trees_all_equal(params, models.load_pretrained(FIXTURES / "gpt2")[1])
+    _edit_weights(directory, lambda x: x.update({"lm_head.weight": x["wte.weight"] + 1}))
+    with pytest.raises(ValueError, match=r"lm_head\.weight differs from the embedding"):
+        models.load_pretrained(directory)
+
+
+BAD_WEIGHTS = {
+    "unknown key transformer.h.2.ln_1.weight": lambda x: x.update(
+        {"transformer.h.2.ln_1.weight": np.ones(16, np.float32)}
+    ),
+    "missing key transformer.h.1.mlp.c_fc.bias": lambda x: x.pop("transformer.h.1.mlp.c_fc.bias"),
+    r"transformer.wte.weight has shape \(22, 16\), the model needs \(23, 16\)": lambda x: x.update(
+        {"transformer.wte.weight": x["transformer.wte.weight"][1:]}
+    ),
+    "transformer.ln_f.bias has dtype int8": lambda x: x.update(
+        {"transformer.ln_f.bias": np.ones(16, np.int8)}
+    ),
+    "repeats": lambda x: x.update({"ln_f.bias": x["transformer.ln_f.bias"]}),
+}
+
+
+@pytest.mark.parametrize("message", BAD_WEIGHTS)
+def test_bad_weights_are_named(message, tmp_path):
+    directory = _copy("gpt2", tmp_path)
+    _edit_weights(directory, BAD_WEIGHTS[message])
+    with pytest.raises(ValueError, match=message):
+        models.load_pretrained(directory)
+
+
+def test_bad_directories_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"config\.json"):
+        models.load_pretrained(tmp_path / "nowhere")
+    directory = _copy("gpt2", tmp_path)
+    weights = directory / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"model\.safetensors cannot be read"):
+        models.load_pretrained(directory)
+    weights.unlink()
+    with pytest.raises(ValueError, match="has no weights"):
+        models.load_pretrained(directory)
+
+    directory = _copy("qwen2", tmp_path)
+    index = json.loads((directory / "model.safetensors.index.json").read_text())
+    file = index["weight_map"]["model.norm.weight"]
+    index["weight_map"]["model.norm.weights"] = file
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"missing key model\.norm\.weights"):
+        models.load_pretrained(directory)
+    (directory / file).unlink()
+    with pytest.raises(ValueError, match=f"{file} is missing"):
+        models.load_pretrained(directory)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "message"),
+    [
+        ("gpt2", {"n_embeds": 3}, "unknown field n_embeds=3"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
+        ("gpt2", {"activation_function": "relu"}, "activation_function='relu'"),
+        ("gpt2", {"model_type": "bert"}, "model_type must be one of"),
+        ("gpt2", {"n_embd": None}, "lacks n_embd"),
+        ("gpt2", {"n_head": 5}, "width 16 is not divisible by num_heads 5"),
+        ("llama", {"hidden_act": "gelu"}, "hidden_act='gelu'"),
+        ("llama", {"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "yarn"),
+        ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "linear"),
+        ("llama", {"quantization_config": {}}, "unknown field quantization_config"),
+        ("qwen2", {"use_sliding_window": True}, "use_sliding_window=True"),
+        ("qwen2", {"layer_types": ["sliding_attention"] * 2}, "layer_types"),
+    ],
+)
+def test_config_fields_that_change_the_computation_are_refused(name, fields, message, tmp_path):
+    directory = _copy(name, tmp_path)
+    _edit_config(directory, **fields)
+    with pytest.raises(ValueError, match=message):
+        models.load_pretrained(directory)
+
+
+def test_a_model_of_no_known_architecture_is_not_saved(tmp_path):
+    config = models.radd(11, width=16, max_len=8)
+    model = models.Transformer(config)
+    params = model.init(jax.random.key(0), jnp.zeros((1, 2), int))["params"]
+    with pytest.raises(ValueError, match="llada has norm='rmsnorm'"):
+        models.save_pretrained(tmp_path / "out", model, params)
+    model, params = models.load_pretrained(FIXTURES / "gpt2")
+    del params["final_norm"]["bias"]
+    with pytest.raises(ValueError, match="missing parameter final_norm/bias"):
+        models.save_pretrained(tmp_path / "out", model, params)
+    assert not (tmp_path / "out").exists()
