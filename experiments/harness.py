@@ -228,9 +228,11 @@ def stack_seeds(states: Sequence[training.TrainState], together: bool) -> traini
 
     What is frozen must be the same for all, and gets no axis.
     """
-    if together:
+    if together:  # by their leaves: each state has an optimizer of its own, and no two are equal
         apart = [state.replace(frozen=None) for state in states]
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *apart)
+        leaves = zip(*map(jax.tree.leaves, apart), strict=True)
+        structure = jax.tree.structure(apart[0])
+        stacked = jax.tree.unflatten(structure, [jnp.stack(leaf) for leaf in leaves])
         return stacked.replace(frozen=states[0].frozen)
     (state,) = states
     return state

@@ -26,7 +26,7 @@ PRESETS = {
         num_epochs=10, eval_every=5, lr=0.001,
     ),
     "quick": dict(
-        seeds=[0, 1, 2], num_train=[20, 50, 200], n_layers=2, n_heads=4, embed_dim=128,
+        seeds=[0, 1, 2], num_train=[2, 5, 20, 50], n_layers=2, n_heads=4, embed_dim=128,
         dropout=0.0, num_epochs=400, lr=0.001,
     ),
     "paper": dict(num_train=[10, 20, 50, 100, 200, 500]),

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import crash_test, relations_task
+from experiments import crash_test, harness, relations_task
 from experiments.relations_task import Config, Task
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -68,12 +68,11 @@ def test_seeds_in_one_program_are_the_seeds_alone():
     task = _task()
     together = dataclasses.replace(task, together=True)
     states = [task.state(seed) for seed in (0, 1)]
-    stacked = jax.tree.map(lambda *x: jax.numpy.stack(x), *states)
+    stacked = harness.stack_seeds(states, together=True)
     both, metrics = together.compile(1)(stacked, task.train_data())
     assert metrics["count"].sum() == 2 * len(task.data.train_EL)  # every sentence once
-    epoch = task.compile(1)
     for place, state in enumerate(states):
-        alone, _ = epoch(state, task.train_data())
+        alone, _ = task.compile(1)(state, task.train_data())
         seed = jax.tree.map(lambda x: x[place], both.params)  # noqa: B023
         chex.assert_trees_all_close(seed, alone.params, atol=1e-4)
 
