@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import pathlib
+import re
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -133,12 +134,17 @@ class FileTokenizer:
     """A Hugging Face directory's tokenizer.json, with the special ids that training needs."""
 
     def __init__(self, directory: str, fields: dict[str, Any], vocab_size: int):
-        import tokenizers
-
+        try:
+            import tokenizers
+        except ImportError:
+            raise harness.UsageError("--model_id needs pip install 'dirasym[hf]'") from None
         path = pathlib.Path(directory)
         if not (path / "tokenizer.json").exists():
             raise harness.UsageError(f"--model_id={directory} has no tokenizer.json")
-        self._tokenizer = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
+        except Exception as error:  # the library raises nothing more specific
+            raise harness.UsageError(f"{path / 'tokenizer.json'}: {error}") from None
         size = self._tokenizer.get_vocab_size()
         if size > vocab_size:
             raise harness.UsageError(
@@ -190,10 +196,11 @@ def paired_queries(data: facts.FactSet, tokenizer: Any, masked: bool) -> Pairing
     rows, at, target = ([], []), ([], []), ([], [])
     for query in data.reverse:
         entity = query.answers[0]
-        statement = next((s for s in data.train if entity in s.prompt), None)
+        whole_name = re.compile(rf"(?<!\w){re.escape(entity)}(?!\w)")
+        statement = next((s for s in data.train if whole_name.search(s.prompt)), None)
         if statement is None:
             continue
-        before, after = statement.prompt.split(entity, 1)
+        before, after = whole_name.split(statement.prompt, 1)
         space = " " if before else ""
         texts = (before.rstrip(), space + entity, f"{after} {statement.answer}", statement.prompt)
         before, hidden, after, prompt = tokenizer.encode(texts)

@@ -6,7 +6,6 @@ Opt-in: needs `pip install gguf`. For the real model of SPEC section 5:
     model, params = load_gguf(path)
 """
 
-import json
 import os
 import pathlib
 import re
@@ -80,11 +79,9 @@ def convert_gguf(path: str | os.PathLike, directory: str | os.PathLike) -> None:
     tokenizer.add_special_tokens(control)
 
     model, params = load_gguf(path)
-    pretrained.save_pretrained(directory, model, params)
+    ids = {"eos_token_id": int(fields["tokenizer.ggml.eos_token_id"])}
+    pretrained.save_pretrained(directory, model, params, more_fields=ids)
     tokenizer.save(str(directory / "tokenizer.json"))
-    config = json.loads((directory / "config.json").read_text())
-    config["eos_token_id"] = int(fields["tokenizer.ggml.eos_token_id"])
-    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 def _open(path: pathlib.Path):

@@ -11,7 +11,7 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import flax.traverse_util
@@ -211,18 +211,21 @@ def save_pretrained(
     params: Params,
     *,
     max_shard_bytes: int = 5 * 10**9,
+    more_fields: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes config.json and safetensors that `load_pretrained` and transformers read.
 
-    Files are written beside their place and moved there when all are whole.
+    Files are written beside their place and moved there when all are whole. `more_fields` go
+    into config.json too: those that do not change the computation, such as eos_token_id.
 
     Raises:
       ValueError: the model is none of the four architectures (the field in the way is named),
-        or `params` is not a tree of its parameters.
+        `params` is not a tree of its parameters, or one of `more_fields` is unknown.
     """
     directory = pathlib.Path(directory)
     fields = hf_config.write(model.config)
-    fields["torch_dtype"] = str(jnp.dtype(model.config.param_dtype))
+    fields |= {"torch_dtype": str(jnp.dtype(model.config.param_dtype)), **(more_fields or {})}
+    hf_config.read(fields)
     layout = _Layout(fields["model_type"], model.config, param_shapes(model))
     flat = flax.traverse_util.flatten_dict(params, sep="/")
     shapes = flax.traverse_util.flatten_dict(param_shapes(model), sep="/")

@@ -25,6 +25,16 @@ def _tokenizer(data):
     return facts.WordTokenizer(texts)
 
 
+def _tiny_directory(tmp_path, words=20):
+    """The LLaMA fixture with a tokenizer of so many words."""
+    tokenizers = pytest.importorskip("tokenizers")
+    shutil.copytree(FIXTURES / "llama", tmp_path / "llama")
+    vocab = {f"w{number}": number for number in range(words)}
+    model = tokenizers.models.WordLevel(vocab, unk_token="w0")
+    tokenizers.Tokenizer(model).save(str(tmp_path / "llama" / "tokenizer.json"))
+    return tmp_path / "llama"
+
+
 @pytest.mark.parametrize("model", ["mdm", "arm"])
 def test_a_run_is_evaluated_both_ways(model):
     config = TINY if model == "mdm" else dataclasses.replace(TINY, gradient_examples=0)
@@ -77,13 +87,9 @@ def test_every_data_set_can_be_invented(name):
 def test_weights_that_do_not_fit_are_named(tmp_path):
     with pytest.raises(harness.UsageError, match="no tokenizer"):
         facts_task.Task("p2c", "arm", dataclasses.replace(TINY, model_id=str(FIXTURES / "llama")))
-    tokenizers = pytest.importorskip("tokenizers")
-    shutil.copytree(FIXTURES / "llama", tmp_path / "big")
-    vocab = {f"w{number}": number for number in range(30)}
-    model = tokenizers.models.WordLevel(vocab, unk_token="w0")
-    tokenizers.Tokenizer(model).save(str(tmp_path / "big" / "tokenizer.json"))
+    big = str(_tiny_directory(tmp_path, words=30))
     with pytest.raises(harness.UsageError, match="has 30 tokens, the embedding 23"):
-        facts_task.Task("p2c", "arm", dataclasses.replace(TINY, model_id=str(tmp_path / "big")))
+        facts_task.Task("p2c", "arm", dataclasses.replace(TINY, model_id=big))
     with pytest.raises(harness.UsageError, match=r"nowhere.*config\.json"):
         facts_task.Task("p2c", "arm", dataclasses.replace(TINY, model_id="nowhere"))
     with pytest.raises(harness.UsageError, match="the context has 128"):
@@ -91,14 +97,8 @@ def test_weights_that_do_not_fit_are_named(tmp_path):
 
 
 def test_lora_on_a_directory_trains_adapters_alone(tmp_path):
-    tokenizers = pytest.importorskip("tokenizers")
-    shutil.copytree(FIXTURES / "llama", tmp_path / "llama")
-    vocab = {f"w{number}": number for number in range(20)}
-    model = tokenizers.models.WordLevel(vocab, unk_token="w0")
-    tokenizers.Tokenizer(model).save(str(tmp_path / "llama" / "tokenizer.json"))
-    config = dataclasses.replace(
-        TINY, model_id=str(tmp_path / "llama"), lora_rank=2, gradient_examples=0
-    )
+    model_id = str(_tiny_directory(tmp_path))
+    config = dataclasses.replace(TINY, model_id=model_id, lora_rank=2, gradient_examples=0)
     task = facts_task.Task("p2c", "mdm", config)
     assert not task.model.config.causal and task.tokenizer.mask_id == 22
     state = task.state(0)
@@ -131,3 +131,17 @@ def test_a_missing_file_ends_in_one_line_and_writes_nothing(tmp_path):
     assert done.returncode == 2, done.stderr
     assert "parent_child_pairs.csv" in done.stderr and done.stderr.count("\n") == 1
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.slow
+def test_adapted_weights_are_a_masked_model_of_the_same_size(tmp_path):
+    directory = _tiny_directory(tmp_path)
+    command = f"-m experiments.adapt_masked --preset=smoke --model_id={directory} --noprogress"
+    done = subprocess.run(
+        [sys.executable, *command.split(), f"--workdir={tmp_path}/x"],
+        cwd=ROOT, capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    config = dataclasses.replace(TINY, model_id=str(tmp_path / "x/model"))
+    task = facts_task.Task("p2c", "mdm", config)
+    assert not task.model.config.causal and task.tokenizer.mask_id == 22
