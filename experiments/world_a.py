@@ -210,6 +210,9 @@ def regimes(config: Config) -> list[Regime]:
 def run(experiment: harness.Experiment, config: Config) -> None:
     """Trains what is missing, then reports."""
     texts = Texts(config)
+    longest = model_config(config).max_len
+    if texts.length > longest:
+        raise harness.UsageError(f"rows of {texts.length} tokens; the model holds {longest}")
     pretrained = functools.cache(lambda: pretrained_params(experiment, config))
     run_id = 0
     for regime in regimes(config):
