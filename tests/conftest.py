@@ -1,10 +1,14 @@
 """How every test runs, and every program that a test starts."""
 
 import os
+import pathlib
 
 # Hundreds of small programs, each run a few times: compiling them is what the suite waits for.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+cache = pathlib.Path(__file__).parent.parent / ".pytest_cache" / "jax"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
-import jax
+import jax  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")  # shapes in code are the shapes meant

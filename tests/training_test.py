@@ -26,7 +26,8 @@ def _state(seed=0, *, dropout=0.0, ema=True, scored_fraction=None, vmap_axis=Non
     init_key, run_key = jax.random.split(jax.random.key(seed))
     params = jax.jit(model.init)(init_key, jnp.zeros((1, 4), int))["params"]
     optimizer = training.make_optimizer(lr, warmup_steps=3)
-    return training.create_state(models.make_apply_fn(model), params, optimizer, run_key, ema=ema)
+    apply_fn = jax.jit(models.make_apply_fn(model))
+    return training.create_state(apply_fn, params, optimizer, run_key, ema=ema)
 
 
 def _step(**kwargs):
@@ -36,7 +37,7 @@ def _step(**kwargs):
 
 
 class TrainStepTest(chex.TestCase):
-    @chex.variants(with_jit=True, without_jit=True)
+    @chex.variants(with_jit=True)
     def test_one_step_is_adam_on_the_mean_and_then_the_average(self):
         state = _state()
         batch = Batch(DATA["tokens_BL"][:8], np.arange(8), 8)
@@ -47,7 +48,7 @@ class TrainStepTest(chex.TestCase):
             total, count, _ = OBJECTIVE(state.apply_fn, params, batch, noise_key)
             return total / count
 
-        want_loss, grads = jax.value_and_grad(loss)(state.params)
+        want_loss, grads = jax.jit(jax.value_and_grad(loss))(state.params)
         updates, _ = state.tx.update(grads, state.opt_state, state.params)
         want = optax.apply_updates(state.params, updates)
         chex.assert_trees_all_close(new.params, want, atol=1e-5)
@@ -85,15 +86,18 @@ def test_grouping_steps_into_calls_changes_nothing():
 
 def test_seeds_in_one_program_equal_seeds_one_after_another():
     kwargs = dict(num_steps=20, batch_size=16)
-    make = functools.partial(_state, dropout=0.1, scored_fraction=0.6)
     alone = training.compile_scan(_step(), **kwargs)
     together = training.compile_scan(_step(), over_seeds=True, **kwargs)
-    stacked = [make(seed, vmap_axis=training.SEED_AXIS) for seed in (3, 4, 5)]
-    apply_fn = stacked[0].apply_fn  # one function, or the states are of different type
-    stacked = [s.replace(apply_fn=apply_fn, tx=stacked[0].tx) for s in stacked]
+
+    def states(**changes):
+        made = [_state(s, dropout=0.1, scored_fraction=0.6, **changes) for s in (3, 4, 5)]
+        first = made[0]  # one function and optimizer, or the states are of different type
+        return [state.replace(apply_fn=first.apply_fn, tx=first.tx) for state in made]
+
+    stacked = states(vmap_axis=training.SEED_AXIS)
     got, got_metrics = together(jax.tree.map(lambda *x: jnp.stack(x), *stacked), DATA)
-    for place, seed in enumerate((3, 4, 5)):
-        want, want_metrics = alone(make(seed), DATA)
+    for place, state in enumerate(states()):
+        want, want_metrics = alone(state, DATA)
         mine = jax.tree.map(lambda x, n=place: x[n], got.params)
         chex.assert_trees_all_close(mine, want.params, atol=1e-4)
         chex.assert_trees_all_close(got_metrics["loss"][place], want_metrics["loss"], rtol=1e-4)

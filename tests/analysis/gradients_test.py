@@ -84,7 +84,6 @@ def test_a_zero_gradient_gives_nan_and_says_which():
 @pytest.mark.parametrize(
     ("kwargs", "left_over"),
     [
-        ({}, {"bias", "scale"}),
         (dict(tied_head=True, mlp="swiglu", norm="rmsnorm", num_kv_heads=1), {"bias", "scale"}),
         (dict(positions="learned", max_len=LENGTH, qkv_bias=True), {"bias", "scale"}),
     ],

@@ -31,6 +31,13 @@ def _init(config, length=6, batch=3, seed=0, **kwargs):
     return model, noisy, tokens
 
 
+def _apply(model, variables, *args, **kwargs):
+    """`model.apply` as one compiled program."""
+    names = {key: value for key, value in kwargs.items() if isinstance(value, str)}
+    arrays = {key: value for key, value in kwargs.items() if key not in names}
+    return jax.jit(functools.partial(model.apply, **names))(variables, *args, **arrays)
+
+
 def _influence(model, params, tokens):
     """[L, L]: how much the logits at row l depend on the embedding read at column s."""
 
@@ -44,10 +51,10 @@ def _influence(model, params, tokens):
         import flax.linen as nn
 
         with nn.intercept_methods(add):
-            return model.apply({"params": params}, tokens)[0]
+            return _apply(model, {"params": params}, tokens)[0]
 
     length, width = tokens.shape[1], model.config.width
-    jacobian = jax.jacobian(logits)(jnp.zeros((length, width)))
+    jacobian = jax.jit(jax.jacobian(logits))(jnp.zeros((length, width)))
     return np.abs(jacobian).sum(axis=(1, 3))
 
 
@@ -66,31 +73,34 @@ def test_relative_positions_do_not_see_a_shift(positions):
     model, params, tokens = _init(_config(positions=positions, max_len=None), length=5)
     pad = jnp.zeros((3, 4), tokens.dtype)
     valid = jnp.arange(9)[None] >= 4
-    shifted = model.apply(
+    shifted = _apply(
+        model,
         {"params": params},
         jnp.concatenate([pad, tokens], 1),
         valid_BL=jnp.broadcast_to(valid, (3, 9)),
     )
-    chex.assert_trees_all_close(shifted[:, 4:], model.apply({"params": params}, tokens), atol=1e-5)
+    chex.assert_trees_all_close(
+        shifted[:, 4:], _apply(model, {"params": params}, tokens), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("positions", POSITIONS)
 @pytest.mark.parametrize("causal", [True, False])
 def test_left_and_right_padding_give_the_same_answers(positions, causal):
     model, params, tokens = _init(_config(positions=positions, causal=causal), length=5)
-    bare = model.apply({"params": params}, tokens)
+    bare = _apply(model, {"params": params}, tokens)
     junk = jnp.full((3, 2), 7, tokens.dtype)
     for padded, keep in (([junk, tokens], slice(2, 7)), ([tokens, junk], slice(0, 5))):
         valid = jnp.zeros((3, 7), bool).at[:, keep].set(True)
-        logits = model.apply({"params": params}, jnp.concatenate(padded, 1), valid_BL=valid)
+        logits = _apply(model, {"params": params}, jnp.concatenate(padded, 1), valid_BL=valid)
         chex.assert_trees_all_close(logits[:, keep], bare, atol=1e-5)
 
 
 def test_without_positions_a_bidirectional_model_is_permutation_equivariant():
     model, params, tokens = _init(_config(positions="none"))
     order = jnp.array([3, 0, 5, 1, 4, 2])
-    plain = model.apply({"params": params}, tokens)
-    permuted = model.apply({"params": params}, tokens[:, order])
+    plain = _apply(model, {"params": params}, tokens)
+    permuted = _apply(model, {"params": params}, tokens[:, order])
     chex.assert_trees_all_close(permuted, plain[:, order], atol=1e-5)
 
 
@@ -103,8 +113,8 @@ def test_grouped_queries_are_shared_heads():
             kernel = params[block]["attention"][name]["kernel"]
             repeated[block]["attention"][name] = {"kernel": kernel.repeat(2, axis=1)}
     chex.assert_trees_all_close(
-        grouped.apply({"params": params}, tokens),
-        full.apply({"params": repeated}, tokens),
+        _apply(grouped, {"params": params}, tokens),
+        _apply(full, {"params": repeated}, tokens),
         atol=1e-5,
     )
 
@@ -112,7 +122,7 @@ def test_grouped_queries_are_shared_heads():
 def test_internals_are_sown_and_raw():
     config = _config(num_layers=1)
     model, params, tokens = _init(config)
-    _, sown = model.apply({"params": params}, tokens, mutable="intermediates")
+    _, sown = _apply(model, {"params": params}, tokens, mutable="intermediates")
     internals = sown["intermediates"]["blocks_0"]["attention"]
     scores, weights = internals["scores_BNLS"][0], internals["weights_BNLS"][0]
     chex.assert_shape((scores, weights), (3, 2, 6, 6))
@@ -120,7 +130,7 @@ def test_internals_are_sown_and_raw():
     chex.assert_trees_all_close(weights, jax.nn.softmax(scores / np.sqrt(8), -1), atol=1e-6)
     # The score depends on (query token, key token, offset) alone in the first layer.
     same = jnp.full((1, 6), 3)
-    _, sown = model.apply({"params": params}, same, mutable="intermediates")
+    _, sown = _apply(model, {"params": params}, same, mutable="intermediates")
     score_LS = sown["intermediates"]["blocks_0"]["attention"]["scores_BNLS"][0][0, 0]
     for offset in range(-5, 6):
         diagonal = np.diagonal(score_LS, offset)
@@ -137,7 +147,7 @@ def test_scan_and_remat_change_nothing():
     chex.assert_trees_all_equal_shapes(shapes, scan_params)
 
     def loss(model, params):
-        return (model.apply({"params": params}, tokens) ** 2).sum()
+        return (_apply(model, {"params": params}, tokens) ** 2).sum()
 
     want, want_grads = jax.value_and_grad(functools.partial(loss, loop))(params)
     got, got_grads = jax.value_and_grad(functools.partial(loss, scanned))(scan_params)
@@ -148,7 +158,7 @@ def test_scan_and_remat_change_nothing():
     remat = models.Transformer(_config(remat=True))
     remat_grads = jax.grad(functools.partial(loss, remat))(params)
     chex.assert_trees_all_close(remat_grads, want_grads, rtol=1e-4, atol=1e-5)
-    _, sown = scanned.apply({"params": scan_params}, tokens, mutable="intermediates")
+    _, sown = _apply(scanned, {"params": scan_params}, tokens, mutable="intermediates")
     scores = sown["intermediates"]["blocks"]["block"]["attention"]["scores_BNLS"][0]
     chex.assert_shape(scores, (2, 3, 2, 6, 6))
 
@@ -165,8 +175,17 @@ SCORED_CASES = {
 }
 
 
-@pytest.mark.parametrize("name", SCORED_CASES)
-@pytest.mark.parametrize("rate", [0.0, 0.3])
+# The quick suite runs each case once, with dropout or without.
+@pytest.mark.parametrize(
+    ("name", "rate"),
+    [
+        pytest.param(
+            name, rate, marks=[pytest.mark.slow] if (place % 2 == 0) == (rate == 0) else []
+        )
+        for place, name in enumerate(SCORED_CASES)
+        for rate in (0.0, 0.3)
+    ],
+)
 def test_scored_rows_give_the_plain_logits_and_gradients(name, rate):
     embed = rate if "gpt2" in name else 0.0
     config = dataclasses.replace(
@@ -180,7 +199,7 @@ def test_scored_rows_give_the_plain_logits_and_gradients(name, rate):
         assert config.vocab_size**2 <= tokens.size * config.width / 2
 
     def loss(model, params):
-        logits = model.apply({"params": params}, tokens, scored_BL=scored, rngs=rngs)
+        logits = _apply(model, {"params": params}, tokens, scored_BL=scored, rngs=rngs)
         return jnp.sum(jnp.where(scored[..., None], jnp.sin(logits), 0.0)), logits
 
     grad = jax.value_and_grad(loss, argnums=1, has_aux=True)
@@ -201,7 +220,7 @@ def test_last_positions_alone_are_the_plain_logits_there(causal):
     rngs = {"dropout": jax.random.key(9)}
     plain, params, tokens = _init(config, batch=4)
     got = models.Transformer(config, scored_last=2).apply({"params": params}, tokens, rngs=rngs)
-    want = plain.apply({"params": params}, tokens, rngs=rngs)
+    want = _apply(plain, {"params": params}, tokens, rngs=rngs)
     chex.assert_trees_all_close(got[:, -2:], want[:, -2:], atol=1e-5)
     chex.assert_trees_all_equal(got[:, :-2], jnp.zeros_like(got[:, :-2]))
 
@@ -214,7 +233,7 @@ def test_more_scored_positions_than_capacity_fall_back(share):
     fast = models.Transformer(config, scored_fraction=0.3)
     scored = jnp.arange(tokens.size).reshape(tokens.shape) < share * tokens.size
     got = jax.jit(fast.apply)({"params": params}, tokens, scored_BL=scored, rngs=rngs)
-    want = plain.apply({"params": params}, tokens, rngs=rngs)
+    want = _apply(plain, {"params": params}, tokens, rngs=rngs)
     chex.assert_trees_all_close(got[scored], want[scored], atol=1e-5)
     assert bool(jnp.isfinite(got).all())
 
@@ -226,9 +245,11 @@ def test_seeds_under_vmap_take_the_fallback_together():
     two = jax.tree.map(lambda x: jnp.stack([x, 1.1 * x]), params)
     share = jnp.array([0.1, 0.9])[:, None, None]
     scored = jnp.arange(tokens.size).reshape(1, *tokens.shape) < share * tokens.size
-    apply = jax.vmap(lambda p, s: fast.apply({"params": p}, tokens, scored_BL=s), axis_name="seed")
+    apply = jax.vmap(
+        lambda p, s: _apply(fast, {"params": p}, tokens, scored_BL=s), axis_name="seed"
+    )
     got = jax.jit(apply)(two, scored)
-    want = jax.vmap(lambda p: plain.apply({"params": p}, tokens))(two)
+    want = jax.vmap(lambda p: _apply(plain, {"params": p}, tokens))(two)
     chex.assert_trees_all_close(got[scored], want[scored], atol=1e-4)
     # One branch is computed, not both: the lowered program keeps a conditional.
     assert "stablehlo.case" in jax.jit(apply).lower(two, scored).as_text()
@@ -237,7 +258,7 @@ def test_seeds_under_vmap_take_the_fallback_together():
 def test_bfloat16_computes_with_float32_parameters():
     model, params, tokens = _init(_config(dtype=jnp.bfloat16))
     assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
-    logits, sown = model.apply({"params": params}, tokens, mutable="intermediates")
+    logits, sown = _apply(model, {"params": params}, tokens, mutable="intermediates")
     assert logits.dtype == jnp.float32
     internals = sown["intermediates"]["blocks_0"]["attention"]
     assert internals["scores_BNLS"][0].dtype == jnp.float32
@@ -248,10 +269,10 @@ def test_bfloat16_computes_with_float32_parameters():
 
 def test_dropout_is_on_with_a_key_and_off_without():
     model, params, tokens = _init(_config(dropout=0.5, embed_dropout=0.5, attention_dropout=0.5))
-    off = [model.apply({"params": params}, tokens) for _ in range(2)]
+    off = [_apply(model, {"params": params}, tokens) for _ in range(2)]
     chex.assert_trees_all_equal(*off)
     on = [
-        model.apply({"params": params}, tokens, rngs={"dropout": jax.random.key(k)})
+        _apply(model, {"params": params}, tokens, rngs={"dropout": jax.random.key(k)})
         for k in range(2)
     ]
     assert float(jnp.abs(on[0] - on[1]).max()) > 1e-3
@@ -296,7 +317,7 @@ def test_a_bad_configuration_names_the_field(field, overrides):
 def test_too_long_a_sequence():
     model, params, _ = _init(_config())
     with pytest.raises(ValueError, match="max_len"):
-        model.apply({"params": params}, jnp.zeros((1, 9), int))
+        _apply(model, {"params": params}, jnp.zeros((1, 9), int))
 
 
 def test_norms_match_their_equations():
