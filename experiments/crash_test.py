@@ -26,7 +26,7 @@ from experiments.harness import flag
 PRESETS = {"smoke": dict(kills=2), "quick": dict(kills=20), "paper": dict(kills=100)}
 PROGRAM = (
     "-m experiments.toy_reversal --preset=smoke --models=mdm --lengths=3 --width=8 --seeds=0,1 "
-    "--steps=12 --eval_every=3 --generations=1 --noprogress"
+    "--steps=8 --eval_every=4 --generations=1 --noprogress"
 ).split()
 TIMING = {"run_wall_time_sec", "wall_time_sec"}
 
