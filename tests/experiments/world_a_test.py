@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from dirasym.data import tokenizers
 from experiments import world_a, world_a_mlp, world_a_report, world_a_task
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -43,6 +44,12 @@ def _lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+needs_gpt2 = pytest.mark.skipif(
+    next(tokenizers._installed_merges(), None) is None, reason="needs GPT-2's merges"
+)
+
+
+@needs_gpt2
 def test_defaults_are_those_of_the_original_scripts():
     config = world_a.Config()
     assert config.modes == ("scratch", "finetune", "finetune_reg", "lora")
@@ -76,6 +83,7 @@ def test_defaults_are_those_of_the_original_scripts():
     )
 
 
+@needs_gpt2
 def test_gpt2_small_has_its_parameters():
     shapes = jax.eval_shape(
         world_a.models.Transformer(world_a.model_config(world_a.Config())).init,
@@ -191,6 +199,7 @@ def test_the_mlp_runs_and_is_not_trained_again(tmp_path):
     assert (tmp_path / "run/report.md").exists() and (tmp_path / "run/figures/gap.png").exists()
 
 
+@pytest.mark.slow
 def test_gpt2_runs_from_scratch_and_by_lora_on_a_model_pretrained_here(tmp_path):
     small = ["--Ks=5", "--n_pairs=50", "--width=16", "--pretrain_steps=2", "--directions=inverse"]
     result = _run("world_a", f"--workdir={tmp_path}", "--modes", "scratch", "lora", *small)
