@@ -64,6 +64,7 @@ def test_frozen_embeddings_stay_and_the_rest_moves_and_all_tokens_train_when_ask
             assert np.array_equal(old, new) == ("embed" in name), name
 
 
+@pytest.mark.slow  # training_test holds it for the shared code
 def test_seeds_in_one_program_are_the_seeds_alone():
     task = _task()
     together = dataclasses.replace(task, together=True)
