@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from dirasym import checkpoints, metrics, report
+from dirasym import metrics, report
 from experiments import harness
 
 COLORS = {"forward": "tab:blue", "reverse": "tab:orange"}
@@ -11,7 +11,14 @@ PAPER = {"minimal": "0.999", "full": "> 0.6"}  # cosine of the gradients, at one
 
 def write(experiment: harness.Experiment, config, settings, step_lengths) -> None:
     """Writes figures and report.md, and prints the table and the figures' paths."""
-    curves = {run[:4]: _load_curves(experiment, *run[:4]) for run in settings}
+    curves = {
+        (part, model, length, layers): experiment.load_curves(
+            f"{part}-{model}-L{length}-layers{layers}-seeds*",
+            shared=("eval_step", "correlation_total"),
+            seeds_first=("correlation_",),
+        )
+        for part, model, length, layers, _ in settings
+    }
     made = {"first_order": _first_order(curves, step_lengths)}
     if "minimal" in config.parts:
         made["minimal"] = _minimal(curves)
@@ -44,30 +51,9 @@ def write(experiment: harness.Experiment, config, settings, step_lengths) -> Non
         f"{table}\n\nMean over seeds ± 95 % Student interval. Cosines are of all trainable "
         f"parameters, at {config.examples} matched placements (all 26 at L = 2); correlations over "
         "letters, averaged over total distance, layers and heads. The slope is that of the error "
-        "of −η⟨g_rev, g_fwd⟩ against η in logarithms: 2 to first order.\n\n"
-        + "\n".join(f"![{path.stem}](figures/{path.name})" for path in paths)
-        + "\n"
+        "of −η⟨g_rev, g_fwd⟩ against η in logarithms: 2 to first order."
     )
-    checkpoints.write_atomically(experiment.workdir / "report.md", text)
-    print(table)
-    for path in [*paths, experiment.workdir / "report.md"]:
-        print(path)
-
-
-def _load_curves(experiment, part, model, length, layers):
-    """Curves of all seeds side by side, whichever way they were grouped."""
-    groups = []
-    pattern = f"{part}-{model}-L{length}-layers{layers}-seeds*.npz"
-    for path in sorted((experiment.workdir / "curves").glob(pattern)):
-        with np.load(path) as file:
-            groups.append(dict(file))
-    shared = ("eval_step", "wall_time_sec", "correlation_total")
-    merged = {
-        key: np.concatenate([g[key] for g in groups], axis=0 if "correlation" in key else 1)
-        for key in groups[0]
-        if key not in shared
-    }
-    return merged | {key: groups[0][key] for key in shared if key in groups[0]}
+    experiment.write_report(text, paths, printed=table)
 
 
 def _rows(results, settings):

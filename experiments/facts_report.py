@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from dirasym import checkpoints, metrics, report
+from dirasym import metrics, report
 from experiments import harness
 
 LABELS = {"mdm": "masked diffusion (MDM)", "arm": "autoregressive (ARM)"}
@@ -13,7 +13,7 @@ def write(experiment: harness.Experiment, config, paper: dict, paper_seeds: dict
     """Writes figures and report.md, and prints the table and the figures' paths."""
     results = experiment.results()
     curves = {
-        (data, model): _load_curves(experiment, data, model, config.seeds)
+        (data, model): experiment.load_curves(*(f"{data}-{model}-seed{s}" for s in config.seeds))
         for data in config.data
         for model in config.models
     }
@@ -47,28 +47,9 @@ def write(experiment: harness.Experiment, config, paper: dict, paper_seeds: dict
         "evaluations, as the paper logged; each direction for itself. Paper: LLaDA 8B beside the "
         "MDM, LLaMA-3.1 8B / Qwen-2.5 7B beside the ARM: other weights than ours, unless "
         "--model_id names them.\n\n"
-        f"Tables 4 to 6, by seed (F forward, R reverse):\n\n{seeds_table}\n\n"
-        + "\n".join(f"![{path.stem}](figures/{path.name})" for path in paths)
-        + "\n"
+        f"Tables 4 to 6, by seed (F forward, R reverse):\n\n{seeds_table}"
     )
-    checkpoints.write_atomically(experiment.workdir / "report.md", text)
-    print(table)
-    for path in [*paths, experiment.workdir / "report.md"]:
-        print(path)
-
-
-def _load_curves(experiment, data, model, seeds):
-    """Curves of all seeds side by side."""
-    runs = []
-    for seed in seeds:
-        with np.load(experiment.workdir / "curves" / f"{data}-{model}-seed{seed}.npz") as file:
-            runs.append(dict(file))
-    merged = {
-        key: np.concatenate([run[key] for run in runs], axis=1)
-        for key in runs[0]
-        if key not in ("eval_step", "wall_time_sec")
-    }
-    return merged | {"eval_step": runs[0]["eval_step"]}
+    experiment.write_report(text, paths, printed=table)
 
 
 def _table_rows(results, config, paper):

@@ -327,6 +327,42 @@ class Experiment:
             np.savez(partial, **curves)
             os.replace(partial, path)
 
+    def load_curves(
+        self,
+        *names: str,
+        shared: tuple[str, ...] = ("eval_step",),
+        seeds_first: tuple[str, ...] = (),
+    ) -> dict[str, np.ndarray]:
+        """Curves of several runs with their seeds side by side, however they were grouped.
+
+        Args:
+          names: as given to `save_curves`, or patterns of them such as "L10-mdm-seeds*".
+          shared: keys that all runs have alike; the first run's are taken.
+          seeds_first: prefixes of keys whose axes begin with seeds, and not with time.
+        """
+        paths = [p for n in names for p in sorted((self.workdir / "curves").glob(f"{n}.npz"))]
+        runs = []
+        for path in paths:
+            with np.load(path) as file:
+                runs.append(dict(file))
+        merged = {
+            key: np.concatenate(
+                [run[key] for run in runs], axis=0 if key.startswith(seeds_first) else 1
+            )
+            for key in runs[0]
+            if key not in (*shared, "wall_time_sec")
+        }
+        return merged | {key: runs[0][key] for key in shared if key in runs[0]}
+
+    def write_report(self, text: str, figures: Sequence[pathlib.Path], *, printed: str) -> None:
+        """Writes report.md, `text` and then the figures, and prints `printed` and all paths."""
+        images = "\n".join(f"![{path.stem}](figures/{path.name})" for path in figures)
+        report = self.workdir / "report.md"
+        checkpoints.write_atomically(report, f"{text}\n\n{images}\n")
+        print(printed)
+        for path in [*figures, report]:
+            print(path)
+
     def train(
         self,
         name: str,

@@ -15,7 +15,7 @@ import math
 import jax
 import numpy as np
 
-from dirasym import checkpoints, metrics, report
+from dirasym import metrics, report
 from experiments import harness, relations_task
 from experiments.relations_task import Task
 
@@ -99,7 +99,10 @@ def result_line(task: Task, history, place: int, seed: int) -> dict:
 def write_report(experiment: harness.Experiment, config: relations_task.Config) -> None:
     """Writes figures and report.md, and prints the table and the figures' paths."""
     results = experiment.results()
-    curves = {size: _load_curves(experiment, size) for size in config.sizes}
+    curves = {
+        size: experiment.load_curves(f"{run_name(size, [])}*", seeds_first=("cosines", "weights_"))
+        for size in config.sizes
+    }
     epochs = {size: _epochs(Task(config, size), curves[size]) for size in config.sizes}
     largest = config.sizes[-1]
     drawn = {
@@ -135,33 +138,15 @@ def write_report(experiment: harness.Experiment, config: relations_task.Config) 
         "guess among the candidates (reversal, chain), goes to 0 in context (icl), and falls as "
         f"more triples train (chain_related).\n\nNetwork: {config.family}, {config.n_layers} "
         f"layers × {config.embed_dim}; AdamW {config.lr:g}, weight decay {config.weight_decay:g}, "
-        f"dropout {config.dropout:g}, {config.num_epochs} epochs on {jax.default_backend()}.\n\n"
-        + "\n".join(f"![{path.stem}](figures/{path.name})" for path in paths)
-        + "\n"
+        f"dropout {config.dropout:g}, {config.num_epochs} epochs on {jax.default_backend()}."
     )
-    checkpoints.write_atomically(experiment.workdir / "report.md", text)
-    print(table)
-    for path in [*paths, experiment.workdir / "report.md"]:
-        print(path)
+    experiment.write_report(text, paths, printed=table)
 
 
 def interval(lines, key: str) -> str:
     """Mean and interval over the runs that have the value; `none` where no run has it."""
     values = [line[key] for line in lines if line.get(key) is not None]
     return report.with_interval(*metrics.student_interval(values), 3) if values else "none"
-
-
-def _load_curves(experiment, size):
-    """Curves of all seeds side by side, whichever way they were grouped."""
-    groups = []
-    for path in sorted((experiment.workdir / "curves").glob(f"{run_name(size, [])}*.npz")):
-        with np.load(path) as file:
-            groups.append(dict(file))
-    merged = {"eval_step": groups[0]["eval_step"]}
-    for key in groups[0].keys() - {"eval_step", "wall_time_sec"}:
-        seed_axis = 0 if key == "cosines" or key.startswith("weights_") else 1
-        merged[key] = np.concatenate([group[key] for group in groups], axis=seed_axis)
-    return merged
 
 
 def _epochs(task: Task, curves) -> np.ndarray:

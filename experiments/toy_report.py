@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from dirasym import checkpoints, metrics, report
+from dirasym import metrics, report
 from experiments import harness
 
 LABELS = {"mdm": "masked diffusion (MDM)", "arm": "autoregressive (ARM)"}
@@ -13,7 +13,7 @@ def write(experiment: harness.Experiment, config, paper: dict) -> None:
     """Writes figures and report.md, and prints the table and the figures' paths."""
     results = experiment.results()
     curves = {
-        (model, length): _load_curves(experiment, model, length, config.seeds)
+        (model, length): experiment.load_curves(f"L{length}-{model}-seeds*")
         for length in config.lengths
         for model in config.models
     }
@@ -37,28 +37,9 @@ def write(experiment: harness.Experiment, config, paper: dict) -> None:
         "Accuracy in percent: mean over seeds ± 95 % Student interval. MDM: moving average of "
         f"the weights; ARM: raw weights. {config.generations} generations a letter and "
         f"direction, so sampling adds a standard error of at most {error:.1f} to each seed. "
-        f"Batch {config.batch_size}.\n\n"
-        + "\n".join(f"![{path.stem}](figures/{path.name})" for path in paths)
-        + "\n"
+        f"Batch {config.batch_size}."
     )
-    checkpoints.write_atomically(experiment.workdir / "report.md", text)
-    print(table)
-    for path in [*paths, experiment.workdir / "report.md"]:
-        print(path)
-
-
-def _load_curves(experiment, model, length, seeds):
-    """Curves of all seeds side by side, whichever way they were grouped."""
-    groups = []
-    for path in sorted((experiment.workdir / "curves").glob(f"L{length}-{model}-seeds*.npz")):
-        with np.load(path) as file:
-            groups.append(dict(file))
-    merged = {
-        key: np.concatenate([group[key] for group in groups], axis=1)
-        for key in groups[0]
-        if key not in ("eval_step", "wall_time_sec")
-    }
-    return merged | {"eval_step": groups[0]["eval_step"]}
+    experiment.write_report(text, paths, printed=table)
 
 
 def _table_rows(results, config, paper):

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.special
 
-from dirasym import checkpoints, metrics, models, objectives, report
+from dirasym import metrics, models, objectives, report
 from dirasym.analysis import dynamics
 from dirasym.data.relations import LEFT, RIGHT
 from dirasym.models.bilinear import random_signs
@@ -303,13 +303,9 @@ def write_report(experiment: harness.Experiment, config: Config) -> None:
             f"Gradient descent at step size {descent['step_size']:g}, width "
             f"{min(config.widths)}: its loss is within {descent['largest_difference']:.2g} nats "
             f"of the flow's over {descent['num_steps']} steps.",
-            "\n".join(f"![{path.stem}](figures/{path.name})" for path in paths),
         ]
     )
-    checkpoints.write_atomically(experiment.workdir / "report.md", text + "\n")
-    print(text)
-    for path in [*paths, experiment.workdir / "report.md"]:
-        print(path)
+    experiment.write_report(text, paths, printed=text)
 
 
 def within_sentence(config: Config, results) -> str:

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from dirasym import checkpoints, metrics, report
+from dirasym import metrics, report
 from dirasym.analysis import asymmetry
 from experiments import harness
 
@@ -99,14 +99,9 @@ def write(experiment: harness.Experiment, config, notes: str = "", others=()) ->
         "pair; *missing*: clean excess in bits, per stored bit.\n\n"
         f"{runs}\n\nDirectional gap: inverse − forward excess, paired by seed. The K = 1 rows "
         "store as many bits forward as a K > 1 inverse does (*equal bits, different floors*: "
-        f"compare K = 1 A->B with K > 1 B->A above).\n\n{gaps}\n\n"
-        + "\n".join(f"![{path.stem}](figures/{path.name})" for path in paths)
-        + "\n"
+        f"compare K = 1 A->B with K > 1 B->A above).\n\n{gaps}"
     )
-    checkpoints.write_atomically(experiment.workdir / "report.md", text)
-    print(runs, gaps, sep="\n\n")
-    for path in [*paths, experiment.workdir / "report.md"]:
-        print(path)
+    experiment.write_report(text, paths, printed=f"{runs}\n\n{gaps}")
 
 
 def _interval(lines, key: str, digits: int = 3) -> str:
