@@ -9,8 +9,8 @@ from dirasym.models.transformer import TransformerConfig
 
 # Fields of any config.json that say nothing about the function from tokens to logits.
 _IRRELEVANT = frozenset(
-    "_attn_implementation _name_or_path architectures auto_map bos_token_id dtype eos_token_id "
-    "id2label initializer_range label2id mask_token_id model_type output_attentions "
+    "_attn_implementation _name_or_path _num_labels architectures auto_map bos_token_id dtype "
+    "eos_token_id id2label initializer_range label2id mask_token_id model_type output_attentions "
     "output_hidden_states pad_token_id problem_type return_dict task_specific_params "
     "tokenizer_class torch_dtype transformers_version use_cache "
     # of one architecture each

@@ -137,7 +137,7 @@ def load_pretrained(
     Raises:
       ValueError: a file is missing, truncated or no safetensors file; config.json has a field
         that is unknown or asks for what is not implemented; a key is unknown, missing, held
-        twice, of the wrong shape or not of floats. The message names it.
+        twice, of the wrong shape or not of floats. The message names it; of missing keys, all.
     """
     directory = pathlib.Path(directory)
     fields = read_json(directory / _CONFIG)
@@ -195,9 +195,10 @@ def assemble(
                 stacked = abstract[target]
                 params[target] = jnp.zeros(stacked.shape, stacked.dtype, device=placed[target])
             params[target] = _set_layer(params[target], layer, value)
-    missing = sorted(layout.weights.keys() - key_of.keys())
+    missing = [layout.prefixed(name) for name in layout.weights if name not in key_of]
     if missing:
-        raise ValueError(f"{source}: missing key {layout.prefixed(missing[0])}")
+        keys = "key" if len(missing) == 1 else "keys"
+        raise ValueError(f"{source}: missing {keys} {', '.join(missing)}")
     if tied_key is not None:
         embedding = np.asarray(params["embed/embedding"])
         if not np.array_equal(embedding, tied_value.astype(embedding.dtype)):
@@ -258,9 +259,11 @@ def save_pretrained(
             index = {"metadata": {}, "weight_map": weight_map}
             (partial / _INDEX).write_text(json.dumps(index, indent=2) + "\n")
         (partial / _CONFIG).write_text(json.dumps(fields, indent=2) + "\n")
+        # The configuration goes first and comes last: where it is, the weights are.
+        (directory / _CONFIG).unlink(missing_ok=True)
         for stale in (*directory.glob("model*.safetensors"), directory / _INDEX):
             stale.unlink(missing_ok=True)
-        for file in sorted(partial.iterdir()):
+        for file in sorted(partial.iterdir(), key=lambda file: (file.name == _CONFIG, file)):
             shutil.move(file, directory / file.name)
 
 
@@ -352,11 +355,14 @@ class _Layout:
 def read_json(path: pathlib.Path) -> dict[str, Any]:
     """The file's object. Raises ValueError, naming the file."""
     try:
-        return json.loads(path.read_text())
+        value = json.loads(path.read_text())
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror or error}") from None
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds a {type(value).__name__}, not an object")
+    return value
 
 
 def read_safetensors(path: pathlib.Path) -> Iterator[tuple[str, np.ndarray]]:

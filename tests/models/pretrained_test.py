@@ -92,6 +92,22 @@ def test_saving_leaves_no_stale_shard(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
 
 
+def test_a_save_that_is_cut_short_leaves_no_configuration(tmp_path, monkeypatch):
+    model, params = models.load_pretrained(FIXTURES / "gpt2")
+    models.save_pretrained(tmp_path, model, params)
+    moved = []
+
+    def move(source, target):
+        if moved:
+            raise KeyboardInterrupt
+        moved.append(shutil.copy(source, target))
+
+    monkeypatch.setattr(pretrained.shutil, "move", move)
+    with pytest.raises(KeyboardInterrupt):
+        models.save_pretrained(tmp_path, model, params, max_shard_bytes=3000)
+    assert not (tmp_path / "config.json").exists()
+
+
 def test_llada_is_llama_without_the_causal_mask_under_its_own_names(tmp_path):
     model, params = models.load_pretrained(FIXTURES / "llama")
     config = models.llada(
@@ -236,6 +252,17 @@ def test_gpt2_without_prefix_with_buffers_and_a_copied_head(tmp_path):
     chex.assert_trees_all_equal(params, models.load_pretrained(FIXTURES / "gpt2")[1])
     _edit_weights(directory, lambda x: x.update({"lm_head.weight": x["wte.weight"] + 1}))
     with pytest.raises(ValueError, match=r"lm_head\.weight differs from the embedding"):
+        models.load_pretrained(directory)
+
+
+def test_every_missing_key_is_named(tmp_path):
+    directory = _copy("gpt2", tmp_path)
+    keys = ["transformer.wpe.weight", "transformer.h.0.ln_1.bias", "transformer.h.1.mlp.c_fc.bias"]
+    _edit_weights(directory, lambda x: [x.pop(key) for key in keys])
+    with pytest.raises(ValueError, match="missing keys " + ", ".join(keys)):
+        models.load_pretrained(directory)
+    (directory / "config.json").write_text("[1]")
+    with pytest.raises(ValueError, match=r"config\.json holds a list, not an object"):
         models.load_pretrained(directory)
 
 
