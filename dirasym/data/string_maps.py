@@ -150,7 +150,11 @@ def bits_to_store(K: int, n_pairs: int, str_len: int) -> tuple[float, float]:
 
     With N = 36^str_len strings and b = n/K images: forward, the A being known, has
     C(N, b)·n!/K!^b maps; inverse, the B being known, has N!/((N-n)!·K!^b).
+
+    Raises:
+      ValueError: as `generate_pairs`.
     """
+    _check(K, n_pairs, str_len, n_pairs, divisor=K)
     images, strings = n_pairs // K, len(ALPHABET) ** str_len
     orders = images * _log2_falling(K, K)
     forward = (
@@ -167,7 +171,11 @@ def exchangeable_bits_to_store(K: int, n_pairs: int, str_len: int) -> float:
 
     m = n/K strings on each side in g = n/K² groups: the known side is cut into unordered
     groups, m!/(K!^g·g!), and each gets K others, N!/((N-m)!·K!^g).
+
+    Raises:
+      ValueError: as `exchangeable_pairs`.
     """
+    _check(K, n_pairs, str_len, n_pairs // max(K, 1), divisor=K * K)
     size, groups, strings = n_pairs // K, n_pairs // K**2, len(ALPHABET) ** str_len
     bits = (
         _log2_falling(strings, size)
@@ -180,4 +188,6 @@ def exchangeable_bits_to_store(K: int, n_pairs: int, str_len: int) -> float:
 
 def _log2_falling(top: int, count: int) -> float:
     """log₂ of top·(top-1)···(top-count+1); log₂ top! for count = top."""
-    return float(np.log2(float(top) - np.arange(count)).sum())
+    # Each term is log top + log(1 - i/top): `top` itself may be beyond a float.
+    below = np.log1p(-np.arange(count) * (1 / top)).sum()
+    return count * math.log2(top) + float(below) / math.log(2)

@@ -70,6 +70,9 @@ def test_bad_sizes(arguments, words):
     for generate in (string_maps.generate_pairs, string_maps.exchangeable_pairs):
         with pytest.raises(ValueError, match=words):
             generate(*arguments)
+    for bits in (string_maps.bits_to_store, string_maps.exchangeable_bits_to_store):
+        with pytest.raises(ValueError, match=words):
+            bits(*arguments[:3])
 
 
 def test_entropies_of_a_small_table_by_hand():
@@ -105,6 +108,11 @@ def test_floors_of_the_benchmark():
 def test_bits_to_store_at_the_papers_size(K, forward, inverse):
     got = string_maps.bits_to_store(K, 40_000, 8)
     np.testing.assert_allclose(got, (forward, inverse), atol=0.005)
+
+
+def test_bits_of_strings_beyond_a_float():
+    forward, inverse = string_maps.bits_to_store(1, 10, 250)
+    assert forward == pytest.approx(inverse) == pytest.approx(250 * math.log2(36))
 
 
 def test_bits_count_the_maps_of_a_small_world():
