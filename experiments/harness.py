@@ -120,6 +120,8 @@ def read_flags(config_type: type) -> Any:
                     raise ValueError(f"--{field.name}: {item!r} is not among {'|'.join(choices)}")
             if not value:
                 raise ValueError(f"--{field.name} is empty")
+            if len(set(value)) < len(value):  # runs are known by these values
+                raise ValueError(f"--{field.name} repeats a value: {','.join(map(str, value))}")
         values[field.name] = value
     return config_type(**values)
 
@@ -283,6 +285,7 @@ class Experiment:
         try:
             if results_path.parent != workdir and not results_path.parent.is_dir():
                 raise FileNotFoundError(f"no directory for --output={results_path}")
+            _check_results(results_path)
             if path.exists():
                 _refuse_other_config(path, json.loads(path.read_text()), wanted)
             elif jax.process_index() == 0:
@@ -460,6 +463,17 @@ def _extend(history, arrays):
 def _append(history, values):
     """History with one more entry of each value."""
     return _extend(history, {key: np.asarray(x)[None] for key, x in values.items()})
+
+
+def _check_results(path: pathlib.Path) -> None:
+    """Raises UsageError for a file that result lines cannot be added to."""
+    try:
+        lines = checkpoints.read_results(path)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not a file of JSON lines"
+        raise UsageError(f"--output={path} cannot be used: {reason}") from None
+    if not all(isinstance(line, dict) for line in lines):
+        raise UsageError(f"--output={path} cannot be used: not a file of result lines")
 
 
 def _refuse_other_config(path: pathlib.Path, found: dict, wanted: dict) -> None:

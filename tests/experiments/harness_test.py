@@ -35,6 +35,7 @@ def _toy(*arguments, **kwargs):
         (["--models=mdm,rnn"], "'rnn' is not among mdm|arm"),
         (["--lengths=1"], "length must be at least 2"),
         (["--lengths=3,four"], "not a list of integers"),
+        (["--seeds=0,1,0"], "--seeds repeats a value: 0,1,0"),
         (["--steps=7"], "not a multiple of --eval_every=2"),
         (["--batch_size=6", "--num_devices=4"], "batch of 6 is not divisible by 4 devices"),
         (["--width=7"], "head_dim must be even"),
