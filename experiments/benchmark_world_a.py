@@ -41,6 +41,9 @@ class Config:
     mlp_pairs: int = flag(40_000, "Pairs of the MLP's epoch; a multiple of 5.", 5)
     rounds: int = flag(5, "Alternations; the fastest of each contender counts.", 1)
 
+    def __post_init__(self):
+        gpt2_task(self)
+
 
 def run(experiment: harness.Experiment, config: Config) -> None:
     """Times both models and prints the table."""
@@ -69,22 +72,26 @@ def run(experiment: harness.Experiment, config: Config) -> None:
     print(table)
 
 
-def gpt2_steps(config: Config) -> dict[str, Callable[[], object]]:
-    """Some steps from scratch at K = 5, inverse."""
-    import torch
-    import transformers
-
-    num_pairs = 5 * -(-config.steps * config.batch_size // 5)
-    task = world_a.Config(
+def gpt2_task(config: Config) -> world_a.Config:
+    """As many pairs as the steps read. Raises ValueError for a model that cannot be made."""
+    return world_a.Config(
         modes=("scratch",),
         Ks=(5,),
-        n_pairs=num_pairs,
+        n_pairs=5 * -(-config.steps * config.batch_size // 5),
         batch_size=config.batch_size,
         tokenizer=config.tokenizer,
         layers=config.layers,
         width=config.width,
         heads=config.heads,
     )
+
+
+def gpt2_steps(config: Config) -> dict[str, Callable[[], object]]:
+    """Some steps from scratch at K = 5, inverse."""
+    import torch
+    import transformers
+
+    task = gpt2_task(config)
     texts = world_a.Texts(task)
     data = texts.case(5, "inverse", "next_token").data
     (regime,) = world_a.regimes(task)

@@ -15,6 +15,7 @@ Expected  paper's convention, scratch: gap 1.16 nats at K = 5, 0.90 at K = 8, 0 
 
 import dataclasses
 import functools
+import importlib.util
 import math
 import pathlib
 import pydoc_data.topics
@@ -126,19 +127,39 @@ class Config:
         if not self.fitting_objectives:
             raise ValueError(f"no --objectives go with --attention={self.attention}")
         tokenizer = load_tokenizer(self.tokenizer)
-        for texts in string_maps.texts([string_maps.ALPHABET], [string_maps.ALPHABET]):
-            tokenizer.encode(texts)  # raises for an alphabet that it does not hold
+        letters = string_maps.ALPHABET
+        turned = [letters[place:] + letters[:place] for place in range(len(letters))]
+        try:  # each character first and last in its string
+            batching.encode_answers(tokenizer, *string_maps.texts(turned, turned))
+        except ValueError as error:
+            raise ValueError(f"--tokenizer={self.tokenizer}: {error}") from None
+        for name in ("dropout", "reg_dropout"):
+            if getattr(self, name) >= 1:
+                raise ValueError(f"--{name} must be below 1, got {getattr(self, name)}")
         shape = model_config(self)
         if shape.vocab_size < tokenizer.vocab_size:
             raise ValueError(
                 f"--tokenizer={self.tokenizer} has {tokenizer.vocab_size} ids, and the model of "
                 f"--model_id={self.model_id} only {shape.vocab_size}"
             )
+        # A text has at most a token a character, and one that some tokenizers put in front.
+        if 2 * self.str_len + len("x:  y: ") + 1 > shape.max_len:
+            length = Texts(self).length
+            if length > shape.max_len:
+                raise ValueError(
+                    f"--str_len={self.str_len} makes rows of {length} tokens, and the model of "
+                    f"--model_id={self.model_id} holds {shape.max_len}"
+                )
+        widths = (shape.width, shape.mlp_width, shape.num_kv_heads * shape.head_dim)
         for rank in self.lora_ranks if "lora" in self.modes else ():
-            if not 1 <= rank <= shape.width:
-                raise ValueError(f"--lora_ranks: {rank} does not fit layers of width {shape.width}")
-        if self.mlp_results and not pathlib.Path(self.mlp_results).is_file():
-            raise ValueError(f"--mlp_results={self.mlp_results} is not a file")
+            if not 1 <= rank <= min(widths):
+                raise ValueError(f"--lora_ranks: {rank} does not fit layers of width {min(widths)}")
+        if self.modes != ("scratch",) and self.model_id in SIZES:
+            if importlib.util.find_spec("safetensors") is None:
+                raise ValueError("pretraining needs safetensors: pip install 'dirasym[hf]'")
+            pretraining_ids(self.tokenizer)
+        if self.mlp_results:
+            read_mlp_results(self.mlp_results)
 
     @property
     def fitting_objectives(self) -> tuple[ObjectiveName, ...]:
@@ -160,7 +181,24 @@ def load_directory(path: str) -> tuple[models.Transformer, dict]:
     """A GPT-2 from disk, read once, with all of its keys checked."""
     if not pathlib.Path(path).is_dir():
         raise ValueError(f"--model_id={path} is neither a directory nor one of {', '.join(SIZES)}")
-    return models.load_pretrained(path)
+    try:
+        return models.load_pretrained(path)
+    except ImportError as error:
+        raise ValueError(f"--model_id={path}: {error}") from None
+
+
+def read_mlp_results(path: str) -> list[dict]:
+    """Lines of `world_a_mlp`. Raises ValueError, naming the file, for any others."""
+    if not pathlib.Path(path).is_file():
+        raise ValueError(f"--mlp_results={path} is not a file")
+    needed = {"arch", "K", "direction", "seed", *world_a_report.UNITS}
+    try:
+        lines = checkpoints.read_results(path)
+    except ValueError:
+        lines = [None]
+    if not all(isinstance(line, dict) and needed <= line.keys() for line in lines):
+        raise ValueError(f"--mlp_results={path} holds other lines than those of world_a_mlp")
+    return lines
 
 
 def model_config(config: Config, dropout: float = 0.0) -> models.TransformerConfig:
@@ -210,9 +248,6 @@ def regimes(config: Config) -> list[Regime]:
 def run(experiment: harness.Experiment, config: Config) -> None:
     """Trains what is missing, then reports."""
     texts = Texts(config)
-    longest = model_config(config).max_len
-    if texts.length > longest:
-        raise harness.UsageError(f"rows of {texts.length} tokens; the model holds {longest}")
     pretrained = functools.cache(lambda: pretrained_params(experiment, config))
     run_id = 0
     for regime in regimes(config):
@@ -230,7 +265,7 @@ def run(experiment: harness.Experiment, config: Config) -> None:
                         case = texts.case(K, direction, regime.objective)
                         group.train_and_record(case, pretrained, identity | {"run_id": run_id + 1})
                     run_id += len(seeds)
-    others = checkpoints.read_results(config.mlp_results) if config.mlp_results else []
+    others = read_mlp_results(config.mlp_results) if config.mlp_results else []
     world_a_report.write(experiment, config, notes(config, texts), others)
 
 
@@ -273,14 +308,15 @@ class Texts:
 
     def case(self, K: int, direction: Direction, objective: ObjectiveName) -> world_a_task.Case:
         """A map in one direction, with the floor of the objective's factorisation."""
-        sources, targets = world_a_task.oriented(self._config, K, direction)
+        rows = self._rows[K, direction]
+        sources, _ = world_a_task.oriented(self._config, K, direction)
+        scored = zip(rows["tokens_BL"], rows["scored_BL"], strict=True)
         floor = asymmetry.exact_floor(
             sources,
-            self._tokenizer.encode(string_maps.texts(sources, targets)[1]),
+            [tokens_L[scored_L].tolist() for tokens_L, scored_L in scored],
             "parallel" if objective == "parallel" else "joint",
             length_known=objective != "next_token",
         )
-        rows = self._rows[K, direction]
         return world_a_task.make_case(self._config, K, direction, rows, floor)
 
     def probe(self, K: int, size: int) -> list[training.Data]:
@@ -469,6 +505,17 @@ def init_params(model: models.Transformer, key: jax.Array):
     return jax.jit(model.init)(key, np.zeros((1, 1), np.int32))["params"]
 
 
+@functools.lru_cache
+def pretraining_ids(tokenizer: str) -> list[int]:
+    """English that every Python carries, encoded. Raises ValueError if it cannot be."""
+    text = "\n\n".join(pydoc_data.topics.topics.values()).encode("ascii", "ignore").decode()
+    try:
+        (ids,) = load_tokenizer(tokenizer).encode([text])
+    except ValueError as error:
+        raise ValueError(f"--tokenizer={tokenizer}, the texts of pretraining: {error}") from None
+    return ids
+
+
 def pretrained_params(experiment: harness.Experiment, config: Config):
     """Weights of the directory, or of a model pretrained here and kept in the work directory."""
     if config.model_id not in SIZES:
@@ -477,9 +524,7 @@ def pretrained_params(experiment: harness.Experiment, config: Config):
     if (directory / "config.json").exists():
         return models.load_pretrained(directory)[1]
     model = models.Transformer(model_config(config, config.dropout))
-    tokenizer = load_tokenizer(config.tokenizer)
-    text = "\n\n".join(pydoc_data.topics.topics.values()).encode("ascii", "ignore").decode()
-    (ids,) = tokenizer.encode([text])
+    ids = pretraining_ids(config.tokenizer)
     windows = len(ids) // PRETRAIN_LENGTH
     data = {"tokens_BL": np.array(ids[: windows * PRETRAIN_LENGTH], np.int32).reshape(windows, -1)}
     optimizer = training.make_optimizer(

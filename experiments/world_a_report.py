@@ -1,6 +1,7 @@
 """Tables and figures of World A, from results.jsonl."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 
@@ -14,6 +15,7 @@ UNITS = {
     "excess_loss": "paper's convention",
     "excess_nats_per_string": "nats a string, training",
     "eval_excess_nats_per_string": "nats a string, clean",
+    "excess_bits_per_stored_bit": "missing bits a stored bit",
 }
 # (regime, rank, K) -> (forward excess, inverse excess, gap) as published; None: not stated.
 PAPER = {
@@ -204,7 +206,7 @@ def _bits(results):
     evaluations by a straight line.
     """
     figure, axes = report.new_figure(1, 2, (4.6, 3.4))
-    markers = iter("osD^vP*X")
+    markers = itertools.cycle("osD^vP*X")
     for of in families(results):
         marker = next(markers)
         for K, direction in sorted({(x["K"], x["direction"]) for x in results if family(x) == of}):

@@ -117,7 +117,7 @@ def train(experiment, config, name: str, states, steps, case: Case, evaluate, to
         steps_per_call=call_epochs(config) * epoch_steps(config),
         evaluate=lambda state: evaluate(state, case.data),
     )
-    nats_TS = history["loss"] * history["count"]
+    nats_TS = np.float64(history["loss"]) * history["count"]  # 40000 pairs are many to add
     epochs = (config.epochs, epoch_steps(config), -1)
     history["train_nats_per_string"] = nats_TS.reshape(epochs).sum(axis=1) / config.n_pairs
     history["train_batch_mean"] = history["loss"].reshape(epochs).mean(axis=1)

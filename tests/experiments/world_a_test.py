@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from dirasym.data import tokenizers
+from dirasym.data import string_maps, tokenizers
 from experiments import world_a, world_a_mlp, world_a_report, world_a_task
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -107,6 +107,10 @@ def test_gpt2_small_has_its_parameters():
         (dict(control="exchangeable", n_pairs=40), "multiple of 25, got 40"),
         (dict(mlp_results="/nowhere"), "--mlp_results=/nowhere is not a file"),
         (dict(width=100), "not divisible by num_heads 12"),
+        (dict(dropout=1.0), "--dropout must be below 1, got 1.0"),
+        (dict(modes=("finetune_reg",), reg_dropout=1.5), "--reg_dropout must be below 1"),
+        (dict(str_len=509), "--str_len=509 makes rows of 1025 tokens, and .* holds 1024"),
+        (dict(mlp_results=__file__), "holds other lines than those of world_a_mlp"),
     ],
 )
 def test_bad_flags_are_named(flags, words):
@@ -141,6 +145,47 @@ def test_the_papers_floors_and_the_exact_ones():
         assert case.theoretical_min == math.log(5)
         assert case.floor.nats_per_string == pytest.approx(math.log(5))
     assert cases[0].bits == cases[1].bits
+
+
+def test_the_longest_strings_that_a_model_holds():
+    world_a.Config(tokenizer="characters", Ks=(5,), n_pairs=5, str_len=508, modes=("scratch",))
+
+
+def _spelled(tmp_path, letters):
+    """A tokenizer.json that, as LLaMA's, puts a word's mark in front of every text."""
+    hf = pytest.importorskip("tokenizers")
+    tokenizer = hf.Tokenizer(hf.models.BPE({c: n for n, c in enumerate(["▁", *letters])}, []))
+    tokenizer.pre_tokenizer = hf.pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
+    tokenizer.decoder = hf.decoders.Metaspace(prepend_scheme="always", split=False)
+    tokenizer.add_special_tokens(["</s>"])
+    path = tmp_path / "tokenizer.json"
+    tokenizer.save(str(path))
+    return str(path)
+
+
+def test_floors_are_of_the_tokens_in_the_row(tmp_path):
+    letters = [*string_maps.ALPHABET, ":"]
+    flags = dict(Ks=(5,), n_pairs=50, tokenizer=_spelled(tmp_path, letters))
+    texts = world_a.Texts(world_a.Config(modes=("scratch",), layers=1, width=12, **flags))
+    case = texts.case(5, "inverse", "next_token")
+    assert case.floor.tokens_per_target == case.data["scored_BL"].sum(axis=1).mean() == 9
+    with pytest.raises(ValueError, match="the texts of pretraining") as error:
+        world_a.Config(modes=("finetune",), layers=1, width=12, **flags)
+    assert len(str(error.value)) < 400
+    with pytest.raises(ValueError, match=r"--tokenizer=.*turns"):
+        world_a.Config(**flags | {"tokenizer": _spelled(tmp_path, letters[1:])})
+
+
+def test_a_rank_fits_the_smallest_layer(tmp_path):
+    model = world_a.models.Transformer(
+        world_a.models.gpt2(97, num_layers=1, width=16, num_heads=2, mlp_width=8)
+    )
+    params = world_a.init_params(model, jax.random.key(0))
+    world_a.models.save_pretrained(tmp_path, model, params)
+    flags = dict(model_id=str(tmp_path), tokenizer="characters", Ks=(5,), n_pairs=50)
+    world_a.Config(lora_ranks=(8,), **flags)
+    with pytest.raises(ValueError, match="--lora_ranks: 9 does not fit layers of width 8"):
+        world_a.Config(lora_ranks=(9,), **flags)
 
 
 def test_units_of_a_result_line():
@@ -178,6 +223,15 @@ def test_gaps_are_paired_by_seed():
     assert str(scratch) == "scratch"
     assert world_a_report.gap(lines, scratch, 5, "u").mean == 1
     assert world_a_report.gap(lines, scratch, 1, "u") is None
+
+
+def test_bits_are_drawn_for_any_number_of_families():
+    pytest.importorskip("matplotlib")
+    one = dict(run_type="lora", objective="next_token", K=5, direction="A->B", seed=0)
+    one |= dict(eval_epochs=[0, 1], eval_excess_nats_per_string_curve=[9.0, 4.0])
+    lines = [{**one, "lora_r": rank, "bits_to_store_per_pair": 18.0} for rank in range(1, 12)]
+    figure = world_a_report._bits(lines)
+    assert len(figure.axes[0].get_lines()) == 11
 
 
 def test_the_mlp_runs_and_is_not_trained_again(tmp_path):
@@ -220,8 +274,19 @@ def test_gpt2_runs_from_scratch_and_by_lora_on_a_model_pretrained_here(tmp_path)
     assert (tmp_path / "pretrained/model.safetensors").exists()
 
 
-def test_a_bad_flag_ends_in_one_line_with_status_2(tmp_path):
-    result = _run("world_a", f"--workdir={tmp_path}/run", "--modes", "scratch", "magic")
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ("--modes", "scratch", "magic"),
+            "'magic' is not among scratch|finetune|finetune_reg|lora",
+        ),
+        ((f"--output={ROOT}",), "cannot be used: Is a directory"),
+        ((f"--output={ROOT}/README.md",), "README.md cannot be used: not a file of JSON lines"),
+    ],
+)
+def test_a_bad_flag_ends_in_one_line_with_status_2(arguments, words, tmp_path):
+    result = _run("world_a", f"--workdir={tmp_path}/run", *arguments)
     assert result.returncode == 2 and result.stderr.count("\n") == 1
-    assert "'magic' is not among scratch|finetune|finetune_reg|lora" in result.stderr
+    assert words in result.stderr
     assert not (tmp_path / "run").exists()
