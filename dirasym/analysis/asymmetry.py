@@ -90,7 +90,7 @@ def clean_loss(
       objective: one whose sum is in nats; see `objectives`.
       apply_fn: the model.
       params: its parameters.
-      data: `Batch` fields, each [n, ...], with "scored_BL" among them.
+      data: `Batch` fields, each [n, ...].
       key: of the objective's noise; example i draws from fold_in(key, i).
       batch_size: examples at a time.
 
@@ -102,7 +102,8 @@ def clean_loss(
     def batch_nats(first):
         index_B = first + jnp.arange(batch_size)
         rows = {name: jnp.asarray(x)[index_B % num_examples] for name, x in data.items()}
-        rows["scored_BL"] &= (index_B < num_examples)[:, None]
+        scored_BL = rows.get("scored_BL", jnp.ones(rows["tokens_BL"].shape, bool))
+        rows["scored_BL"] = scored_BL & (index_B < num_examples)[:, None]
         batch = Batch(**rows, index_B=index_B, global_size=num_examples)
         return objective(apply_fn, params, batch, key)[0]
 

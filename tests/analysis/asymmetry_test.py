@@ -161,7 +161,7 @@ def test_any_order_has_the_expectation_of_masked_diffusion():
 
 
 def test_clean_loss_does_not_depend_on_its_batches():
-    data = {"tokens_BL": np.arange(12).reshape(6, 2) % 5, "scored_BL": np.ones((6, 2), bool)}
+    data = {"tokens_BL": np.arange(12).reshape(6, 2) % 5}  # all scored, as in a `Batch`
     objective = functools.partial(objectives.any_order, mask_id=5)
     table = jax.random.normal(KEY, (6, 6))
     losses = [
