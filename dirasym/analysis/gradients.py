@@ -150,7 +150,9 @@ def alignment(
         grads = [_dense_gradient(loss, params) for loss in (loss_fwd, loss_rev)]
         return _compare(*grads, block_of_leaf)
     if method == "factored":
-        gradient_fwd, gradient_rev, direct = _factored(loss_fwd, loss_rev, params, examples, paths)
+        gradient_fwd, gradient_rev, direct = _factored(
+            (loss_fwd, *one_alone), (loss_rev, *one_alone), params, paths
+        )
     else:
         gradient_fwd, gradient_rev = (
             functools.partial(_dense_gradient, loss, params) for loss in (loss_fwd, loss_rev)
@@ -194,7 +196,9 @@ def cross_alignment(
         return {block: x * fwd.size * rev.size for block, x in inner.items()}
 
     if method == "factored":
-        gradient_fwd, gradient_rev, _ = _factored(loss_fwd, loss_rev, params, examples, paths)
+        gradient_fwd, gradient_rev, _ = _factored(
+            (loss_fwd, first), (loss_rev, first_rev), params, paths
+        )
         # All factors of the columns at once; rows in chunks.
         columns = jax.lax.map(gradient_rev, examples_rev, batch_size=chunk_size)
 
@@ -425,18 +429,20 @@ class _Call(NamedTuple):
     output: jax.ShapeDtypeStruct
 
 
-def _factored(loss_fwd, loss_rev, params, examples, paths):
+def _factored(fwd, rev, params, paths):
     """(example -> gradients) of both losses, and the paths of parameters left to the direct way.
 
+    Each of `fwd` and `rev` is a loss with one of its examples.
     A parameter is factored if, in both losses, all that reads it are calls that we intercept.
     """
-    example = jax.tree.map(lambda x: x[0], examples)
     params = _distinct(params)
-    factorable = _factorable(loss_fwd, params, example) & _factorable(loss_rev, params, example)
+    factorable = frozenset.intersection(
+        *(_factorable(loss, params, example) for loss, example in (fwd, rev))
+    )
     direct = [n for n in range(len(paths)) if n not in factorable]
     gradients = (
         functools.partial(_factored_gradient, loss, params, factorable, direct)
-        for loss in (loss_fwd, loss_rev)
+        for loss, _ in (fwd, rev)
     )
     return *gradients, tuple(paths[n] for n in direct)
 

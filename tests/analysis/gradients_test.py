@@ -243,6 +243,23 @@ def test_cross_matrix(method):
     assert cross["head"].shape == (EXAMPLES, 3) and set(cross) == {"head", "total"}
 
 
+@pytest.mark.parametrize("method", ["direct", "factored"])
+def test_columns_may_be_examples_of_another_kind(method):
+    rng = np.random.default_rng(0)
+    x_EI = rng.normal(size=(3, 4)).astype(np.float32)
+    other_ETI = rng.normal(size=(2, 6, 4)).astype(np.float32)
+    dense = nn.Dense(3)
+    params = dense.init(jax.random.key(0), x_EI[0])["params"]
+    loss = lambda p, x: (dense.apply({"params": p}, x) ** 2).sum()  # noqa: E731
+    loss_rev = lambda p, example: loss(p, example["x"])  # noqa: E731
+    cross = gradients.cross_alignment(
+        loss, loss_rev, params, x_EI, examples_rev={"x": other_ETI}, method=method
+    )
+    grads = [jax.vmap(jax.grad(loss), (None, 0))(params, x) for x in (x_EI, other_ETI)]
+    want = jnp.einsum("eij,fij->ef", *(g["kernel"] for g in grads))
+    np.testing.assert_allclose(cross["kernel"], want, rtol=1e-4, atol=1e-4)
+
+
 def test_blocks_by_regex_and_by_function():
     params = {f"layer_{n}": {"w": jnp.full(2, n + 1.0), "b": jnp.ones(1)} for n in range(3)}
 
