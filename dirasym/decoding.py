@@ -44,7 +44,7 @@ def left_to_right(
         scored_BL = jnp.broadcast_to(jnp.arange(length) == position, tokens_BL.shape)
         logits_BLV = call(apply_fn, params, inputs_BL, scored_BL=scored_BL)
         drawn_B = _sample_rows(keys_B, position, logits_BLV[:, position], top_k)
-        return tokens_BL.at[:, position].set(drawn_B), None
+        return tokens_BL.at[:, position].set(drawn_B.astype(tokens_BL.dtype)), None
 
     return jax.lax.scan(fill, prompt_BL, jnp.arange(prompt_length, length))[0]
 
@@ -68,7 +68,7 @@ def unmask(
     None. `num_steps=1` reveals all at once. [M] itself is never drawn.
 
     Raises:
-      ValueError: an unknown order.
+      ValueError: an unknown order, or no steps.
     """
     tokens_BL = jnp.asarray(tokens_BL)
     num_rows, length = tokens_BL.shape
@@ -85,6 +85,8 @@ def unmask(
     rank_BL = jnp.argsort(jnp.argsort(jnp.where(masked_BL, place_BL, jnp.inf), axis=1), axis=1)
     masked_B = jnp.sum(masked_BL, axis=1)
     num_steps = length if num_steps is None else num_steps
+    if num_steps < 1:
+        raise ValueError(f"num_steps must be at least 1, got {num_steps}")
 
     def reveal(tokens_BL, step):
         # One position a step counts ranks; shares of the row's own masks otherwise.
@@ -101,7 +103,7 @@ def unmask(
             keys_BL = jax.vmap(lambda k: jax.random.split(k, length))(step_keys_B)
             draw = jax.vmap(jax.vmap(lambda k, logits_V: top_k_sample(k, logits_V, top_k)))
             drawn_BL = draw(keys_BL, logits_BLV)
-        return jnp.where(now_BL, drawn_BL, tokens_BL), None
+        return jnp.where(now_BL, drawn_BL.astype(tokens_BL.dtype), tokens_BL), None
 
     return jax.lax.scan(reveal, tokens_BL, jnp.arange(num_steps))[0]
 

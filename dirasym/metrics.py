@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.special
 
-from dirasym.objectives import call, corrupt, exclude, token_nll
+from dirasym.objectives import call, corrupt, exclude, scored_tokens, token_nll
 from dirasym.types import ApplyFn, Array, Batch, Params
 
 
@@ -102,7 +102,7 @@ def answer_log_likelihood(apply_fn: ApplyFn, params: Params, batch: Batch) -> ja
     tokens_BL, valid_BL = jnp.asarray(batch.tokens_BL), batch.valid_BL
     logits_BLV = call(apply_fn, params, tokens_BL, valid_BL=valid_BL)
     nll_BL = token_nll(logits_BLV[:, :-1], tokens_BL[:, 1:])
-    return -jnp.sum(jnp.where(batch.scored_BL[:, 1:], nll_BL, 0.0), axis=1)
+    return -jnp.sum(jnp.where(scored_tokens(batch)[:, 1:], nll_BL, 0.0), axis=1)
 
 
 class Estimate(NamedTuple):
@@ -147,7 +147,7 @@ def masked_log_likelihood(
         raise ValueError(f"counts must be stratified or uniform, got {counts!r}")
     if num_samples < 2:
         raise ValueError(f"a standard error needs 2 samples, got {num_samples}")
-    tokens_BL, scored_BL = jnp.asarray(batch.tokens_BL), jnp.asarray(batch.scored_BL)
+    tokens_BL, scored_BL = jnp.asarray(batch.tokens_BL), scored_tokens(batch)
 
     def sample(number):
         level_key, place_key = jax.random.split(jax.random.fold_in(key, number))

@@ -83,7 +83,7 @@ def next_token(
     """
     del key
     tokens_BL = jnp.asarray(batch.tokens_BL)
-    scored_BL = _scored(batch)
+    scored_BL = scored_tokens(batch)
     if bos_id is None:
         inputs_BL, targets_BL, scored_BL = tokens_BL[:, :-1], tokens_BL[:, 1:], scored_BL[:, 1:]
         valid_BL = None if batch.valid_BL is None else batch.valid_BL[:, :-1]
@@ -119,7 +119,7 @@ def parallel_target(
       sum: nats. count: scored tokens. aux: {}.
     """
     del key
-    scored_BL = _scored(batch)
+    scored_BL = scored_tokens(batch)
     nll_BL = _denoising_nll(apply_fn, params, batch, scored_BL, scored_BL, mask_id, rngs)
     return jnp.sum(nll_BL), jnp.sum(scored_BL).astype(jnp.float32), {}
 
@@ -177,7 +177,7 @@ def masked_diffusion(
     Raises:
       ValueError: an unknown weighting.
     """
-    scored_BL, noised_BL = _scored(batch), _noised(batch)
+    scored_BL, noised_BL = scored_tokens(batch), _noised(batch)
     uniform_B, place_BL = _example_uniforms(_example_keys(batch, key), scored_BL.shape[1])
     if stratified:
         uniform_B = (batch.index_B + uniform_B) / batch.global_size
@@ -216,7 +216,7 @@ def any_order(
     Returns:
       sum: nats. count: examples with a scored token. aux: {}.
     """
-    scored_BL = _scored(batch)
+    scored_BL = scored_tokens(batch)
     _, place_BL = _example_uniforms(_example_keys(batch, key), scored_BL.shape[1])
     order_BL = jnp.argsort(jnp.where(scored_BL, place_BL, jnp.inf), axis=1)
     rank_BL = jnp.argsort(order_BL, axis=1)
@@ -293,7 +293,7 @@ def masked_lm(
         raise ValueError(f"not shares of one: {rate=}, {keep=}, {random=}")
     if random and vocab_size is None:
         raise ValueError("masked_lm needs vocab_size to draw random tokens")
-    scored_BL, noised_BL = _scored(batch), _noised(batch)
+    scored_BL, noised_BL = scored_tokens(batch), _noised(batch)
     keys_B = _example_keys(batch, key)
     length = scored_BL.shape[1]
     _, place_BL = _example_uniforms(keys_B, length)
@@ -302,8 +302,9 @@ def masked_lm(
     masked_BL = selected_BL & (fate_BL > keep + random)
     tokens_BL = jnp.asarray(batch.tokens_BL)
     if random:
+        num_drawn = vocab_size - (0 <= mask_id < vocab_size)
         drawn_BL = jax.vmap(
-            lambda k: jax.random.randint(jax.random.fold_in(k, 2), (length,), 0, vocab_size - 1)
+            lambda k: jax.random.randint(jax.random.fold_in(k, 2), (length,), 0, num_drawn)
         )(keys_B)
         drawn_BL = drawn_BL + (drawn_BL >= mask_id)
         randomised_BL = selected_BL & (fate_BL > keep) & (fate_BL <= keep + random)
@@ -315,7 +316,7 @@ def masked_lm(
     return jnp.sum(nll_BL), jnp.sum(predicted_BL).astype(jnp.float32), {}
 
 
-def _scored(batch: Batch) -> jax.Array:
+def scored_tokens(batch: Batch) -> jax.Array:
     """Tokens whose prediction counts: never padding."""
     scored_BL = batch.scored_BL
     if scored_BL is None:
@@ -326,7 +327,7 @@ def _scored(batch: Batch) -> jax.Array:
 def _noised(batch: Batch) -> jax.Array:
     """Tokens that may be replaced: never padding, and the scored ones unless told otherwise."""
     if batch.noised_BL is None:
-        return _scored(batch)
+        return scored_tokens(batch)
     return batch.noised_BL if batch.valid_BL is None else batch.noised_BL & batch.valid_BL
 
 

@@ -57,6 +57,8 @@ class Config:
     def __post_init__(self):
         for width in (*self.widths, self.sampled_width):
             rope.trace(1, width)  # an odd width raises
+        if not all(delta >= 1 for delta in self.sampled_distances):
+            raise ValueError(f"--sampled_distances={self.sampled_distances} must be at least 1")
         if not all(0 <= rho <= 100 for rho in self.rhos):
             raise ValueError(f"--rhos={self.rhos} are percentages, 0 to 100")
 

@@ -112,6 +112,30 @@ def test_steps_share_out_the_masked_positions():
     assert seen == [[8, 4], [6, 3], [4, 2], [2, 1]]
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.int64])
+@pytest.mark.parametrize("num_steps", [None, 1])
+def test_tokens_keep_their_dtype(dtype, num_steps):
+    flat = lambda params, tokens: jnp.zeros((*tokens.shape, VOCAB))  # noqa: E731
+    blank = np.full((2, 3), MASK, dtype)
+    with jax.enable_x64(True):
+        for top_k in (None, 2):
+            key = jax.random.key(0)
+            tokens = decoding.unmask(
+                flat, {}, blank, key, mask_id=MASK, top_k=top_k, num_steps=num_steps
+            )
+            written = decoding.left_to_right(
+                flat, {}, blank, key, prompt_length=1, bos_id=MASK, top_k=top_k
+            )
+            assert tokens.dtype == written.dtype == dtype and (tokens != MASK).all()
+
+
+def test_no_steps_are_refused():
+    with pytest.raises(ValueError, match="num_steps"):
+        decoding.unmask(
+            _true_conditionals, {}, [[MASK]], jax.random.key(0), mask_id=MASK, top_k=1, num_steps=0
+        )
+
+
 def test_bad_order():
     with pytest.raises(ValueError, match="order"):
         decoding.unmask(

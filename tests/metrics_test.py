@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dirasym import metrics
+from dirasym import metrics, types
 from dirasym.data import case_pairs
 
 
@@ -63,6 +63,19 @@ def test_target_probability_of_a_masked_model_leaves_the_mask_out():
         flat, {}, q.tokens_EL, q.target_E, q.asked_EL, excluded_id=case_pairs.MASK
     )
     np.testing.assert_allclose(p[q.asked_EL], 1 / (case_pairs.VOCAB_SIZE - 1), rtol=1e-6)
+
+
+def test_likelihoods_score_every_token_when_not_told():
+    flat = lambda params, tokens: jnp.zeros((*tokens.shape, 5))  # noqa: E731
+    tokens_BL = np.ones((2, 4), np.int32)
+    batch = types.Batch(tokens_BL=tokens_BL, index_B=np.arange(2), global_size=2)
+    np.testing.assert_allclose(
+        metrics.answer_log_likelihood(flat, {}, batch), -3 * np.log(5), rtol=1e-6
+    )
+    masked = metrics.masked_log_likelihood(
+        flat, {}, batch, jax.random.key(0), mask_id=4, num_samples=4
+    )
+    np.testing.assert_allclose(masked.mean, -4 * np.log(4), rtol=1e-6)
 
 
 def test_proportion_error():

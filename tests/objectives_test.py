@@ -229,6 +229,11 @@ def test_masked_lm_shares():
     changed = (shown != 7) & (shown != 99)
     np.testing.assert_allclose(changed.sum() / count, 0.1 * 98 / 99, atol=0.01)
     assert set(np.unique(shown[changed])) == set(range(99)) - {7}
+    # With [M] outside the vocabulary every token may be drawn, the last too.
+    objectives.masked_lm(
+        spy, {}, _batch(tokens[:, :40]), jax.random.key(0), mask_id=5, vocab_size=5, random=0.9
+    )
+    assert set(np.unique(seen[1])) == {*range(5), 7}
 
 
 def test_next_token_is_the_chain_rule():

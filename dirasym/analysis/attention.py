@@ -33,7 +33,18 @@ def attention_to(
     *,
     chunk_size: int = 512,
 ) -> AttentionTo:
-    """Raw score and softmaxed weight from position query_E[e] to key_E[e] of every row."""
+    """Raw score and softmaxed weight from position query_E[e] to key_E[e] of every row.
+
+    Raises:
+      ValueError: positions outside the rows, or not one a row (checked outside jit).
+    """
+    num_rows, length = jnp.shape(tokens_EL)
+    for name, place_E in (("query_E", query_E), ("key_E", key_E)):
+        if jnp.shape(place_E) != (num_rows,):
+            raise ValueError(f"{name} must be [{num_rows}] as tokens_EL, got {jnp.shape(place_E)}")
+        if not isinstance(place_E, jax.core.Tracer):
+            if not np.all((np.asarray(place_E) >= 0) & (np.asarray(place_E) < length)):
+                raise ValueError(f"{name} must be positions in 0..{length - 1}, got {place_E}")
 
     def one(row):
         tokens_L, query, key = row
@@ -51,8 +62,16 @@ def by_distance(values_E: Array, item_E: Array, distance_E: Array) -> np.ndarray
 
     In a one-layer RoPE model the raw score depends on (letter, distance) alone and the mean
     is over equal numbers; in deeper ones it averages over where the pair stands.
+
+    Raises:
+      ValueError: a distance below 1 or a negative item, or none.
     """
     values_E, item_E, distance_E = map(np.asarray, (values_E, item_E, distance_E))
+    if not distance_E.size or distance_E.min() < 1 or item_E.min() < 0:
+        raise ValueError(
+            "distance_E must be some distances of at least 1 and item_E items from 0, got "
+            f"{distance_E} and {item_E}"
+        )
     cell_E = item_E * distance_E.max() + distance_E - 1
     num_cells = (item_E.max() + 1) * distance_E.max()
     flat = values_E.reshape(-1, values_E.shape[-1]).astype(np.float64)

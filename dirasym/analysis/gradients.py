@@ -16,6 +16,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.core.tracers import current_trace
 
 from dirasym.analysis.theorem import (
     BLOCKS,
@@ -59,7 +60,7 @@ __all__ = [
 ]
 
 Loss = Callable[..., jax.Array]  # params -> scalar, or (params, example) -> scalar
-BlockOf = str | Callable[[str], str | None] | None
+BlockOf = str | re.Pattern[str] | Callable[[str], str | None] | None
 Method = Literal["direct", "factored"]
 TOTAL = "total"
 
@@ -85,16 +86,18 @@ class Alignment:
 
     @property
     def undefined(self) -> dict[str, str]:
-        """Why a cosine is NaN, by block: a zero gradient (a saturated or unused block)."""
+        """Why a cosine is NaN, by block: a zero gradient (a saturated or unused block), or NaNs."""
         reasons = {}
         for block in self.cosine:
-            zero = [
-                side
-                for side, norms in (("forward", self.norm_fwd), ("reverse", self.norm_rev))
-                if np.any(np.asarray(norms[block]) == 0)
-            ]
-            if zero:
-                reasons[block] = f"the {' and the '.join(zero)} gradient is zero"
+            for fault, has_fault in (("zero", lambda x: x == 0), ("not finite", _is_not_finite)):
+                sides = [
+                    side
+                    for side, norms in (("forward", self.norm_fwd), ("reverse", self.norm_rev))
+                    if np.any(has_fault(np.asarray(norms[block])))
+                ]
+                if sides:
+                    reason = f"the {' and the '.join(sides)} gradient is {fault}"
+                    reasons[block] = ", ".join(filter(None, [reasons.get(block), reason]))
         return reasons
 
 
@@ -124,29 +127,32 @@ def alignment(
         DenseGeneral and Embed layers: the gradient of a kernel is Σ_t a_t g_tᵀ over tokens,
         with a the inputs and g the cotangents of the outputs, and
         ⟨Σ_t a_t g_tᵀ, Σ_s a'_s g'_sᵀ⟩ = Σ_ts (a_t·a'_s)(g_t·g'_s). Other parameters (biases,
-        norms, layers under `nn.scan` or `nn.remat`, kernels read elsewhere too) take the
-        direct way and are listed in `direct`. Memory: activations and cotangents of a chunk.
+        norms, layers under `nn.scan` or `nn.remat`, or that the loss calls inside its own
+        `jit`, `vmap` or `scan`, subclasses that compute otherwise, kernels read elsewhere too)
+        take the direct way and are listed in `direct`. Memory: activations and cotangents of a
+        chunk.
       chunk_size: examples at a time.
 
     Raises:
-      ValueError: a loss that is not scalar, blocks that match nothing, no examples for
-        "factored", or examples of unequal length.
+      ValueError: a loss that is not a scalar float, blocks that match nothing, no examples
+        for "factored", or examples of unequal length.
       TypeError: parameters that are not floats, by path.
     """
     paths, block_of_leaf = _blocks(params, blocks)
-    one_leaf_alone = [jax.tree.map(lambda x: x[0], examples)] if examples is not None else []
+    one_alone = [_first("examples", examples)] if examples is not None else []
     for name, loss in (("loss_fwd", loss_fwd), ("loss_rev", loss_rev)):
-        _check_scalar(name, loss, params, *one_leaf_alone)
+        _check_scalar(name, loss, params, *one_alone)
     if method not in ("direct", "factored"):
         raise ValueError(f"method must be 'direct' or 'factored', got {method!r}")
     if examples is None:
         if method == "factored":
             raise ValueError("method 'factored' compares examples: pass examples")
-        grads = [jax.tree.leaves(jax.grad(loss)(params)) for loss in (loss_fwd, loss_rev)]
-        return _compare([_Dense(g) for g in grads[0]], [_Dense(g) for g in grads[1]], block_of_leaf)
-    _check_examples(examples)
+        grads = [_dense_gradient(loss, params) for loss in (loss_fwd, loss_rev)]
+        return _compare(*grads, block_of_leaf)
     if method == "factored":
-        gradient_fwd, gradient_rev, direct = _factored(loss_fwd, loss_rev, params, examples, paths)
+        gradient_fwd, gradient_rev, direct = _factored(
+            (loss_fwd, *one_alone), (loss_rev, *one_alone), params, paths
+        )
     else:
         gradient_fwd, gradient_rev = (
             functools.partial(_dense_gradient, loss, params) for loss in (loss_fwd, loss_rev)
@@ -180,18 +186,19 @@ def cross_alignment(
     """
     paths, block_of_leaf = _blocks(params, blocks)
     examples_rev = examples if examples_rev is None else examples_rev
-    for name, loss, some in (
-        ("loss_fwd", loss_fwd, examples),
-        ("loss_rev", loss_rev, examples_rev),
-    ):
-        _check_examples(some)
-        _check_scalar(name, loss, params, jax.tree.map(lambda x: x[0], some))
+    first = _first("examples", examples)
+    first_rev = first if examples_rev is examples else _first("examples_rev", examples_rev)
+    _check_scalar("loss_fwd", loss_fwd, params, first)
+    _check_scalar("loss_rev", loss_rev, params, first_rev)
 
     def products(fwd, rev):
-        return _sum_blocks([_inner(f, r) for f, r in zip(fwd, rev, strict=True)], block_of_leaf)
+        inner = _sum_blocks(list(map(_inner, fwd.leaves, rev.leaves)), block_of_leaf)
+        return {block: x * fwd.size * rev.size for block, x in inner.items()}
 
     if method == "factored":
-        gradient_fwd, gradient_rev, _ = _factored(loss_fwd, loss_rev, params, examples, paths)
+        gradient_fwd, gradient_rev, _ = _factored(
+            (loss_fwd, first), (loss_rev, first_rev), params, paths
+        )
         # All factors of the columns at once; rows in chunks.
         columns = jax.lax.map(gradient_rev, examples_rev, batch_size=chunk_size)
 
@@ -242,10 +249,18 @@ def first_order_transfer(
     """What a gradient step on the forward loss does to the reverse loss, for several η.
 
     The error predicted − measured falls as η² (§4.3 of arXiv 2602.02133 rests on this).
+
+    Raises:
+      ValueError: a loss that is not a scalar float.
+      TypeError: parameters that are not floats, by path.
     """
-    rates = jnp.asarray(learning_rates)
-    step = jax.grad(loss_fwd)(params)
+    _blocks(params, None)
+    rates = jnp.atleast_1d(jnp.asarray(learning_rates))
+    value, pull_back = jax.vjp(loss_fwd, params)
+    _check_shape("loss_fwd", value)
+    (step,) = pull_back(jnp.ones_like(value))
     start, slope = jax.jvp(loss_rev, (params,), (step,))
+    _check_shape("loss_rev", start)
 
     def after(rate):
         return loss_rev(jax.tree.map(lambda p, g: p - rate * g, params, step))
@@ -267,8 +282,8 @@ def _blocks(params: Params, blocks: BlockOf) -> tuple[list[str], list[str | None
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             raise TypeError(f"params: {path} is {jnp.result_type(leaf)}; gradients need floats")
     if blocks is None:
-        return paths, list(paths)
-    if isinstance(blocks, str):
+        name = str
+    elif isinstance(blocks, str | re.Pattern):
         pattern = re.compile(blocks)
 
         def name(path):
@@ -278,21 +293,35 @@ def _blocks(params: Params, blocks: BlockOf) -> tuple[list[str], list[str | None
     else:
         name = blocks
     names = [name(path) for path in paths]
-    if not any(names):
+    if blocks is not None and not any(names):
         raise ValueError(f"blocks matches no parameter; paths are like {paths[0]!r}")
+    if TOTAL in names:
+        raise ValueError(f"blocks: {TOTAL!r} is the name of the sum, and cannot be a block's")
     return paths, names
 
 
 def _check_scalar(name: str, loss: Loss, params: Params, *example: Any) -> None:
-    shape = jax.eval_shape(loss, params, *example)
+    _check_shape(name, jax.eval_shape(loss, params, *example))
+
+
+def _check_shape(name: str, shape: Any) -> None:
     if not hasattr(shape, "shape") or shape.shape != ():
         raise ValueError(f"{name} must return a scalar, got {shape}")
+    if not jnp.issubdtype(shape.dtype, jnp.floating):
+        raise ValueError(f"{name} must return a float, got {shape.dtype}")
 
 
-def _check_examples(examples: Any) -> None:
-    lengths = {len(leaf) for leaf in jax.tree.leaves(examples)}
-    if len(lengths) != 1 or 0 in lengths:
-        raise ValueError(f"examples must share one leading size, got {sorted(lengths)}")
+def _first(name: str, examples: Any) -> Any:
+    """The first of the examples, once they are known to be some, and all of one leading size."""
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(examples)]
+    lengths = {shape[0] if shape else None for shape in shapes}
+    if len(lengths) != 1 or not all(lengths):
+        raise ValueError(f"{name} must share one leading size of at least 1, got shapes {shapes}")
+    return jax.tree.map(lambda x: x[0], examples)
+
+
+def _is_not_finite(x: np.ndarray) -> np.ndarray:
+    return ~np.isfinite(x)
 
 
 # ---------------------------------------------------------------------------------------
@@ -309,6 +338,22 @@ class _Factors(NamedTuple):
     """Σ_t left_t rightᵀ_t over uses of a matrix; left as vectors [T, rows] or row numbers [T]."""
 
     uses: tuple[tuple[jax.Array, jax.Array], ...]
+
+
+class _Gradient(NamedTuple):
+    """A gradient in units of `size`: squares of entries below 1e-19 or above 1e19 leave float32."""
+
+    leaves: list[_Dense | _Factors]
+    size: jax.Array
+
+
+def _scaled(arrays: Sequence[jax.Array]) -> tuple[list[jax.Array], jax.Array]:
+    """The arrays over the power of 2 below their largest absolute entry, exactly, and that."""
+    arrays = [_wide(x) for x in arrays]
+    size = functools.reduce(jnp.maximum, [jnp.max(jnp.abs(x), initial=0) for x in arrays])
+    size = jnp.ldexp(jnp.ones_like(size), jnp.frexp(size)[1] - 1)
+    size = jnp.where((size > 0) & jnp.isfinite(size), size, 1)
+    return [x / size for x in arrays], size
 
 
 def _inner(first: _Dense | _Factors, second: _Dense | _Factors) -> jax.Array:
@@ -345,21 +390,31 @@ def _sum_blocks(leaf_values, block_of_leaf) -> dict[str, jax.Array]:
     return sums | {TOTAL: sum(leaf_values)}
 
 
-def _compare(fwd, rev, block_of_leaf) -> Alignment:
+def _compare(fwd: _Gradient, rev: _Gradient, block_of_leaf) -> Alignment:
     inner, squares_fwd, squares_rev = (
-        _sum_blocks([_inner(a, b) for a, b in zip(x, y, strict=True)], block_of_leaf)
+        _sum_blocks(list(map(_inner, x.leaves, y.leaves)), block_of_leaf)
         for x, y in ((fwd, rev), (fwd, fwd), (rev, rev))
     )
     norm_fwd, norm_rev = (
         {block: jnp.sqrt(jnp.maximum(x, 0)) for block, x in squares.items()}
         for squares in (squares_fwd, squares_rev)
     )
-    cosine = {block: inner[block] / (norm_fwd[block] * norm_rev[block]) for block in inner}
-    return Alignment(inner, cosine, norm_fwd, norm_rev)
+
+    def cosine(inner, *norms):
+        defined = (norms[0] > 0) & (norms[1] > 0)
+        return jnp.where(defined, inner / (norms[0] * norms[1]), jnp.nan)
+
+    return Alignment(
+        inner={block: x * fwd.size * rev.size for block, x in inner.items()},
+        cosine={block: cosine(x, norm_fwd[block], norm_rev[block]) for block, x in inner.items()},
+        norm_fwd={block: x * fwd.size for block, x in norm_fwd.items()},
+        norm_rev={block: x * rev.size for block, x in norm_rev.items()},
+    )
 
 
-def _dense_gradient(loss, params, example) -> list[_Dense]:
-    return [_Dense(g) for g in jax.tree.leaves(jax.grad(loss)(params, example))]
+def _dense_gradient(loss, params, *example) -> _Gradient:
+    grads, size = _scaled(jax.tree.leaves(jax.grad(loss)(params, *example)))
+    return _Gradient([_Dense(g) for g in grads], size)
 
 
 # ---------------------------------------------------------------------------------------
@@ -374,17 +429,20 @@ class _Call(NamedTuple):
     output: jax.ShapeDtypeStruct
 
 
-def _factored(loss_fwd, loss_rev, params, examples, paths):
+def _factored(fwd, rev, params, paths):
     """(example -> gradients) of both losses, and the paths of parameters left to the direct way.
 
+    Each of `fwd` and `rev` is a loss with one of its examples.
     A parameter is factored if, in both losses, all that reads it are calls that we intercept.
     """
-    example = jax.tree.map(lambda x: x[0], examples)
-    factorable = _factorable(loss_fwd, params, example) & _factorable(loss_rev, params, example)
+    params = _distinct(params)
+    factorable = frozenset.intersection(
+        *(_factorable(loss, params, example) for loss, example in (fwd, rev))
+    )
     direct = [n for n in range(len(paths)) if n not in factorable]
     gradients = (
         functools.partial(_factored_gradient, loss, params, factorable, direct)
-        for loss in (loss_fwd, loss_rev)
+        for loss, _ in (fwd, rev)
     )
     return *gradients, tuple(paths[n] for n in direct)
 
@@ -395,7 +453,11 @@ def _factorable(loss, params, example) -> frozenset[int]:
     found: set[int] = set()
 
     def without_layers(*leaves):
+        trace = current_trace()
+
         def replace(next_fun, args, kwargs, context, leaf):
+            if current_trace() != trace:  # in a transformation of the loss's own
+                return next_fun(*args, **kwargs)
             found.add(leaf)
             output = jax.eval_shape(lambda: next_fun(*args, **kwargs))
             return jnp.zeros(output.shape, output.dtype)
@@ -408,7 +470,19 @@ def _factorable(loss, params, example) -> frozenset[int]:
     return frozenset(n for n in found if id(jaxpr.invars[n]) not in read)
 
 
-def _factored_gradient(loss, params, factorable, direct, example) -> list[_Dense | _Factors]:
+def _distinct(params: Params) -> Params:
+    """The same with no array in two places: `_interceptor` tells parameters by identity."""
+    seen: set[int] = set()
+
+    def own(leaf):
+        leaf = jnp.array(leaf) if id(leaf) in seen else leaf
+        seen.add(id(leaf))
+        return leaf
+
+    return jax.tree.map(own, params)
+
+
+def _factored_gradient(loss, params, factorable, direct, example) -> _Gradient:
     leaves, structure = jax.tree.flatten(params)
     calls: list[_Call] = []
 
@@ -435,7 +509,7 @@ def _factored_gradient(loss, params, factorable, direct, example) -> list[_Dense
             output = next_fun(*args, **kwargs)
             if leaf not in factorable:
                 return output
-            inputs.append(_call_input(context, *args, *kwargs.values()))
+            inputs.append(_call_input(context, output.dtype, *args, *kwargs.values()))
             return output + next(remaining)
 
         with nn.intercept_methods(_interceptor(mixed, add)):
@@ -445,6 +519,8 @@ def _factored_gradient(loss, params, factorable, direct, example) -> list[_Dense
     (direct_grads, cotangents), inputs = jax.grad(perturbed, argnums=(0, 1), has_aux=True)(
         [leaves[n] for n in direct], zeros
     )
+    scaled, size = _scaled([*direct_grads, *cotangents])
+    direct_grads, cotangents = scaled[: len(direct)], scaled[len(direct) :]
     gradients: list[_Dense | _Factors] = [_Factors(())] * len(leaves)
     for n, grad in zip(direct, direct_grads, strict=True):
         gradients[n] = _Dense(grad)
@@ -456,7 +532,7 @@ def _factored_gradient(loss, params, factorable, direct, example) -> list[_Dense
         else:
             use = x, cotangent.reshape(len(x), -1)
         gradients[call.leaf] = _Factors((*gradients[call.leaf].uses, use))
-    return gradients
+    return _Gradient(gradients, size)
 
 
 def _interceptor(leaves: Sequence[Any], handle: Callable) -> Callable:
@@ -468,14 +544,8 @@ def _interceptor(leaves: Sequence[Any], handle: Callable) -> Callable:
     number: dict[Hashable, int] = {id(leaf): n for n, leaf in enumerate(leaves)}
 
     def interceptor(next_fun, args, kwargs, context):
-        module, method = context.module, context.method_name
-        name = None
-        if isinstance(module, nn.Dense) and method == "__call__":
-            name = "kernel"
-        elif isinstance(module, nn.DenseGeneral) and method == "__call__":
-            name = None if module.batch_dims else "kernel"
-        elif isinstance(module, nn.Embed) and method in ("__call__", "attend"):
-            name = "embedding"
+        module = context.module
+        name = _matrix_name(module, context.method_name)
         if name is None or not module.has_variable("params", name):
             return next_fun(*args, **kwargs)
         leaf = number.get(id(module.get_variable("params", name)))
@@ -486,15 +556,37 @@ def _interceptor(leaves: Sequence[Any], handle: Callable) -> Callable:
     return interceptor
 
 
+def _matrix_name(module: nn.Module, method: str) -> str | None:
+    """The matrix that a call multiplies with, if it is linen's own Dense, DenseGeneral or Embed.
+
+    A subclass that overrides the method, or another `dot_general`, may compute anything.
+    """
+    if isinstance(module, nn.Embed):
+        layer, name, plain = nn.Embed, "embedding", method in ("__call__", "attend")
+    elif isinstance(module, nn.Dense | nn.DenseGeneral) and method == "__call__":
+        layer, name = (nn.Dense if isinstance(module, nn.Dense) else nn.DenseGeneral), "kernel"
+        plain = module.dot_general is None and module.dot_general_cls is None
+        plain = plain and not getattr(module, "batch_dims", ())
+    else:
+        return None
+    return name if plain and getattr(type(module), method) is getattr(layer, method) else None
+
+
 def _kind(context) -> str:
     if isinstance(context.module, nn.Embed):
         return "attend" if context.method_name == "attend" else "lookup"
     return "dense"
 
 
-def _call_input(context, x: jax.Array) -> jax.Array:
-    """What a layer read; for dense layers as vectors [T, in] in the order of the output."""
-    if _kind(context) != "dense":
+def _call_input(context, dtype, x: jax.Array) -> jax.Array:
+    """What a layer read, in its compute dtype; by lookups as rows counted from 0.
+
+    For dense layers as vectors [T, in] in the order of the output.
+    """
+    if _kind(context) == "lookup":
+        return x % context.module.num_embeddings  # -1 is the last
+    x = x.astype(dtype)
+    if _kind(context) == "attend":
         return x
     axes = context.module.axis if isinstance(context.module, nn.DenseGeneral) else -1
     axes = axes if isinstance(axes, tuple) else (axes,)

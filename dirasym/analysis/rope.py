@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.special
 
+from dirasym.analysis.theorem import highest_precision
 from dirasym.models.layers import plane_angles
 from dirasym.types import Array
 
@@ -28,7 +29,7 @@ def rotation(delta: Array | float, head_dim: int, *, angles: Array | None = None
 
     Coordinates are interleaved, plane s being (2s, 2s+1), as the theory is written.
     """
-    xp, angles = _namespace(delta), _angles(head_dim, angles)
+    xp, angles = _namespace(delta, angles), _angles(head_dim, angles)
     turn = _turns(xp, delta, angles)
     eye = xp.repeat(xp.repeat(np.eye(head_dim // 2), 2, axis=-2), 2, axis=-1)
     cos, sin = (xp.repeat(f(turn), 2, axis=-1)[..., None] for f in (xp.cos, xp.sin))
@@ -40,7 +41,7 @@ def rotation(delta: Array | float, head_dim: int, *, angles: Array | None = None
 
 def trace(delta: Array | float, head_dim: int, *, angles: Array | None = None) -> Array:
     """(1/D) Tr R(Δ) = (2/D) Σ_s cos(Δ θ_s), for Δ of any shape."""
-    xp, angles = _namespace(delta), _angles(head_dim, angles)
+    xp, angles = _namespace(delta, angles), _angles(head_dim, angles)
     return xp.cos(_turns(xp, delta, angles)).mean(axis=-1)
 
 
@@ -89,15 +90,16 @@ def conditional_correlation(
       angles: θ.
 
     Raises:
-      ValueError: `rho` outside [0, 1] (checked outside jit), or widths that do not match.
+      ValueError: `rho` outside [0, 1], `w` negative, a distance below 1 (checked outside jit),
+        or widths that do not match.
     """
-    xp = _namespace(w, rho, delta_fwd, delta_rev)
+    xp = _namespace(w, rho, delta_fwd, delta_rev, angles)
     w, rho = xp.asarray(w), xp.asarray(rho)
+    if not w.ndim or not (isinstance(w, jax.core.Tracer) or (w >= 0).all()):
+        raise ValueError(f"w must be weights [..., D/2] of planes, not negative, got {w}")
+    _check_distances(delta_fwd=delta_fwd, delta_rev=delta_rev)
+    _check_rho(rho, w.shape[-1])
     angles = _angles(2 * w.shape[-1], angles)
-    if rho.ndim and rho.shape[-1] not in (1, w.shape[-1]):
-        raise ValueError(f"rho has {rho.shape[-1]} planes and w has {w.shape[-1]}")
-    if not isinstance(rho, jax.core.Tracer) and not ((rho >= 0) & (rho <= 1)).all():
-        raise ValueError("rho must be in [0, 1] (assumption A2)")
     fwd, rev = (_turns(xp, d, angles) for d in (delta_fwd, delta_rev))
     shape = np.broadcast_shapes(w.shape, rho.shape, fwd.shape, rev.shape)
     w, rho, fwd, rev = (xp.broadcast_to(x, shape) for x in (w, rho, fwd, rev))
@@ -115,12 +117,14 @@ def cantelli_lower_bound(
     m = D/2 planes: E = mean_s cos(2Δθ_s), V = (mean_s cos² − E²)/(m + 1). Float64.
 
     Raises:
-      ValueError: `threshold` outside (0, E], where Cantelli's inequality says nothing.
+      ValueError: `threshold` outside (0, E], where Cantelli's inequality says nothing, or a
+        distance below 1.
     """
+    _check_distances(delta=delta)
     delta = np.asarray(delta, np.float64)
     cos = np.cos(_turns(np, 2 * delta, _angles(head_dim, angles)))
     mean = cos.mean(axis=-1)
-    variance = ((cos**2).mean(axis=-1) - mean**2) / (head_dim // 2 + 1)
+    variance = cos.var(axis=-1) / (head_dim // 2 + 1)
     threshold = np.asarray(threshold, np.float64)
     if not ((threshold > 0) & (threshold <= mean)).all():
         raise ValueError(
@@ -136,6 +140,7 @@ class MonteCarlo(NamedTuple):
     standard_error: jax.Array
 
 
+@highest_precision
 def monte_carlo_correlation(
     key: jax.Array,
     delta_fwd: float,
@@ -152,8 +157,17 @@ def monte_carlo_correlation(
     Draws q ~ N(0, I), for each q keys from the conditional law of `conditional_correlation`,
     and averages the sample correlations of the two scores. The error is over queries; each
     sample correlation is biased by −r(1−r²)/(2·num_keys), far below it at the defaults.
+
+    Raises:
+      ValueError: as `conditional_correlation`, or fewer than 2 queries or keys.
     """
     angles = jnp.asarray(_angles(head_dim, angles))
+    _check_distances(delta_fwd=delta_fwd, delta_rev=delta_rev)
+    _check_rho(rho, head_dim // 2)
+    if num_queries < 2 or num_keys < 2:
+        raise ValueError(
+            f"num_queries and num_keys must be at least 2, got {num_queries=}, {num_keys=}"
+        )
     rho_P = jnp.broadcast_to(jnp.asarray(rho, jnp.float32), (head_dim // 2,))
 
     def correlation(key):
@@ -184,13 +198,28 @@ def _namespace(*values):
 
 
 def _turns(xp, delta: Array | float, angles: Array) -> Array:
-    """Δ·θ_s: [..., D/2]."""
-    return xp.tensordot(xp.asarray(delta), xp.asarray(angles), axes=0)
+    """Δ·θ_s: [..., D/2]. No matrix product: accelerators would round its factors."""
+    return xp.multiply.outer(xp.asarray(delta), xp.asarray(angles))
+
+
+def _check_distances(**deltas: Array | float) -> None:
+    """A theorem's distances, in tokens; a rotation alone takes any sign."""
+    for name, delta in deltas.items():
+        if not isinstance(delta, jax.core.Tracer) and not np.all(np.asarray(delta) >= 1):
+            raise ValueError(f"{name} is a distance in tokens, at least 1, got {delta}")
+
+
+def _check_rho(rho: Array | float, planes: int) -> None:
+    if np.ndim(rho) and np.shape(rho)[-1] not in (1, planes):
+        raise ValueError(f"rho must be one number or one for each of {planes} planes, got {rho}")
+    if not isinstance(rho, jax.core.Tracer):
+        if not np.all((np.asarray(rho) >= 0) & (np.asarray(rho) <= 1)):
+            raise ValueError(f"rho must be in [0, 1] (assumption A2), got {rho}")
 
 
 def _angles(head_dim: int, angles: Array | None) -> Array:
     if angles is None:
         return plane_angles(head_dim)
-    if angles.shape != (head_dim // 2,) or head_dim % 2:
+    if np.shape(angles) != (head_dim // 2,) or head_dim % 2:
         raise ValueError(f"angles must be [{head_dim // 2}] for head_dim {head_dim}")
     return angles

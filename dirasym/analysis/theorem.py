@@ -13,7 +13,7 @@ model. Computed at the highest matmul precision of the platform, in the paramete
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import flax.struct
@@ -155,9 +155,10 @@ def theorem_b1(
 
     Raises:
       ValueError: shapes that do not fit, an odd D, a distance below 1, a target that is not
-        a token.
+        a token, an unknown pairing.
+      TypeError: parameters that are not floats, by name.
     """
-    angles = _check(params, delta_fwd, delta_rev, target, angles)
+    angles = _check(params, delta_fwd, delta_rev, target, angles, pairing)
     q_M, k_B = params.W_Q @ params.h_M, params.W_K @ params.h_B
     v_B = params.W_V @ params.h_B
     C = params.W_O @ v_B
@@ -169,30 +170,33 @@ def theorem_b1(
         for delta in (jnp.asarray(delta_fwd), -jnp.asarray(delta_rev))
     )
 
+    def size_alone(query):
+        norms = {name: jnp.linalg.norm(getattr(query, name))[None] for name in ("e", "u")}
+        return query._replace(mu=query.abs_mu, **norms)
+
+    inner = _inner(params, v_B, fwd, rev, k_R_k, q_R_q)
+    scale = _inner(params, v_B, *map(size_alone, (fwd, rev)), _square(k_B), _square(q_M))
+    return TheoremB1(inner, fwd, rev, q_M, k_B, v_B, C, k_R_k, q_R_q, scale)
+
+
+def _inner(params: OneLayer, v_B, fwd: Query, rev: Query, k_R_k, q_R_q) -> Blocks:
+    """The four products of the theorem."""
     norm = jnp.linalg.norm
 
     # Each query's small weights meet its own large factors first: α_f α_r alone may underflow.
     def storage(x_fwd, x_rev, size):
         return (fwd.alpha * size * x_fwd) @ (rev.alpha * size * x_rev)
 
-    def routing(mu_fwd, mu_rev, h):
+    def routing(h):
         size = norm(h) / len(h) ** 0.5
-        return (fwd.beta * size * mu_fwd) * (rev.beta * size * mu_rev)
+        return (fwd.beta * size * fwd.mu) * (rev.beta * size * rev.mu)
 
-    inner = Blocks(
-        W_Q=routing(fwd.mu, rev.mu, params.h_M) * k_R_k,
-        W_K=routing(fwd.mu, rev.mu, params.h_B) * q_R_q,
+    return Blocks(
+        W_Q=routing(params.h_M) * k_R_k,
+        W_K=routing(params.h_B) * q_R_q,
         W_V=storage(fwd.u, rev.u, norm(params.h_B)),
         W_O=storage(fwd.e, rev.e, norm(v_B)),
     )
-    norms = [jnp.stack([norm(x)]) for x in (fwd.u, rev.u, fwd.e, rev.e)]
-    scale = Blocks(
-        W_Q=routing(fwd.abs_mu, rev.abs_mu, params.h_M) * _square(k_B),
-        W_K=routing(fwd.abs_mu, rev.abs_mu, params.h_B) * _square(q_M),
-        W_V=storage(*norms[:2], norm(params.h_B)),
-        W_O=storage(*norms[2:], norm(v_B)),
-    )
-    return TheoremB1(inner, fwd, rev, q_M, k_B, v_B, C, k_R_k, q_R_q, scale)
 
 
 @highest_precision
@@ -206,7 +210,7 @@ def theorem_b1_autodiff(
     pairing: str = "interleaved",
 ) -> Blocks:
     """The same four inner products by `jax.grad` of the theorem's model; arguments as there."""
-    angles = _check(params, delta_fwd, delta_rev, target, angles)
+    angles = _check(params, delta_fwd, delta_rev, target, angles, pairing)
     grad = jax.grad(_theorem_loss)
     fwd = grad(params, jnp.asarray(delta_fwd), target, angles, pairing)
     rev = grad(params, -jnp.asarray(delta_rev), target, angles, pairing)
@@ -261,7 +265,7 @@ def neglected_terms(
 
     Arguments as for `theorem_b1`; `others` are the sequence's further tokens, none by default.
     """
-    angles = _check(params, delta_fwd, delta_rev, target, angles)
+    angles = _check(params, delta_fwd, delta_rev, target, angles, pairing)
     if others is None:
         empty = jnp.zeros((0,), int)
         others = Others(jnp.zeros((0, len(params.h_M)), params.h_M.dtype), empty, empty)
@@ -339,8 +343,9 @@ class CorollaryB2(NamedTuple):
         return self.non_saturated & self.signals_aligned & self.margins_agree & self.rope_positive
 
 
+@highest_precision
 def check_corollary_b2(
-    params: OneLayer,
+    params: OneLayer | Sequence[OneLayer],
     delta_fwd: Array | float,
     delta_rev: Array | float,
     target: Array | int,
@@ -350,12 +355,14 @@ def check_corollary_b2(
 ) -> CorollaryB2:
     """Checks (i)–(iv) on given parameters, or along a trajectory of them.
 
-    A trajectory is a `OneLayer` whose arrays have a leading axis of times; so have the
-    results then. Other arguments as for `theorem_b1`.
+    A trajectory is a sequence of `OneLayer`, or one whose arrays have a leading axis of times;
+    so have the results then. Other arguments as for `theorem_b1`.
     """
+    if not isinstance(params, OneLayer):
+        params = jax.tree.map(lambda *x: jnp.stack(x), *params)
     if params.h_M.ndim == 2:
         first = jax.tree.map(lambda x: x[0], params)
-        _check(first, delta_fwd, delta_rev, target, angles)
+        _check(first, delta_fwd, delta_rev, target, angles, pairing)
         check = functools.partial(
             check_corollary_b2,
             delta_fwd=delta_fwd,
@@ -367,7 +374,16 @@ def check_corollary_b2(
         return jax.vmap(lambda p: check(p))(params)
     kwargs = dict(angles=angles, pairing=pairing)
     b1 = theorem_b1(params, delta_fwd, delta_rev, target, **kwargs)
-    norms = [jnp.sqrt(theorem_norms(b1, query, params).total) for query in (b1.fwd, b1.rev)]
+    # The cosine is that of the gradients over α max|e|, whose squares do not underflow.
+    fwd, rev = (_over_its_size(query) for query in (b1.fwd, b1.rev))
+    inner, fwd_square, rev_square = (
+        _inner(params, b1.v_B, x, y, *forms).total
+        for x, y, *forms in (
+            (fwd, rev, b1.k_R_k, b1.q_R_q),
+            (fwd, fwd, _square(b1.k_B), _square(b1.q_M)),
+            (rev, rev, _square(b1.k_B), _square(b1.q_M)),
+        )
+    )
     # Signs of factors, where the products themselves may underflow.
     aligned = _sign(b1.fwd.u, b1.rev.u)
     margins = jnp.sign(b1.fwd.mu) * jnp.sign(b1.rev.mu)
@@ -385,7 +401,7 @@ def check_corollary_b2(
             W_O=_sign(b1.fwd.e, b1.rev.e) * weights,
         ),
         total=b1.inner.total,
-        cosine=b1.inner.total / (norms[0] * norms[1]),
+        cosine=inner / (jnp.sqrt(fwd_square) * jnp.sqrt(rev_square)),
     )
 
 
@@ -397,15 +413,11 @@ def _sign(x: jax.Array, y: jax.Array) -> jax.Array:
     )
 
 
-def theorem_norms(b1: TheoremB1, query: Query, params: OneLayer) -> Blocks:
-    """‖∇_W L‖² of one query per block: Theorem B.1 with the query against itself."""
-    routing = (query.mu * query.beta) ** 2 / len(b1.q_M)
-    return Blocks(
-        W_Q=routing * _square(params.h_M) * _square(b1.k_B),
-        W_K=routing * _square(params.h_B) * _square(b1.q_M),
-        W_V=_square(query.u) * query.alpha**2 * _square(params.h_B),
-        W_O=_square(query.e) * query.alpha**2 * _square(b1.v_B),
-    )
+def _over_its_size(query: Query) -> Query:
+    """The same gradient over α max|e|: all four blocks are linear in both."""
+    size = jnp.abs(query.e).max()
+    linear = {name: getattr(query, name) / size for name in ("e", "u", "mu", "abs_mu")}
+    return query._replace(**linear, alpha=query.alpha / query.alpha, beta=query.beta / query.alpha)
 
 
 class ErrorAlignment(NamedTuple):
@@ -474,14 +486,18 @@ def simulate_proposition_b8(
 ) -> DriftSimulation:
     """Draws P = P₀ + Δ with P₀ ~ N(0, 1/D) [D, V] and ‖Δ‖₂ = drift, and unit a, b at `cosine`.
 
-    Δ is a random matrix scaled to that spectral norm or, if `adversarial`, the direction
-    −(P₀b aᵀ + P₀a bᵀ) of steepest descent of ⟨Pa, Pb⟩, made for each draw.
+    Δ is a random matrix scaled to that spectral norm or, if `adversarial`, made for each draw
+    the matrix of that norm that lowers ⟨Pa, Pb⟩ most, to first order: −drift·UWᵀ, with
+    P₀b aᵀ + P₀a bᵀ = U S Wᵀ the gradient.
 
     Raises:
-      ValueError: a cosine outside [−1, 1], a negative drift.
+      ValueError: a cosine outside [−1, 1], a negative drift, a width below 2, or fewer than 2
+        tokens, which two vectors at an angle take.
     """
-    if not -1 <= cosine <= 1 or drift < 0:
+    if not -1 <= cosine <= 1 or not drift >= 0:
         raise ValueError(f"cosine must be in [-1, 1] and drift >= 0, got {cosine=}, {drift=}")
+    if width < 2 or vocab_size < 2:
+        raise ValueError(f"width and vocab_size must be at least 2, got {width=}, {vocab_size=}")
 
     def draw(key):
         keys = jax.random.split(key, 3)
@@ -489,11 +505,14 @@ def simulate_proposition_b8(
         a = frame[:, 0]
         b = cosine * a + np.sqrt(1 - cosine**2) * frame[:, 1]
         start = jax.random.normal(keys[1], (width, vocab_size)) / np.sqrt(width)
-        if adversarial:
-            change = -(jnp.outer(start @ b, a) + jnp.outer(start @ a, b))
+        if adversarial:  # the gradient's row space is that of the frame
+            in_frame = jnp.outer(start @ b, a @ frame) + jnp.outer(start @ a, b @ frame)
+            left, _, right = jnp.linalg.svd(in_frame, full_matrices=False)
+            change = -left @ right @ frame.T
         else:
             change = jax.random.normal(keys[2], (width, vocab_size))
-        trained = start + drift * change / jnp.linalg.norm(change, ord=2)
+            change = change / jnp.linalg.norm(change, ord=2)
+        trained = start + drift * change
         return (trained @ a) @ (trained @ b)
 
     inner = jax.lax.map(draw, jax.random.split(key, num_draws), batch_size=32)
@@ -521,7 +540,7 @@ def simulate_proposition_b10(
 
     So C_A rises, every other C_t falls, and every margin C_A − C_t grows strictly.
     """
-    angles = _check(params, delta_fwd, delta_fwd, target, angles)
+    angles = _check(params, delta_fwd, delta_fwd, target, angles, pairing)
     grad = jax.grad(_theorem_loss)(params, jnp.asarray(delta_fwd), target, angles, pairing)
     v_B = params.W_V @ params.h_B
     stepped = params.W_O - learning_rate * grad.W_O
@@ -579,7 +598,10 @@ def _block_products(first: OneLayer, second: OneLayer) -> Blocks:
     return Blocks(*(jnp.vdot(getattr(first, b), getattr(second, b)) for b in BLOCKS))
 
 
-def _check(params: OneLayer, delta_fwd, delta_rev, target, angles) -> Array:
+def _check(params: OneLayer, delta_fwd, delta_rev, target, angles, pairing) -> Array:
+    for name, leaf in vars(params).items():
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise TypeError(f"params: {name} is {jnp.result_type(leaf)}; gradients need floats")
     width, vocab = params.h_M.shape[-1], params.W_O.shape[0]
     if width % 2:
         raise ValueError(f"head width must be even for RoPE, h_M has {width}")
@@ -587,14 +609,24 @@ def _check(params: OneLayer, delta_fwd, delta_rev, target, angles) -> Array:
         if getattr(params, name).shape != (width, width):
             shape = getattr(params, name).shape
             raise ValueError(f"{name} must be [{width}, {width}] as h_M has {width}, got {shape}")
-    if params.W_O.shape != (vocab, width) or params.h_B.shape != (width,):
+    if params.W_O.shape != (vocab, width) or params.h_B.shape != (width,) or vocab < 2:
         raise ValueError(
-            f"W_O must be [V, {width}] and h_B [{width}], got {params.W_O.shape} and "
-            f"{params.h_B.shape}"
+            f"W_O must be [V, {width}] with V at least 2 and h_B [{width}], got "
+            f"{params.W_O.shape} and {params.h_B.shape}"
         )
+    for name, value in (("delta_fwd", delta_fwd), ("delta_rev", delta_rev), ("target", target)):
+        if jnp.ndim(value):
+            raise ValueError(f"{name} must be one number (or use jax.vmap), got {value}")
     for name, delta in (("delta_fwd", delta_fwd), ("delta_rev", delta_rev)):
-        if not isinstance(delta, jax.core.Tracer) and not np.all(np.asarray(delta) >= 1):
+        if not isinstance(delta, jax.core.Tracer) and not delta >= 1:
             raise ValueError(f"{name} is a distance in tokens, at least 1, got {delta}")
-    if not isinstance(target, jax.core.Tracer) and not 0 <= int(target) < vocab:
-        raise ValueError(f"target must be a token in 0..{vocab - 1}, got {target}")
-    return plane_angles(width) if angles is None else angles
+    if not isinstance(target, jax.core.Tracer):
+        if not (0 <= target < vocab and target == int(target)):
+            raise ValueError(f"target must be a token in 0..{vocab - 1}, got {target}")
+    if pairing not in ("half", "interleaved"):
+        raise ValueError(f"pairing must be 'half' or 'interleaved', got {pairing!r}")
+    if angles is None:
+        return plane_angles(width)
+    if jnp.shape(angles) != (width // 2,):
+        raise ValueError(f"angles must be [{width // 2}] as h_M has {width}, got {angles}")
+    return angles

@@ -50,6 +50,8 @@ def batch_indices(
     """
     if num_examples < 1 or batch_size < 1:
         raise ValueError(f"need examples and a batch, got {num_examples=} and {batch_size=}")
+    if num_examples * batch_size >= 2**31:
+        raise ValueError(f"{num_examples=} times {batch_size=} must be below 2**31")
     # step = round·n + rest, and a round of n steps is b whole epochs: no step·b to overflow int32.
     rounds, rest = jnp.divmod(jnp.asarray(first_step), num_examples)
     first_epoch = rounds * batch_size + rest * batch_size // num_examples
@@ -98,8 +100,9 @@ def batch_at(arrays: Any, key: jax.Array, step: jax.Array | int, batch_size: int
     Raises:
       ValueError: arrays of unequal length, none at all, or an empty batch.
     """
-    lengths = {jnp.shape(leaf)[0] for leaf in jax.tree.leaves(arrays)}
-    if len(lengths) != 1:
-        raise ValueError(f"arrays must share one leading size, got {sorted(lengths)}")
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(arrays)]
+    lengths = {shape[0] if shape else None for shape in shapes}
+    if len(lengths) != 1 or None in lengths:
+        raise ValueError(f"arrays must share one leading size, got shapes {shapes}")
     rows = batch_indices(key, step, 1, lengths.pop(), batch_size)[0]
     return jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows], arrays)

@@ -81,6 +81,16 @@ def test_perfect_and_absent_correlation():
         attention.distance_correlation(scores[:, :2], other[:, :2])
 
 
+def test_bad_input_names_the_argument():
+    with pytest.raises(ValueError, match="distance_E"):
+        attention.by_distance(np.ones(2), np.array([0, 1]), np.array([1, 0]))
+    _, internals, params = _model()
+    tokens_EL = np.zeros((2, LENGTH), np.int32)
+    for name, where in (("query_E", ([0, LENGTH], [1, 1])), ("key_E", ([0, 1], [1]))):
+        with pytest.raises(ValueError, match=name):
+            attention.attention_to(internals, params, tokens_EL, *map(np.array, where))
+
+
 def test_weights_over_training():
     _, internals, params = _model()
     trajectory = [params, jax.tree.map(np.zeros_like, params)]

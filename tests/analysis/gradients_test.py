@@ -1,4 +1,5 @@
 import functools
+import re
 
 import chex
 import flax.linen as nn
@@ -81,6 +82,30 @@ def test_a_zero_gradient_gives_nan_and_says_which():
     assert result.cosine["total"] == 0
 
 
+@pytest.mark.parametrize("exponent", [-30, -20, 0, 20, 30])
+@pytest.mark.parametrize("method", ["direct", "factored"])
+def test_cosines_do_not_underflow(exponent, method):
+    """A nearly saturated loss: squares of its gradient leave float32, its cosine does not."""
+    dense, examples = nn.Dense(3), np.random.default_rng(0).normal(size=(4, 5)).astype(np.float32)
+    params = dense.init(jax.random.key(0), examples[0])["params"]
+    loss = lambda p, x: (dense.apply({"params": p}, x) ** 2).sum()  # noqa: E731
+    small = lambda p, x: loss(p, x) * 10.0**exponent  # noqa: E731
+    rev = lambda p, x: loss(p, 1 - x)  # noqa: E731
+    want = gradients.alignment(loss, rev, params, examples=examples, method=method)
+    got = gradients.alignment(small, rev, params, examples=examples, method=method)
+    chex.assert_trees_all_close(got.cosine, want.cosine, rtol=1e-5)
+    scaled = jax.tree.map(lambda x: x * 10.0**exponent, want.inner)
+    chex.assert_trees_all_close(got.inner, scaled, rtol=1e-5)
+    assert got.undefined == {}
+
+
+def test_a_gradient_that_is_not_finite_is_named():
+    params = {"w": jnp.ones(3)}
+    result = gradients.alignment(lambda p: jnp.inf * p["w"].sum(), lambda p: p["w"].sum(), params)
+    assert np.isnan(result.cosine["w"])
+    assert result.undefined["w"] == "the forward gradient is not finite"
+
+
 @pytest.mark.parametrize(
     ("kwargs", "left_over"),
     [
@@ -117,6 +142,75 @@ def test_layers_it_cannot_factor_are_named_and_still_right():
     chex.assert_trees_all_close(factored.inner, direct.inner, atol=1e-5)
 
 
+class _Doubled(nn.Dense):
+    """Not linen's Dense, though one of its subclasses."""
+
+    @nn.compact
+    def __call__(self, inputs):
+        return 2 * super().__call__(inputs)
+
+
+class _Chain(nn.Module):
+    """Shared, renamed, biased and unbiased layers in one, on vectors or matrices."""
+
+    @nn.compact
+    def __call__(self, x):
+        shared = nn.Dense(4, name="shared")
+        x = shared(nn.tanh(shared(x)))
+        return nn.Dense(4, use_bias=False, name="last")(nn.tanh(x))
+
+
+def _called(transformation):
+    """A loss that calls its layers inside a transformation of its own."""
+
+    def loss(params, x_TI):
+        model = lambda x: (_Chain().apply({"params": params}, x) ** 2).sum()  # noqa: E731
+        match transformation:
+            case "vmap":
+                return jax.vmap(model)(x_TI).sum()
+            case "scan":
+                return jax.lax.scan(lambda total, x: (total + model(x), None), 0.0, x_TI)[0]
+        return {"none": lambda f: f, "jit": jax.jit, "remat": jax.checkpoint}[transformation](
+            model
+        )(x_TI)
+
+    return loss
+
+
+@pytest.mark.parametrize("transformation", ["none", "jit", "remat", "vmap", "scan"])
+def test_layers_called_inside_the_losss_own_transformations(transformation):
+    examples = np.random.default_rng(0).normal(size=(3, 5, 4)).astype(np.float32)
+    params = _Chain().init(jax.random.key(0), examples[0])["params"]
+    loss = _called(transformation)
+    direct, factored = (
+        gradients.alignment(loss, loss, params, examples=examples, method=method)
+        for method in ("direct", "factored")
+    )
+    chex.assert_trees_all_close(factored.inner, direct.inner, rtol=1e-5)
+    assert ("last/kernel" in factored.direct) == (transformation != "none")
+
+
+def test_subclasses_and_shared_arrays_and_negative_rows():
+    rng = np.random.default_rng(0)
+    x_ETI = rng.normal(size=(3, 5, 4)).astype(np.float32)
+    doubled, embed = _Doubled(3), nn.Embed(6, 4)
+    kernel, table = (rng.normal(size=s).astype(np.float32) for s in ((4, 4), (6, 4)))
+    chain = {name: {"kernel": kernel} for name in ("shared", "last")}
+    chain["shared"]["bias"] = np.zeros(4, np.float32)
+    cases = [
+        (doubled.apply, doubled.init(jax.random.key(0), x_ETI[0])["params"], x_ETI),
+        (_Chain().apply, chain, x_ETI),  # one array in two places
+        (embed.apply, {"embedding": table}, rng.integers(-6, 6, (3, 9))),
+    ]
+    for apply, params, examples in cases:
+        loss = lambda p, x, apply=apply: (apply({"params": p}, x).sum(0) ** 3).sum()  # noqa: E731
+        direct, factored = (
+            gradients.alignment(loss, loss, params, examples=examples, method=method)
+            for method in ("direct", "factored")
+        )
+        chex.assert_trees_all_close(factored.inner, direct.inner, rtol=1e-5)
+
+
 def test_a_matrix_read_elsewhere_too_is_not_factored():
     dense = nn.Dense(3)
     params = dense.init(jax.random.key(0), jnp.ones(4))["params"]
@@ -149,6 +243,23 @@ def test_cross_matrix(method):
     assert cross["head"].shape == (EXAMPLES, 3) and set(cross) == {"head", "total"}
 
 
+@pytest.mark.parametrize("method", ["direct", "factored"])
+def test_columns_may_be_examples_of_another_kind(method):
+    rng = np.random.default_rng(0)
+    x_EI = rng.normal(size=(3, 4)).astype(np.float32)
+    other_ETI = rng.normal(size=(2, 6, 4)).astype(np.float32)
+    dense = nn.Dense(3)
+    params = dense.init(jax.random.key(0), x_EI[0])["params"]
+    loss = lambda p, x: (dense.apply({"params": p}, x) ** 2).sum()  # noqa: E731
+    loss_rev = lambda p, example: loss(p, example["x"])  # noqa: E731
+    cross = gradients.cross_alignment(
+        loss, loss_rev, params, x_EI, examples_rev={"x": other_ETI}, method=method
+    )
+    grads = [jax.vmap(jax.grad(loss), (None, 0))(params, x) for x in (x_EI, other_ETI)]
+    want = jnp.einsum("eij,fij->ef", *(g["kernel"] for g in grads))
+    np.testing.assert_allclose(cross["kernel"], want, rtol=1e-4, atol=1e-4)
+
+
 def test_blocks_by_regex_and_by_function():
     params = {f"layer_{n}": {"w": jnp.full(2, n + 1.0), "b": jnp.ones(1)} for n in range(3)}
 
@@ -161,8 +272,9 @@ def test_blocks_by_regex_and_by_function():
     parts = sum(value for name, value in by_function.inner.items() if name != "total")
     chex.assert_trees_all_close(parts, by_function.inner["total"], by_regex.inner["total"])
     chex.assert_trees_all_close(by_function.inner["layer_1"], by_regex.inner["layer_1"])
-    whole_match = gradients.alignment(loss, loss, params, blocks="b$|w$")
-    assert set(whole_match.inner) == {"b", "w", "total"}
+    for blocks in ("b$|w$", re.compile("b$|w$")):
+        whole_match = gradients.alignment(loss, loss, params, blocks=blocks)
+        assert set(whole_match.inner) == {"b", "w", "total"}
 
 
 def test_the_reverse_loss_changes_to_first_order_as_predicted():
@@ -199,3 +311,16 @@ def test_bad_input():
         gradients.alignment(loss, loss, params, examples={"x": np.ones(3), "y": np.ones(2)})
     with pytest.raises(ValueError, match="no arrays"):
         gradients.alignment(loss, loss, {})
+    for examples in (np.ones((0, 3)), 3, [1, 2], {}):
+        with pytest.raises(ValueError, match="examples must share"):
+            gradients.alignment(loss, loss, params, examples=examples)
+    with pytest.raises(ValueError, match="examples_rev must share"):
+        gradients.cross_alignment(loss, loss, params, np.ones(2), examples_rev=np.ones((0, 2)))
+    with pytest.raises(ValueError, match="loss_fwd must return a float"):
+        gradients.alignment(lambda p: jnp.int32(1), loss, params)
+    with pytest.raises(ValueError, match="loss_rev must return a scalar"):
+        gradients.first_order_transfer(loss, lambda p: p["w"], params, [0.1])
+    with pytest.raises(TypeError, match="params: w is int32"):
+        gradients.first_order_transfer(loss, loss, ints, [0.1])
+    with pytest.raises(ValueError, match="'total' is the name of the sum"):
+        gradients.alignment(loss, loss, params | {"total": jnp.ones(2)})

@@ -170,3 +170,29 @@ def test_bad_input_names_the_argument():
         rope.conditional_correlation(np.ones(4) / 4, np.ones(3), 1, 1)
     with pytest.raises(ValueError, match="angles"):
         rope.trace(1, 8, angles=np.ones(3))
+    with pytest.raises(ValueError, match="w must be"):
+        rope.conditional_correlation(np.array([1.5, -0.5]), 0.5, 1, 1)
+    sample = lambda *deltas, rho=0.5: rope.monte_carlo_correlation(  # noqa: E731
+        jax.random.key(0), *deltas, 8, rho=rho
+    )
+    for rho in (1.5, np.nan, np.ones(3)):
+        with pytest.raises(ValueError, match="rho"):
+            sample(1, 1, rho=rho)
+    exact = lambda *deltas: rope.conditional_correlation(np.ones(4), 0.5, *deltas)  # noqa: E731
+    for function in (exact, sample):
+        for name, deltas in (("delta_fwd", (0, 3)), ("delta_rev", (3, -1))):
+            with pytest.raises(ValueError, match=name):
+                function(*deltas)
+    with pytest.raises(ValueError, match="delta is a distance"):
+        rope.cantelli_lower_bound(0.5, 0.1, 8)
+
+
+def test_angles_may_be_a_list_or_traced():
+    angles = layers.plane_angles(8, 50.0)
+    for function in (rope.trace, rope.rotation):
+        want = function(7, 8, angles=angles)
+        np.testing.assert_allclose(function(7, 8, angles=list(angles)), want)
+        traced = jax.jit(lambda x, function=function: function(7, 8, angles=x))(angles)
+        np.testing.assert_allclose(traced, want, atol=1e-5)
+    slope = jax.grad(lambda x: rope.trace(7, 8, angles=x))(jnp.asarray(angles))
+    np.testing.assert_allclose(slope, -7 * np.sin(7 * angles) / 4, rtol=1e-4)

@@ -183,6 +183,28 @@ def test_a_saturated_model_is_reported_as_such():
     assert not bool(check.non_saturated) and np.isnan(check.cosine)
 
 
+@pytest.mark.parametrize("gap", [0.0, 30.0, 60.0, 80.0])
+def test_cosine_of_a_nearly_saturated_query_keeps_its_digits(gap):
+    """Sure of A by `gap` nats in float32, where squares of its errors are below 1e-38."""
+    params = _draw(np.random.default_rng(12), 8, 5, jnp.float32, most=-0.5)
+    v = params.W_V @ params.h_B
+    alpha = theorem.theorem_b1(params, 3, 40, 0).fwd.alpha
+    sure = jnp.outer(jnp.zeros(5).at[0].set(gap / alpha), v) / (v @ v)
+    params = params.replace(W_O=params.W_O + sure)
+    got = theorem.check_corollary_b2(params, 3, 40, 0)
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+        fwd, rev = (
+            jax.grad(theorem._theorem_loss)(wide, d, 0, layers.plane_angles(8), "interleaved")
+            for d in (3, -40)
+        )
+        flat = [np.concatenate([getattr(g, b).ravel() for b in theorem.BLOCKS]) for g in (fwd, rev)]
+        want = flat[0] @ flat[1] / np.linalg.norm(flat[0]) / np.linalg.norm(flat[1])
+    np.testing.assert_allclose(got.cosine, want, rtol=1e-4)
+    several = theorem.check_corollary_b2([params, params], 3, 40, 0)
+    np.testing.assert_allclose(several.cosine, [got.cosine] * 2, rtol=1e-5)
+
+
 def test_lemma_b7_in_its_unconditional_form():
     rng = np.random.default_rng(9)
     with jax.enable_x64(True):
@@ -208,6 +230,13 @@ def test_proposition_b8_by_simulation():
     assert narrow.bound < 0  # vacuous for D <= 140
     broken = run(jax.random.key(0), 64, 20, drift=1.0, adversarial=True, num_draws=50)
     assert float(broken.positive) < 0.5  # the drift bound is needed
+    # The adversary's slope at 0 is minus the nuclear norm, (1 + cosine) + (1 − cosine) for an
+    # isometry; the steepest direction at equal Frobenius norm reaches 5/3.
+    start, moved = (
+        run(jax.random.key(0), 512, 6, drift=drift, adversarial=True, num_draws=30).inner
+        for drift in (0.0, 1e-2)
+    )
+    np.testing.assert_allclose((start - moved).mean() / 1e-2, 2.0, atol=0.06)
     still = run(jax.random.key(1), 256, 6, drift=0.0, cosine=0.5, num_draws=300)
     np.testing.assert_allclose(still.inner.mean(), 0.5, atol=0.02)  # an isometry on average
 
@@ -232,5 +261,26 @@ def test_bad_input_names_the_argument():
         theorem.theorem_b1(_draw(np.random.default_rng(0), 5, 3, jnp.float32), 1, 1, 0)
     with pytest.raises(ValueError, match="W_K"):
         theorem.theorem_b1(params.replace(W_K=jnp.ones((4, 3))), 1, 1, 0)
+    for field in ("W_Q", "h_B"):
+        ints = params.replace(**{field: jnp.ones_like(getattr(params, field), int)})
+        for function in (theorem.theorem_b1, theorem.theorem_b1_autodiff, theorem.neglected_terms):
+            with pytest.raises(TypeError, match=f"{field} is int"):
+                function(ints, 1, 1, 0)
+    for name, bad in (
+        ("delta_fwd", (np.array([1, 2]), 1, 0)),
+        ("target", (1, 1, np.array([0, 1]))),
+        ("target", (1, 1, 0.5)),
+        ("target", (1, 1, -1)),
+    ):
+        with pytest.raises(ValueError, match=name):
+            theorem.theorem_b1(params, *bad)
+    with pytest.raises(ValueError, match="pairing"):
+        theorem.theorem_b1(params, 1, 1, 0, pairing="half_split")
+    with pytest.raises(ValueError, match="angles"):
+        theorem.theorem_b1(params, 1, 1, 0, angles=np.ones(1))
+    with pytest.raises(ValueError, match="V at least 2"):
+        theorem.theorem_b1(params.replace(W_O=params.W_O[:1]), 1, 1, 0)
+    with pytest.raises(ValueError, match="vocab_size"):
+        theorem.simulate_proposition_b8(jax.random.key(0), 4, 1)
     with pytest.raises(ValueError, match="cosine"):
         theorem.simulate_proposition_b8(jax.random.key(0), 4, 4, cosine=1.5)
