@@ -158,7 +158,8 @@ def train_step(
 
     (total, aux), grads = sums
     count = jnp.maximum(aux["count"], 1.0)
-    grads = jax.tree.map(lambda g: g / count.astype(g.dtype), grads)
+    # A product, unlike a quotient, is fused into each of its readers.
+    grads = jax.tree.map(lambda g: g * (1 / count).astype(g.dtype), grads)
     state = state.apply_gradients(grads=grads)
     if ema_decay is not None:
         decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
