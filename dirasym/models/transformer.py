@@ -84,6 +84,8 @@ class TransformerConfig:
             raise ValueError("max_len is required with learned positions")
         if self.positions == "rope":
             layers.plane_angles(self.head_dim)  # an odd head_dim raises
+        if self.positions == "sinusoidal" and self.width % 2:
+            raise ValueError(f"width must be even for sinusoidal positions, got {self.width}")
         for name in ("dropout", "embed_dropout", "attention_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")

@@ -316,6 +316,7 @@ def test_presets_and_options():
     [
         ("width", dict(width=15)),
         ("head_dim", dict(width=6, num_heads=2)),
+        ("width must be even", dict(positions="sinusoidal", width=15, num_heads=3)),
         ("num_kv_heads", dict(num_heads=4, num_kv_heads=3)),
         ("positions", dict(positions="rotary")),
         ("norm", dict(norm="batchnorm")),
