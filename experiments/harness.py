@@ -288,7 +288,8 @@ class Experiment:
             elif jax.process_index() == 0:
                 workdir.mkdir(parents=True, exist_ok=True)
                 checkpoints.write_atomically(path, json.dumps(wanted, indent=2) + "\n")
-            if not os.access(workdir, os.W_OK):
+            # Others may come before process 0 has made it.
+            if jax.process_index() == 0 and not os.access(workdir, os.W_OK):
                 raise PermissionError("not writable")
         except (OSError, json.JSONDecodeError) as error:
             reason = getattr(error, "strerror", None) or error

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from absl import flags
 
-from experiments import crash_test, harness
+from experiments import crash_test, harness, toy_study
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 TINY = (
@@ -118,6 +118,20 @@ def _parse(*words, presets=None):
         flags.FLAGS[field.name].unparse()
     harness.parse_flags(["program", *words], presets or {})
     return harness.read_flags(_Config)
+
+
+def test_the_study_refuses_what_its_runs_would():
+    with pytest.raises(ValueError, match="--steps=7 is not a multiple of --eval_every=2"):
+        toy_study.Config(steps=7, eval_every=2)
+
+
+def test_another_process_may_come_before_the_directory_is_made(tmp_path, monkeypatch):
+    harness.parse_flags(["program", f"--workdir={tmp_path}/run"], {})
+    monkeypatch.setattr(harness.jax, "process_index", lambda: 1)
+    monkeypatch.setattr(harness.jax.config, "update", lambda *_: None)
+    monkeypatch.setattr(harness.signal, "signal", lambda *_: None)
+    assert harness.Experiment.open("name", toy_study.Config(), None).workdir == tmp_path / "run"
+    assert not (tmp_path / "run").exists()
 
 
 def test_lists_by_comma_or_by_space():
