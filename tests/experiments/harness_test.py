@@ -3,6 +3,7 @@ import json
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -74,6 +75,24 @@ def test_sigterm_saves_and_the_same_command_resumes(tmp_path):
     other = _toy(f"--workdir={workdir}", "--steps=2002")
     assert other.returncode == 2
     assert "steps=2000 there, 2002 here" in other.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_run_one_experiment(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, *TINY, f"--workdir={tmp_path}/run", "--steps=2", "--batch_size=8"]
+    command += [f"--coordinator=localhost:{port}", "--num_processes=2"]
+    processes = [
+        subprocess.Popen([*command, f"--process_id={n}"], cwd=ROOT, stderr=subprocess.PIPE)
+        for n in (1, 0)  # the one that does not write comes first
+    ]
+    for process in processes:
+        _, message = process.communicate(timeout=300)
+        assert process.returncode == 0, message
+    assert len((tmp_path / "run/results.jsonl").read_text().splitlines()) == 1
+    assert (tmp_path / "run/report.md").exists()
 
 
 def test_a_non_finite_loss_stops_with_the_step_and_the_last_checkpoint(tmp_path):
