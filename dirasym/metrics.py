@@ -25,6 +25,8 @@ class Mean(NamedTuple):
     @property
     def value(self):
         """total / count; NaN when empty."""
+        if isinstance(self.count, jax.Array):
+            return self.total / self.count
         return self.total / self.count if np.any(self.count) else np.nan
 
 

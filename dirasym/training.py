@@ -126,7 +126,14 @@ def train_step(
     Returns:
       The new state, and metrics: "loss" in the objective's nats per count, "count",
       "grad_norm" before clipping, and the objective's own sums.
+
+    Raises:
+      ValueError: a batch that does not divide by `microbatches`.
     """
+    if len(batch.tokens_BL) % microbatches:
+        raise ValueError(
+            f"batch of {len(batch.tokens_BL)} is not divisible by microbatches={microbatches}"
+        )
     step_key = jax.random.fold_in(state.key, state.step)
     noise_key, dropout_key = jax.random.split(step_key)
     if axis_name is not None:
@@ -158,7 +165,8 @@ def train_step(
 
     (total, aux), grads = sums
     count = jnp.maximum(aux["count"], 1.0)
-    grads = jax.tree.map(lambda g: g / count.astype(g.dtype), grads)
+    # A product, unlike a quotient, is fused into each of its readers.
+    grads = jax.tree.map(lambda g: g * (1 / count).astype(g.dtype), grads)
     state = state.apply_gradients(grads=grads)
     if ema_decay is not None:
         decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))

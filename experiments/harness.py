@@ -35,6 +35,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from dirasym import checkpoints, training
@@ -291,7 +292,8 @@ class Experiment:
             elif jax.process_index() == 0:
                 workdir.mkdir(parents=True, exist_ok=True)
                 checkpoints.write_atomically(path, json.dumps(wanted, indent=2) + "\n")
-            if not os.access(workdir, os.W_OK):
+            # Others may come before process 0 has made it.
+            if jax.process_index() == 0 and not os.access(workdir, os.W_OK):
                 raise PermissionError("not writable")
         except (OSError, json.JSONDecodeError) as error:
             reason = getattr(error, "strerror", None) or error
@@ -316,10 +318,15 @@ class Experiment:
         )
 
     def record(self, lines: Sequence[Mapping[str, Any]], keys: tuple[str, ...]) -> None:
-        """Adds result lines in one piece, in place of earlier ones equal on `keys`."""
+        """Adds result lines in one piece, in place of earlier ones equal on `keys`.
+
+        No process goes on before they, and the curves saved before them, can be read.
+        """
         if jax.process_index() == 0:
             lines = [{"exp_id": self.exp_id, **line} for line in lines]
             checkpoints.replace_results(self.results_path, lines, ("exp_id", *keys))
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("recorded")
 
     def save_curves(self, name: str, curves: Mapping[str, np.ndarray]) -> None:
         """Writes curves/NAME.npz in one piece."""
@@ -359,6 +366,8 @@ class Experiment:
 
     def write_report(self, text: str, figures: Sequence[pathlib.Path], *, printed: str) -> None:
         """Writes report.md, `text` and then the figures, and prints `printed` and all paths."""
+        if jax.process_index() > 0:
+            return
         images = "\n".join(f"![{path.stem}](figures/{path.name})" for path in figures)
         report = self.workdir / "report.md"
         checkpoints.write_atomically(report, f"{text}\n\n{images}\n")

@@ -47,21 +47,28 @@ class Config:
     eval_every: int = flag(250, "Steps between evaluations.", 1)
     generations: int = flag(100, "Sampled per letter, direction and order.", 1)
 
+    def __post_init__(self):
+        for init in self.inits:
+            self.toy(init)  # raises what does not fit
+
+    def toy(self, init: str) -> toy_task.Config:
+        """The toy task from one initialisation."""
+        return toy_task.Config(
+            lengths=(self.length,),
+            steps=self.steps,
+            eval_every=self.eval_every,
+            generations=self.generations,
+            **INITS[init],
+        )
+
 
 def run(experiment: harness.Experiment, config: Config) -> None:
     """Trains every initialisation and seed, then reports."""
     for init in config.inits:
-        toy = toy_task.Config(
-            lengths=(config.length,),
-            steps=config.steps,
-            eval_every=config.eval_every,
-            generations=config.generations,
-            **INITS[init],
-        )
         for seeds in harness.seed_groups(config.seeds):
             if not experiment.is_done(init=init, seed=seeds[-1]):
                 together = len(seeds) > 1
-                task = toy_task.Task("mdm", config.length, toy, together)
+                task = toy_task.Task("mdm", config.length, config.toy(init), together)
                 train_and_record(experiment, task, init, seeds, config.orders)
     write_report(experiment, config)
 

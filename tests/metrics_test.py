@@ -12,6 +12,8 @@ def test_means_merge_exactly():
     parts = [metrics.Mean(part.sum(), len(part)) for part in (values[:2], values[2:])]
     np.testing.assert_allclose(parts[0].merge(parts[1]).value, values.mean())
     assert np.isnan(metrics.Mean(0.0, 0).value)
+    mean = jax.jit(lambda x, n: metrics.Mean(x.sum(), n).value)
+    assert mean(jnp.arange(3.0), 2) == 1.5 and np.isnan(mean(jnp.zeros(3), 0))
 
 
 def test_student_interval_covers():

@@ -151,6 +151,9 @@ def test_bad_input():
         training.compile_step(_step(), backend="xla")
     with pytest.raises(ValueError, match="10 is not divisible by 4"):
         training.check_divisible(10, 4)
+    with pytest.raises(ValueError, match="batch of 8 is not divisible by microbatches=3"):
+        tokens = np.zeros((8, 4), np.int32)
+        training.train_step(None, Batch(tokens, np.arange(8), 8), objective=None, microbatches=3)
     with pytest.raises(ValueError, match="seeds"):
         training.compile_scan(_step(), num_steps=1, batch_size=8, backend="pmap", over_seeds=True)
 

@@ -78,13 +78,15 @@ def time_to_loss(
     s = −ln((M−1)⁻¹(e^loss − 1)), and t from the equation of `row_gap`.
 
     Raises:
-      ValueError: a loss outside (0, ln M], the loss at time 0.
+      ValueError: a loss outside (0, ln M], the loss at time 0; or a rate that is not positive.
     """
     loss, num_tokens, rate = (np.asarray(x, np.float64) for x in (loss, num_tokens, rate))
     if not ((loss > 0) & (loss <= np.log(num_tokens) * (1 + 1e-12))).all():
         raise ValueError("the loss falls from ln(num_tokens) towards 0 and takes no other values")
+    if not (rate > 0).all():
+        raise ValueError("rate must be positive: without it the loss does not fall")
     a = 1 / (num_tokens - 1)
-    gap = -np.log(a * np.expm1(loss))
+    gap = np.maximum(-np.log(a * np.expm1(loss)), 0.0)  # 0 at ln M, rounding apart
     return (gap + a * np.expm1(gap)) / (rate * num_tokens * a)
 
 
@@ -152,34 +154,56 @@ def descend(
 ) -> State:
     """Gradient descent, x ← x + η field(x): leaves [1 + num_steps // every, ...], float64.
 
-    Stops at the first loss that is not finite or above the first one. Along that step,
-    φ(σ) = loss(x + σ η field(x)) rises from σ = 0 to 1 though φ'(0) < 0, which takes
-    max φ'' > 2|φ'(0)|; with η scaled by 2|φ'(0)| / max φ'' it would not have.
+    Stops at the first loss that is not finite or (rounding apart) above the first one. The
+    stability bound is the lesser of two at the x before: 2/ρ, with ρ the spectral radius of the
+    field's Jacobian (2/λ_max of the Hessian, if the field is −∇ loss); and what this step could
+    bear. Along it φ(σ) = loss(x + σ η field(x)) rises from σ = 0 to 1 though φ'(0) < 0, which
+    takes max φ'' > 2|φ'(0)|; with η scaled by 2|φ'(0)| / max φ'' it would not have.
 
     Raises:
-      UnstableStepError: names the step, and that scaled η as the stability bound.
+      UnstableStepError: names the step and the stability bound.
     """
     with jax.enable_x64(True):
         state = _float64(state)
         step = jax.jit(lambda x, size: jax.tree.map(lambda x, v: x + size * v, x, field(x)))
         loss = jax.jit(loss)
         first, kept = loss(state), [state]
+        highest = first + 1e-12 * abs(first)
         for number in range(1, num_steps + 1):
             before, state = state, step(state, step_size)
-            if not loss(state) <= first:
-                bound = _stability_bound(functools.partial(step, before), loss, step_size)
+            if not loss(state) <= highest:
+                along_step = _step_bound(functools.partial(step, before), loss, step_size)
+                bound = min(along_step, 2 / max(_spectral_radius(field, before), 1e-300))
                 raise UnstableStepError(number, float(loss(state)), step_size, bound)
             if number % every == 0:
                 kept.append(state)
         return jax.tree.map(lambda *x: np.stack(x), *kept)
 
 
-def _stability_bound(step_from_here, loss, step_size: float) -> float:
+def _step_bound(step_from_here, loss, step_size: float) -> float:
     """η · 2|φ'(0)| / max φ'', the maximum over points dense near 0; see `descend`."""
     slope = jax.grad(lambda share: loss(step_from_here(share * step_size)))
     curvature = jax.vmap(jax.grad(slope))(jnp.append(0.0, jnp.logspace(-8, 0, 65)))
     steepest = jnp.max(curvature, initial=0.0, where=jnp.isfinite(curvature))
     return float(step_size * -2 * slope(0.0) / steepest)
+
+
+def _spectral_radius(field: Field, state: State, iterations: int = 300) -> float:
+    """Of the field's Jacobian at `state`, by power iteration."""
+    flat, unravel = jax.flatten_util.ravel_pytree(state)
+
+    def jacobian(v):
+        return jax.jvp(
+            lambda x: jax.flatten_util.ravel_pytree(field(unravel(x)))[0], (flat,), (v,)
+        )[1]
+
+    def turn(_, v):
+        v = jacobian(v)
+        return v / jnp.maximum(jnp.linalg.norm(v), 1e-300)
+
+    start = jax.random.normal(jax.random.key(0), flat.shape, flat.dtype)
+    radius = jax.jit(lambda v: jnp.linalg.norm(jacobian(jax.lax.fori_loop(0, iterations, turn, v))))
+    return float(radius(start))
 
 
 def _float64(tree: State) -> State:
@@ -300,14 +324,14 @@ def asymmetry(forward_PP: Array, reverse_PP: Array) -> jax.Array:
     """‖F − Rᵀ‖ / (‖F‖ + ‖R‖) in Frobenius norms, after means of rows and columns are removed.
 
     F are weights from A's to B's and R from B's to A's, pairs in one order: blocks of Θ − Θᵀ.
-    0 for symmetric weights, 1 when one of the two is zero or they are opposite, 1/√2 when they
-    have nothing to do with each other and one norm. The means are a softmax's freedom and the
-    tokens' popularity.
+    0 for symmetric weights (as none at all are), 1 when one of the two is zero or they are
+    opposite, 1/√2 when they have nothing to do with each other and one norm. The means are a
+    softmax's freedom and the tokens' popularity.
     """
     forward_PP, reverse_PP = _centred(forward_PP), _centred(reverse_PP)
     difference = jnp.linalg.norm(forward_PP - reverse_PP.mT, axis=(-2, -1))
-    sizes = (jnp.linalg.norm(x, axis=(-2, -1)) for x in (forward_PP, reverse_PP))
-    return difference / sum(sizes)
+    size = sum(jnp.linalg.norm(x, axis=(-2, -1)) for x in (forward_PP, reverse_PP))
+    return difference / jnp.where(size > 0, size, 1)
 
 
 def _centred(x_PP: Array) -> jax.Array:

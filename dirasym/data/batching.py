@@ -54,8 +54,9 @@ def batch_indices(
         raise ValueError(f"{num_examples=} times {batch_size=} must be below 2**31")
     # step = round·n + rest, and a round of n steps is b whole epochs: no step·b to overflow int32.
     rounds, rest = jnp.divmod(jnp.asarray(first_step), num_examples)
-    first_epoch = rounds * batch_size + rest * batch_size // num_examples
-    slots = rest * batch_size % num_examples + jnp.arange(num_steps * batch_size)
+    epochs, first_slot = _product_divmod(rest, batch_size, num_examples)
+    first_epoch = rounds * batch_size + epochs
+    slots = first_slot + jnp.arange(num_steps * batch_size)
     num_epochs = (num_steps * batch_size - 1) // num_examples + 2  # that many can be touched
 
     def shuffled(epoch):
@@ -64,6 +65,18 @@ def batch_indices(
     orders = jax.vmap(shuffled)(first_epoch + jnp.arange(num_epochs))
     indices = orders[slots // num_examples, slots % num_examples]
     return indices.reshape(num_steps, batch_size)
+
+
+def _product_divmod(x: jax.Array, factor: int, divisor: int) -> tuple[jax.Array, jax.Array]:
+    """(x·factor // divisor, x·factor % divisor) for x < divisor, bit by bit of `factor`.
+
+    The product itself may be too large for int32.
+    """
+    quotient = remainder = jnp.zeros_like(x)
+    for bit in f"{factor:b}":
+        remainder = 2 * remainder + int(bit) * x
+        quotient, remainder = 2 * quotient + remainder // divisor, remainder % divisor
+    return quotient, remainder
 
 
 def epoch_indices(

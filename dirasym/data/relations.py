@@ -152,6 +152,8 @@ def in_context(
       ValueError: a vocabulary without room for the entities, or a share that leaves nothing to
         train or to validate.
     """
+    if num_first < 1:
+        raise ValueError(f"num_first must be positive, got {num_first}")
     if vocab_size < num_first + num_second:
         raise ValueError(
             f"a vocabulary of {vocab_size} has no room for {num_first} + {num_second} entities"

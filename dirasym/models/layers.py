@@ -231,14 +231,17 @@ class Attention(nn.Module):
         context = self.context(x_BLD, position_BL, readable_BLS, dropout_key, cache_start)
         return self.out(context)
 
-    def context(self, x_BLD, position_BL, readable_BLS, dropout_key, cache_start=None):
-        """The weighted sum of values at every position: context_BLNH."""
+    def context(
+        self, x_BSD, position_BS, readable_BLS, dropout_key, cache_start=None, asked=slice(None)
+    ):
+        """The weighted sum of values at the positions `asked` (all): context_BLNH."""
         c = self.config
-        q_BLNH, k_BSKH, v_BSKH = self.query(x_BLD), self.key(x_BLD), self.value(x_BLD)
+        position_BL, readable_BLS = position_BS[:, asked], readable_BLS[:, asked]
+        q_BLNH, k_BSKH, v_BSKH = self.query(x_BSD[:, asked]), self.key(x_BSD), self.value(x_BSD)
         if c.positions == "rope":
             angles = plane_angles(c.head_dim, c.rope_base, c.rope_scaling)
             q_BLNH = rotate(q_BLNH, position_BL[..., None], angles, c.rope_pairing)
-            k_BSKH = rotate(k_BSKH, position_BL[..., None], angles, c.rope_pairing)
+            k_BSKH = rotate(k_BSKH, position_BS[..., None], angles, c.rope_pairing)
         if cache_start is not None:
             num_slots = readable_BLS.shape[-1]
             k_BSKH = self._with_cache("key_BSKH", k_BSKH, cache_start, num_slots)
@@ -252,7 +255,7 @@ class Attention(nn.Module):
         )
         biased_BNLS = scores_BNLS / math.sqrt(c.head_dim)
         if c.positions == "alibi":
-            distance_B1LS = jnp.abs(position_BL[:, None, :, None] - position_BL[:, None, None, :])
+            distance_B1LS = jnp.abs(position_BL[:, None, :, None] - position_BS[:, None, None, :])
             slopes_1N11 = jnp.asarray(alibi_slopes(c.num_heads), jnp.float32)[None, :, None, None]
             biased_BNLS -= slopes_1N11 * distance_B1LS
         weights_BNLS = masked_softmax(biased_BNLS, readable_BLS[:, None])
@@ -365,6 +368,23 @@ class Block(nn.Module):
         attended_RD = self.attention.out(take_rows(context_BLNH, row_R))
         return self.after_attention(take_rows(x_BLD, row_R), attended_RD, row_R, rest_key)
 
+    def at_last(self, x_BSD, position_BS, readable_BLS, last: int, dropout_key):
+        """The block's output at the `last` positions of each row, as rows of the flattened B·last.
+
+        Only keys and values see the others.
+        """
+        weights_key, rest_key = _split(dropout_key)
+        asked, normed_BSD = slice(-last, None), self.attention_norm(x_BSD)
+        inputs = (normed_BSD, position_BS, readable_BLS, weights_key)
+        if weights_key is None or self.config.attention_dropout == 0:
+            context_BLNH = self.attention.context(*inputs, asked=asked)
+        else:  # the mask of all weights, so that these are dropped as in the whole
+            context_BLNH = self.attention.context(*inputs)[:, asked]
+        row_BS = jnp.arange(x_BSD[..., 0].size).reshape(x_BSD.shape[:2])
+        x_RD, context_RNH = (_flat(x) for x in (x_BSD[:, asked], context_BLNH))
+        attended_RD = self.attention.out(context_RNH)
+        return self.after_attention(x_RD, attended_RD, row_BS[:, asked].ravel(), rest_key)
+
     def at_rows_from_table(self, table_VD, tokens_BL, readable_BLS, row_R, dropout_key):
         """`at_rows` for x_BLD = table_VD[tokens_BL], through `Attention.from_table`."""
         _, rest_key = _split(dropout_key)
@@ -390,4 +410,8 @@ def _split(key: jax.Array | None) -> tuple[jax.Array | None, jax.Array | None]:
 
 def take_rows(x: jax.Array, row_R: jax.Array) -> jax.Array:
     """Rows of x [B, L, ...] seen as [B·L, ...]."""
-    return x.reshape(-1, *x.shape[2:])[row_R]
+    return _flat(x)[row_R]
+
+
+def _flat(x: jax.Array) -> jax.Array:
+    return x.reshape(-1, *x.shape[2:])

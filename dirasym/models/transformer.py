@@ -84,6 +84,8 @@ class TransformerConfig:
             raise ValueError("max_len is required with learned positions")
         if self.positions == "rope":
             layers.plane_angles(self.head_dim)  # an odd head_dim raises
+        if self.positions == "sinusoidal" and self.width % 2:
+            raise ValueError(f"width must be even for sinusoidal positions, got {self.width}")
         for name in ("dropout", "embed_dropout", "attention_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
@@ -185,9 +187,8 @@ class Transformer(nn.Module):
 
         if self.is_initializing() or c.scan_layers:
             return self._all_rows(*inputs)
-        if self.scored_last is not None:
-            row_BL = jnp.arange(tokens_BL.size).reshape(tokens_BL.shape)
-            return self._at_rows(*inputs, row_BL[:, -self.scored_last :].ravel())
+        if self.scored_last is not None and not self.is_mutable_collection("intermediates"):
+            return self._at_last(*inputs)
         if scored_BL is None or self.scored_fraction is None:
             return self._all_rows(*inputs)
         capacity = min(math.ceil(self.scored_fraction * tokens_BL.size), tokens_BL.size)
@@ -260,6 +261,16 @@ class Transformer(nn.Module):
         logits = jnp.zeros((tokens_BL.size, self.config.vocab_size), logits_RV.dtype)
         logits = logits.at[row_R].set(logits_RV, mode="drop", unique_indices=True)
         return logits.reshape(*tokens_BL.shape, -1)
+
+    def _at_last(self, tokens_BL, position_BL, readable_BLS, embed_key, layer_keys):
+        *before, last = self.blocks
+        x_BLD = self._embed(tokens_BL, position_BL, embed_key)
+        for block, key in zip(before, layer_keys[:-1], strict=True):
+            x_BLD = block(x_BLD, position_BL, readable_BLS, key)
+        x_RD = last.at_last(x_BLD, position_BL, readable_BLS, self.scored_last, layer_keys[-1])
+        batch, length = tokens_BL.shape
+        logits_BLV = self._logits(x_RD).reshape(batch, -1, self.config.vocab_size)
+        return jnp.pad(logits_BLV, ((0, 0), (length - logits_BLV.shape[1], 0), (0, 0)))
 
     def _reads_tokens_alone(self, tokens_BL, dropout: bool) -> bool:
         """Whether `Attention.from_table` applies, and its V × V × offsets table is a saving."""

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -201,6 +203,32 @@ def test_a_diverging_step_names_the_stability_bound():
     )
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e-3])
+def test_the_stability_bound_is_two_over_the_largest_curvature(scale):
+    # From here the step that climbs runs mostly along flat directions.
+    basis = np.linalg.qr(np.random.default_rng(1).normal(size=(6, 6)))[0]
+    hessian = basis @ np.diag([10.0, 3, 2, 1, 1, 1]) @ basis.T * scale
+
+    def loss(x):
+        return x @ hessian @ x / 2
+
+    field, start = dynamics.negative_gradient(loss), basis @ np.array([0.05, 1, 1, 5, 5, 5])
+    descend = functools.partial(dynamics.descend, field, loss, start, num_steps=400, every=400)
+    with pytest.raises(dynamics.UnstableStepError) as error:
+        descend(step_size=0.25 / scale)
+    np.testing.assert_allclose(error.value.bound, 0.2 / scale, rtol=1e-9)
+    descend(step_size=0.999 * error.value.bound)
+
+
+def test_descent_that_has_arrived_stays():
+    target = jnp.array([0.3, 0.7])
+    loss = lambda x: -(target * jax.nn.log_softmax(x)).sum()  # noqa: E731
+    kept = dynamics.descend(
+        dynamics.negative_gradient(loss), loss, np.log([0.3, 0.7]), step_size=1.0, num_steps=300
+    )
+    np.testing.assert_allclose(kept, np.log([[0.3, 0.7]] * 301), atol=1e-12)
+
+
 def test_flow_errors_are_told():
     with pytest.raises(RuntimeError, match="gradient flow"):
         dynamics.flow(lambda x: x**2, jnp.ones(1), [0.0, 2.0])  # blows up at t = 1
@@ -267,6 +295,7 @@ def test_asymmetry():
     offsets = 10 * rng.normal(size=(40, 1))
     symmetric = forward.T + offsets + offsets.T
     assert dynamics.asymmetry(forward, symmetric) < 1e-5
+    assert dynamics.asymmetry(0 * forward, 0 * forward) == 0
     assert dynamics.asymmetry(forward, -forward.T) == pytest.approx(1, rel=1e-5)
     assert dynamics.asymmetry(forward, np.ones((40, 40))) == pytest.approx(1, rel=1e-5)
     alike = np.stack([rng.normal(size=(40, 40)) for _ in range(2)])

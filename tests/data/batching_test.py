@@ -46,6 +46,15 @@ def test_far_steps_do_not_overflow():
     assert far.min() >= 0 and far.max() < 7 and len(set(far[0].tolist())) == 3
 
 
+def test_many_examples_in_large_batches_do_not_overflow():
+    # Step t begins at slot t·b of the stream, which is beyond int32 within the first n steps.
+    n, b, step, key = 5_000, 1_000_003, 4_321, jax.random.key(2)
+    got = batch_indices(key, np.int32(step), 1, n, b)[0]
+    epoch, slot = divmod(step * b, n)
+    order = jax.random.permutation(jax.random.fold_in(key, epoch), n)
+    np.testing.assert_array_equal(got[: n - slot], order[slot:])
+
+
 def test_keys_change_the_order_and_pytrees_stay_aligned():
     arrays = {"a": np.arange(40), "b": -np.arange(40)[:, None]}
     batch = batch_at(arrays, jax.random.key(3), 2, 16)

@@ -3,6 +3,7 @@ import json
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from absl import flags
 
-from experiments import crash_test, harness
+from experiments import crash_test, harness, toy_study
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 TINY = (
@@ -77,6 +78,24 @@ def test_sigterm_saves_and_the_same_command_resumes(tmp_path):
     assert "steps=2000 there, 2002 here" in other.stderr
 
 
+@pytest.mark.slow
+def test_two_processes_run_one_experiment(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, *TINY, f"--workdir={tmp_path}/run", "--steps=2", "--batch_size=8"]
+    command += [f"--coordinator=localhost:{port}", "--num_processes=2"]
+    processes = [
+        subprocess.Popen([*command, f"--process_id={n}"], cwd=ROOT, stderr=subprocess.PIPE)
+        for n in (1, 0)  # the one that does not write comes first
+    ]
+    for process in processes:
+        _, message = process.communicate(timeout=300)
+        assert process.returncode == 0, message
+    assert len((tmp_path / "run/results.jsonl").read_text().splitlines()) == 1
+    assert (tmp_path / "run/report.md").exists()
+
+
 def test_a_non_finite_loss_stops_with_the_step_and_the_last_checkpoint(tmp_path):
     result = _toy(f"--workdir={tmp_path}", "--learning_rate=1e18", "--warmup_steps=0")
     assert result.returncode == 3, result.stderr
@@ -119,6 +138,20 @@ def _parse(*words, presets=None):
         flags.FLAGS[field.name].unparse()
     harness.parse_flags(["program", *words], presets or {})
     return harness.read_flags(_Config)
+
+
+def test_the_study_refuses_what_its_runs_would():
+    with pytest.raises(ValueError, match="--steps=7 is not a multiple of --eval_every=2"):
+        toy_study.Config(steps=7, eval_every=2)
+
+
+def test_another_process_may_come_before_the_directory_is_made(tmp_path, monkeypatch):
+    harness.parse_flags(["program", f"--workdir={tmp_path}/run"], {})
+    monkeypatch.setattr(harness.jax, "process_index", lambda: 1)
+    monkeypatch.setattr(harness.jax.config, "update", lambda *_: None)
+    monkeypatch.setattr(harness.signal, "signal", lambda *_: None)
+    assert harness.Experiment.open("name", toy_study.Config(), None).workdir == tmp_path / "run"
+    assert not (tmp_path / "run").exists()
 
 
 def test_lists_by_comma_or_by_space():

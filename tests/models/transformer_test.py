@@ -212,17 +212,32 @@ def test_scored_rows_give_the_plain_logits_and_gradients(name, rate):
     chex.assert_trees_all_close(got_grads, want_grads, atol=1e-5 * scale)
 
 
-@pytest.mark.parametrize("causal", [True, False])
-def test_last_positions_alone_are_the_plain_logits_there(causal):
+@pytest.mark.parametrize(
+    ("causal", "positions", "rate"),
+    [(True, "learned", 0.3), (False, "alibi", 0.3), (True, "rope", 0.0), (True, "alibi", 0.0)],
+)
+def test_last_positions_alone_are_the_plain_logits_and_gradients_there(causal, positions, rate):
     config = models.gpt2(
-        11, dropout=0.3, num_layers=2, num_heads=2, width=16, max_len=8, causal=causal
-    )
-    rngs = {"dropout": jax.random.key(9)}
+        11, dropout=rate, num_layers=2, num_heads=2, width=16, max_len=8, causal=causal,
+        positions=positions,
+    )  # fmt: skip
+    rngs = {"dropout": jax.random.key(9)} if rate else None
     plain, params, tokens = _init(config, batch=4)
-    got = models.Transformer(config, scored_last=2).apply({"params": params}, tokens, rngs=rngs)
-    want = _apply(plain, {"params": params}, tokens, rngs=rngs)
+    fast = models.Transformer(config, scored_last=2)
+
+    def loss(model, params):
+        logits = _apply(model, {"params": params}, tokens, rngs=rngs)
+        return jnp.sum(jnp.sin(logits[:, -2:])), logits
+
+    grad = jax.value_and_grad(loss, argnums=1, has_aux=True)
+    (_, want), want_grads = grad(plain, params)
+    (_, got), got_grads = grad(fast, params)
     chex.assert_trees_all_close(got[:, -2:], want[:, -2:], atol=1e-5)
     chex.assert_trees_all_equal(got[:, :-2], jnp.zeros_like(got[:, :-2]))
+    scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(want_grads))
+    chex.assert_trees_all_close(got_grads, want_grads, atol=1e-5 * scale)
+    internals = models.make_internals_fn(fast)(params, tokens)  # of all positions, in every layer
+    assert internals["scores"].shape == (2, 4, 2, *tokens.shape[1:], *tokens.shape[1:])
 
 
 @pytest.mark.parametrize("share", [0.0, 0.2, 1.0])
@@ -301,6 +316,7 @@ def test_presets_and_options():
     [
         ("width", dict(width=15)),
         ("head_dim", dict(width=6, num_heads=2)),
+        ("width must be even", dict(positions="sinusoidal", width=15, num_heads=3)),
         ("num_kv_heads", dict(num_heads=4, num_kv_heads=3)),
         ("positions", dict(positions="rotary")),
         ("norm", dict(norm="batchnorm")),
