@@ -352,11 +352,14 @@ class _Layout:
 def read_json(path: pathlib.Path) -> dict[str, Any]:
     """The file's object. Raises ValueError, naming the file."""
     try:
-        return json.loads(path.read_text())
+        fields = json.loads(path.read_text())
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror or error}") from None
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise ValueError(f"{path} holds no JSON object")
+    return fields
 
 
 def read_safetensors(path: pathlib.Path) -> Iterator[tuple[str, np.ndarray]]:

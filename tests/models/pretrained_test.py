@@ -265,6 +265,9 @@ def test_bad_weights_are_named(message, tmp_path):
 def test_bad_directories_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"config\.json"):
         models.load_pretrained(tmp_path / "nowhere")
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"config\.json holds no JSON object"):
+        models.load_pretrained(tmp_path)
     directory = _copy("gpt2", tmp_path)
     weights = directory / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
