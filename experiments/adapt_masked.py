@@ -16,6 +16,7 @@ import functools
 import pathlib
 import pydoc_data.topics
 import shutil
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ import numpy as np
 
 from dirasym import models, objectives, training
 from dirasym.data import facts
+from dirasym.models import hf_config
 from experiments import facts_task, harness
 from experiments.harness import flag
 
@@ -43,7 +45,7 @@ class Config:
     learning_rate: float = flag(1e-4, "AdamW's, after warm-up.", 0)
     warmup_steps: int = flag(100, "Steps of linear warm-up.", 0)
     weight_decay: float = flag(0.1, "AdamW's.", 0)
-    dtype: str = flag("float32", "Of activations: float32 or bfloat16.")
+    dtype: Literal["float32", "bfloat16"] = flag("float32", "Of activations.")
     seed: int = flag(0, "Of the order and the noise.")
 
     def __post_init__(self):
@@ -81,7 +83,8 @@ def run(experiment: harness.Experiment, config: Config) -> None:
         model, params = models.load_pretrained(
             c.model_id, causal=False, scan_layers=True, dtype=jnp.dtype(c.dtype)
         )
-    except ValueError as error:
+        hf_config.write(model.config)  # what is trained can be saved
+    except (ValueError, ImportError) as error:
         raise harness.UsageError(f"--model_id: {error}") from None
     state = training.create_state(
         models.make_apply_fn(model),

@@ -4,11 +4,16 @@ Question  At SmolLM2-135M's shape, random weights in float32, batch 8: a LoRA st
           the attention projections, AdamW, clip 1) and greedy decoding of 32 tokens.
 Command   pip install torch transformers peft && python -m experiments.benchmark_facts
 Cost      about 5 minutes on 2 quiet CPU cores.
-Expected  at least 1.0 times PyTorch in the step, 1.5 times in decoding.
+Expected  at least 1.0 times PyTorch in the step, 1.5 times in decoding; peak memory not above it.
 """
 
 import dataclasses
 import functools
+import json
+import os
+import resource
+import subprocess
+import sys
 from collections.abc import Callable
 
 import jax
@@ -16,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dirasym import checkpoints, decoding, models, objectives, report, training
-from dirasym.models import lora
+from dirasym.models import lora, pretrained
 from dirasym.types import Batch
 from experiments import harness
 from experiments.benchmark import alternate
@@ -43,24 +48,73 @@ class Config:
 
 
 def run(experiment: harness.Experiment, config: Config) -> None:
-    """Times both cases and prints the table."""
-    rng = np.random.default_rng(0)
-    tokens_BL = rng.integers(0, 1000, (config.batch_size, config.length)).astype(np.int32)
-    ours, theirs = _jax_contenders(config, tokens_BL), _torch_contenders(config, tokens_BL)
+    """Measures memory, then times both cases, and prints the table."""
+    try:
+        import peft  # noqa: F401
+        import torch  # noqa: F401
+        import transformers  # noqa: F401
+    except ImportError as error:
+        raise harness.UsageError(f"the benchmark needs PyTorch's side: {error}") from None
+    cache = str((experiment.workdir / "compilation").absolute())
+    peak = {}
+    for case in CASES:
+        for name in ("JAX, compiling", "JAX", "PyTorch"):  # the second reads the first's programs
+            peak[case, name] = _peak_in_its_own_process(name.split(",")[0], case, config, cache)
     rows = []
     for case, count in (("LoRA step", config.steps), ("greedy decoding", 1)):
-        seconds = alternate({"JAX": ours[case], "PyTorch": theirs[case]}, config.rounds)
+        contenders = {name: make(config) for name, make in CASES[case].items()}
+        seconds = alternate(contenders, config.rounds)
         for name, best in seconds.items():
             ratio = seconds["PyTorch"] / best
-            rows.append([case, name, f"{1e3 * best / count:.0f}", f"{ratio:.2f}"])
-    table = report.table(["case", "contender", "ms", "times PyTorch"], rows)
-    checkpoints.write_atomically(experiment.workdir / "report.md", f"# Benchmark\n\n{table}\n")
+            rows.append(
+                [case, name, f"{1e3 * best / count:.0f}", f"{ratio:.2f}", f"{peak[case, name]:.0f}"]
+            )
+        rows.append([case, "JAX, compiling", "", "", f"{peak[case, 'JAX, compiling']:.0f}"])
+    table = report.table(["case", "contender", "ms", "times PyTorch", "peak memory, MB"], rows)
+    text = (
+        f"# Benchmark\n\n{table}\n\nPeak memory: the largest resident set of a process that does "
+        "nothing else, libraries included; JAX's with its programs from the compilation cache, and "
+        "beside it that of the process that compiled them.\n"
+    )
+    checkpoints.write_atomically(experiment.workdir / "report.md", text)
     print(table)
 
 
-def _jax_contenders(config: Config, tokens_BL: np.ndarray) -> dict[str, Callable[[], object]]:
+def _peak_in_its_own_process(name: str, case: str, config: Config, cache: str) -> float:
+    code = "import sys; from experiments import benchmark_facts as b; b.print_peak(*sys.argv[1:])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, name, case, json.dumps(dataclasses.asdict(config))],
+        env=os.environ
+        | {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return float(done.stdout.split()[-1])
+
+
+def print_peak(name: str, case: str, config: str) -> None:
+    """Runs a contender twice and prints the peak resident set of this process, in MB."""
+    call = CASES[case][name](Config(**json.loads(config)))
+    for _ in range(2):
+        call()
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def _tokens(config: Config) -> np.ndarray:
+    draw = np.random.default_rng(0).integers
+    return draw(0, 1000, (config.batch_size, config.length)).astype(np.int32)
+
+
+def _jax_model(config: Config):
     model = models.Transformer(models.llama(**(SMOLLM2 | {"num_layers": config.layers})))
-    params = jax.jit(model.init)(jax.random.key(0), tokens_BL)["params"]
+    draw = np.random.default_rng(0).standard_normal  # as lean as PyTorch's initialisation
+    shapes = pretrained.param_shapes(model)
+    return model, jax.tree.map(lambda x: jnp.asarray(draw(x.shape, np.float32) / 50), shapes)
+
+
+def _jax_steps(config: Config) -> Callable[[], object]:
+    model, params = _jax_model(config)
     adapted = models.LoRA(
         model, models.LoRAConfig(RANK, ALPHA, r"attention/(query|key|value|out)$")
     )
@@ -75,7 +129,7 @@ def _jax_contenders(config: Config, tokens_BL: np.ndarray) -> dict[str, Callable
         functools.partial(training.train_step, objective=objectives.next_token), donate=False
     )
     rows = config.batch_size
-    batch = Batch(tokens_BL=tokens_BL, index_B=np.arange(rows), global_size=rows)
+    batch = Batch(tokens_BL=_tokens(config), index_B=np.arange(rows), global_size=rows)
 
     def steps():
         current = state
@@ -83,47 +137,60 @@ def _jax_contenders(config: Config, tokens_BL: np.ndarray) -> dict[str, Callable
             current, metrics = step(current, batch)
         return jax.block_until_ready(metrics["loss"])
 
+    return steps
+
+
+def _jax_decoding(config: Config) -> Callable[[], object]:
+    model, params = _jax_model(config)
     extend = models.make_extend_fn(model)
     decode = jax.jit(
         lambda params, tokens: decoding.greedy(
             extend, params, tokens, jnp.ones(tokens.shape, bool), num_new=config.num_new
         )
     )
-    return {
-        "LoRA step": steps,
-        "greedy decoding": lambda: jax.block_until_ready(decode(params, tokens_BL)),
-    }
+    tokens_BL = _tokens(config)
+    return lambda: jax.block_until_ready(decode(params, tokens_BL))
 
 
-def _torch_contenders(config: Config, tokens_BL: np.ndarray) -> dict[str, Callable[[], object]]:
-    try:
-        import peft
-        import torch
-        import transformers
-    except ImportError as error:
-        raise harness.UsageError(f"the benchmark needs PyTorch's side: {error}") from None
+def _torch_model(config: Config):
+    import transformers
+
     settings = transformers.LlamaConfig(
         vocab_size=SMOLLM2["vocab_size"], num_hidden_layers=config.layers, hidden_size=576,
         num_attention_heads=9, num_key_value_heads=3, intermediate_size=1536,
         max_position_embeddings=8192, tie_word_embeddings=True, bos_token_id=0, eos_token_id=None,
     )  # fmt: skip
-    base = transformers.LlamaForCausalLM(settings)
+    return transformers.LlamaForCausalLM(settings)
+
+
+def _torch_steps(config: Config) -> Callable[[], object]:
+    import peft
+    import torch
+
     targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
     adapted = peft.get_peft_model(
-        base, peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=targets)
+        _torch_model(config), peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=targets)
     )
     trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, 5e-5, weight_decay=0.1)
-    tokens = torch.from_numpy(tokens_BL).long()
-    plain = transformers.LlamaForCausalLM(settings).eval()
+    tokens = torch.from_numpy(_tokens(config)).long()
+    adapted.train()
 
     def steps():
-        adapted.train()
         for _ in range(config.steps):
             optimizer.zero_grad()
             adapted(input_ids=tokens, labels=tokens).loss.backward()
             torch.nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
+
+    return steps
+
+
+def _torch_decoding(config: Config) -> Callable[[], object]:
+    import torch
+
+    plain = _torch_model(config).eval()
+    tokens = torch.from_numpy(_tokens(config)).long()
 
     def decode():
         with torch.no_grad():
@@ -135,8 +202,13 @@ def _torch_contenders(config: Config, tokens_BL: np.ndarray) -> dict[str, Callab
                 pad_token_id=0,
             )
 
-    return {"LoRA step": steps, "greedy decoding": decode}
+    return decode
 
+
+CASES = {
+    "LoRA step": {"JAX": _jax_steps, "PyTorch": _torch_steps},
+    "greedy decoding": {"JAX": _jax_decoding, "PyTorch": _torch_decoding},
+}
 
 if __name__ == "__main__":
     harness.main("benchmark_facts", Config, PRESETS, run)

@@ -120,20 +120,13 @@ def open_tokenizer(config: Config) -> "FileTokenizer":
         _, network = hf_config.read(fields)
     except ValueError as error:
         raise harness.UsageError(f"--model_id={directory}: {error}") from None
-    if config.mask_id >= network.vocab_size:
-        raise harness.UsageError(
-            f"--mask_id={config.mask_id} is not below the vocabulary's {network.vocab_size}"
-        )
-    tokenizer = FileTokenizer(directory, fields, network.vocab_size)
-    if config.mask_id >= 0:
-        tokenizer.mask_id = config.mask_id
-    return tokenizer
+    return FileTokenizer(directory, fields, network.vocab_size, config.mask_id)
 
 
 class FileTokenizer:
     """A Hugging Face directory's tokenizer.json, with the special ids that training needs."""
 
-    def __init__(self, directory: str, fields: dict[str, Any], vocab_size: int):
+    def __init__(self, directory: str, fields: dict[str, Any], vocab_size: int, mask_id: int = -1):
         try:
             import tokenizers
         except ImportError:
@@ -145,20 +138,27 @@ class FileTokenizer:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
         except Exception as error:  # the library raises nothing more specific
             raise harness.UsageError(f"{path / 'tokenizer.json'}: {error}") from None
-        size = self._tokenizer.get_vocab_size()
+        size = 1 + max(self._tokenizer.get_vocab().values(), default=-1)  # ids may have gaps
         if size > vocab_size:
             raise harness.UsageError(
                 f"--model_id={directory}: the tokenizer has {size} tokens, "
                 f"the embedding {vocab_size}"
             )
         eos = fields.get("eos_token_id")
-        self.eos_id = eos[0] if isinstance(eos, list) else eos
-        if self.eos_id is None:
-            raise harness.UsageError(f"{path / 'config.json'} has no eos_token_id")
+        self.eos_id = eos[0] if isinstance(eos, list) and eos else eos
         self.pad_id = self.eos_id
-        # A causal model has no [M]: the embedding's last row is made one.
-        default = LLADA_MASK_ID if fields["model_type"] == "llada" else vocab_size - 1
-        self.mask_id = fields.get("mask_token_id", default)
+        self.mask_id = fields.get("mask_token_id") if mask_id < 0 else mask_id
+        if self.mask_id is None:
+            # A causal model has no [M]: the embedding's last row is made one.
+            self.mask_id = LLADA_MASK_ID if fields["model_type"] == "llada" else vocab_size - 1
+        for name, number in (("eos_token_id", self.eos_id), ("mask_token_id", self.mask_id)):
+            if not isinstance(number, int):
+                raise harness.UsageError(f"{path / 'config.json'} has no {name}")
+            if not 0 <= number < vocab_size:
+                raise harness.UsageError(
+                    f"--model_id={directory}: {name} {number} is not below the "
+                    f"vocabulary's {vocab_size}"
+                )
         self.vocab_size = vocab_size
 
     def encode(self, texts):
@@ -288,7 +288,8 @@ class Task:
             raise harness.UsageError(str(error)) from None
         queries = self.data.forward + self.data.reverse
         answers = tokenizer.encode([f" {query.answers[0]}" for query in queries])
-        self.max_new = c.max_new or max(map(len, answers)) + 1
+        right = tokenizer.encode([f" {answer}" for query in queries for answer in query.answers])
+        self.max_new = c.max_new or max(map(len, right)) + 1
         if self.model_name == "mdm":
             # Rows go on with end-of-sequence tokens, which are noised and read like any other.
             width = arrays["tokens_BL"].shape[1]
@@ -329,8 +330,8 @@ class Task:
             c.learning_rate, warmup_steps=c.warmup_steps, weight_decay=c.weight_decay
         )
         if c.lora_rank:
-            adapted = models.LoRA(self.model, self.lora_config)
             try:
+                adapted = models.LoRA(self.model, self.lora_config)
                 adapters = lora.init_adapters(adapted, self.base, init_key)
             except ValueError as error:
                 raise harness.UsageError(str(error)) from None
@@ -369,10 +370,13 @@ class Task:
         return lora.merge(state.frozen["params"], state.params["lora"], self.lora_config)
 
     def save_adapters(self, state: training.TrainState, directory: pathlib.Path) -> None:
-        """Writes the adapters, if there are any, in PEFT's format."""
+        """Writes the adapters, if there are any, in PEFT's format, to fit --model_id's weights."""
         if self.config.lora_rank:
+            fields = pretrained.read_json(pathlib.Path(self.config.model_id) / "config.json")
+            _, stored = hf_config.read(fields)
+            network = dataclasses.replace(self.model.config, causal=stored.causal)
             adapters = state.params["lora"]
-            models.save_adapters(directory, self.model, adapters, self.lora_config)
+            models.save_adapters(directory, models.Transformer(network), adapters, self.lora_config)
 
     # -----------------------------------------------------------------------------------
     # Questions

@@ -24,6 +24,7 @@ import hashlib
 import json
 import os
 import pathlib
+import shutil
 import signal
 import sys
 import time
@@ -149,7 +150,12 @@ def main(
                     training.check_divisible(config.batch_size, mesh.size)
             except ValueError as error:
                 raise UsageError(str(error)) from None
-            run(Experiment.open(name, config, mesh), config)
+            experiment = Experiment.open(name, config, mesh)
+            try:
+                run(experiment, config)
+            except UsageError:
+                experiment.withdraw()
+                raise
         except UsageError as error:
             _exit(2, f"error: {error}")
         except _Stopped as stopped:
@@ -273,6 +279,7 @@ class Experiment:
     mesh: Mesh | None
     results_path: pathlib.Path
     _stop: bool = False
+    _is_new: bool = False
 
     @classmethod
     def open(cls, name: str, config: Any, mesh: Mesh | None) -> "Experiment":
@@ -287,7 +294,8 @@ class Experiment:
             if results_path.parent != workdir and not results_path.parent.is_dir():
                 raise FileNotFoundError(f"no directory for --output={results_path}")
             _check_results(results_path)
-            if path.exists():
+            is_new = not path.exists()
+            if not is_new:
                 _refuse_other_config(path, json.loads(path.read_text()), wanted)
             elif jax.process_index() == 0:
                 workdir.mkdir(parents=True, exist_ok=True)
@@ -301,9 +309,15 @@ class Experiment:
         jax.config.update("jax_compilation_cache_dir", str((workdir / "compilation").absolute()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         digest = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
-        experiment = cls(workdir, digest[:8], mesh, results_path)
+        experiment = cls(workdir, digest[:8], mesh, results_path, _is_new=is_new)
         signal.signal(signal.SIGTERM, lambda *_: setattr(experiment, "_stop", True))
         return experiment
+
+    def withdraw(self) -> None:
+        """Removes what `open` made, unless a run has written since: a refusal leaves nothing."""
+        made = {"config.json", "compilation"}
+        if self._is_new and jax.process_index() == 0 and set(os.listdir(self.workdir)) <= made:
+            shutil.rmtree(self.workdir, ignore_errors=True)
 
     def results(self) -> list[dict[str, Any]]:
         """Lines of finished runs of this configuration."""

@@ -328,6 +328,8 @@ def read_trex(
             documents = json.loads(pathlib.Path(path).read_text())
         except ValueError as error:
             raise ValueError(f"{path} is not JSON: {error}") from None
+        if not isinstance(documents, list):
+            raise ValueError(f"{path} holds no list of documents")
         for number, document in enumerate(documents, 1):
             for head, relation, tail in _document_triples(path, number, document):
                 facts[relation].add((head, tail))
@@ -365,17 +367,20 @@ def read_trex(
 
 def _document_triples(path, number: int, document: Any) -> Iterable[tuple[str, str, str]]:
     try:
-        triples = document["triples"]
+        triples = list(document["triples"])
     except (TypeError, KeyError):
         raise ValueError(f"{path}: document {number} has no triples") from None
     for place, triple in enumerate(triples, 1):
         try:
-            yield tuple(triple[part]["uri"] for part in ("subject", "predicate", "object"))
+            uris = [triple[part]["uri"] for part in ("subject", "predicate", "object")]
+            if not all(isinstance(uri, str) for uri in uris):
+                raise TypeError
         except (TypeError, KeyError):
             raise ValueError(
                 f"{path}: document {number}, triple {place} lacks the uri of a subject, "
                 "predicate or object"
             ) from None
+        yield tuple(uris)
 
 
 def _relation_label(uri: str) -> str:

@@ -19,26 +19,19 @@ from dirasym.types import Params
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _KEY = re.compile(r"base_model\.model\.(?P<layer>.*)\.lora_(?P<side>[AB])(\.default)?\.weight")
-# Settings of PEFT's LoRA that change the function, with the values that are implemented.
+# Settings of PEFT's LoRA with the values that are implemented.
 _FIXED = {
     "peft_type": ("LORA",),
     "bias": ("none",),
-    "use_rslora": (False,),
-    "use_dora": (False,),
-    "use_qalora": (False,),
-    "lora_bias": (False,),
-    "alora_invocation_tokens": (None,),
-    "layers_to_transform": (None,),
-    "rank_pattern": ({}, None),
-    "alpha_pattern": ({}, None),
-    "exclude_modules": (None,),
-    "modules_to_save": (None,),
-    "target_parameters": (None,),
-    "trainable_token_indices": (None,),
-    "layer_replication": (None,),
-    "megatron_config": (None,),
-    "arrow_config": (None,),
+    # Others than these change the base weights too.
+    "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva"),
 }
+# Settings of any value; others, such as use_dora or rank_pattern, must be off.
+_FREE = frozenset(
+    "r lora_alpha lora_dropout target_modules exclude_modules fan_in_fan_out task_type "
+    "inference_mode auto_mapping base_model_name_or_path peft_version revision eva_config "
+    "megatron_core qalora_group_size".split()
+)
 
 
 def load_adapters(directory: str | os.PathLike, model: Transformer) -> tuple[LoRAConfig, Params]:
@@ -52,6 +45,9 @@ def load_adapters(directory: str | os.PathLike, model: Transformer) -> tuple[LoR
     fields = pretrained.read_json(directory / _CONFIG)
     for name, allowed in _FIXED.items():
         if name in fields and fields[name] not in allowed:
+            raise ValueError(f"{directory / _CONFIG}: {name}={fields[name]!r} is not implemented")
+    for name in sorted(fields.keys() - _FIXED.keys() - _FREE):
+        if fields[name]:
             raise ValueError(f"{directory / _CONFIG}: {name}={fields[name]!r} is not implemented")
     for name in ("r", "lora_alpha"):
         if name not in fields:
@@ -88,6 +84,8 @@ def load_adapters(directory: str | os.PathLike, model: Transformer) -> tuple[LoR
             targets = _paths(model, params, number, name)
             widths = [shapes[target].shape[-1] for target in targets]
             shape = (*shapes[targets[0]].shape[-2:-1], sum(widths))
+            if not jnp.issubdtype(tensor.dtype, jnp.floating):
+                raise ValueError(f"{path}: {key} has dtype {tensor.dtype}, not a float")
             if tensor.shape != shape:
                 raise ValueError(
                     f"{path}: {key} has shape {tensor.shape[::-1]}, the model needs {shape[::-1]}"

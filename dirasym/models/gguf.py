@@ -32,6 +32,15 @@ _NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+_REQUIRED = (
+    "tokenizer.ggml.tokens",
+    "llama.embedding_length",
+    "llama.feed_forward_length",
+    "llama.block_count",
+    "llama.attention.head_count",
+    "llama.context_length",
+    "llama.attention.layer_norm_rms_epsilon",
+)
 _TENSOR = re.compile(r"(blk\.(?P<layer>\d+)\.)?(?P<name>\w+)\.weight")
 
 
@@ -44,7 +53,10 @@ def load_gguf(path: str | os.PathLike, **options: Any) -> tuple[Transformer, Par
     """
     path = pathlib.Path(path)
     reader = _open(path)
-    fields = _config(reader)
+    try:
+        fields = _config(reader)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     shardings = options.pop("shardings", None)
     return pretrained.assemble(fields, _tensors(path, reader, fields), path, shardings, **options)
 
@@ -62,8 +74,9 @@ def convert_gguf(path: str | os.PathLike, directory: str | os.PathLike) -> None:
     path, directory = pathlib.Path(path), pathlib.Path(directory)
     reader = _open(path)
     fields = _fields(reader)
-    if fields["tokenizer.ggml.model"] != "gpt2":
-        raise ValueError(f"{path}: tokenizer {fields['tokenizer.ggml.model']!r} is not implemented")
+    kind = fields.get("tokenizer.ggml.model")
+    if kind != "gpt2":
+        raise ValueError(f"{path}: tokenizer {kind!r} is not implemented")
     tokens = fields["tokenizer.ggml.tokens"]
     merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"]]
     vocab = {token: number for number, token in enumerate(tokens)}
@@ -102,8 +115,21 @@ def _fields(reader) -> dict[str, Any]:
 def _config(reader) -> dict[str, Any]:
     """What transformers' config.json of the model would say."""
     fields = _fields(reader)
-    if fields["general.architecture"] != "llama":
-        raise ValueError(f"architecture {fields['general.architecture']!r} is not implemented")
+    if fields.get("general.architecture") != "llama":
+        raise ValueError(f"architecture {fields.get('general.architecture')!r} is not implemented")
+    if fields.get("llama.rope.scaling.type", "none") != "none":
+        kind = fields["llama.rope.scaling.type"]
+        raise ValueError(f"RoPE scaling of type {kind!r} is not implemented")
+    heads = fields.get("llama.attention.head_count")
+    optional = {
+        "llama.attention.head_count_kv": heads,
+        "llama.rope.freq_base": 10_000.0,
+        "llama.rope.dimension_count": None,  # width / heads
+    }
+    fields = optional | fields
+    missing = sorted(set(_REQUIRED) - fields.keys())
+    if missing:
+        raise ValueError(f"the file lacks {missing[0]}")
     return {
         "model_type": "llama",
         "vocab_size": len(fields["tokenizer.ggml.tokens"]),

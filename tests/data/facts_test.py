@@ -112,6 +112,14 @@ def test_trex_takes_near_functional_relations_and_renames_entities(tmp_path):
     path.write_text(json.dumps(documents))
     with pytest.raises(ValueError, match="document 2, triple 5 lacks"):
         facts.read_trex([path])
+    for whole, message in (
+        ([{"triples": None}], "document 1 has no triples"),
+        ([{"triples": [{p: {"uri": None} for p in ("subject", "predicate", "object")}]}], "lacks"),
+        ({"triples": []}, "holds no list of documents"),
+    ):
+        path.write_text(json.dumps(whole))
+        with pytest.raises(ValueError, match=message):
+            facts.read_trex([path])
 
 
 def test_bad_rows_are_numbered(tmp_path):

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import os
 import pathlib
 import shutil
@@ -8,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 
+from dirasym import models
 from dirasym.data import facts
 from experiments import facts_task, harness
 
@@ -96,6 +98,29 @@ def test_weights_that_do_not_fit_are_named(tmp_path):
         facts_task.Task("p2c", "arm", dataclasses.replace(TINY, max_new=200))
 
 
+def test_special_ids_must_be_in_the_vocabulary(tmp_path):
+    directory = _tiny_directory(tmp_path)
+    path = directory / "config.json"
+    fields = json.loads(path.read_text())
+    config = dataclasses.replace(TINY, model_id=str(directory))
+    for change, message in (
+        ({"mask_token_id": 23}, "mask_token_id 23 is not below the vocabulary's 23"),
+        ({"eos_token_id": 40}, "eos_token_id 40 is not below"),
+        ({"eos_token_id": []}, "has no eos_token_id"),
+    ):
+        path.write_text(json.dumps(fields | change))
+        with pytest.raises(harness.UsageError, match=message):
+            facts_task.open_tokenizer(config)
+    path.write_text(json.dumps(fields | {"mask_token_id": None}))
+    assert facts_task.open_tokenizer(config).mask_id == 22
+    tokenizer = directory / "tokenizer.json"
+    vocab = json.loads(tokenizer.read_text())
+    vocab["model"]["vocab"]["far"] = 50  # few tokens, but one of a high id
+    tokenizer.write_text(json.dumps(vocab))
+    with pytest.raises(harness.UsageError, match="has 51 tokens, the embedding 23"):
+        facts_task.open_tokenizer(config)
+
+
 def test_lora_on_a_directory_trains_adapters_alone(tmp_path):
     model_id = str(_tiny_directory(tmp_path))
     config = dataclasses.replace(TINY, model_id=model_id, lora_rank=2, gradient_examples=0)
@@ -103,6 +128,9 @@ def test_lora_on_a_directory_trains_adapters_alone(tmp_path):
     assert not task.model.config.causal and task.tokenizer.mask_id == 22
     state = task.state(0)
     assert set(state.params) == {"lora"} and set(state.frozen) == {"params"}
+    task.save_adapters(state, tmp_path / "adapters")
+    base, _ = models.load_pretrained(model_id)  # under the names of the weights they adapt
+    assert models.load_adapters(tmp_path / "adapters", base)[0].rank == 2
     assert task.evaluate(state)["forward_percent"].shape == (1,)
     with pytest.raises(harness.UsageError, match="match no linear layer"):
         facts_task.Task("p2c", "mdm", dataclasses.replace(config, lora_targets="c_attn")).state(0)
@@ -131,6 +159,21 @@ def test_a_missing_file_ends_in_one_line_and_writes_nothing(tmp_path):
     assert done.returncode == 2, done.stderr
     assert "parent_child_pairs.csv" in done.stderr and done.stderr.count("\n") == 1
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [("--lora_targets=c_attn", "match no linear layer"), ("--lora_targets=(", "not a regex")],
+)
+def test_a_refusal_after_loading_writes_nothing(flags, message, tmp_path):
+    directory = _tiny_directory(tmp_path)
+    command = f"-m experiments.facts --preset=paper --lora_rank=2 --model_id={directory} {flags}"
+    done = subprocess.run(
+        [sys.executable, *command.split(), f"--workdir={tmp_path}/x"],
+        cwd=ROOT, capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+    assert done.returncode == 2 and message in done.stderr, done.stderr
+    assert done.stderr.count("\n") == 1 and not (tmp_path / "x").exists()
 
 
 @pytest.mark.slow

@@ -80,6 +80,9 @@ def test_what_is_wrong_is_named(tmp_path):
     fields = json.loads(path.read_text())
     for change, message in (
         ({"use_dora": True}, "use_dora=True"),
+        ({"rank_pattern": {"c_attn": 2}}, "rank_pattern="),
+        ({"a_later_variant": {"x": 1}}, "a_later_variant="),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa'"),
         ({"peft_type": "IA3"}, "peft_type='IA3'"),
         ({"r": 4}, r"lora_A.weight has shape \(3, 16\), the model needs \(4, 16\)"),
     ):

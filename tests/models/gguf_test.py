@@ -20,13 +20,16 @@ PARAGRAPH = (
 )
 
 
-def _write(path, **extra):
+def _write(path, context=True, scaling=None, **extra):
     """The fixture as llama.cpp writes it: queries and keys permuted, tensors renamed."""
     from safetensors.numpy import load_file
 
     writer = reference.GGUFWriter(path, "llama")
     writer.add_block_count(2)
-    writer.add_context_length(64)
+    if context:
+        writer.add_context_length(64)
+    if scaling:
+        writer.add_rope_scaling_type(scaling)
     writer.add_embedding_length(16)
     writer.add_feed_forward_length(24)
     writer.add_head_count(4)
@@ -72,6 +75,12 @@ def test_bad_files_are_named(tmp_path):
     _write(tmp_path / "more.gguf", surplus=np.zeros(3, np.float32))
     with pytest.raises(ValueError, match="unknown tensor surplus"):
         gguf.load_gguf(tmp_path / "more.gguf")
+    _write(tmp_path / "short.gguf", context=False)
+    with pytest.raises(ValueError, match=r"short\.gguf: the file lacks llama\.context_length"):
+        gguf.load_gguf(tmp_path / "short.gguf")
+    _write(tmp_path / "stretched.gguf", scaling=reference.RopeScalingType.LINEAR)
+    with pytest.raises(ValueError, match="RoPE scaling of type 'linear'"):
+        gguf.load_gguf(tmp_path / "stretched.gguf")
 
 
 @pytest.mark.slow

@@ -1,8 +1,11 @@
 import dataclasses
 import importlib.util
 import json
+import os
 import pathlib
 import shutil
+import subprocess
+import sys
 
 import chex
 import jax
@@ -227,6 +230,30 @@ def test_weights_are_cast_and_placed_as_asked():
         expected = _expected("qwen2")
         logits = jax.jit(model.apply)({"params": params}, expected["tokens_BL"])
         assert np.abs(logits - expected["logits_BLV"]).mean() < 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layers", ["scan", "apart"])
+def test_loading_takes_one_shard_beyond_the_parameters(layers, tmp_path):
+    config = models.llama(
+        vocab_size=1500, num_layers=32, width=512, num_heads=8, num_kv_heads=4, mlp_width=1536,
+        rope_scaling=None,
+    )  # fmt: skip
+    model = models.Transformer(config)
+    draw = np.random.default_rng(0).standard_normal
+    shapes = pretrained.param_shapes(model)
+    params = jax.tree.map(lambda leaf: draw(leaf.shape, np.float32), shapes)
+    models.save_pretrained(tmp_path, model, params, max_shard_bytes=50 * 10**6)
+    shard = max(path.stat().st_size for path in tmp_path.glob("*.safetensors")) / 2**20
+    assert len(list(tmp_path.glob("*.safetensors"))) > 4
+    done = subprocess.run(
+        [sys.executable, FIXTURES.parent / "load_memory_main.py", tmp_path, layers],
+        # Freed blocks go back to the system, so that the peak is of what is held.
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "MALLOC_MMAP_THRESHOLD_": "65536"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    taken, held = map(float, done.stdout.split())
+    assert taken < held + shard + 48, (taken, held, shard)  # 48 MB: a few tensors, and programs
 
 
 def test_bfloat16_checkpoints_keep_their_values(tmp_path):
