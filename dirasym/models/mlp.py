@@ -46,5 +46,6 @@ class StringMLP(nn.Module):
                 self.width, kernel_init=linear, bias_init=linear, name=f"linear_{layer}"
             )(x_BF)
             x_BF = norm(name=f"norm_{layer}")(nn.relu(x_BF))
-        head = nn.DenseGeneral((length, vocab), kernel_init=linear, bias_init=linear, name="head")
-        return jnp.pad(head(x_BF), ((0, 0), (length, 0), (0, 0)))
+        head = nn.Dense(length * vocab, kernel_init=linear, bias_init=linear, name="head")
+        logits_BLV = head(x_BF).reshape(-1, length, vocab)
+        return jnp.pad(logits_BLV, ((0, 0), (length, 0), (0, 0)))
