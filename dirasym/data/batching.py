@@ -50,8 +50,6 @@ def batch_indices(
     """
     if num_examples < 1 or batch_size < 1:
         raise ValueError(f"need examples and a batch, got {num_examples=} and {batch_size=}")
-    if num_examples * batch_size >= 2**31:
-        raise ValueError(f"{num_examples=} times {batch_size=} must be below 2**31")
     # step = round·n + rest, and a round of n steps is b whole epochs: no step·b to overflow int32.
     rounds, rest = jnp.divmod(jnp.asarray(first_step), num_examples)
     epochs, first_slot = _product_divmod(rest, batch_size, num_examples)
