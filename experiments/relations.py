@@ -113,7 +113,7 @@ def write_report(experiment: harness.Experiment, config: relations_task.Config) 
         drawn["logits"] = _logit_figure(curves[largest])
         drawn["gaps"] = _gap_figure(curves[largest], epochs[largest])
     if len(config.sizes) > 1:
-        drawn["sizes"] = _size_figure(config, results)
+        drawn["sizes"] = _size_figure(config, curves, epochs, results)
     figures = experiment.workdir / "figures"
     paths = [report.save_figure(figure, figures, name) for name, figure in drawn.items()]
 
@@ -203,20 +203,23 @@ def _gap_figure(curves, epochs):
     return figure
 
 
-def _size_figure(config, results):
+def _size_figure(config, curves, epochs, results):
+    """Withheld NLL against the number of triples, after one, two, four, .. evaluations."""
     figure, axes = report.new_figure(1, 1, (4.2, 3.2))
     ax = axes[0, 0]
-    for key, color in (("train_nll", "tab:blue"), ("validation_nll", "tab:red")):
-        values = [
-            metrics.student_interval([line[key] for line in report.select(results, num_train=n)])
-            for n in config.sizes
-        ]
-        mean, half_width = np.array(values).T
-        error = None if np.isnan(half_width).any() else half_width
-        ax.errorbar(config.sizes, mean, error, marker="o", color=color, label=key[:-4], capsize=3)
+    last = len(epochs[config.sizes[0]]) - 1
+    for row in sorted({*(2**n for n in range(last.bit_length())), last}):
+        mean, half_width = np.array(
+            [metrics.student_interval(curves[size]["validation_nll"][row]) for size in config.sizes]
+        ).T
+        label = f"epoch {epochs[config.sizes[0]][row]:g}"
+        ax.errorbar(config.sizes, mean, np.nan_to_num(half_width), marker="o", label=label)
     ax.axhline(results[0]["uniform_nll"], color="black", ls=":", label="uniform guess")
-    ax.set(xscale="log", xlabel="triples that train on A ⇒ C", ylabel="NLL of the last word (nats)")
-    ax.legend(fontsize="small")
+    ax.set(xlabel="triples that train on A ⇒ C", ylabel="withheld NLL (nats)", yscale="log")
+    ax.set_xscale("log")
+    ax.set_xticks(config.sizes, config.sizes)
+    ax.minorticks_off()
+    ax.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
