@@ -107,7 +107,9 @@ def _tokens(config: Config) -> np.ndarray:
 
 
 def _jax_model(config: Config):
-    model = models.Transformer(models.llama(**(SMOLLM2 | {"num_layers": config.layers})))
+    model = models.Transformer(
+        models.llama(**(SMOLLM2 | {"num_layers": config.layers, "scan_layers": True}))
+    )
     draw = np.random.default_rng(0).standard_normal  # as lean as PyTorch's initialisation
     shapes = pretrained.param_shapes(model)
     return model, jax.tree.map(lambda x: jnp.asarray(draw(x.shape, np.float32) / 50), shapes)

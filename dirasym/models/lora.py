@@ -168,12 +168,15 @@ def make_apply_fn(lora: LoRA) -> ApplyFn:
 def init_adapters(lora: LoRA, params: Params, key: jax.Array) -> Params:
     """Adapters for a model with these parameters: A uniform on ±1/√in, as in PEFT, B zero."""
     tokens_BL = jnp.zeros((1, 1), jnp.int32)
-    init = jax.jit(
-        lambda params: lora.apply(
+
+    @jax.jit  # of the adapters alone, so that no forward pass is compiled or run
+    def init(params):
+        _, variables = lora.apply(
             {"params": params}, tokens_BL, rngs={"params": key}, mutable="lora"
         )
-    )
-    return init(params)[1]["lora"]
+        return variables["lora"]
+
+    return init(params)
 
 
 def merge(params: Params, adapters: Params, config: LoRAConfig) -> Params:
