@@ -26,7 +26,8 @@ PRESETS = {
     | dict(both_ways=12, num_pairs=12, width=32, epochs=20, eval_epochs=10, batch_size=12)
     | dict(gradient_examples=2, attention_examples=4, attention_distance=3),
     "quick": SCRATCH | dict(epochs=300, eval_epochs=50, gradient_examples=8, attention_examples=30),
-    "paper": dict(lora_rank=32, dtype="bfloat16", max_new=32),
+    "paper": dict(lora_rank=32, dtype="bfloat16", max_new=32)
+    | dict(gradient_examples=32, attention_examples=64),
 }
 # Table 1: accuracy in percent, mean of 3 seeds: LLaDA, LLaMA and Qwen (forward, reverse).
 PAPER_TABLE_1 = {
