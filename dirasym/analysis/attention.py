@@ -38,10 +38,10 @@ def attention_to(
     Raises:
       ValueError: positions outside the rows, or not one a row (checked outside jit).
     """
-    num_rows, length = jnp.shape(tokens_EL)
+    num_rows, length = np.shape(tokens_EL)
     for name, place_E in (("query_E", query_E), ("key_E", key_E)):
-        if jnp.shape(place_E) != (num_rows,):
-            raise ValueError(f"{name} must be [{num_rows}] as tokens_EL, got {jnp.shape(place_E)}")
+        if np.shape(place_E) != (num_rows,):
+            raise ValueError(f"{name} must be [{num_rows}] as tokens_EL, got {np.shape(place_E)}")
         if not isinstance(place_E, jax.core.Tracer):
             if not np.all((np.asarray(place_E) >= 0) & (np.asarray(place_E) < length)):
                 raise ValueError(f"{name} must be positions in 0..{length - 1}, got {place_E}")

@@ -627,6 +627,7 @@ def _check(params: OneLayer, delta_fwd, delta_rev, target, angles, pairing) -> A
         raise ValueError(f"pairing must be 'half' or 'interleaved', got {pairing!r}")
     if angles is None:
         return plane_angles(width)
-    if jnp.shape(angles) != (width // 2,):
+    angles = jnp.asarray(angles)
+    if angles.shape != (width // 2,):
         raise ValueError(f"angles must be [{width // 2}] as h_M has {width}, got {angles}")
     return angles

@@ -104,13 +104,13 @@ def test_a_non_finite_loss_stops_with_the_step_and_the_last_checkpoint(tmp_path)
 
 
 def test_a_finished_directory_is_not_trained_again(tmp_path):
-    first = _toy(f"--workdir={tmp_path}")
+    first = _toy(f"--workdir={tmp_path}", "--steps=4")
     assert first.returncode == 0, first.stderr
     for name in ("config.json", "results.jsonl", "report.md", "figures/accuracy.png"):
         assert (tmp_path / name).exists(), name
     (line,) = (tmp_path / "results.jsonl").read_text().splitlines()
     assert {"exp_id", "model", "length", "seed", "forward_percent"} <= json.loads(line).keys()
-    again = _toy(f"--workdir={tmp_path}")
+    again = _toy(f"--workdir={tmp_path}", "--steps=4")
     assert again.stdout == first.stdout
     # Its wall time is in the line, so a second training would show.
     assert (tmp_path / "results.jsonl").read_text().splitlines() == [line]

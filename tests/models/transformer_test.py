@@ -214,7 +214,12 @@ def test_scored_rows_give_the_plain_logits_and_gradients(name, rate):
 
 @pytest.mark.parametrize(
     ("causal", "positions", "rate"),
-    [(True, "learned", 0.3), (False, "alibi", 0.3), (True, "rope", 0.0), (True, "alibi", 0.0)],
+    [
+        (True, "learned", 0.3),
+        (True, "rope", 0.0),
+        pytest.param(False, "alibi", 0.3, marks=pytest.mark.slow),
+        pytest.param(True, "alibi", 0.0, marks=pytest.mark.slow),
+    ],
 )
 def test_last_positions_alone_are_the_plain_logits_and_gradients_there(causal, positions, rate):
     config = models.gpt2(
