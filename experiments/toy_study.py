@@ -23,10 +23,10 @@ Order = Literal["random", "left_to_right", "right_to_left", "at_once"]
 INITS = {  # what differs from toy_reversal's defaults
     "default": {},
     "bias_zero": dict(norm_bias_init=0.0),
-    "bias_zero, embed_unit": dict(norm_bias_init=0.0, embed_std=1.0),
-    "bias_zero, embed_small": dict(norm_bias_init=0.0, embed_std=0.02),
+    "bias_zero+embed_unit": dict(norm_bias_init=0.0, embed_std=1.0),
+    "bias_zero+embed_small": dict(norm_bias_init=0.0, embed_std=0.02),
     "head_zero": dict(head_init="zeros"),
-    "bias_zero, head_zero": dict(norm_bias_init=0.0, head_init="zeros"),
+    "bias_zero+head_zero": dict(norm_bias_init=0.0, head_init="zeros"),
 }
 PRESETS = {
     "smoke": dict(length=3, seeds=[0], steps=20, eval_every=10, generations=2),
@@ -87,7 +87,7 @@ def train_and_record(experiment, task, init: str, seeds: list[int], orders) -> N
             for order in orders
         }
 
-    name = f"{init.replace(', ', '-')}-seeds{'-'.join(map(str, seeds))}"
+    name = f"{init}-seeds{'-'.join(map(str, seeds))}"
     c = task.config
     history = task.train(experiment, name, seeds, evaluate)
     lines = [
