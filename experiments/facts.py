@@ -13,7 +13,9 @@ Expected  forward > 90 % for both; reverse near chance for the causal model, cle
           for the masked one.
 """
 
-from dirasym import training
+import functools
+
+from dirasym import sharding, training
 from experiments import facts_report, harness
 from experiments.facts_task import Config, Task
 
@@ -69,14 +71,31 @@ PAPER_SEEDS = {
 
 def run(experiment: harness.Experiment, config: Config) -> None:
     """Trains what is missing, then reports."""
+    shardings = share_weights(experiment, config)
     for data in config.data:
         for model in config.models:
             task = None
             for seed in config.seeds:
                 if not experiment.is_done(data=data, model=model, seed=seed):
-                    task = task or Task(data, model, config)
+                    task = task or Task(data, model, config, shardings)
                     train_and_record(experiment, task, data, model, seed)
     facts_report.write(experiment, config, PAPER_TABLE_1, PAPER_SEEDS)
+
+
+def share_weights(experiment: harness.Experiment, config: Config):
+    """With --model_devices: lays the devices out as data × model, returns where weights lie."""
+    if config.model_devices == 1:
+        return None
+    devices = [] if experiment.mesh is None else experiment.mesh.devices.ravel()
+    if len(devices) == 0 or len(devices) % config.model_devices or harness.FLAGS.backend == "pmap":
+        raise harness.UsageError(
+            f"--model_devices={config.model_devices} needs --num_devices, a multiple of it, and "
+            "--backend=jit"
+        )
+    experiment.mesh = sharding.make_mesh(
+        len(devices) // config.model_devices, config.model_devices, devices
+    )
+    return functools.partial(sharding.shardings, experiment.mesh)
 
 
 def train_and_record(
@@ -92,6 +111,7 @@ def train_and_record(
         batch_size=c.batch_size,
         backend=harness.FLAGS.backend,
         mesh=experiment.mesh,
+        shardings=task.shardings,
     )
     state, history = experiment.train(
         name,

@@ -62,6 +62,7 @@ class Config:
     decode_steps: int = flag(0, "MDM: steps of remasking; 0: one a token.", 0)
     block_length: int = flag(0, "MDM: tokens a block; 0: all.", 0)
     remasking: Literal["low_confidence", "random"] = flag("low_confidence", "MDM: what is kept.")
+    model_devices: int = flag(1, "Devices that share each weight; the rest share a batch.", 1)
     gradient_examples: int = flag(0, "Queries whose gradients are compared at evaluations.", 0)
     attention_examples: int = flag(0, "MDM: facts whose attention scores are correlated.", 0)
     attention_distance: int = flag(8, "MDM: largest distance from [M] to B of these.", 1)
@@ -235,8 +236,8 @@ def paired_queries(data: facts.FactSet, tokenizer: Any, masked: bool) -> Pairing
 class Task:
     """One model on one direction of facts: how it is trained and how it is asked."""
 
-    def __init__(self, data_name: str, model_name: str, config: Config):
-        self.config, self.model_name = config, model_name
+    def __init__(self, data_name: str, model_name: str, config: Config, shardings=None):
+        self.config, self.model_name, self.shardings = config, model_name, shardings
         self.data = fact_set(data_name, config)
         self._load_model()
         self._encode()
@@ -250,7 +251,11 @@ class Task:
             param_dtype = dtype if c.lora_rank else jnp.float32
             try:
                 self.model, self.base = models.load_pretrained(
-                    c.model_id, param_dtype=param_dtype, dtype=dtype, **overrides
+                    c.model_id,
+                    shardings=self.shardings,
+                    param_dtype=param_dtype,
+                    dtype=dtype,
+                    **overrides,
                 )
             except (ValueError, ImportError) as error:
                 raise harness.UsageError(f"--model_id: {error}") from None

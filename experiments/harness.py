@@ -147,7 +147,8 @@ def main(
             try:
                 config = read_flags(config_type)
                 if mesh is not None and hasattr(config, "batch_size"):
-                    training.check_divisible(config.batch_size, mesh.size)
+                    shares = mesh.size // getattr(config, "model_devices", 1)
+                    training.check_divisible(config.batch_size, max(shares, 1))
             except ValueError as error:
                 raise UsageError(str(error)) from None
             experiment = Experiment.open(name, config, mesh)

@@ -188,3 +188,30 @@ def test_adapted_weights_are_a_masked_model_of_the_same_size(tmp_path):
     config = dataclasses.replace(TINY, model_id=str(tmp_path / "x/model"))
     task = facts_task.Task("p2c", "mdm", config)
     assert not task.model.config.causal and task.tokenizer.mask_id == 22
+
+
+@pytest.mark.slow
+def test_the_command_shares_weights_among_devices(tmp_path):
+    flags = "--preset=smoke --models=arm --epochs=4 --eval_epochs=2 --heads=8 --kv_heads=4"
+    losses = []
+    for name, devices in (("one", ""), ("eight", "--num_devices=8 --model_devices=4")):
+        done = subprocess.run(
+            [sys.executable, "-m", "experiments.facts", *flags.split(), *devices.split(),
+             "--noprogress", f"--workdir={tmp_path}/{name}"],
+            cwd=ROOT, capture_output=True, text=True,
+            env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        (line,) = (tmp_path / name / "results.jsonl").read_text().splitlines()
+        losses.append(json.loads(line)["final_loss"])
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
+
+
+def test_weights_are_not_shared_among_devices_that_are_not_there(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.facts", "--preset=smoke", "--model_devices=2",
+         f"--workdir={tmp_path}/x"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2 and "--model_devices=2 needs --num_devices" in done.stderr
+    assert done.stderr.count("\n") == 1 and not (tmp_path / "x").exists()
