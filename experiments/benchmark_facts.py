@@ -40,6 +40,7 @@ class Config:
     """One flag a field."""
 
     layers: int = flag(30, "Layers, 30 in SmolLM2-135M.", 1)
+    scan_layers: bool = flag(False, "One compiled layer, as in facts: less memory, less speed.")
     batch_size: int = flag(8, "Sequences a step.", 1)
     length: int = flag(16, "Tokens of a sequence, and of a prompt.", 2)
     num_new: int = flag(32, "Tokens to decode.", 1)
@@ -107,9 +108,8 @@ def _tokens(config: Config) -> np.ndarray:
 
 
 def _jax_model(config: Config):
-    model = models.Transformer(
-        models.llama(**(SMOLLM2 | {"num_layers": config.layers, "scan_layers": True}))
-    )
+    chosen = {"num_layers": config.layers, "scan_layers": config.scan_layers}
+    model = models.Transformer(models.llama(**(SMOLLM2 | chosen)))
     draw = np.random.default_rng(0).standard_normal  # as lean as PyTorch's initialisation
     shapes = pretrained.param_shapes(model)
     return model, jax.tree.map(lambda x: jnp.asarray(draw(x.shape, np.float32) / 50), shapes)
