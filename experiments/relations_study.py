@@ -4,7 +4,7 @@ Question  The questions that arXiv 2405.04669 leaves open, on its own reversal s
           at a time around a small network; does the withheld direction come nearer, and do the
           weights become less asymmetric?
 Command   python -m experiments.relations_study --preset=quick|paper
-Cost      quick (2 layers × 64, 3 seeds, 200 epochs): 5 minutes on 2 CPU cores, most of it
+Cost      quick (2 layers × 64, 3 seeds, 200 epochs): 9 minutes on one core, most of it
           compilation: --seeds_together=yes is faster here. --factors=family for one factor.
 Expected  The withheld direction stays at or above a uniform guess under every factor.
 """
