@@ -6,7 +6,8 @@ Question  The questions that arXiv 2405.04669 leaves open, on its own reversal s
 Command   python -m experiments.relations_study --preset=quick|paper
 Cost      quick (2 layers × 64, 3 seeds, 200 epochs): 9 minutes on one core, most of it
           compilation: --seeds_together=yes is faster here. --factors=family for one factor.
-Expected  The withheld direction stays at or above a uniform guess under every factor.
+Expected  The withheld direction stays above a uniform guess under every factor but one: a masked
+          network in which any token may be the masked one learns it.
 """
 
 import dataclasses
