@@ -14,7 +14,7 @@ from typing import Literal
 import jax
 import numpy as np
 
-from dirasym import checkpoints, metrics, report, training
+from dirasym import metrics, report, training
 from dirasym.data import case_pairs
 from experiments import harness, toy_task
 from experiments.harness import flag
@@ -132,14 +132,12 @@ def write_report(experiment: harness.Experiment, config: Config) -> None:
     path = report.save_figure(figure, experiment.workdir / "figures", "reverse_over_training")
     header = ["initialisation", "order", "weights", "forward %", "reverse %", "reverse, any step"]
     table = report.table(header, rows)
-    checkpoints.write_atomically(
-        experiment.workdir / "report.md",
+    text = (
         f"# What reverse accuracy hangs on\n\nL = {config.length}, {config.steps} steps; mean "
         "over seeds ± 95 % Student interval at the end; range over evaluations and seeds.\n\n"
-        f"{table}\n\n"
-        f"![reverse over training](figures/{path.name})\n",
+        f"{table}"
     )
-    print(table, path, sep="\n")
+    experiment.write_report(text, [path], printed=table)
 
 
 if __name__ == "__main__":

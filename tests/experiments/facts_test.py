@@ -21,6 +21,17 @@ TINY = facts_task.Config(
 )  # fmt: skip
 
 
+def _run(command: str, workdir: str, **environment: str):
+    """A command of the experiments in a process of its own, on CPU."""
+    return subprocess.run(
+        [sys.executable, *command.split(), workdir],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment,
+    )
+
+
 def _tokenizer(data):
     texts = [" ".join(text) for text in data.train]
     texts += [" ".join((q.prompt, *q.answers)) for q in data.forward + data.reverse]
@@ -151,11 +162,8 @@ def test_configurations_that_cannot_be_are_named(fields, message):
 
 
 def test_a_missing_file_ends_in_one_line_and_writes_nothing(tmp_path):
-    command = "-m experiments.facts --preset=smoke --data_path=/nowhere".split()
-    done = subprocess.run(
-        [sys.executable, *command, f"--workdir={tmp_path}/x"],
-        cwd=ROOT, capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"},
-    )  # fmt: skip
+    command = "-m experiments.facts --preset=smoke --data_path=/nowhere"
+    done = _run(command, f"--workdir={tmp_path}/x")
     assert done.returncode == 2, done.stderr
     assert "parent_child_pairs.csv" in done.stderr and done.stderr.count("\n") == 1
     assert not (tmp_path / "x").exists()
@@ -168,10 +176,7 @@ def test_a_missing_file_ends_in_one_line_and_writes_nothing(tmp_path):
 def test_a_refusal_after_loading_writes_nothing(flags, message, tmp_path):
     directory = _tiny_directory(tmp_path)
     command = f"-m experiments.facts --preset=paper --lora_rank=2 --model_id={directory} {flags}"
-    done = subprocess.run(
-        [sys.executable, *command.split(), f"--workdir={tmp_path}/x"],
-        cwd=ROOT, capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"},
-    )  # fmt: skip
+    done = _run(command, f"--workdir={tmp_path}/x")
     assert done.returncode == 2 and message in done.stderr, done.stderr
     assert done.stderr.count("\n") == 1 and not (tmp_path / "x").exists()
 
@@ -180,10 +185,7 @@ def test_a_refusal_after_loading_writes_nothing(flags, message, tmp_path):
 def test_adapted_weights_are_a_masked_model_of_the_same_size(tmp_path):
     directory = _tiny_directory(tmp_path)
     command = f"-m experiments.adapt_masked --preset=smoke --model_id={directory} --noprogress"
-    done = subprocess.run(
-        [sys.executable, *command.split(), f"--workdir={tmp_path}/x"],
-        cwd=ROOT, capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"},
-    )  # fmt: skip
+    done = _run(command, f"--workdir={tmp_path}/x")
     assert done.returncode == 0, done.stderr
     config = dataclasses.replace(TINY, model_id=str(tmp_path / "x/model"))
     task = facts_task.Task("p2c", "mdm", config)
@@ -195,12 +197,11 @@ def test_the_command_shares_weights_among_devices(tmp_path):
     flags = "--preset=smoke --models=arm --epochs=4 --eval_epochs=2 --heads=8 --kv_heads=4"
     losses = []
     for name, devices in (("one", ""), ("eight", "--num_devices=8 --model_devices=4")):
-        done = subprocess.run(
-            [sys.executable, "-m", "experiments.facts", *flags.split(), *devices.split(),
-             "--noprogress", f"--workdir={tmp_path}/{name}"],
-            cwd=ROOT, capture_output=True, text=True,
-            env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
-        )  # fmt: skip
+        done = _run(
+            f"-m experiments.facts {flags} {devices} --noprogress",
+            f"--workdir={tmp_path}/{name}",
+            XLA_FLAGS="--xla_force_host_platform_device_count=8",
+        )
         assert done.returncode == 0, done.stderr
         (line,) = (tmp_path / name / "results.jsonl").read_text().splitlines()
         losses.append(json.loads(line)["final_loss"])
@@ -208,10 +209,7 @@ def test_the_command_shares_weights_among_devices(tmp_path):
 
 
 def test_weights_are_not_shared_among_devices_that_are_not_there(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "experiments.facts", "--preset=smoke", "--model_devices=2",
-         f"--workdir={tmp_path}/x"],
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
+    command = "-m experiments.facts --preset=smoke --model_devices=2"
+    done = _run(command, f"--workdir={tmp_path}/x")
     assert done.returncode == 2 and "--model_devices=2 needs --num_devices" in done.stderr
     assert done.stderr.count("\n") == 1 and not (tmp_path / "x").exists()
