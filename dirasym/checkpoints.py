@@ -1,5 +1,6 @@
 """Exact resume: Orbax checkpoints of a run's state and history, and a crash-safe results file."""
 
+import fcntl
 import json
 import os
 import pathlib
@@ -151,7 +152,7 @@ def replace_results(
     """Puts `results` into the file, in place of lines that agree with one on `keys`.
 
     The file is replaced as a whole, so a reader or a crash sees all of the group or none,
-    and writing a group twice leaves one copy.
+    and writing a group twice leaves one copy. Processes that write to one file take turns.
     """
     path = pathlib.Path(path)
     results = list(results)
@@ -160,8 +161,10 @@ def replace_results(
         return tuple(line.get(key) for key in keys)
 
     replaced = {identity(line) for line in results}
-    kept = [line for line in read_results(path) if identity(line) not in replaced]
-    write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept + results))
+    with path.with_name(f".{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # released by close, and by the death of its holder
+        kept = [line for line in read_results(path) if identity(line) not in replaced]
+        write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept + results))
 
 
 def write_atomically(path: str | os.PathLike, text: str) -> None:

@@ -18,7 +18,7 @@ from typing import Literal
 import jax
 import numpy as np
 
-from dirasym import checkpoints, report, training
+from dirasym import report, training
 from dirasym.data import case_pairs
 from experiments import harness, relations_task, toy_task
 from experiments.harness import flag
@@ -57,8 +57,7 @@ def run(experiment: harness.Experiment, config: Config) -> None:
             ms = f"{1e3 * best / config.steps:.1f}"
             rows.append([case, name, ms, f"{torch_best / best:.2f}"])
     table = report.table(["case", "contender", "ms", "times the faster PyTorch"], rows)
-    checkpoints.write_atomically(experiment.workdir / "report.md", f"# Benchmark\n\n{table}\n")
-    print(table)
+    experiment.write_report(f"# Benchmark\n\n{table}", [], printed=table)
 
 
 def alternate(contenders: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dirasym import checkpoints, models, report
+from dirasym import models, report
 from dirasym.analysis import gradients
 from experiments import benchmark, harness
 from experiments.harness import flag
@@ -104,8 +104,7 @@ def run(experiment: harness.Experiment, config: Config) -> None:
         f"layers, {count} examples of {config.length} tokens; largest difference of a cosine "
         f"{error:.1e}."
     )
-    checkpoints.write_atomically(experiment.workdir / "report.md", f"# Alignment\n\n{text}\n")
-    print(text)
+    experiment.write_report(f"# Alignment\n\n{text}", [], printed=text)
 
 
 def problem(config: Config):

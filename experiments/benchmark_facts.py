@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dirasym import checkpoints, decoding, models, objectives, report, training
+from dirasym import decoding, models, objectives, report, training
 from dirasym.models import lora, pretrained
 from dirasym.types import Batch
 from experiments import harness
@@ -75,10 +75,9 @@ def run(experiment: harness.Experiment, config: Config) -> None:
     text = (
         f"# Benchmark\n\n{table}\n\nPeak memory: the largest resident set of a process that does "
         "nothing else, libraries included; JAX's with its programs from the compilation cache, and "
-        "beside it that of the process that compiled them.\n"
+        "beside it that of the process that compiled them."
     )
-    checkpoints.write_atomically(experiment.workdir / "report.md", text)
-    print(table)
+    experiment.write_report(text, [], printed=table)
 
 
 def _peak_in_its_own_process(name: str, case: str, config: Config, cache: str) -> float:

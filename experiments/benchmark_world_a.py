@@ -16,7 +16,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from dirasym import checkpoints, objectives, report, training
+from dirasym import objectives, report, training
 from experiments import benchmark, harness, world_a, world_a_mlp
 from experiments.harness import flag
 
@@ -68,8 +68,7 @@ def run(experiment: harness.Experiment, config: Config) -> None:
             rows.append([case, name, f"{count / best:.0f}", f"{best:.3f}", f"{ratio:.2f}"])
     header = ["case", "contender", "sequences a second", "seconds", "times as long as JAX"]
     table = report.table(header, rows)
-    checkpoints.write_atomically(experiment.workdir / "report.md", f"# Benchmark\n\n{table}\n")
-    print(table)
+    experiment.write_report(f"# Benchmark\n\n{table}", [], printed=table)
 
 
 def gpt2_task(config: Config) -> world_a.Config:

@@ -48,8 +48,7 @@ def run(experiment: harness.Experiment, config: Config) -> None:
         f"{config.kills} kills, {finished} finished runs, all identical to an undisturbed one "
         f"({minutes:.1f} minutes)."
     )
-    checkpoints.write_atomically(experiment.workdir / "report.md", f"# Crash test\n\n{summary}\n")
-    print(summary)
+    experiment.write_report(f"# Crash test\n\n{summary}", [], printed=summary)
 
 
 def kill_and_compare(workdir: pathlib.Path, kills: int, seed: int) -> int:

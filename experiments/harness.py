@@ -68,10 +68,17 @@ class _Stopped(Exception):
     """SIGTERM arrived and the run is saved."""
 
 
-def flag(default: Any, help_text: str, lower_bound: float | None = None) -> Any:
-    """A configuration field that is also the flag of its name."""
+def flag(
+    default: Any, help_text: str, lower_bound: float | None = None, *, report_only: bool = False
+) -> Any:
+    """A configuration field that is also the flag of its name.
+
+    What is `report_only` changes no result: a finished work directory may be reported anew
+    with another value.
+    """
     return dataclasses.field(
-        default=default, metadata={"help": help_text, "lower_bound": lower_bound}
+        default=default,
+        metadata={"help": help_text, "lower_bound": lower_bound, "report_only": report_only},
     )
 
 
@@ -288,6 +295,9 @@ class Experiment:
         workdir = pathlib.Path(FLAGS.workdir or f"runs/{name}")
         # Through JSON and back, so that it compares equal to what a file holds.
         wanted = {"experiment": name, "backend": FLAGS.backend, **dataclasses.asdict(config)}
+        for field in dataclasses.fields(config):
+            if field.metadata.get("report_only"):
+                del wanted[field.name]
         wanted = json.loads(json.dumps(wanted))
         path = workdir / "config.json"
         results_path = pathlib.Path(getattr(config, "output", "") or workdir / "results.jsonl")
@@ -383,9 +393,9 @@ class Experiment:
         """Writes report.md, `text` and then the figures, and prints `printed` and all paths."""
         if jax.process_index() > 0:
             return
-        images = "\n".join(f"![{path.stem}](figures/{path.name})" for path in figures)
+        parts = [text, "\n".join(f"![{path.stem}](figures/{path.name})" for path in figures)]
         report = self.workdir / "report.md"
-        checkpoints.write_atomically(report, f"{text}\n\n{images}\n")
+        checkpoints.write_atomically(report, "\n\n".join(filter(None, parts)) + "\n")
         print(printed)
         for path in [*figures, report]:
             print(path)
@@ -404,8 +414,8 @@ class Experiment:
         """Trains to `num_steps`, from the last checkpoint if there is one.
 
         After every call of `steps` it evaluates, saves state and history in one checkpoint,
-        and stops if SIGTERM came. What it returns is the same bits whether or not, and
-        wherever, earlier processes were killed.
+        and stops if SIGTERM came, to this process or to another of the run. What it returns is
+        the same bits whether or not, and wherever, earlier processes were killed.
 
         Args:
           name: of the run; names its checkpoints.
@@ -462,7 +472,7 @@ class Experiment:
             history["wall_time_sec"] = spent
             saved.save(step, state.replace(frozen=None), history)
             bar.update(step)
-            if self._stop and step < num_steps:
+            if step < num_steps and self._is_stopping():
                 saved.close()
                 raise _Stopped(
                     f"stopped by SIGTERM: {name} is saved at step {step} of {num_steps}; "
@@ -471,6 +481,12 @@ class Experiment:
         bar.close()
         saved.close()
         return state, history
+
+    def _is_stopping(self) -> bool:
+        """Whether SIGTERM came to any process: all must stop at the same step."""
+        if jax.process_count() == 1:
+            return self._stop
+        return bool(multihost_utils.process_allgather(np.array(self._stop)).any())
 
 
 def _extend(history, arrays):

@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from dirasym import checkpoints, metrics, report
+from dirasym import metrics, report
 from experiments import harness, relations, relations_task
 from experiments.harness import flag
 
@@ -112,27 +112,27 @@ def train_and_record(experiment, run_config, factor: str, value: str, seeds: lis
 
 
 def write_report(experiment: harness.Experiment, config: Config) -> None:
-    """A figure and a table for each factor."""
+    """A table and a figure for each factor."""
     results = experiment.results()
-    parts = ["# What changes the reversal curse"]
+    tables, paths = [], []
     for factor in config.factors:
         figure = _figure(factor, results)
-        path = report.save_figure(figure, experiment.workdir / "figures", factor)
+        paths.append(report.save_figure(figure, experiment.workdir / "figures", factor))
         rows = [
             [value, *(relations.interval(report.select(lines, value=value), key) for key in KEYS)]
             for lines in [report.select(results, factor=factor)]
             for value in FACTORS[factor]
         ]
-        table = report.table([factor, *KEYS.values()], rows)
-        parts += [f"## {factor}", table, f"![{factor}](figures/{path.name})"]
-        print(factor, table, path, sep="\n")
-    parts.append(
-        f"Reversal sentences over {config.vocab_size} tokens; a uniform guess costs "
+        tables.append(report.table([factor, *KEYS.values()], rows))
+    printed = "\n\n".join(tables)
+    text = (
+        f"# What changes the reversal curse\n\n{printed}\n\nReversal sentences over "
+        f"{config.vocab_size} tokens; a uniform guess costs "
         f"{results[0]['uniform_nll']:.3f} nats. Base: GPT-2 of {config.n_layers} layers × "
         f"{config.embed_dim}, {config.num_epochs} epochs, AdamW {config.lr:g}, weight decay 0.01, "
         f"no dropout. Mean over {len(config.seeds)} seeds ± 95 % Student interval."
     )
-    checkpoints.write_atomically(experiment.workdir / "report.md", "\n\n".join(parts) + "\n")
+    experiment.write_report(text, paths, printed=printed)
 
 
 def _figure(factor: str, results):

@@ -14,7 +14,7 @@ import dataclasses
 import jax
 import numpy as np
 
-from dirasym import checkpoints, report
+from dirasym import report
 from dirasym.analysis import rope
 from experiments import harness
 from experiments.harness import flag
@@ -72,10 +72,7 @@ def run(experiment: harness.Experiment, config: Config) -> None:
     figure = plot(config, samples)
     path = report.save_figure(figure, experiment.workdir / "figures", "rope_bounds")
     text = describe(config, cells, samples, unequal)
-    checkpoints.write_atomically(
-        experiment.workdir / "report.md", f"{text}\n\n![bounds](figures/{path.name})\n"
-    )
-    print(text, path, experiment.workdir / "report.md", sep="\n")
+    experiment.write_report(text, [path], printed=text)
 
 
 def table_3() -> list[dict]:

@@ -118,7 +118,9 @@ class Config:
     pretrain_lr: float = flag(3e-4, "Learning rate of pretraining.", 0)
     eval_every: int = flag(5, "Epochs between clean evaluations (and checkpoints), at most.", 1)
     track_gradients: bool = flag(False, "Compare both directions' gradients at evaluations.")
-    mlp_results: str = flag("", "results.jsonl of world_a_mlp, for the figure of gaps.")
+    mlp_results: str = flag(
+        "", "results.jsonl of world_a_mlp, for the figure of gaps.", report_only=True
+    )
 
     def __post_init__(self):
         world_a_task.check_sizes(self)

@@ -1,3 +1,4 @@
+import concurrent.futures
 import json
 import shutil
 
@@ -105,3 +106,18 @@ def test_results_are_replaced_by_key_and_truncation_is_dropped(tmp_path):
     path.write_text("{broken\n" + text)
     with pytest.raises(json.JSONDecodeError):  # not what a crash leaves: do not hide it
         checkpoints.read_results(path)
+
+
+def test_writers_of_one_results_file_lose_no_line_of_each_other(tmp_path):
+    path = tmp_path / "results.jsonl"
+
+    def write(writer):
+        for number in range(20):
+            line = {"writer": writer, "number": number}
+            checkpoints.replace_results(path, [line], ("writer", "number"))
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        list(pool.map(write, range(4)))
+    found = {(line["writer"], line["number"]) for line in checkpoints.read_results(path)}
+    assert found == {(writer, number) for writer in range(4) for number in range(20)}
+    assert len(path.read_text().splitlines()) == len(found)

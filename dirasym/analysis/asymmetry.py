@@ -112,7 +112,12 @@ def clean_loss(
 
 
 def excess_bits_per_stored_bit(excess_nats_per_string: float, bits_per_pair: float) -> float:
-    """What is still missing, in bits, for each bit that the map takes to store."""
+    """What is still missing, in bits, for each bit that the map takes to store.
+
+    NaN for a map that takes none, such as all strings to one of them, inverse.
+    """
+    if bits_per_pair == 0:
+        return math.nan
     return excess_nats_per_string / math.log(2) / bits_per_pair
 
 

@@ -177,5 +177,6 @@ def test_gap_is_paired_by_seed():
     gap = asymmetry.directional_gap([1.0, 2.0, 3.0], [1.5, 2.5, 3.5])
     assert gap.mean == 0.5 and gap.half_width == pytest.approx(0, abs=1e-12)
     assert asymmetry.excess_bits_per_stored_bit(math.log(2), 40) == pytest.approx(1 / 40)
+    assert math.isnan(asymmetry.excess_bits_per_stored_bit(math.log(2), 0))
     with pytest.raises(ValueError, match="'joint' or 'parallel'"):
         asymmetry.exact_floor("a", ["b"], "both")

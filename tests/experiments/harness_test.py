@@ -78,11 +78,15 @@ def test_sigterm_saves_and_the_same_command_resumes(tmp_path):
     assert "steps=2000 there, 2002 here" in other.stderr
 
 
-@pytest.mark.slow
-def test_two_processes_run_one_experiment(tmp_path):
+def _free_port():
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+@pytest.mark.slow
+def test_two_processes_run_one_experiment(tmp_path):
+    port = _free_port()
     command = [sys.executable, *TINY, f"--workdir={tmp_path}/run", "--steps=2", "--batch_size=8"]
     command += [f"--coordinator=localhost:{port}", "--num_processes=2"]
     processes = [
@@ -94,6 +98,27 @@ def test_two_processes_run_one_experiment(tmp_path):
         assert process.returncode == 0, message
     assert len((tmp_path / "run/results.jsonl").read_text().splitlines()) == 1
     assert (tmp_path / "run/report.md").exists()
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_of_two_processes_stops_both(tmp_path):
+    port = _free_port()
+    command = [sys.executable, *TINY, f"--workdir={tmp_path}/run", "--steps=4000"]
+    command += [f"--coordinator=localhost:{port}", "--num_processes=2", "--batch_size=8"]
+    processes = [
+        subprocess.Popen(
+            [*command, f"--process_id={n}"], cwd=ROOT, stderr=subprocess.PIPE, text=True
+        )
+        for n in (0, 1)
+    ]
+    while not list(tmp_path.glob("run/checkpoints/*/[0-9]*/commit_success.txt")):
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.05)
+    processes[1].send_signal(signal.SIGTERM)
+    for process in processes:
+        _, message = process.communicate(timeout=120)
+        assert process.returncode == 0, message
+        assert "stopped by SIGTERM" in message
 
 
 def test_a_non_finite_loss_stops_with_the_step_and_the_last_checkpoint(tmp_path):
@@ -127,6 +152,7 @@ class _Config:
     harness_rate: float = harness.flag(0.5, "A rate.", 0)
     harness_kind: Literal["x", "y"] = harness.flag("x", "A kind.")
     harness_name: str = harness.flag("none", "A name.")
+    harness_picture: str = harness.flag("", "What only the report shows.", report_only=True)
 
 
 harness.define_flags(_Config)
@@ -152,6 +178,17 @@ def test_another_process_may_come_before_the_directory_is_made(tmp_path, monkeyp
     monkeypatch.setattr(harness.signal, "signal", lambda *_: None)
     assert harness.Experiment.open("name", toy_study.Config(), None).workdir == tmp_path / "run"
     assert not (tmp_path / "run").exists()
+
+
+def test_what_only_the_report_shows_leaves_a_finished_run_its_own(tmp_path, monkeypatch):
+    harness.parse_flags(["program", f"--workdir={tmp_path}/run"], {})
+    monkeypatch.setattr(harness.jax.config, "update", lambda *_: None)
+    monkeypatch.setattr(harness.signal, "signal", lambda *_: None)
+    first = harness.Experiment.open("name", _Config(), None)
+    again = harness.Experiment.open("name", _Config(harness_picture="other"), None)
+    assert again.exp_id == first.exp_id
+    with pytest.raises(harness.UsageError, match="harness_rate=0.5 there, 1.0 here"):
+        harness.Experiment.open("name", _Config(harness_rate=1.0), None)
 
 
 def test_lists_by_comma_or_by_space():
