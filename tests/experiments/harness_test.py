@@ -187,7 +187,7 @@ def test_what_only_the_report_shows_leaves_a_finished_run_its_own(tmp_path, monk
     first = harness.Experiment.open("name", _Config(), None)
     again = harness.Experiment.open("name", _Config(harness_picture="other"), None)
     assert again.exp_id == first.exp_id
-    with pytest.raises(harness.UsageError, match="harness_rate=0.5 there, 1.0 here"):
+    with pytest.raises(harness.UsageError, match=r"harness_rate=0\.5 there, 1\.0 here"):
         harness.Experiment.open("name", _Config(harness_rate=1.0), None)
 
 
