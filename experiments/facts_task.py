@@ -304,6 +304,9 @@ class Task:
             scored = in_answer if c.noising == "answer" else np.ones_like(in_answer)
             arrays = {"tokens_BL": tokens.astype(np.int32), "scored_BL": scored}
         self.arrays = arrays
+        # A causal model is trained on answers alone: no row scores more than the longest one.
+        causal = self.model_name == "arm"
+        self.scored_per_row = int(arrays["scored_BL"].sum(axis=1).max()) if causal else None
         self.first_tokens = np.array([answer[0] for answer in answers])
         self.prompts = facts.pad(
             tokenizer.encode([query.prompt for query in queries]), tokenizer.pad_id
@@ -334,9 +337,10 @@ class Task:
         optimizer = training.make_optimizer(
             c.learning_rate, warmup_steps=c.warmup_steps, weight_decay=c.weight_decay
         )
+        model = self.model.clone(scored_per_row=self.scored_per_row)
         if c.lora_rank:
             try:
-                adapted = models.LoRA(self.model, self.lora_config)
+                adapted = models.LoRA(model, self.lora_config)
                 adapters = lora.init_adapters(adapted, self.base, init_key)
             except ValueError as error:
                 raise harness.UsageError(str(error)) from None
@@ -352,7 +356,7 @@ class Task:
             params = jax.jit(self.model.init)(init_key, tokens_BL)["params"]
         else:
             params = jax.tree.map(jnp.copy, self.base)  # donated by the first step
-        return training.create_state(models.make_apply_fn(self.model), params, optimizer, run_key)
+        return training.create_state(models.make_apply_fn(model), params, optimizer, run_key)
 
     def train_step(self):
         """state, batch -> state, metrics."""

@@ -106,12 +106,16 @@ class Transformer(nn.Module):
         under vmap a `lax.cond` with a batched predicate computes both branches.
       scored_last: if set, what follows the last layer's attention is computed at so many last
         positions of each row, whatever is scored. Logits elsewhere are 0.
+      scored_per_row: the caller's word that no row of `scored_BL` has more scored positions.
+        The final norm and the head are then computed at so many positions of each row, the
+        scored ones. Logits elsewhere are 0, and NaN in a row that breaks the word.
     """
 
     config: TransformerConfig
     scored_fraction: float | None = None
     vmap_axis: str | None = None
     scored_last: int | None = None
+    scored_per_row: int | None = None
 
     def setup(self):
         c = self.config
@@ -185,12 +189,14 @@ class Transformer(nn.Module):
             embed_key, layer_keys = keys[0], keys[1:]
         inputs = (tokens_BL, position_BL, readable_BLS, embed_key, layer_keys)
 
+        if scored_BL is not None and self.scored_per_row is not None:
+            return self._logits_at(self._hidden(*inputs), jnp.asarray(scored_BL))
         if self.is_initializing() or c.scan_layers:
-            return self._all_rows(*inputs)
+            return self._logits(self._hidden(*inputs))
         if self.scored_last is not None and not self.is_mutable_collection("intermediates"):
             return self._at_last(*inputs)
         if scored_BL is None or self.scored_fraction is None:
-            return self._all_rows(*inputs)
+            return self._logits(self._hidden(*inputs))
         capacity = min(math.ceil(self.scored_fraction * tokens_BL.size), tokens_BL.size)
         overflow = jnp.sum(scored_BL) > capacity
         if self.vmap_axis is not None:
@@ -198,7 +204,7 @@ class Transformer(nn.Module):
         return nn.cond(
             overflow,
             # Recomputed, so that the branch in use need not hold room for this one's residuals.
-            nn.remat(lambda self: self._all_rows(*inputs)),
+            nn.remat(lambda self: self._logits(self._hidden(*inputs))),
             lambda self: self._at_rows(
                 *inputs, jnp.flatnonzero(scored_BL, size=capacity, fill_value=scored_BL.size)
             ),
@@ -233,7 +239,7 @@ class Transformer(nn.Module):
                 x_BLD = block(x_BLD, position_BL, readable_BLS, None, start)
         return self._logits(x_BLD)
 
-    def _all_rows(self, tokens_BL, position_BL, readable_BLS, embed_key, layer_keys):
+    def _hidden(self, tokens_BL, position_BL, readable_BLS, embed_key, layer_keys):
         x_BLD = self._embed(tokens_BL, position_BL, embed_key)
         if self.config.scan_layers:
             keys = None if embed_key is None else layer_keys
@@ -241,7 +247,7 @@ class Transformer(nn.Module):
         else:
             for block, key in zip(self.blocks, layer_keys, strict=True):
                 x_BLD = block(x_BLD, position_BL, readable_BLS, key)
-        return self._logits(x_BLD)
+        return x_BLD
 
     def _at_rows(self, tokens_BL, position_BL, readable_BLS, embed_key, layer_keys, row_R):
         # Rows beyond the end (unused capacity) read the last row and write nowhere.
@@ -271,6 +277,17 @@ class Transformer(nn.Module):
         batch, length = tokens_BL.shape
         logits_BLV = self._logits(x_RD).reshape(batch, -1, self.config.vocab_size)
         return jnp.pad(logits_BLV, ((0, 0), (length - logits_BLV.shape[1], 0), (0, 0)))
+
+    def _logits_at(self, x_BLD, scored_BL):
+        # Scored positions first, each once; rows with fewer go on with others.
+        place_BP = jnp.argsort(~scored_BL, axis=1)[:, : self.scored_per_row]
+        logits_BPV = self._logits(jnp.take_along_axis(x_BLD, place_BP[..., None], axis=1))
+        fits_B = scored_BL.sum(axis=1) <= self.scored_per_row
+        logits_BPV = jnp.where(fits_B[:, None, None], logits_BPV, jnp.nan)
+        logits_BLV = jnp.zeros((*scored_BL.shape, self.config.vocab_size), logits_BPV.dtype)
+        return logits_BLV.at[jnp.arange(len(scored_BL))[:, None], place_BP].set(
+            logits_BPV, unique_indices=True
+        )
 
     def _reads_tokens_alone(self, tokens_BL, dropout: bool) -> bool:
         """Whether `Attention.from_table` applies, and its V × V × offsets table is a saving."""

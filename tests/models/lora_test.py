@@ -10,6 +10,7 @@ import pytest
 
 from dirasym import models, objectives, training
 from dirasym.models import lora
+from dirasym.types import Batch
 
 TOKENS = np.arange(12, dtype=np.int32).reshape(2, 6) % 11
 
@@ -59,6 +60,24 @@ def test_merged_weights_give_the_same_logits(scan_layers, remat, fused):
         jax.jit(model.apply)({"params": merged}, TOKENS), adapted, atol=1e-5
     )
     chex.assert_trees_all_equal_shapes_and_dtypes(merged, moved["params"])
+
+
+def test_scored_positions_alone_give_the_adapters_the_same_gradients():
+    model = _model(scan_layers=True, tied_head=True)
+    _, variables = _variables(models.LoRA(model, _config()))
+    scored_BL = np.broadcast_to(np.arange(6) >= 4, TOKENS.shape)
+    batch = Batch(TOKENS, np.arange(2), 2, scored_BL=scored_BL)
+
+    def grads(scored_per_row):
+        adapted = models.LoRA(model.clone(scored_per_row=scored_per_row), _config())
+
+        def loss(adapters):
+            apply_fn = lora.make_apply_fn(adapted)
+            return objectives.next_token(apply_fn, variables | {"lora": adapters}, batch)[0]
+
+        return jax.jit(jax.grad(loss))(variables["lora"])
+
+    chex.assert_trees_all_close(grads(2), grads(None), atol=1e-5)
 
 
 def test_scanned_layers_have_adapters_of_their_own():

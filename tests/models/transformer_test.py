@@ -245,6 +245,33 @@ def test_last_positions_alone_are_the_plain_logits_and_gradients_there(causal, p
     assert internals["scores"].shape == (2, 4, 2, *tokens.shape[1:], *tokens.shape[1:])
 
 
+@pytest.mark.parametrize(("scan_layers", "rate"), [(True, 0.3), (False, 0.0)])
+def test_no_more_scored_positions_than_promised(scan_layers, rate):
+    config = models.gpt2(
+        11, dropout=rate, num_layers=2, num_heads=2, width=16, max_len=8, scan_layers=scan_layers
+    )
+    rngs = {"dropout": jax.random.key(9)} if rate else None
+    plain, params, tokens = _init(config, batch=16)
+    scored = jax.random.uniform(jax.random.key(5), tokens.shape) < 0.3
+    most = int(scored.sum(axis=1).max())
+    assert 1 < most < tokens.shape[1] and int(scored.sum(axis=1).min()) < most
+
+    def loss(model, params):
+        logits = _apply(model, {"params": params}, tokens, scored_BL=scored, rngs=rngs)
+        return jnp.sum(jnp.where(scored[..., None], jnp.sin(logits), 0.0)), logits
+
+    grad = jax.jit(jax.value_and_grad(loss, argnums=1, has_aux=True), static_argnums=0)
+    (_, want), want_grads = grad(plain, params)
+    (_, got), got_grads = grad(models.Transformer(config, scored_per_row=most), params)
+    chex.assert_trees_all_close(got[scored], want[scored], atol=1e-5)
+    scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(want_grads))
+    chex.assert_trees_all_close(got_grads, want_grads, atol=1e-5 * scale)
+    (_, broken), _ = grad(models.Transformer(config, scored_per_row=most - 1), params)
+    breaks = scored.sum(axis=1) == most
+    assert bool(jnp.isnan(broken[breaks]).any(axis=(1, 2)).all())
+    chex.assert_trees_all_close(broken[~breaks][scored[~breaks]], want[~breaks][scored[~breaks]])
+
+
 @pytest.mark.parametrize("share", [0.0, 0.2, 1.0])
 def test_more_scored_positions_than_capacity_fall_back(share):
     config = models.radd(11, width=16, max_len=8, dropout=0.3)
