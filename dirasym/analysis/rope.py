@@ -7,7 +7,7 @@ any frequency scaling: pass `angles` (radians per token, [D/2]) for other than t
 θ_s = 10000^(-2(s-1)/D).
 
 Numbers and NumPy arrays are computed in float64; JAX arrays in their own precision, under
-jit if wanted.
+jit if wanted, except where a function says that it works on the host.
 """
 
 from typing import NamedTuple
@@ -114,7 +114,7 @@ def cantelli_lower_bound(
     """Pr[Corr ≥ c] ≥ (E − c)² / (V + (E − c)²) at equal distances Δ (App. A.3, Table 3).
 
     E and V are the mean and variance of Σ_s w_s cos(2Δθ_s) for w uniform on the simplex of
-    m = D/2 planes: E = mean_s cos(2Δθ_s), V = (mean_s cos² − E²)/(m + 1). Float64.
+    m = D/2 planes: E = mean_s cos(2Δθ_s), V = (mean_s cos² − E²)/(m + 1). Float64, on the host.
 
     Raises:
       ValueError: `threshold` outside (0, E], where Cantelli's inequality says nothing, or a
