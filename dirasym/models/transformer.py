@@ -387,7 +387,7 @@ def radd(vocab_size: int, **overrides) -> TransformerConfig:
 
     Bidirectional, RoPE, LayerNorm, tanh-GELU MLP of ratio 4, no biases in attention. As in
     RADD's code LayerNorm biases start at one and the embedding uniform on ±1/√width. Its
-    zero output head does not leave the marginals within the toy task's 3000 steps (see
+    zero output head may sit at the marginals for all of the toy task's 3000 steps (see
     docs/toy_reversal.md); here the head starts as a linear layer: head_init="zeros" for RADD's.
     """
     preset = TransformerConfig(
