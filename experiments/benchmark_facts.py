@@ -112,10 +112,9 @@ def _tokens(config: Config) -> np.ndarray:
     return draw(0, 1000, (config.batch_size, config.length)).astype(np.int32)
 
 
-def _scored(config: Config, tokens_BL: np.ndarray) -> np.ndarray:
-    return np.broadcast_to(
-        np.arange(config.length) >= config.length - config.num_scored, tokens_BL.shape
-    )
+def _scored(config: Config) -> np.ndarray:
+    is_last_L = np.arange(config.length) >= config.length - config.num_scored
+    return np.tile(is_last_L, (config.batch_size, 1))
 
 
 def _jax_model(config: Config):
@@ -142,8 +141,8 @@ def _jax_steps(config: Config) -> Callable[[], object]:
     step = training.compile_step(
         functools.partial(training.train_step, objective=objectives.next_token), donate=False
     )
-    rows, tokens_BL = config.batch_size, _tokens(config)
-    batch = Batch(tokens_BL, np.arange(rows), rows, scored_BL=_scored(config, tokens_BL))
+    rows = config.batch_size
+    batch = Batch(_tokens(config), np.arange(rows), rows, scored_BL=_scored(config))
 
     def steps():
         current = state
@@ -188,7 +187,7 @@ def _torch_steps(config: Config) -> Callable[[], object]:
     trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, 5e-5, weight_decay=0.1)
     tokens = torch.from_numpy(_tokens(config)).long()
-    labels = torch.where(torch.tensor(_scored(config, tokens)), tokens, -100)
+    labels = torch.where(torch.from_numpy(_scored(config)), tokens, -100)
     adapted.train()
 
     def steps():

@@ -304,9 +304,6 @@ class Task:
             scored = in_answer if c.noising == "answer" else np.ones_like(in_answer)
             arrays = {"tokens_BL": tokens.astype(np.int32), "scored_BL": scored}
         self.arrays = arrays
-        # A causal model is trained on answers alone: no row scores more than the longest one.
-        causal = self.model_name == "arm"
-        self.scored_per_row = int(arrays["scored_BL"].sum(axis=1).max()) if causal else None
         self.first_tokens = np.array([answer[0] for answer in answers])
         self.prompts = facts.pad(
             tokenizer.encode([query.prompt for query in queries]), tokenizer.pad_id
@@ -337,7 +334,12 @@ class Task:
         optimizer = training.make_optimizer(
             c.learning_rate, warmup_steps=c.warmup_steps, weight_decay=c.weight_decay
         )
-        model = self.model.clone(scored_per_row=self.scored_per_row)
+        model = self.model
+        if (
+            self.model_name == "arm"
+        ):  # trained on answers alone: no row scores more than the longest
+            longest = int(self.arrays["scored_BL"].sum(axis=1).max())
+            model = model.clone(scored_per_row=longest)
         if c.lora_rank:
             try:
                 adapted = models.LoRA(model, self.lora_config)

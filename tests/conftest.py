@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import socket
 
 # Hundreds of small programs, each run a few times: compiling them is what the suite waits for.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
@@ -10,5 +11,14 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")  # shapes in code are the shapes meant
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]

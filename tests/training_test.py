@@ -1,6 +1,5 @@
 import functools
 import pathlib
-import socket
 import subprocess
 import sys
 
@@ -175,11 +174,8 @@ def test_four_devices_agree_with_one():
     assert process.returncode == 0, output
 
 
-def test_two_processes_agree_with_one():
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    processes = [_run([HERE / "processes_main.py", str(port), str(n)]) for n in range(2)]
+def test_two_processes_agree_with_one(free_port):
+    processes = [_run([HERE / "processes_main.py", str(free_port), str(n)]) for n in range(2)]
     for process in processes:
         output, _ = process.communicate(timeout=300)
         assert process.returncode == 0, output

@@ -192,11 +192,11 @@ class Transformer(nn.Module):
         if scored_BL is not None and self.scored_per_row is not None:
             return self._logits_at(self._hidden(*inputs), jnp.asarray(scored_BL))
         if self.is_initializing() or c.scan_layers:
-            return self._logits(self._hidden(*inputs))
+            return self._all_rows(*inputs)
         if self.scored_last is not None and not self.is_mutable_collection("intermediates"):
             return self._at_last(*inputs)
         if scored_BL is None or self.scored_fraction is None:
-            return self._logits(self._hidden(*inputs))
+            return self._all_rows(*inputs)
         capacity = min(math.ceil(self.scored_fraction * tokens_BL.size), tokens_BL.size)
         overflow = jnp.sum(scored_BL) > capacity
         if self.vmap_axis is not None:
@@ -204,7 +204,7 @@ class Transformer(nn.Module):
         return nn.cond(
             overflow,
             # Recomputed, so that the branch in use need not hold room for this one's residuals.
-            nn.remat(lambda self: self._logits(self._hidden(*inputs))),
+            nn.remat(lambda self: self._all_rows(*inputs)),
             lambda self: self._at_rows(
                 *inputs, jnp.flatnonzero(scored_BL, size=capacity, fill_value=scored_BL.size)
             ),
@@ -231,22 +231,20 @@ class Transformer(nn.Module):
         position_BL = jnp.maximum(jnp.cumsum(valid_BS, axis=1) - 1, 0)[:, slot_L]
         readable_LS = jnp.arange(num_slots)[None] <= slot_L[:, None]
         readable_BLS = readable_LS[None] & valid_BS[:, None]
-        x_BLD = self._embed(tokens_BL, position_BL, None)
-        if c.scan_layers:
-            x_BLD, _ = self.blocks(x_BLD, position_BL, readable_BLS, None, start)
-        else:
-            for block in self.blocks:
-                x_BLD = block(x_BLD, position_BL, readable_BLS, None, start)
-        return self._logits(x_BLD)
+        no_keys = [None] * c.num_layers
+        return self._all_rows(tokens_BL, position_BL, readable_BLS, None, no_keys, start)
 
-    def _hidden(self, tokens_BL, position_BL, readable_BLS, embed_key, layer_keys):
+    def _all_rows(self, *inputs):
+        return self._logits(self._hidden(*inputs))
+
+    def _hidden(self, tokens_BL, position_BL, readable_BLS, embed_key, layer_keys, start=None):
         x_BLD = self._embed(tokens_BL, position_BL, embed_key)
         if self.config.scan_layers:
             keys = None if embed_key is None else layer_keys
-            x_BLD, _ = self.blocks(x_BLD, position_BL, readable_BLS, keys, None)
+            x_BLD, _ = self.blocks(x_BLD, position_BL, readable_BLS, keys, start)
         else:
             for block, key in zip(self.blocks, layer_keys, strict=True):
-                x_BLD = block(x_BLD, position_BL, readable_BLS, key)
+                x_BLD = block(x_BLD, position_BL, readable_BLS, key, start)
         return x_BLD
 
     def _at_rows(self, tokens_BL, position_BL, readable_BLS, embed_key, layer_keys, row_R):

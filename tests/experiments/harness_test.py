@@ -3,7 +3,6 @@ import json
 import os
 import pathlib
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -78,17 +77,10 @@ def test_sigterm_saves_and_the_same_command_resumes(tmp_path):
     assert "steps=2000 there, 2002 here" in other.stderr
 
 
-def _free_port():
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        return free.getsockname()[1]
-
-
 @pytest.mark.slow
-def test_two_processes_run_one_experiment(tmp_path):
-    port = _free_port()
+def test_two_processes_run_one_experiment(tmp_path, free_port):
     command = [sys.executable, *TINY, f"--workdir={tmp_path}/run", "--steps=2", "--batch_size=8"]
-    command += [f"--coordinator=localhost:{port}", "--num_processes=2"]
+    command += [f"--coordinator=localhost:{free_port}", "--num_processes=2"]
     processes = [
         subprocess.Popen([*command, f"--process_id={n}"], cwd=ROOT, stderr=subprocess.PIPE)
         for n in (1, 0)  # the one that does not write comes first
@@ -101,10 +93,9 @@ def test_two_processes_run_one_experiment(tmp_path):
 
 
 @pytest.mark.slow
-def test_sigterm_to_one_of_two_processes_stops_both(tmp_path):
-    port = _free_port()
+def test_sigterm_to_one_of_two_processes_stops_both(tmp_path, free_port):
     command = [sys.executable, *TINY, f"--workdir={tmp_path}/run", "--steps=4000"]
-    command += [f"--coordinator=localhost:{port}", "--num_processes=2", "--batch_size=8"]
+    command += [f"--coordinator=localhost:{free_port}", "--num_processes=2", "--batch_size=8"]
     processes = [
         subprocess.Popen(
             [*command, f"--process_id={n}"], cwd=ROOT, stderr=subprocess.PIPE, text=True
