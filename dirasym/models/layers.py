@@ -1,6 +1,7 @@
 """Building blocks: positions, norms, attention and MLPs. They know shapes, no data and no loss."""
 
 import dataclasses
+import functools
 import math
 from typing import Any, Literal
 
@@ -198,8 +199,8 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None, row: jax.Array | N
 
 
 def _bits16(key: jax.Array, size: int) -> jax.Array:
-    """`size` uniform draws of uint16."""
-    words = jax.random.bits(key, ((size + 1) // 2,), jnp.uint32)
+    """`size` uniform draws of uint16, the words of split keys: half the cost of `random.bits`."""
+    words = jax.random.key_data(jax.random.split(key, (size + 3) // 4))
     return jax.lax.bitcast_convert_type(words, jnp.uint16).ravel()[:size]
 
 
@@ -291,7 +292,7 @@ class Attention(nn.Module):
         group = c.num_heads // c.num_kv_heads
         q_VNH, v_VNH = self.query(table_VD), self.value(table_VD).repeat(group, axis=1)
         k_VNH = self.key(table_VD).repeat(group, axis=1)
-        offset_O = jnp.arange(-(length - 1), length)
+        offset_O = np.arange(-(length - 1), length)
         q_OVNH = jnp.broadcast_to(q_VNH, (len(offset_O), *q_VNH.shape))
         if c.positions == "rope":  # qᵀ R(Δ) k = (R(-Δ) q)ᵀ k
             angles = plane_angles(c.head_dim, c.rope_base, c.rope_scaling)
@@ -320,6 +321,12 @@ def masked_softmax(scores: jax.Array, readable: jax.Array) -> jax.Array:
     return jax.nn.softmax(jnp.where(readable, scores, jnp.finfo(scores.dtype).min), axis=-1)
 
 
+# Recomputed in the backward pass, which would else read up to six arrays that this one stored.
+_recomputed = functools.partial(jax.checkpoint, prevent_cse=False)
+_gelu = _recomputed(functools.partial(nn.gelu, approximate=True))
+_swiglu = _recomputed(lambda gate, up: nn.silu(gate) * up)
+
+
 class MLP(nn.Module):
     """GELU (tanh form): down(gelu(up x)); SwiGLU: down(silu(gate x) * up x). Any leading axes."""
 
@@ -334,8 +341,8 @@ class MLP(nn.Module):
 
     def __call__(self, x):
         if self.config.mlp == "swiglu":
-            return self.down(nn.silu(self.gate(x)) * self.up(x))
-        return self.down(nn.gelu(self.up(x), approximate=True))
+            return self.down(_swiglu(self.gate(x), self.up(x)))
+        return self.down(_gelu(self.up(x)))
 
 
 class Block(nn.Module):

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dirasym.models import layers
 from dirasym.types import ApplyFn, Params
@@ -174,7 +175,7 @@ class Transformer(nn.Module):
         length = tokens_BL.shape[1]
         if c.max_len is not None and length > c.max_len:
             raise ValueError(f"sequence of {length} tokens is longer than max_len {c.max_len}")
-        position_BL = jnp.broadcast_to(jnp.arange(length), tokens_BL.shape)
+        position_BL = np.arange(length)[None]  # known, so that RoPE's angles are constants
         if valid_BL is not None:
             position_BL = jnp.maximum(jnp.cumsum(valid_BL, axis=1) - 1, 0)
         readable_BLS = jnp.ones((1, length, length), bool)
