@@ -309,11 +309,13 @@ class Attention(nn.Module):
         weights_NRS = masked_softmax(
             scores_NRS / math.sqrt(c.head_dim), readable_BLS[example_R, position_R][None]
         )
-        key_is_RSV = jax.nn.one_hot(key_token_RS, vocab, dtype=weights_NRS.dtype)
-        mass_RNV = jnp.einsum("nrs,rsv->rnv", weights_NRS, key_is_RSV).astype(v_VNH.dtype)
+        num_rows, weights_RSN = len(row_R), jnp.moveaxis(weights_NRS, 0, -1)
+        mass_RVN = jnp.zeros((num_rows, vocab, c.num_heads), weights_RSN.dtype)
+        mass_RVN = mass_RVN.at[jnp.arange(num_rows)[:, None], key_token_RS].add(weights_RSN)
+        mass_RVN = mass_RVN.astype(v_VNH.dtype)
         if c.num_heads == 1:
-            return mass_RNV[:, 0] @ self.out(v_VNH)
-        return self.out(jnp.einsum("rnv,vnh->rnh", mass_RNV, v_VNH))
+            return mass_RVN[..., 0] @ self.out(v_VNH)
+        return self.out(jnp.einsum("rvn,vnh->rnh", mass_RVN, v_VNH))
 
 
 def masked_softmax(scores: jax.Array, readable: jax.Array) -> jax.Array:
