@@ -19,7 +19,7 @@ def write(experiment: harness.Experiment, config, paper: dict) -> None:
     }
     figures = experiment.workdir / "figures"
     paths = [
-        report.save_figure(_accuracy_bars(results, config, paper), figures, "accuracy"),
+        report.save_figure(accuracy_bars(results, config, paper), figures, "accuracy"),
         report.save_figure(_probability_curves(curves, config), figures, "probability"),
         report.save_figure(_accuracy_curves(curves, config), figures, "accuracy_over_training"),
         report.save_figure(_reverse_panel(curves, config), figures, "reverse_panel"),
@@ -65,7 +65,8 @@ def _table_rows(results, config, paper):
                 ]
 
 
-def _accuracy_bars(results, config, paper):
+def accuracy_bars(results, config, paper):
+    """Table 2 as bars, one panel a model."""
     figure, axes = report.new_figure(1, len(config.models), (4.2, 3.2))
     place = np.arange(len(config.lengths))
     for ax, model in zip(axes[0], config.models, strict=True):

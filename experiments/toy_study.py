@@ -9,7 +9,8 @@ Expected  Forward stays near 100 %; reverse moves by tens of points with each fa
 """
 
 import dataclasses
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -106,14 +107,25 @@ def train_and_record(experiment, task, init: str, seeds: list[int], orders) -> N
 
 def write_report(experiment: harness.Experiment, config: Config) -> None:
     """A figure of reverse accuracy over training, and the table of last values."""
-    results = experiment.results()
-    figure, axes = report.new_figure(2, len(config.inits), (3.2, 2.6))
+    figure, table = draw(experiment.results(), config.inits, config.orders)
+    path = report.save_figure(figure, experiment.workdir / "figures", "reverse_over_training")
+    text = (
+        f"# What reverse accuracy hangs on\n\nL = {config.length}, {config.steps} steps; mean "
+        "over seeds ± 95 % Student interval at the end; range over evaluations and seeds.\n\n"
+        f"{table}"
+    )
+    experiment.write_report(text, [path], printed=table)
+
+
+def draw(results: Sequence[Mapping[str, Any]], inits: Sequence[str], orders: Sequence[str]):
+    """The figure and the table of result lines; seeds of one initialisation are equally long."""
+    figure, axes = report.new_figure(2, len(inits), (3.2, 2.6))
     rows = []
-    for column, init in enumerate(config.inits):
+    for column, init in enumerate(inits):
         lines = report.select(results, init=init)
         for row, weights in enumerate(("raw", "ema")):
             ax = axes[row, column]
-            for order in config.orders:
+            for order in orders:
                 reverse_TS = np.array([line[f"reverse/{order}/{weights}"] for line in lines]).T
                 forward_TS = np.array([line[f"forward/{order}/{weights}"] for line in lines]).T
                 report.plot_seeds(ax, lines[0]["eval_step"], reverse_TS, order)
@@ -129,15 +141,8 @@ def write_report(experiment: harness.Experiment, config: Config) -> None:
                 )
             ax.set(title=f"{init}, {weights}", xlabel="step", ylabel="reverse (%)", ylim=(-2, 102))
     axes[0, 0].legend(fontsize="x-small")
-    path = report.save_figure(figure, experiment.workdir / "figures", "reverse_over_training")
     header = ["initialisation", "order", "weights", "forward %", "reverse %", "reverse, any step"]
-    table = report.table(header, rows)
-    text = (
-        f"# What reverse accuracy hangs on\n\nL = {config.length}, {config.steps} steps; mean "
-        "over seeds ± 95 % Student interval at the end; range over evaluations and seeds.\n\n"
-        f"{table}"
-    )
-    experiment.write_report(text, [path], printed=table)
+    return figure, report.table(header, rows)
 
 
 if __name__ == "__main__":

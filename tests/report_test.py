@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from dirasym import report
+from experiments import redraw
 
 
 def test_table():
@@ -26,3 +27,9 @@ def test_figures_are_written_as_png_and_pdf(tmp_path):
     path = report.save_figure(figure, tmp_path / "figures", "one")
     assert path.name == "one.png" and path.stat().st_size > 1000
     assert path.with_suffix(".pdf").exists()
+
+
+def test_committed_results_draw_the_figures_of_the_docs(tmp_path):
+    pytest.importorskip("matplotlib")
+    redraw.main(tmp_path)
+    assert {path.stem for path in tmp_path.glob("*.png")} == {"toy_accuracy", "toy_study"}
