@@ -241,6 +241,11 @@ class Task:
         self.data = fact_set(data_name, config)
         self._load_model()
         self._encode()
+        self._makers = lora if config.lora_rank else models
+        module = self._with_adapters(self.model)
+        self.apply_fn = self._makers.make_apply_fn(module)  # of `TrainState.variables`
+        self.extend_fn = self._makers.make_extend_fn(module)
+        self.internals_fn = self._makers.make_internals_fn(module)
 
     def _load_model(self) -> None:
         c = self.config
@@ -335,30 +340,35 @@ class Task:
             c.learning_rate, warmup_steps=c.warmup_steps, weight_decay=c.weight_decay
         )
         model = self.model
-        if (
-            self.model_name == "arm"
-        ):  # trained on answers alone: no row scores more than the longest
+        if self.model_name == "arm":  # trained on answers alone
             longest = int(self.arrays["scored_BL"].sum(axis=1).max())
             model = model.clone(scored_per_row=longest)
+        module = self._with_adapters(model)
+        apply_fn, frozen = self._makers.make_apply_fn(module), None
         if c.lora_rank:
             try:
-                adapted = models.LoRA(model, self.lora_config)
-                adapters = lora.init_adapters(adapted, self.base, init_key)
+                params = {"lora": lora.init_adapters(module, self.base, init_key)}
             except ValueError as error:
                 raise harness.UsageError(str(error)) from None
-            return training.create_state(
-                lora.make_apply_fn(adapted),
-                {"lora": adapters},
-                optimizer,
-                run_key,
-                frozen={"params": self.base},
-            )
-        if self.base is None:
+            frozen = {"params": self.base}
+        elif self.base is None:
             tokens_BL = jnp.zeros((1, 1), jnp.int32)
             params = jax.jit(self.model.init)(init_key, tokens_BL)["params"]
         else:
             params = jax.tree.map(jnp.copy, self.base)  # donated by the first step
-        return training.create_state(models.make_apply_fn(model), params, optimizer, run_key)
+        return training.create_state(apply_fn, params, optimizer, run_key, frozen=frozen)
+
+    def _with_adapters(self, model: models.Transformer):
+        """The model as it is trained and asked.
+
+        Adapters are never merged: that would round them to the base's dtype.
+        """
+        if not self.config.lora_rank:
+            return model
+        try:
+            return models.LoRA(model, self.lora_config)
+        except ValueError as error:
+            raise harness.UsageError(str(error)) from None
 
     def train_step(self):
         """state, batch -> state, metrics."""
@@ -374,12 +384,6 @@ class Task:
             )
         return functools.partial(training.train_step, objective=objective)
 
-    def weights(self, state: training.TrainState):
-        """The model's own parameters, adapters merged."""
-        if not self.config.lora_rank:
-            return state.params
-        return lora.merge(state.frozen["params"], state.params["lora"], self.lora_config)
-
     def save_adapters(self, state: training.TrainState, directory: pathlib.Path) -> None:
         """Writes the adapters, if there are any, in PEFT's format, to fit --model_id's weights."""
         if self.config.lora_rank:
@@ -394,13 +398,12 @@ class Task:
 
     @functools.cached_property
     def _generate(self):
-        c, apply_fn = self.config, models.make_apply_fn(self.model)
+        c = self.config
         if self.model_name == "arm":
-            extend = models.make_extend_fn(self.model)
             return jax.jit(
-                lambda params, key, tokens, valid: decoding.greedy(
-                    extend,
-                    params,
+                lambda variables, key, tokens, valid: decoding.greedy(
+                    self.extend_fn,
+                    variables,
                     tokens,
                     valid,
                     num_new=self.max_new,
@@ -408,9 +411,9 @@ class Task:
                 )
             )
         return jax.jit(
-            lambda params, key, tokens, valid: decoding.remask(
-                apply_fn,
-                params,
+            lambda variables, key, tokens, valid: decoding.remask(
+                self.apply_fn,
+                variables,
                 tokens,
                 valid,
                 key,
@@ -426,11 +429,10 @@ class Task:
     def _probe(self):
         """p and rank of a token at one place of each row."""
         mask_id = self.tokenizer.mask_id if self.model_name == "mdm" else None
-        apply_fn = models.make_apply_fn(self.model)
 
         @jax.jit
-        def probe(params, tokens_BL, valid_BL, at_B, target_B):
-            logits_BLV = apply_fn(params, tokens_BL, valid_BL=valid_BL)
+        def probe(variables, tokens_BL, valid_BL, at_B, target_B):
+            logits_BLV = self.apply_fn(variables, tokens_BL, valid_BL=valid_BL)
             logits_BV = jnp.take_along_axis(logits_BLV, at_B[:, None, None], axis=1)[:, 0]
             p_BV = jax.nn.softmax(objectives.exclude(logits_BV[:, None], mask_id)[:, 0])
             p_B = jnp.take_along_axis(p_BV, target_B[:, None], axis=1)
@@ -438,10 +440,12 @@ class Task:
 
         return probe
 
-    def answers(self, params, key: jax.Array) -> list[str]:
+    def answers(self, variables, key: jax.Array) -> list[str]:
         """What the model says to each forward, then each reverse query."""
         new = self._in_chunks(
-            lambda number, *chunk: self._generate(params, jax.random.fold_in(key, number), *chunk),
+            lambda number, *chunk: self._generate(
+                variables, jax.random.fold_in(key, number), *chunk
+            ),
             *self.prompts,
         )
         texts = []
@@ -455,8 +459,8 @@ class Task:
 
         The masked model is asked at the first of `max_new` [M]s. Values have an axis of one seed.
         """
-        params = self._weights(state)
-        texts = self.answers(params, jax.random.fold_in(state.key, training.EVAL_STREAM))
+        variables = state.variables(state.params)
+        texts = self.answers(variables, jax.random.fold_in(state.key, training.EVAL_STREAM))
         queries = self.data.forward + self.data.reverse
         right = [
             facts.is_exact_match(text, query.answers)
@@ -470,7 +474,7 @@ class Task:
             tokens, valid = facts.pad([row + masks for row in rows], self.tokenizer.pad_id)
             last = last + 1
         p, rank = self._in_chunks(
-            lambda _, *chunk: self._probe(params, *chunk), tokens, valid, last, self.first_tokens
+            lambda _, *chunk: self._probe(variables, *chunk), tokens, valid, last, self.first_tokens
         )
         split = len(self.data.forward)
         values = {}
@@ -481,10 +485,6 @@ class Task:
         if self.pairing is not None:
             values |= self.compare_gradients(state)
         return {name: np.asarray(value)[None] for name, value in values.items()}
-
-    @functools.cached_property
-    def _weights(self):
-        return jax.jit(self.weights)
 
     @staticmethod
     def _in_chunks(function, *arrays):
@@ -538,8 +538,7 @@ class Task:
         names = sorted({statement.answer for statement in self.data.train})[: c.attention_examples]
         spans = tokenizer.encode([f" {name}" for name in names])
         longest = max(map(len, spans))
-        internals = models.make_internals_fn(self.model)
-        params, distances = self._weights(state), range(1, c.attention_distance + 1)
+        variables, distances = state.variables(state.params), range(1, c.attention_distance + 1)
         scores = {}
         for direction in ("forward", "reverse"):
             rows, query, first, item, distance = [], [], [], [], []
@@ -561,7 +560,9 @@ class Task:
             total = 0.0
             for offset in range(longest):
                 key_E = np.array(first) + np.minimum(offset, length_E - 1)
-                to = attention.attention_to(internals, params, np.array(rows), query, key_E)
+                to = attention.attention_to(
+                    self.internals_fn, variables, np.array(rows), query, key_E
+                )
                 total = total + np.asarray(to.scores) * (offset < length_E)
             scores[direction] = attention.by_distance(total / length_E, item, distance)
         found = attention.distance_correlation(scores["forward"], scores["reverse"], resamples=200)

@@ -9,8 +9,10 @@ identical.
 """
 
 import dataclasses
+import functools
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -18,6 +20,7 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 
+from dirasym.models import transformer
 from dirasym.models.layers import dropout, uniform_fan_in
 from dirasym.types import ApplyFn, Params
 
@@ -69,7 +72,8 @@ class LoRAConfig:
 class LoRA(nn.Module):
     """`model` with adapters: variables {"params": the model's own, "lora": adapters}.
 
-    Takes what `model` takes. `rngs={"dropout": key}` turns the adapters' dropout on.
+    Takes what `model` takes, in calls and in `extend`. `rngs={"dropout": key}` turns the
+    adapters' dropout on.
 
     Raises:
       ValueError: on a call, if the targets match no linear layer or the rank exceeds a
@@ -83,9 +87,16 @@ class LoRA(nn.Module):
         nn.share_scope(self, self.model)
 
     def __call__(self, *args, **kwargs):
+        return self._adapted(self.model, *args, **kwargs)
+
+    def extend(self, *args, **kwargs):
+        """`Transformer.extend` with adapters."""
+        return self._adapted(self.model.extend, *args, **kwargs)
+
+    def _adapted(self, method, *args, **kwargs):
         interceptor = _Interceptor(self.config)
         with nn.intercept_methods(interceptor):
-            outputs = self.model(*args, **kwargs)
+            outputs = method(*args, **kwargs)
         if not interceptor.matched:
             raise ValueError(f"LoRA targets {self.config.targets!r} match no linear layer")
         return outputs
@@ -163,6 +174,16 @@ def make_apply_fn(lora: LoRA) -> ApplyFn:
         return lora.apply(variables, tokens_BL, scored_BL=scored_BL, valid_BL=valid_BL, rngs=rngs)
 
     return apply_fn
+
+
+def make_extend_fn(lora: LoRA) -> Callable[..., tuple[jax.Array, Any]]:
+    """As `transformer.make_extend_fn`, with the variables {"params": base, "lora": adapters}."""
+    return functools.partial(transformer.apply_extend, lora)
+
+
+def make_internals_fn(lora: LoRA) -> Callable[[Params, Any], dict[str, jax.Array]]:
+    """As `transformer.make_internals_fn`, with the variables {"params": base, "lora": adapters}."""
+    return functools.partial(transformer.apply_internals, lora, lora.model.config)
 
 
 def init_adapters(lora: LoRA, params: Params, key: jax.Array) -> Params:

@@ -339,15 +339,17 @@ def make_extend_fn(model: Transformer) -> Callable[..., tuple[jax.Array, Any]]:
 
     The first cache is an empty dict.
     """
+    return lambda params, *args: apply_extend(model, {"params": params}, *args)
 
-    def extend(params: Params, cache: Any, tokens_BL, start, valid_BS):
-        variables = {"params": params, **({"cache": cache} if cache else {})}
-        logits_BLV, changed = model.apply(
-            variables, tokens_BL, start, valid_BS, method="extend", mutable="cache"
-        )
-        return logits_BLV, changed["cache"]
 
-    return extend
+def apply_extend(model: nn.Module, variables: Params, cache: Any, tokens_BL, start, valid_BS):
+    """Logits and the new cache, from all of a model's variables but its cache."""
+    if cache:
+        variables = {**variables, "cache": cache}
+    logits_BLV, changed = model.apply(
+        variables, tokens_BL, start, valid_BS, method="extend", mutable="cache"
+    )
+    return logits_BLV, changed["cache"]
 
 
 def make_tokens_apply_fn(model: nn.Module) -> ApplyFn:
@@ -361,20 +363,22 @@ def make_internals_fn(model: Transformer) -> Callable[[Params, Any], dict[str, j
     "scores" (raw) and "weights" (softmaxed) are [layers, B, N, L, S], "context" is
     [layers, B, L, N, H].
     """
+    return lambda params, tokens_BL: apply_internals(
+        model, model.config, {"params": params}, tokens_BL
+    )
 
-    def internals(params: Params, tokens_BL):
-        _, sown = model.apply({"params": params}, tokens_BL, mutable="intermediates")
-        sown = sown["intermediates"]
-        if model.config.scan_layers:
-            stacked = sown["blocks"]["block"]["attention"]
-        else:
-            names = [f"blocks_{layer}" for layer in range(model.config.num_layers)]
-            one_each = [sown[name]["attention"] for name in names]
-            stacked = jax.tree.map(lambda *x: jnp.stack(x), *one_each)
-        keys = {"scores": "scores_BNLS", "weights": "weights_BNLS", "context": "context_BLNH"}
-        return {key: stacked[name][0] for key, name in keys.items()}  # sow keeps tuples
 
-    return internals
+def apply_internals(model: nn.Module, config: TransformerConfig, variables: Params, tokens_BL):
+    """See `make_internals_fn`; from all of a model's variables."""
+    _, sown = model.apply(variables, tokens_BL, mutable="intermediates")
+    sown = sown["intermediates"]
+    if config.scan_layers:
+        stacked = sown["blocks"]["block"]["attention"]
+    else:
+        one_each = [sown[f"blocks_{layer}"]["attention"] for layer in range(config.num_layers)]
+        stacked = jax.tree.map(lambda *x: jnp.stack(x), *one_each)
+    keys = {"scores": "scores_BNLS", "weights": "weights_BNLS", "context": "context_BLNH"}
+    return {key: stacked[name][0] for key, name in keys.items()}  # sow keeps tuples
 
 
 # ---------------------------------------------------------------------------------------

@@ -62,6 +62,27 @@ def test_merged_weights_give_the_same_logits(scan_layers, remat, fused):
     chex.assert_trees_all_equal_shapes_and_dtypes(merged, moved["params"])
 
 
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_cached_calls_and_internals_are_those_of_the_merged_weights(scan_layers):
+    model, config = _model(scan_layers=scan_layers), _config()
+    adapted = models.LoRA(model, config)
+    _, moved = _variables(adapted)
+    merged = lora.merge(moved["params"], moved["lora"], config)
+    chex.assert_trees_all_close(
+        jax.jit(lora.make_internals_fn(adapted))(moved, TOKENS),
+        jax.jit(models.make_internals_fn(model))(merged, TOKENS),
+        atol=1e-5,
+        rtol=1e-5,
+    )
+    valid_BS, pieces, cache = np.ones(TOKENS.shape, bool), [], {}
+    extend = lora.make_extend_fn(adapted)
+    for start, stop in ((0, 4), (4, 6)):
+        logits, cache = extend(moved, cache, TOKENS[:, start:stop], start, valid_BS)
+        pieces.append(logits)
+    whole = jax.jit(model.apply)({"params": merged}, TOKENS)
+    chex.assert_trees_all_close(jnp.concatenate(pieces, axis=1), whole, atol=1e-5)
+
+
 def test_scored_positions_alone_give_the_adapters_the_same_gradients():
     model = _model(scan_layers=True, tied_head=True)
     _, variables = _variables(models.LoRA(model, _config()))
