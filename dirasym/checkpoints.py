@@ -62,9 +62,12 @@ class Checkpoints:
         return {str(path.relative_to(root)): path.stat().st_size for path in files}
 
     def _is_truncated(self, step: int) -> bool:
-        """Whether files are missing or shorter than recorded; False if the record is missing."""
-        path = self._sizes_path(step)
-        return path.exists() and json.loads(path.read_text()) != self._file_sizes(step)
+        """Whether files are missing or shorter than recorded; False without a readable record."""
+        try:
+            recorded = json.loads(self._sizes_path(step).read_text())
+        except (OSError, ValueError):
+            return False
+        return recorded != self._file_sizes(step)
 
     def restore(self, like: Any) -> tuple[int, Any, History] | None:
         """The newest readable checkpoint as (step, state, history), or None.
@@ -137,7 +140,7 @@ def read_results(path: str | os.PathLike) -> list[dict[str, Any]]:
     path = pathlib.Path(path)
     if not path.exists():
         return []
-    *lines, last = path.read_text().split("\n")
+    *lines, last = path.read_text(errors="replace").split("\n")  # a cut may split a character
     results = [json.loads(line) for line in lines if line]
     try:
         results += [json.loads(last)] if last else []

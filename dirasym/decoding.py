@@ -183,16 +183,11 @@ def remask(
       ValueError: blocks or steps that do not divide evenly, an unknown remasking, or no key
         for a random one.
     """
-    if num_new % block_length:
-        raise ValueError(f"{num_new} new tokens do not divide into blocks of {block_length}")
-    num_blocks = num_new // block_length
-    if num_steps % num_blocks:
-        raise ValueError(f"{num_steps} steps do not divide into {num_blocks} blocks")
+    steps_per_block = check_blocks(num_new, num_steps, block_length)
     if remasking not in ("low_confidence", "random"):
         raise ValueError(f"remasking must be low_confidence or random, got {remasking!r}")
     if remasking == "random" and key is None:
         raise ValueError("random remasking needs a key")
-    steps_per_block = num_steps // num_blocks
     prompt_BL = jnp.asarray(prompt_BL)
     length = prompt_BL.shape[1]
     padding = ((0, 0), (0, num_new))
@@ -219,6 +214,16 @@ def remask(
         return jnp.where(candidate_BS & (rank_BS < num_kept), guess_BS, tokens_BS), None
 
     return jax.lax.scan(reveal, tokens_BS, jnp.arange(num_steps))[0][:, length:]
+
+
+def check_blocks(num_new: int, num_steps: int, block_length: int) -> int:
+    """Steps a block of `remask`. Raises ValueError for what does not divide evenly."""
+    if block_length < 1 or num_new % block_length:
+        raise ValueError(f"{num_new} new tokens do not divide into blocks of {block_length}")
+    num_blocks = num_new // block_length
+    if num_steps < 1 or num_blocks < 1 or num_steps % num_blocks:
+        raise ValueError(f"{num_steps} steps do not divide into {num_blocks} blocks")
+    return num_steps // num_blocks
 
 
 def _row_keys(key: jax.Array, num_rows: int) -> jax.Array:

@@ -130,7 +130,7 @@ def train_step(
     Raises:
       ValueError: a batch that does not divide by `microbatches`.
     """
-    if len(batch.tokens_BL) % microbatches:
+    if microbatches < 1 or len(batch.tokens_BL) % microbatches:
         raise ValueError(
             f"batch of {len(batch.tokens_BL)} is not divisible by microbatches={microbatches}"
         )

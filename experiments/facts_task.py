@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import pathlib
 import re
+import tempfile
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -74,6 +75,8 @@ class Config:
             )
         if 0 < self.attention_examples < 3:
             raise ValueError(f"--attention_examples={self.attention_examples}: 3 or more, or 0")
+        if not 0 <= self.lora_dropout < 1:
+            raise ValueError(f"--lora_dropout={self.lora_dropout} must be below 1")
         if self.lora_rank and not self.model_id:
             raise ValueError("--lora_rank needs weights to adapt: --model_id=DIRECTORY")
         for name in self.data:
@@ -139,6 +142,8 @@ class FileTokenizer:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
         except Exception as error:  # the library raises nothing more specific
             raise harness.UsageError(f"{path / 'tokenizer.json'}: {error}") from None
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
         size = 1 + max(self._tokenizer.get_vocab().values(), default=-1)  # ids may have gaps
         if size > vocab_size:
             raise harness.UsageError(
@@ -160,6 +165,10 @@ class FileTokenizer:
                     f"--model_id={directory}: {name} {number} is not below the "
                     f"vocabulary's {vocab_size}"
                 )
+        if self.mask_id == self.eos_id:
+            raise harness.UsageError(
+                f"--model_id={directory}: [M] cannot be the end of text, {self.eos_id}: --mask_id"
+            )
         self.vocab_size = vocab_size
 
     def encode(self, texts):
@@ -308,6 +317,13 @@ class Task:
             in_answer = np.arange(width) >= first_scored[:, None]
             scored = in_answer if c.noising == "answer" else np.ones_like(in_answer)
             arrays = {"tokens_BL": tokens.astype(np.int32), "scored_BL": scored}
+            if (tokens == tokenizer.mask_id).any():
+                raise harness.UsageError(f"the statements hold token {tokenizer.mask_id}, [M]")
+            steps, block = c.decode_steps or self.max_new, c.block_length or self.max_new
+            try:
+                decoding.check_blocks(self.max_new, steps, block)
+            except ValueError as error:
+                raise harness.UsageError(f"--decode_steps, --block_length: {error}") from None
         self.arrays = arrays
         self.first_tokens = np.array([answer[0] for answer in answers])
         self.prompts = facts.pad(
@@ -330,7 +346,11 @@ class Task:
     @property
     def lora_config(self) -> models.LoRAConfig:
         c = self.config
-        return models.LoRAConfig(c.lora_rank, c.lora_alpha, c.lora_targets, dropout=c.lora_dropout)
+        # GPT-2's queries, keys and values are one layer where its weights come from.
+        fused = lora.QKV if self.model.config.positions == "learned" else ()
+        return models.LoRAConfig(
+            c.lora_rank, c.lora_alpha, c.lora_targets, dropout=c.lora_dropout, fused=fused
+        )
 
     def state(self, seed: int) -> training.TrainState:
         """Step 0 of one seed."""
@@ -348,6 +368,8 @@ class Task:
         if c.lora_rank:
             try:
                 params = {"lora": lora.init_adapters(module, self.base, init_key)}
+                with tempfile.TemporaryDirectory() as trial:  # refused now, not after training
+                    self._save_adapters(params["lora"], pathlib.Path(trial))
             except ValueError as error:
                 raise harness.UsageError(str(error)) from None
             frozen = {"params": self.base}
@@ -387,11 +409,13 @@ class Task:
     def save_adapters(self, state: training.TrainState, directory: pathlib.Path) -> None:
         """Writes the adapters, if there are any, in PEFT's format, to fit --model_id's weights."""
         if self.config.lora_rank:
-            fields = pretrained.read_json(pathlib.Path(self.config.model_id) / "config.json")
-            _, stored = hf_config.read(fields)
-            network = dataclasses.replace(self.model.config, causal=stored.causal)
-            adapters = state.params["lora"]
-            models.save_adapters(directory, models.Transformer(network), adapters, self.lora_config)
+            self._save_adapters(state.params["lora"], directory)
+
+    def _save_adapters(self, adapters, directory: pathlib.Path) -> None:
+        fields = pretrained.read_json(pathlib.Path(self.config.model_id) / "config.json")
+        _, stored = hf_config.read(fields)
+        network = dataclasses.replace(self.model.config, causal=stored.causal)
+        models.save_adapters(directory, models.Transformer(network), adapters, self.lora_config)
 
     # -----------------------------------------------------------------------------------
     # Questions

@@ -71,6 +71,8 @@ class Config:
                 raise ValueError(
                     f"{steps} steps are not a multiple of the {every} between evaluations"
                 )
+        if not settings(self):
+            raise ValueError("nothing to run: the causal model of `full` has --layers=1 alone")
         for layers in self.layers:
             for length in self.lengths:
                 toy_task.model_config("mdm", length, self.toy(length, layers))

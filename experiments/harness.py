@@ -22,6 +22,7 @@ in one line, nothing written; 3 the loss stopped being finite.
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -131,6 +132,12 @@ def read_flags(config_type: type) -> Any:
                 raise ValueError(f"--{field.name} is empty")
             if len(set(value)) < len(value):  # runs are known by these values
                 raise ValueError(f"--{field.name} repeats a value: {','.join(map(str, value))}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"--{field.name}={value} is not finite")
+        if field.name in ("seed", "seeds", "data_seed"):  # JAX and NumPy take these and no others
+            for seed in value if isinstance(value, tuple) else (value,):
+                if not 0 <= seed < 2**32:
+                    raise ValueError(f"--{field.name}={seed} is not between 0 and 2^32 - 1")
         values[field.name] = value
     return config_type(**values)
 
@@ -153,6 +160,8 @@ def main(
             mesh = device_mesh()
             try:
                 config = read_flags(config_type)
+                if FLAGS.backend == "pmap" and FLAGS.seeds_together == "yes":
+                    raise ValueError("--seeds_together=yes needs --backend=jit")
                 if mesh is not None and hasattr(config, "batch_size"):
                     shares = mesh.size // getattr(config, "model_devices", 1)
                     training.check_divisible(config.batch_size, max(shares, 1))
@@ -161,7 +170,7 @@ def main(
             experiment = Experiment.open(name, config, mesh)
             try:
                 run(experiment, config)
-            except UsageError:
+            except Exception:
                 experiment.withdraw()
                 raise
         except UsageError as error:
@@ -213,7 +222,11 @@ def _exit(status: int, message: str) -> None:
 def _start_jax() -> None:
     # The same bits on every run need deterministic reductions on GPU too.
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true"
+    if FLAGS.process_id >= FLAGS.num_processes:
+        raise UsageError(f"--process_id={FLAGS.process_id} must be below --num_processes")
     if FLAGS.coordinator:
+        if not FLAGS.coordinator.rpartition(":")[2].isdigit():
+            raise UsageError(f"--coordinator={FLAGS.coordinator} is not HOST:PORT")
         jax.distributed.initialize(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
     elif FLAGS.num_processes > 1:
         raise UsageError("--num_processes needs --coordinator=HOST:PORT")

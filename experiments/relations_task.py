@@ -67,6 +67,8 @@ class Config:
             )
         if self.word_size > 1 and self.task in ("chain_related", "icl"):
             raise ValueError(f"--task={self.task} has words of its own: leave out --word_size")
+        if self.pos_encode_type != "absolute" and self.family in ("mlp", "gru"):
+            raise ValueError(f"--family={self.family} has positions of its own")
         if self.dropout and self.family in ("mlp", "gru"):
             raise ValueError(f"--family={self.family} has no dropout: say --dropout=0")
         for size in self.sizes:

@@ -52,6 +52,11 @@ class Config:
         for init in self.inits:
             self.toy(init)  # raises what does not fit
 
+    @property
+    def batch_size(self) -> int:
+        """Sequences a step."""
+        return self.toy(self.inits[0]).batch_size
+
     def toy(self, init: str) -> toy_task.Config:
         """The toy task from one initialisation."""
         return toy_task.Config(

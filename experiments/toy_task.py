@@ -57,6 +57,10 @@ class Config:
     top_k: int = flag(3, "Sample among the most probable k.", 1)
 
     def __post_init__(self):
+        if self.top_k > case_pairs.VOCAB_SIZE:
+            raise ValueError(f"--top_k={self.top_k} exceeds the {case_pairs.VOCAB_SIZE} tokens")
+        if self.ema_decay >= 1:
+            raise ValueError(f"--ema_decay={self.ema_decay} must be below 1")
         for length in self.lengths:
             case_pairs.placements(length)
             model_config("mdm", length, self)

@@ -71,6 +71,12 @@ def test_a_damaged_checkpoint_is_set_aside(saved, tmp_path):
         assert (copy.parent / "run-damaged-30").exists()
 
 
+def test_a_damaged_record_of_sizes_is_as_good_as_none(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "run")
+    (tmp_path / "run" / "30.sizes.json").write_text('{"a')
+    _check(checkpoints.Checkpoints(tmp_path / "run").restore(_state()), 30)
+
+
 def test_damage_without_truncation_is_found_too(saved, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(saved, copy)

@@ -97,7 +97,7 @@ def read_parent_child(
     parents, children = defaultdict(list), defaultdict(set)
     for number, row in enumerate(rows, 2):
         for name in ("child", "parent"):
-            if not row.get(name):
+            if not (row.get(name) or "").strip():
                 raise ValueError(f"{path}: row {number} has no {name}")
         if row["parent"] not in parents[row["child"]]:
             parents[row["child"]].append(row["parent"])
@@ -213,9 +213,12 @@ def _read_prompts(path: pathlib.Path) -> list[Statement]:
         for number, line in enumerate(file, 1):
             try:
                 row = json.loads(line)
-                statements.append(Statement(row["prompt"].strip(), row["completion"].strip()))
+                statement = Statement(row["prompt"].strip(), row["completion"].strip())
             except (ValueError, TypeError, KeyError, AttributeError):
-                raise ValueError(f"{path}: row {number} lacks prompt or completion") from None
+                statement = Statement("", "")
+            if not all(statement):
+                raise ValueError(f"{path}: row {number} lacks prompt or completion")
+            statements.append(statement)
     return statements
 
 
@@ -434,7 +437,13 @@ _CODAS = ("", "l", "n", "r", "s", "th", "x")
 
 
 def invent_names(count: int, seed: int = 0, words: int = 2) -> list[str]:
-    """Different pronounceable names, no word of which is used twice: "Brelan Thosir"."""
+    """Different pronounceable names, no word of which is used twice: "Brelan Thosir".
+
+    Raises:
+      ValueError: more than 100,000 words, where new ones become hard to find.
+    """
+    if count * words > 100_000:
+        raise ValueError(f"{count} names of {words} words are more than can be invented")
     rng = random.Random(f"names {seed}")  # strings seed alike on every machine
     seen: dict[str, None] = {}
     while len(seen) < count * words:

@@ -106,15 +106,19 @@ def save_adapters(
     """Writes adapters of `LoRA(model, config)` as PEFT would.
 
     Raises:
-      ValueError: the model has no Hugging Face architecture, or layers that are one there
-        (GPT-2's c_attn) are not fused here, or the other way round.
+      ValueError: the model has no Hugging Face architecture, layers that are one there
+        (GPT-2's c_attn) are not fused here, or the other way round, or a layer has adapters
+        that the same layer of another block lacks (PEFT's layers_to_transform).
     """
     directory = pathlib.Path(directory)
     flat = flax.traverse_util.flatten_dict(adapters, sep="/")
-    tensors, modules, used = {}, set(), set()
+    tensors, modules, used, adapted = {}, set(), set(), {}
     for layer, (params, number) in _layers(model).items():
         sources = {name: _paths(model, params, number, name) for name in ("a", "b")}
-        if not any(path in flat for path in sources["b"]):
+        has_adapter = any(path in flat for path in sources["b"])
+        if adapted.setdefault(params, has_adapter) != has_adapter:
+            raise ValueError(f"some layers' {'/'.join(params)} have adapters and some have none")
+        if not has_adapter:
             continue
         for side, name in (("A", "a"), ("B", "b")):
             for path in sources[name]:

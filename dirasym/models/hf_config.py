@@ -53,6 +53,7 @@ _FIXED_ANYWHERE = {
     "is_encoder_decoder": (False,),
     "is_decoder": (False,),
     "pruned_heads": ({},),
+    "use_mrope": (False,),
 }
 # Our field -> theirs. `None` fields of theirs fall back as ours do.
 _FIELDS = {
@@ -99,6 +100,7 @@ _FIELDS = {
     },
 }
 _FIELDS["qwen2"] = _FIELDS["llama"]
+_TYPES = {field.name: field.type for field in dataclasses.fields(TransformerConfig)}
 # What an absent field means, where that is not our own default.
 _ABSENT = {
     "gpt2": {"tied_head": True, "dropout": 0.1, "embed_dropout": 0.1, "attention_dropout": 0.1},
@@ -134,7 +136,7 @@ def read(fields: Mapping[str, Any], **overrides: Any) -> tuple[str, TransformerC
         known here, or one whose value asks for a computation that is not implemented.
     """
     architecture = fields.get("model_type")
-    if architecture not in _FIELDS:
+    if not isinstance(architecture, str) or architecture not in _FIELDS:
         raise ValueError(
             f"model_type must be one of {', '.join(sorted(_FIELDS))}, got {architecture!r}"
         )
@@ -142,7 +144,7 @@ def read(fields: Mapping[str, Any], **overrides: Any) -> tuple[str, TransformerC
     config = dict(_SHARED[architecture]) | _ABSENT[architecture]
     for ours, theirs in names.items():
         if fields.get(theirs) is not None:
-            config[ours] = fields[theirs]
+            config[ours] = _typed(fields, theirs, _TYPES[ours])
         elif ours in ("vocab_size", "num_layers", "width", "num_heads", "max_len"):
             raise ValueError(f"config.json lacks {theirs}")
     handled = set(names.values())
@@ -156,21 +158,36 @@ def read(fields: Mapping[str, Any], **overrides: Any) -> tuple[str, TransformerC
         config["rope_base"], config["rope_scaling"] = _read_rope(fields, config["max_len"])
     if architecture == "llama":
         handled |= {"attention_bias", "mlp_bias"}
-        config["qkv_bias"] = config["out_bias"] = fields.get("attention_bias", False)
-        config["mlp_bias"] = fields.get("mlp_bias", False)
+        for theirs, ours in (
+            ("attention_bias", ("qkv_bias", "out_bias")),
+            ("mlp_bias", ["mlp_bias"]),
+        ):
+            if theirs in fields:
+                config |= dict.fromkeys(ours, _typed(fields, theirs, bool))
     if architecture == "qwen2" and set(fields.get("layer_types") or ()) - {"full_attention"}:
         raise ValueError(f"config.json: layer_types={fields['layer_types']!r} is not implemented")
     if architecture == "llada":
         handled |= {"vocab_size", "embedding_size"}
-        size = fields.get("embedding_size") or fields.get("vocab_size")
-        if size is None:
+        size = "embedding_size" if fields.get("embedding_size") else "vocab_size"
+        if fields.get(size) is None:
             raise ValueError("config.json lacks vocab_size")
-        config["vocab_size"] = size
-        config.setdefault("mlp_width", fields.get("mlp_ratio", 4) * config["width"])
+        config["vocab_size"] = _typed(fields, size, int)
+        ratio = _typed(fields, "mlp_ratio", int) if "mlp_ratio" in fields else 4
+        config.setdefault("mlp_width", ratio * config["width"])
     unknown = sorted(fields.keys() - handled - _IRRELEVANT)
     if unknown:
         raise ValueError(f"config.json: unknown field {unknown[0]}={fields[unknown[0]]!r}")
     return architecture, TransformerConfig(**(config | overrides))
+
+
+def _typed(fields: Mapping[str, Any], name: str, kind: Any) -> Any:
+    """fields[name]. Raises ValueError if it is of another type; an int may stand for a float."""
+    value = fields[name]
+    allowed = int | float if kind is float else kind
+    if not isinstance(value, allowed) or isinstance(value, bool) != (kind is bool):
+        wanted = getattr(kind, "__name__", str(kind))
+        raise ValueError(f"config.json: {name}={value!r} is not of type {wanted}")
+    return value
 
 
 def write(config: TransformerConfig) -> dict[str, Any]:
@@ -219,9 +236,13 @@ def _architecture(config: TransformerConfig) -> str:
 
 def _read_rope(fields: Mapping[str, Any], max_len: int) -> tuple[float, RopeScaling | None]:
     """(base, scaling) from transformers 5's `rope_parameters` or 4's two fields."""
+    for theirs in ("rope_parameters", "rope_scaling"):
+        if fields.get(theirs):
+            _typed(fields, theirs, dict)
     rope = fields.get("rope_parameters") or {}
     scaling = dict(fields.get("rope_scaling") or rope)
     base = scaling.pop("rope_theta", None) or fields.get("rope_theta") or 10_000.0
+    _typed({"rope_theta": base}, "rope_theta", float)
     kind = scaling.pop("rope_type", None) or scaling.pop("type", None) or "default"
     scaling.pop("type", None)
     if kind == "default" and not scaling:
@@ -229,6 +250,8 @@ def _read_rope(fields: Mapping[str, Any], max_len: int) -> tuple[float, RopeScal
     if kind != "llama3":
         raise ValueError(f"config.json: RoPE of type {kind!r} with {scaling} is not implemented")
     original = scaling.pop("original_max_position_embeddings", max_len)
+    for theirs in scaling:
+        _typed(scaling, theirs, float)
     try:
         return base, RopeScaling(original_max_len=original, **scaling)
     except TypeError as error:

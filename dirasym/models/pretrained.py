@@ -371,11 +371,18 @@ def read_safetensors(path: pathlib.Path) -> Iterator[tuple[str, np.ndarray]]:
     try:
         with safetensors.safe_open(path, framework="numpy") as tensors:
             for key in sorted(tensors.keys()):
-                yield key, tensors.get_tensor(key)
+                yield key, _tensor(path, tensors, key)
     except FileNotFoundError:
         raise ValueError(f"{path} is missing") from None
     except (safetensors.SafetensorError, OSError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
+
+
+def _tensor(path: pathlib.Path, tensors: Any, key: str) -> np.ndarray:
+    try:
+        return tensors.get_tensor(key)
+    except (AttributeError, TypeError) as error:  # a dtype that NumPy does not know
+        raise ValueError(f"{path}: {key} cannot be read: {error}") from None
 
 
 def write_safetensors(path: pathlib.Path, tensors: dict[str, np.ndarray]) -> None:

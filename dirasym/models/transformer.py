@@ -188,6 +188,8 @@ class Transformer(nn.Module):
         if self.has_rng("dropout"):
             keys = jax.random.split(self.make_rng("dropout"), c.num_layers + 1)
             embed_key, layer_keys = keys[0], keys[1:]
+            if not c.scan_layers:
+                layer_keys = list(layer_keys)
         inputs = (tokens_BL, position_BL, readable_BLS, embed_key, layer_keys)
 
         if scored_BL is not None and self.scored_per_row is not None:
@@ -202,12 +204,18 @@ class Transformer(nn.Module):
         overflow = jnp.sum(scored_BL) > capacity
         if self.vmap_axis is not None:
             overflow = jax.lax.pmax(overflow, self.vmap_axis)
+        # The table knows offsets between slots, which are those between tokens if all are valid.
+        from_table = valid_BL is None and self._reads_tokens_alone(
+            tokens_BL, dropout=embed_key is not None
+        )
         return nn.cond(
             overflow,
             # Recomputed, so that the branch in use need not hold room for this one's residuals.
             nn.remat(lambda self: self._all_rows(*inputs)),
             lambda self: self._at_rows(
-                *inputs, jnp.flatnonzero(scored_BL, size=capacity, fill_value=scored_BL.size)
+                *inputs,
+                jnp.flatnonzero(scored_BL, size=capacity, fill_value=scored_BL.size),
+                from_table,
             ),
             self,
         )
@@ -248,11 +256,13 @@ class Transformer(nn.Module):
                 x_BLD = block(x_BLD, position_BL, readable_BLS, key, start)
         return x_BLD
 
-    def _at_rows(self, tokens_BL, position_BL, readable_BLS, embed_key, layer_keys, row_R):
+    def _at_rows(
+        self, tokens_BL, position_BL, readable_BLS, embed_key, layer_keys, row_R, from_table
+    ):
         # Rows beyond the end (unused capacity) read the last row and write nowhere.
         read_R = jnp.minimum(row_R, tokens_BL.size - 1)
         *before, last = self.blocks
-        if not before and self._reads_tokens_alone(tokens_BL, dropout=embed_key is not None):
+        if from_table:
             table_VD = self.embed(jnp.arange(self.config.vocab_size))
             x_RD = last.at_rows_from_table(
                 table_VD, tokens_BL, readable_BLS, read_R, layer_keys[-1]
@@ -291,9 +301,10 @@ class Transformer(nn.Module):
     def _reads_tokens_alone(self, tokens_BL, dropout: bool) -> bool:
         """Whether `Attention.from_table` applies, and its V × V × offsets table is a saving."""
         c = self.config
-        exact = c.positions in ("rope", "none")
-        if dropout:
+        exact = c.num_layers == 1 and c.positions in ("rope", "none")
+        if dropout:  # adapters may drop parts of their input, position by position
             exact = exact and c.embed_dropout == c.attention_dropout == 0
+            exact = exact and "lora" not in self.variables
         unread = not self.is_mutable_collection("intermediates")
         return exact and unread and c.vocab_size**2 <= tokens_BL.size * c.width / 2
 

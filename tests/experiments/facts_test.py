@@ -109,6 +109,19 @@ def test_weights_that_do_not_fit_are_named(tmp_path):
         facts_task.Task("p2c", "arm", dataclasses.replace(TINY, max_new=200))
 
 
+def test_settings_of_decoding_are_refused_before_training():
+    config = dataclasses.replace(TINY, decode_steps=3, max_new=4, block_length=2)
+    with pytest.raises(harness.UsageError, match="3 steps do not divide into 2 blocks"):
+        facts_task.Task("p2c", "mdm", config)
+
+
+def test_adapters_that_could_not_be_saved_are_refused_before_training(tmp_path):
+    config = dataclasses.replace(TINY, model_id=str(_tiny_directory(tmp_path)), lora_rank=2)
+    config = dataclasses.replace(config, lora_targets="head$")
+    with pytest.raises(harness.UsageError, match=r"head/a has no place|match no linear layer"):
+        facts_task.Task("p2c", "arm", config).state(0)
+
+
 def test_special_ids_must_be_in_the_vocabulary(tmp_path):
     directory = _tiny_directory(tmp_path)
     path = directory / "config.json"
@@ -118,6 +131,7 @@ def test_special_ids_must_be_in_the_vocabulary(tmp_path):
         ({"mask_token_id": 23}, "mask_token_id 23 is not below the vocabulary's 23"),
         ({"eos_token_id": 40}, "eos_token_id 40 is not below"),
         ({"eos_token_id": []}, "has no eos_token_id"),
+        ({"eos_token_id": 22, "mask_token_id": None}, "cannot be the end of text, 22"),
     ):
         path.write_text(json.dumps(fields | change))
         with pytest.raises(harness.UsageError, match=message):

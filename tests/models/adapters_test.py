@@ -93,7 +93,11 @@ def test_what_is_wrong_is_named(tmp_path):
     other, _ = models.load_pretrained(FIXTURES / "llama")
     with pytest.raises(ValueError, match=r"unknown key base_model\.model\.transformer\.h\.0"):
         models.load_adapters(tmp_path, other)
-    del adapters["blocks_1"]["attention"]["out"]
+    out = adapters["blocks_1"]["attention"].pop("out")
+    with pytest.raises(ValueError, match="some layers' attention/out have adapters and some"):
+        models.save_adapters(tmp_path / "partial", model, adapters, config)
+    assert not (tmp_path / "partial").exists()
+    adapters["blocks_1"]["attention"]["out"] = out
     (tmp_path / "adapter_model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"adapter_model\.safetensors is missing"):
         models.load_adapters(tmp_path, model)

@@ -272,6 +272,18 @@ def test_no_more_scored_positions_than_promised(scan_layers, rate):
     chex.assert_trees_all_close(broken[~breaks][scored[~breaks]], want[~breaks][scored[~breaks]])
 
 
+def test_scored_rows_around_a_hole_and_outside_jit():
+    config = models.radd(11, width=16, max_len=8, dropout=0.3)
+    plain, params, tokens = _init(config, batch=16)
+    valid = jnp.arange(tokens.shape[1]) // 2 != 1  # positions count valid tokens, offsets do too
+    kwargs = {"valid_BL": jnp.broadcast_to(valid, tokens.shape)}
+    kwargs["rngs"] = {"dropout": jax.random.key(9)}
+    want = plain.apply({"params": params}, tokens, **kwargs)
+    fast = models.Transformer(config, scored_fraction=1.0)
+    got = fast.apply({"params": params}, tokens, scored_BL=kwargs["valid_BL"], **kwargs)
+    chex.assert_trees_all_close(got[:, valid], want[:, valid], atol=1e-5)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.2, 1.0])
 def test_more_scored_positions_than_capacity_fall_back(share):
     config = models.radd(11, width=16, max_len=8, dropout=0.3)
