@@ -171,7 +171,8 @@ def read_person_description(
 
     The paper uses 10 of the 30 and does not say which; here `seed` draws them from the
     sorted names, all of them for None. Test prompts, 10 a person, are phrased otherwise than
-    the training prompts.
+    the training prompts. The files end trained sentences with a full stop and names that are
+    asked for without one: such an answer counts either way.
 
     Raises:
       ValueError: a line that is no JSON object with `prompt` and `completion` (its number is
@@ -201,7 +202,10 @@ def read_person_description(
 
     kept = {part: tuple(about_chosen(statements)) for part, statements in parts.items()}
     queries = {
-        part: tuple(Query(prompt, (answer,)) for prompt, answer in kept[part])
+        part: tuple(
+            Query(prompt, tuple(dict.fromkeys((answer, answer.removesuffix(".") + "."))))
+            for prompt, answer in kept[part]
+        )
         for part in ("forward", "reverse")
     }
     return FactSet(kept["train"], queries["forward"], queries["reverse"])
