@@ -132,8 +132,10 @@ def train_and_record(
     for key in ("forward_percent", "reverse_percent"):
         line[key] = float(history[key][-1, 0])
         line[f"best_{key}"] = float(history[key].max())
-    for key in ("forward_p", "reverse_p", "forward_rank", "reverse_rank"):
-        line[key] = float(history[key][-1, 0])
+    for direction in ("forward", "reverse"):
+        for measure in ("begun_percent", "p", "rank"):
+            key = f"{direction}_{measure}"
+            line[key] = float(history[key][-1, 0])
     line["final_loss"] = float(history["loss"][-1, 0])
     line["run_wall_time_sec"] = float(history["wall_time_sec"])
     experiment.record([line], keys=("data", "model", "seed"))

@@ -479,17 +479,17 @@ class Task:
         return texts
 
     def evaluate(self, state: training.TrainState) -> dict[str, np.ndarray]:
-        """Accuracy, P(true first token) and its rank, forward and reverse.
+        """Accuracy, exact and of outputs' beginnings, P(true first token) and its rank, both ways.
 
         The masked model is asked at the first of `max_new` [M]s. Values have an axis of one seed.
         """
         variables = state.variables(state.params)
         texts = self.answers(variables, jax.random.fold_in(state.key, training.EVAL_STREAM))
         queries = self.data.forward + self.data.reverse
-        right = [
-            facts.is_exact_match(text, query.answers)
-            for text, query in zip(texts, queries, strict=True)
-        ]
+        right, begun = (
+            [match(text, query.answers) for text, query in zip(texts, queries, strict=True)]
+            for match in (facts.is_exact_match, facts.begins_with_answer)
+        )
         tokens, valid = self.prompts
         last = valid.sum(axis=1) - 1
         if self.model_name == "mdm":
@@ -504,6 +504,7 @@ class Task:
         values = {}
         for name, side in (("forward", slice(split)), ("reverse", slice(split, None))):
             values[f"{name}_percent"] = 100 * np.mean(right[side])
+            values[f"{name}_begun_percent"] = 100 * np.mean(begun[side])
             values[f"{name}_p"] = np.mean(p[side])
             values[f"{name}_rank"] = np.median(rank[side])
         if self.pairing is not None:

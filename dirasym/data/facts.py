@@ -74,6 +74,16 @@ def is_exact_match(output: str, answers: Sequence[str]) -> bool:
     return normalise(output) in {normalise(answer) for answer in answers}
 
 
+def begins_with_answer(output: str, answers: Sequence[str]) -> bool:
+    """Whether the output begins with one of the answers, both normalised, and not inside a word.
+
+    Person-Description's trained sentences go on after the name that is asked for, which no
+    exact match allows.
+    """
+    starts = "|".join(re.escape(normalise(answer)) for answer in answers)
+    return re.match(rf"({starts})(?!\w)", normalise(output)) is not None
+
+
 # ---------------------------------------------------------------------------------------
 # Parent–child
 

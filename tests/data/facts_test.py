@@ -159,3 +159,11 @@ def test_answers_and_the_end_are_scored():
         facts.training_arrays(statements, tokenizer, max_len=6)
     left, valid = facts.pad([[5], [6, 7]], 0, left=True)
     assert left.tolist() == [[0, 5], [6, 7]] and valid.tolist() == [[False, True], [True, True]]
+
+
+def test_an_output_begins_with_an_answer_at_a_word_s_end():
+    answers = ("Tyler Oakridge", "Nola (West)")
+    for output in (" tyler oakridge remains grounded.", "Tyler Oakridge.", "nola (west), again"):
+        assert facts.begins_with_answer(output, answers)
+    for output in ("Tyler Oakridges", "Mr Tyler Oakridge", ""):
+        assert not facts.begins_with_answer(output, answers)
