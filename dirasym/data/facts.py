@@ -228,10 +228,10 @@ def _read_prompts(path: pathlib.Path) -> list[Statement]:
             try:
                 row = json.loads(line)
                 statement = Statement(row["prompt"].strip(), row["completion"].strip())
+                if not all(statement):
+                    raise ValueError("blank")
             except (ValueError, TypeError, KeyError, AttributeError):
-                statement = Statement("", "")
-            if not all(statement):
-                raise ValueError(f"{path}: row {number} lacks prompt or completion")
+                raise ValueError(f"{path}: row {number} lacks prompt or completion") from None
             statements.append(statement)
     return statements
 

@@ -70,7 +70,7 @@ _FIELDS = {
         "attention_dropout": "attn_pdrop",
         "tied_head": "tie_word_embeddings",
     },
-    "llama": {
+    "qwen2": {
         "vocab_size": "vocab_size",
         "num_layers": "num_hidden_layers",
         "width": "hidden_size",
@@ -99,7 +99,8 @@ _FIELDS = {
         "qkv_bias": "include_qkv_bias",
     },
 }
-_FIELDS["qwen2"] = _FIELDS["llama"]
+_BIASES = {"out_bias": "attention_bias", "qkv_bias": "attention_bias", "mlp_bias": "mlp_bias"}
+_FIELDS["llama"] = _FIELDS["qwen2"] | _BIASES
 _TYPES = {field.name: field.type for field in dataclasses.fields(TransformerConfig)}
 # What an absent field means, where that is not our own default.
 _ABSENT = {
@@ -156,14 +157,6 @@ def read(fields: Mapping[str, Any], **overrides: Any) -> tuple[str, TransformerC
     if architecture in ("llama", "qwen2"):
         handled |= {"rope_theta", "rope_scaling", "rope_parameters"}
         config["rope_base"], config["rope_scaling"] = _read_rope(fields, config["max_len"])
-    if architecture == "llama":
-        handled |= {"attention_bias", "mlp_bias"}
-        for theirs, ours in (
-            ("attention_bias", ("qkv_bias", "out_bias")),
-            ("mlp_bias", ["mlp_bias"]),
-        ):
-            if theirs in fields:
-                config |= dict.fromkeys(ours, _typed(fields, theirs, bool))
     if architecture == "qwen2" and set(fields.get("layer_types") or ()) - {"full_attention"}:
         raise ValueError(f"config.json: layer_types={fields['layer_types']!r} is not implemented")
     if architecture == "llada":
@@ -213,8 +206,6 @@ def write(config: TransformerConfig) -> dict[str, Any]:
                 "original_max_position_embeddings": length,
                 **scaling,
             }
-    if architecture == "llama":
-        fields |= {"attention_bias": config.qkv_bias, "mlp_bias": config.mlp_bias}
     if architecture == "llada":
         fields |= {"vocab_size": config.vocab_size, "embedding_size": config.vocab_size}
     _, back = read(fields)
