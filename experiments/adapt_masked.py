@@ -1,20 +1,23 @@
 """Can a causal model's weights become a masked diffusion model's?
 
 Question  The same pretrained weights, causal mask removed and trained on by masked diffusion, so
-          that `facts` can compare a masked with a causal model of one origin.
-Command   python -m experiments.adapt_masked --model_id=DIR --workdir=OUT
-          then python -m experiments.facts --model_id=OUT/model --models=mdm ...
+          that `facts` can compare a masked with a causal model of one origin. `--causal` is the
+          control: the mask stays, and the same rows are learned by next-token prediction.
+Command   python -m experiments.adapt_masked --model_id=DIR --workdir=OUT [--causal]
+          then python -m experiments.facts --model_id=OUT/model --models=mdm|arm ...
 Cost      the budget is steps × batch_size × length tokens; an accelerator for real models.
 Expected  the loss in nats a sequence falls; no published number.
 
 Text: the topics of Python's own documentation (`pydoc_data.topics`) and invented facts of all
-three kinds, other ones than `facts` asks about by default.
+three kinds, other ones than `facts` asks about by default; with `--both_ways` they are told in
+both directions, so that either wording is known before one direction of new facts is taught.
 """
 
 import dataclasses
 import functools
 import pathlib
 import pydoc_data.topics
+import random
 import shutil
 from typing import Literal
 
@@ -47,6 +50,10 @@ class Config:
     weight_decay: float = flag(0.1, "AdamW's.", 0)
     dtype: Literal["float32", "bfloat16"] = flag("float32", "Of activations.")
     seed: int = flag(0, "Of the order and the noise.")
+    causal: bool = flag(False, "The control: keep the causal mask, predict the next token.")
+    num_pairs: int = flag(250, "Invented parent–child pairs in the text.", 1)
+    both_ways: bool = flag(False, "Tell the invented facts in both directions.")
+    fact_repeats: int = flag(1, "Times the facts are told in the text, in a new order each.", 1)
 
     def __post_init__(self):
         if self.steps % self.save_every:
@@ -56,23 +63,32 @@ class Config:
         facts_task.open_tokenizer(self)
 
 
-def texts() -> list[str]:
+def texts(config: Config) -> list[str]:
     """All that is read: pages of documentation, then facts."""
     topics = pydoc_data.topics.topics
     sets = [
-        facts.parent_child(facts.invent_parent_child(250, FACTS_SEED), "p2c"),
+        facts.parent_child(facts.invent_parent_child(config.num_pairs, FACTS_SEED), "p2c"),
         facts.invent_person_description(seed=FACTS_SEED),
         facts.relation_facts(facts.invent_triples(seed=FACTS_SEED)),
     ]
-    statements = [f"{prompt} {answer}." for data in sets for prompt, answer in data.train]
-    return [topics[name] for name in sorted(topics)] + statements
+    told = [statement for data in sets for statement in data.train]
+    if config.both_ways:
+        told += [(query.prompt, query.answers[0]) for data in sets for query in data.reverse]
+    statements = [f"{prompt} {answer}." for prompt, answer in told]
+    order = random.Random(FACTS_SEED)
+    read = [topics[name] for name in sorted(topics)]
+    for _ in range(config.fact_repeats):
+        read += order.sample(statements, len(statements))
+    return read
 
 
-def rows(tokenizer: facts_task.FileTokenizer, length: int) -> np.ndarray:
+def rows(tokenizer: facts_task.FileTokenizer, config: Config) -> np.ndarray:
     """The texts one after another, each with an end of sequence, cut into rows: [n, length]."""
-    stream = [token for row in tokenizer.encode(texts()) for token in (*row, tokenizer.eos_id)]
-    count = len(stream) // length
-    return np.array(stream[: count * length], np.int32).reshape(count, length)
+    stream = [
+        token for row in tokenizer.encode(texts(config)) for token in (*row, tokenizer.eos_id)
+    ]
+    count = len(stream) // config.length
+    return np.array(stream[: count * config.length], np.int32).reshape(count, config.length)
 
 
 def run(experiment: harness.Experiment, config: Config) -> None:
@@ -81,7 +97,7 @@ def run(experiment: harness.Experiment, config: Config) -> None:
     tokenizer = facts_task.open_tokenizer(c)
     try:
         model, params = models.load_pretrained(
-            c.model_id, causal=False, scan_layers=True, dtype=jnp.dtype(c.dtype)
+            c.model_id, causal=c.causal, scan_layers=True, dtype=jnp.dtype(c.dtype)
         )
         hf_config.write(model.config)  # what is trained can be saved
     except (ValueError, ImportError) as error:
@@ -94,20 +110,22 @@ def run(experiment: harness.Experiment, config: Config) -> None:
         ),
         jax.random.key(c.seed),
     )
-    objective = functools.partial(
+    masked_diffusion = functools.partial(
         objectives.masked_diffusion,
         mask_id=tokenizer.mask_id,
         weighting="t",
         schedule=objectives.llada_schedule,
     )
     steps = training.compile_scan(
-        functools.partial(training.train_step, objective=objective),
+        functools.partial(
+            training.train_step, objective=objectives.next_token if c.causal else masked_diffusion
+        ),
         num_steps=c.save_every,
         batch_size=c.batch_size,
         backend=harness.FLAGS.backend,
         mesh=experiment.mesh,
     )
-    data = {"tokens_BL": rows(tokenizer, c.length)}
+    data = {"tokens_BL": rows(tokenizer, c)}
     state, history = experiment.train(
         "adapt", state, steps, data, num_steps=c.steps, steps_per_call=c.save_every
     )
@@ -116,9 +134,10 @@ def run(experiment: harness.Experiment, config: Config) -> None:
     ids = {"eos_token_id": tokenizer.eos_id, "mask_token_id": tokenizer.mask_id}
     models.save_pretrained(directory, model, state.params, more_fields=ids)
     shutil.copy(pathlib.Path(c.model_id) / "tokenizer.json", directory)
-    loss = history["loss"][:, 0] / c.length
+    loss = history["loss"][:, 0] / (1 if c.causal else c.length)
     line = {
         "seed": c.seed,
+        "causal": c.causal,
         "tokens_read": c.steps * c.batch_size * c.length,
         "first_nats_per_token": float(loss[: c.save_every].mean()),
         "last_nats_per_token": float(loss[-c.save_every :].mean()),

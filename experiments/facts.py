@@ -15,6 +15,9 @@ Expected  forward > 90 % for both; reverse near chance for the causal model, cle
 
 import functools
 
+import jax
+import numpy as np
+
 from dirasym import sharding, training
 from experiments import facts_report, harness
 from experiments.facts_task import Config, Task
@@ -77,10 +80,12 @@ def run(experiment: harness.Experiment, config: Config) -> None:
     for data in config.data:
         for model in config.models:
             task = None
-            for seed in config.seeds:
-                if not experiment.is_done(data=data, model=model, seed=seed):
+            # Rules of sharding know a weight's own axes, and none of seeds.
+            groups = harness.seed_groups(config.seeds) if shardings is None else None
+            for seeds in groups or [[seed] for seed in config.seeds]:
+                if not experiment.is_done(data=data, model=model, seed=seeds[-1]):
                     task = task or Task(data, model, config, shardings)
-                    train_and_record(experiment, task, data, model, seed)
+                    train_and_record(experiment, task, data, model, seeds)
     facts_report.write(experiment, config, PAPER_TABLE_1, PAPER_SEEDS)
 
 
@@ -101,11 +106,10 @@ def share_weights(experiment: harness.Experiment, config: Config):
 
 
 def train_and_record(
-    experiment: harness.Experiment, task: Task, data: str, model: str, seed: int
+    experiment: harness.Experiment, task: Task, data: str, model: str, seeds: list[int]
 ) -> None:
-    """One run, from its checkpoint to its result line."""
-    c = task.config
-    name = f"{data}-{model}-seed{seed}"
+    """One group of seeds, from its checkpoint to its result lines."""
+    c, together = task.config, len(seeds) > 1
     steps_per_call = c.eval_epochs * task.steps_per_epoch
     steps = training.compile_scan(
         task.train_step(),
@@ -114,31 +118,50 @@ def train_and_record(
         backend=harness.FLAGS.backend,
         mesh=experiment.mesh,
         shardings=task.shardings,
+        over_seeds=together,
     )
+
+    def apart(state):
+        return [harness.take_seed(state, place) for place in range(len(seeds))]
+
+    def evaluate(state):
+        values = [task.evaluate(one) for one in (apart(state) if together else [state])]
+        return jax.tree.map(lambda *x: np.concatenate(x), *values)
+
     state, history = experiment.train(
-        name,
-        task.state(seed),
+        f"{data}-{model}-seed{'-'.join(map(str, seeds))}",
+        harness.stack_seeds([task.state(seed) for seed in seeds], together),
         steps,
         task.arrays,
         num_steps=c.epochs * task.steps_per_epoch,
         steps_per_call=steps_per_call,
-        evaluate=task.evaluate,
+        evaluate=evaluate,
     )
-    experiment.save_curves(name, history)
-    task.save_adapters(state, experiment.workdir / "adapters" / name)
-    if model == "mdm" and c.attention_examples:
-        experiment.save_curves(f"{name}-attention", task.attention_correlation(state))
-    line = {"data": data, "model": model, "seed": seed}
+    lines = []
+    states = apart(state) if together else [state]
+    for place, (seed, one) in enumerate(zip(seeds, states, strict=True)):
+        name = f"{data}-{model}-seed{seed}"
+        curves = {key: x[:, place : place + 1] for key, x in history.items() if x.ndim > 1}
+        experiment.save_curves(name, curves | {"eval_step": history["eval_step"]})
+        task.save_adapters(one, experiment.workdir / "adapters" / name)
+        if model == "mdm" and c.attention_examples:
+            experiment.save_curves(f"{name}-attention", task.attention_correlation(one))
+        lines.append({"data": data, "model": model, "seed": seed} | last_and_best(curves))
+        lines[-1]["run_wall_time_sec"] = float(history["wall_time_sec"])
+    experiment.record(lines, keys=("data", "model", "seed"))
+
+
+def last_and_best(curves: dict[str, np.ndarray]) -> dict[str, float]:
+    """What a result line says of one seed's curves [time, 1]."""
+    line = {}
     for key in ("forward_percent", "reverse_percent"):
-        line[key] = float(history[key][-1, 0])
-        line[f"best_{key}"] = float(history[key].max())
+        line[key] = float(curves[key][-1, 0])
+        line[f"best_{key}"] = float(curves[key].max())
     for direction in ("forward", "reverse"):
         for measure in ("begun_percent", "p", "rank"):
             key = f"{direction}_{measure}"
-            line[key] = float(history[key][-1, 0])
-    line["final_loss"] = float(history["loss"][-1, 0])
-    line["run_wall_time_sec"] = float(history["wall_time_sec"])
-    experiment.record([line], keys=("data", "model", "seed"))
+            line[key] = float(curves[key][-1, 0])
+    return line | {"final_loss": float(curves["loss"][-1, 0])}
 
 
 if __name__ == "__main__":

@@ -283,6 +283,12 @@ def over_seeds(function: Callable, together: bool) -> Callable:
     return jax.jit(lambda state, *shared: jax.tree.map(lambda x: x[None], function(state, *shared)))
 
 
+def take_seed(state: training.TrainState, place: int) -> training.TrainState:
+    """The state of one seed of several that train together."""
+    one = jax.tree.map(lambda x: x[place], state.replace(frozen=None))
+    return one.replace(frozen=state.frozen)
+
+
 @dataclasses.dataclass
 class Experiment:
     """An open work directory.

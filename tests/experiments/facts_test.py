@@ -11,7 +11,7 @@ import pytest
 
 from dirasym import models
 from dirasym.data import facts
-from experiments import facts_task, harness
+from experiments import adapt_masked, facts_task, harness
 
 ROOT = pathlib.Path(__file__).parents[2]
 FIXTURES = ROOT / "tests/fixtures"
@@ -196,14 +196,42 @@ def test_a_refusal_after_loading_writes_nothing(flags, message, tmp_path):
 
 
 @pytest.mark.slow
-def test_adapted_weights_are_a_masked_model_of_the_same_size(tmp_path):
+@pytest.mark.parametrize("model", ["mdm", "arm"])
+def test_adapted_weights_are_a_model_of_the_same_size(model, tmp_path):
     directory = _tiny_directory(tmp_path)
     command = f"-m experiments.adapt_masked --preset=smoke --model_id={directory} --noprogress"
-    done = _run(command, f"--workdir={tmp_path}/x")
+    control = " --causal" if model == "arm" else ""
+    done = _run(command + control, f"--workdir={tmp_path}/x")
     assert done.returncode == 0, done.stderr
     config = dataclasses.replace(TINY, model_id=str(tmp_path / "x/model"))
-    task = facts_task.Task("p2c", "mdm", config)
-    assert not task.model.config.causal and task.tokenizer.mask_id == 22
+    task = facts_task.Task("p2c", model, config)
+    assert task.model.config.causal == (model == "arm") and task.tokenizer.mask_id == 22
+
+
+def test_the_text_of_an_adaptation_can_tell_facts_both_ways_and_repeat_them(tmp_path):
+    config = adapt_masked.Config(model_id=str(_tiny_directory(tmp_path)), num_pairs=3)
+    once = adapt_masked.texts(config)
+    both = adapt_masked.texts(dataclasses.replace(config, both_ways=True, fact_repeats=2))
+    told = [text for text in both if "'s parent is" in text]
+    assert not any("'s parent is" in text for text in once) and len(told) == 2 * 3
+    assert len(set(told)) == 3 and set(once) < set(both)
+
+
+@pytest.mark.slow
+def test_seeds_in_one_program_are_the_seeds_one_by_one(tmp_path):
+    flags = "--preset=smoke --seeds=1,2 --epochs=4 --eval_epochs=2 --noprogress"
+    lines = {}
+    for together in ("yes", "no"):
+        workdir = tmp_path / together
+        done = _run(
+            f"-m experiments.facts {flags} --seeds_together={together}", f"--workdir={workdir}"
+        )
+        assert done.returncode == 0, done.stderr
+        lines[together] = [json.loads(x) for x in (workdir / "results.jsonl").open()]
+    for one, other in zip(lines["yes"], lines["no"], strict=True):
+        assert (one["model"], one["seed"]) == (other["model"], other["seed"])
+        for key in ("final_loss", "forward_p", "reverse_p"):
+            np.testing.assert_allclose(one[key], other[key], rtol=1e-4)
 
 
 @pytest.mark.slow
