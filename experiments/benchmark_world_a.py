@@ -1,4 +1,4 @@
-"""How fast are World A's train steps against the original's loops in PyTorch, on the same cores?
+"""How fast are World A's train steps against the original's loops in PyTorch, on one machine?
 
 Question  GPT-2 on the same batches of real World A text, forward, backward and AdamW: ours
           against `transformers`, padded to 64 tokens as the original does, and cut to the
@@ -107,6 +107,7 @@ def gpt2_steps(config: Config) -> dict[str, Callable[[], object]]:
     )
 
     torch.manual_seed(0)
+    device = benchmark.torch_device()
     shape = model.config
 
     def contender(length):
@@ -118,7 +119,7 @@ def gpt2_steps(config: Config) -> dict[str, Callable[[], object]]:
                 vocab_size=shape.vocab_size,
                 use_cache=False,
             )
-        )
+        ).to(device)
         network.train()
         optimizer = torch.optim.AdamW(network.parameters(), 1e-4, weight_decay=0.01)
         fill = ((0, 0), (0, length - texts.length))
@@ -132,7 +133,8 @@ def gpt2_steps(config: Config) -> dict[str, Callable[[], object]]:
         loader = torch.utils.data.DataLoader(rows, config.batch_size, shuffle=True)
 
         def steps():
-            for _, (tokens, valid, labels) in zip(range(config.steps), loader, strict=False):
+            for _, batch in zip(range(config.steps), loader, strict=False):
+                tokens, valid, labels = (x.to(device) for x in batch)
                 optimizer.zero_grad()
                 network(input_ids=tokens, attention_mask=valid, labels=labels).loss.backward()
                 torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -164,18 +166,20 @@ def mlp_epochs(num_pairs: int) -> dict[str, Callable[[], object]]:
     )
 
     torch.manual_seed(0)
+    device = benchmark.torch_device()
     layers, size = [nn.Embedding(world_a_mlp.VOCAB, task.d_emb), nn.Flatten()], 8 * task.d_emb
     for _ in range(task.n_layers):
         layers += [nn.Linear(size, task.d_hidden), nn.ReLU(), nn.LayerNorm(task.d_hidden)]
         size = task.d_hidden
-    network = nn.Sequential(*layers, nn.Linear(size, 8 * world_a_mlp.VOCAB))
+    network = nn.Sequential(*layers, nn.Linear(size, 8 * world_a_mlp.VOCAB)).to(device)
     optimizer = torch.optim.AdamW(network.parameters(), task.lr, weight_decay=0.0)
     tokens = torch.from_numpy(data["tokens_BL"]).long()
     rows = torch.utils.data.TensorDataset(tokens[:, :8], tokens[:, 8:])
     loader = torch.utils.data.DataLoader(rows, task.batch_size, shuffle=True)
 
     def epoch():
-        for source, target in loader:
+        for batch in loader:
+            source, target = (x.to(device) for x in batch)
             optimizer.zero_grad()
             logits = network(source).view(-1, world_a_mlp.VOCAB)
             nn.functional.cross_entropy(logits, target.flatten()).backward()

@@ -158,7 +158,7 @@ def last_and_best(curves: dict[str, np.ndarray]) -> dict[str, float]:
         line[key] = float(curves[key][-1, 0])
         line[f"best_{key}"] = float(curves[key].max())
     for direction in ("forward", "reverse"):
-        for measure in ("begun_percent", "p", "rank"):
+        for measure in ("begun_percent", "copied_percent", "choice_percent", "p", "rank"):
             key = f"{direction}_{measure}"
             line[key] = float(curves[key][-1, 0])
     return line | {"final_loss": float(curves["loss"][-1, 0])}

@@ -32,7 +32,10 @@ class Config:
     data_path: str = flag("", "Public files: parent_child_pairs.csv's folder, or T-REx's JSON.")
     data_seed: int = flag(0, "Draws the facts; the same for every run.")
     num_pairs: int = flag(250, "Parent–child pairs asked about.", 1)
-    both_ways: int = flag(0, "Further invented pairs trained both ways, to teach the wording.", 0)
+    both_ways: int = flag(0, "Further pairs trained both ways, to teach the wording.", 0)
+    both_ways_from: Literal["invented", "file"] = flag(
+        "invented", "Whether these are invented, or further pairs of --data_path's file."
+    )
     name_words: int = flag(2, "Words in an invented parent's or child's name.", 1)
     models: tuple[Literal["mdm", "arm"], ...] = flag(("mdm", "arm"), "Masked or causal.")
     seeds: tuple[int, ...] = flag((1, 42, 1234), "One run each.")
@@ -94,13 +97,15 @@ def fact_set(name: str, config: Config) -> facts.FactSet:
     path, seed = config.data_path, config.data_seed
     try:
         if name in ("p2c", "c2p"):
-            pairs = facts.invent_parent_child(
-                config.num_pairs + config.both_ways, seed, config.name_words
-            )
-            asked, both_ways = pairs[: config.num_pairs], pairs[config.num_pairs :]
+            count = config.num_pairs + config.both_ways
+            asked = both_ways = facts.invent_parent_child(count, seed, config.name_words)
             if path:
                 file = pathlib.Path(path) / "parent_child_pairs.csv"
-                asked = facts.read_parent_child(file, config.num_pairs, seed)
+                if config.both_ways_from == "file":
+                    asked = both_ways = facts.read_parent_child(file, count, seed)
+                else:
+                    asked = facts.read_parent_child(file, config.num_pairs, seed)
+            asked, both_ways = asked[: config.num_pairs], both_ways[config.num_pairs :]
             return facts.parent_child(asked, name, both_ways)
         if name in ("p2d", "d2p"):
             if path:
@@ -451,8 +456,9 @@ class Task:
 
     @functools.cached_property
     def _probe(self):
-        """p and rank of a token at one place of each row."""
+        """p and rank of a token at one place of each row, and p of all answers' first tokens."""
         mask_id = self.tokenizer.mask_id if self.model_name == "mdm" else None
+        choices_C = np.unique(self.first_tokens)
 
         @jax.jit
         def probe(variables, tokens_BL, valid_BL, at_B, target_B):
@@ -460,7 +466,7 @@ class Task:
             logits_BV = jnp.take_along_axis(logits_BLV, at_B[:, None, None], axis=1)[:, 0]
             p_BV = jax.nn.softmax(objectives.exclude(logits_BV[:, None], mask_id)[:, 0])
             p_B = jnp.take_along_axis(p_BV, target_B[:, None], axis=1)
-            return p_B[:, 0], 1 + jnp.sum(p_BV > p_B, axis=1)
+            return p_B[:, 0], 1 + jnp.sum(p_BV > p_B, axis=1), p_BV[:, choices_C]
 
         return probe
 
@@ -479,17 +485,25 @@ class Task:
         return texts
 
     def evaluate(self, state: training.TrainState) -> dict[str, np.ndarray]:
-        """Accuracy, exact and of outputs' beginnings, P(true first token) and its rank, both ways.
+        """Answers, P(true first token) and its rank, both ways.
 
-        The masked model is asked at the first of `max_new` [M]s. Values have an axis of one seed.
+        `percent`: exact match. `begun_percent`: outputs that begin with an answer.
+        `copied_percent`: outputs that repeat words of the question. `choice_percent`: questions
+        whose true first token is more probable than those of all other answers in that
+        direction, which no copied word can win. The masked model is asked at the first of
+        `max_new` [M]s. Values have an axis of one seed.
         """
         variables = state.variables(state.params)
         texts = self.answers(variables, jax.random.fold_in(state.key, training.EVAL_STREAM))
         queries = self.data.forward + self.data.reverse
-        right, begun = (
-            [match(text, query.answers) for text, query in zip(texts, queries, strict=True)]
-            for match in (facts.is_exact_match, facts.begins_with_answer)
-        )
+        pairs = list(zip(texts, queries, strict=True))
+        said = {
+            "percent": [facts.is_exact_match(text, query.answers) for text, query in pairs],
+            "begun_percent": [
+                facts.begins_with_answer(text, query.answers) for text, query in pairs
+            ],
+            "copied_percent": [facts.is_copied(text, query.prompt) for text, query in pairs],
+        }
         tokens, valid = self.prompts
         last = valid.sum(axis=1) - 1
         if self.model_name == "mdm":
@@ -497,14 +511,17 @@ class Task:
             masks = [self.tokenizer.mask_id] * self.max_new
             tokens, valid = facts.pad([row + masks for row in rows], self.tokenizer.pad_id)
             last = last + 1
-        p, rank = self._in_chunks(
+        p, rank, p_choices = self._in_chunks(
             lambda _, *chunk: self._probe(variables, *chunk), tokens, valid, last, self.first_tokens
         )
-        split = len(self.data.forward)
         values = {}
+        split, choices = len(self.data.forward), np.unique(self.first_tokens)
         for name, side in (("forward", slice(split)), ("reverse", slice(split, None))):
-            values[f"{name}_percent"] = 100 * np.mean(right[side])
-            values[f"{name}_begun_percent"] = 100 * np.mean(begun[side])
+            for measure, right in said.items():
+                values[f"{name}_{measure}"] = 100 * np.mean(right[side])
+            of_side = np.isin(choices, self.first_tokens[side])
+            first = p[side] >= p_choices[side][:, of_side].max(axis=1)
+            values[f"{name}_choice_percent"] = 100 * np.mean(first)
             values[f"{name}_p"] = np.mean(p[side])
             values[f"{name}_rank"] = np.median(rank[side])
         if self.pairing is not None:

@@ -84,6 +84,19 @@ def begins_with_answer(output: str, answers: Sequence[str]) -> bool:
     return re.match(rf"({starts})(?!\w)", normalise(output)) is not None
 
 
+def is_copied(output: str, prompt: str) -> bool:
+    """Whether the output is nothing but words of the prompt, in its order, both normalised.
+
+    "Ben Stiller's parent is" answered by "Ben Stiller": the whole name that is asked about
+    completes half of it, if names were learned as "A is B" was.
+    """
+    output = normalise(output)
+    return (
+        bool(output)
+        and re.search(rf"(?<!\w){re.escape(output)}(?!\w)", normalise(prompt)) is not None
+    )
+
+
 # ---------------------------------------------------------------------------------------
 # Parent–child
 
