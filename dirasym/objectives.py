@@ -168,17 +168,22 @@ def masked_diffusion(
     divided by how many tokens it scores, as LLaDA's fine-tuning divides by the answer's length.
 
     Only `batch.noised_BL` tokens are ever replaced (`scored_BL` when that is None), and only
-    tokens both replaced and scored enter the sum.
+    tokens both replaced and scored enter the sum. With `batch.unit_BL` the tokens of a unit (a
+    name, say) are hidden together or not at all, each still with the probability of its level.
 
     Returns:
       sum: nats, weighted. count: examples with a scored token, so the loss is nats per
       sequence. aux: "tokens", how many were predicted; "token_nll", their unweighted nats.
 
     Raises:
-      ValueError: an unknown weighting.
+      ValueError: an unknown weighting, or "k" with units.
     """
     scored_BL, noised_BL = scored_tokens(batch), _noised(batch)
     uniform_B, place_BL = _example_uniforms(_example_keys(batch, key), scored_BL.shape[1])
+    if batch.unit_BL is not None:
+        if weighting == "k":
+            raise ValueError("weighting 'k' counts tokens, and cannot hide units of several")
+        place_BL = jnp.take_along_axis(place_BL, jnp.asarray(batch.unit_BL), axis=1)
     if stratified:
         uniform_B = (batch.index_B + uniform_B) / batch.global_size
     masked_BL, weight_B = corrupt(

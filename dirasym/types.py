@@ -40,6 +40,8 @@ class Batch:
       scored_BL: bool, the tokens whose prediction counts; all when None.
       noised_BL: bool, the tokens that masked objectives may hide; `scored_BL` when None.
       valid_BL: bool, False at padding, which attention never reads; all when None.
+      unit_BL: int32, the place of the first token of the unit that a token belongs to; masked
+        diffusion hides a unit's tokens together. Each token is its own unit when None.
     """
 
     tokens_BL: Array
@@ -48,6 +50,7 @@ class Batch:
     scored_BL: Array | None = None
     noised_BL: Array | None = None
     valid_BL: Array | None = None
+    unit_BL: Array | None = None
 
 
 class ApplyFn(Protocol):

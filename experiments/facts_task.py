@@ -58,8 +58,9 @@ class Config:
     learning_rate: float = flag(5e-5, "AdamW's.", 0)
     warmup_steps: int = flag(0, "Steps of linear warm-up.", 0)
     weight_decay: float = flag(0.1, "AdamW's.", 0)
-    noising: Literal["whole", "answer"] = flag(
-        "whole", "MDM: mask any token, or the answer alone (loss over its length)."
+    noising: Literal["whole", "names", "answer"] = flag(
+        "whole",
+        "MDM: mask any token; names as wholes; or the answer alone (loss over its length).",
     )
     mask_id: int = flag(-1, "With --model_id: id of [M]; -1: config.json's, or the last.", -1)
     max_new: int = flag(0, "Tokens generated; 0: the longest answer and its end.", 0)
@@ -322,6 +323,10 @@ class Task:
             in_answer = np.arange(width) >= first_scored[:, None]
             scored = in_answer if c.noising == "answer" else np.ones_like(in_answer)
             arrays = {"tokens_BL": tokens.astype(np.int32), "scored_BL": scored}
+            if c.noising == "names":
+                names = {query.answers[0] for query in queries}
+                names |= {statement.answer for statement in self.data.train}
+                arrays["unit_BL"] = facts.name_units(self.data.train, names, tokenizer, width)
             if (tokens == tokenizer.mask_id).any():
                 raise harness.UsageError(f"the statements hold token {tokenizer.mask_id}, [M]")
             steps, block = c.decode_steps or self.max_new, c.block_length or self.max_new

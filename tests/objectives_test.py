@@ -194,6 +194,23 @@ def test_noised_positions_may_be_more_than_scored_ones():
     assert aux["tokens"] == masked[:, 3].sum()
 
 
+def test_tokens_of_a_unit_are_hidden_together_as_often_as_alone():
+    seen = []
+
+    def spy(params, tokens):
+        seen.append(np.asarray(tokens == MASK))
+        return jnp.zeros((*tokens.shape, VOCAB))
+
+    unit = np.tile([0, 1, 1, 1, 4], (4000, 1))
+    batch = _batch(np.ones((4000, 5)), unit_BL=unit)
+    objectives.masked_diffusion(spy, {}, batch, jax.random.key(0), mask_id=MASK)
+    hidden = seen[0]
+    assert (hidden[:, 1:4] == hidden[:, 1:2]).all() and (hidden[:, 0] != hidden[:, 1]).any()
+    np.testing.assert_allclose(hidden.mean(axis=0), 0.5, atol=0.02)
+    with pytest.raises(ValueError, match="'k'"):
+        objectives.masked_diffusion(spy, {}, batch, jax.random.key(0), mask_id=MASK, weighting="k")
+
+
 def test_noise_belongs_to_the_example_wherever_it_is():
     seen = []
 

@@ -558,6 +558,34 @@ def training_arrays(
     return {"tokens_BL": tokens, "valid_BL": valid, "scored_BL": scored}
 
 
+def name_units(
+    statements: Sequence[Statement], names: Iterable[str], tokenizer: Any, length: int
+) -> np.ndarray:
+    """`Batch.unit_BL` of `training_arrays`' rows: each answer, and each name in a prompt, a unit.
+
+    Args:
+      statements: as given to `training_arrays`.
+      names: to look for in prompts; the longer of two that overlap is taken.
+      tokenizer: whose tokens begin with the space before a word, if they hold one.
+      length: of the rows.
+
+    Returns:
+      int32 [len(statements), length].
+    """
+    either = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
+    pattern = re.compile(rf"(?<!\w)({either})(?!\w)")
+    unit_BL = np.tile(np.arange(length, dtype=np.int32), (len(statements), 1))
+    for unit_L, (prompt, answer) in zip(unit_BL, statements, strict=True):
+        texts = [prompt, f" {answer}"]
+        for match in pattern.finditer(prompt):
+            texts += [prompt[: match.start()].rstrip(), prompt[: match.end()]]
+        prompt_end, answer_size, *bounds = map(len, tokenizer.encode(texts))
+        bounds += [prompt_end, prompt_end + answer_size]
+        for start, stop in zip(bounds[::2], bounds[1::2], strict=True):
+            unit_L[start:stop] = start
+    return unit_BL
+
+
 def _first(items: list, count: int | None, source: Any) -> list:
     """The first `count` items, all for None. Raises ValueError if there are fewer."""
     if count is not None and count > len(items):

@@ -167,3 +167,26 @@ def test_an_output_begins_with_an_answer_at_a_word_s_end():
         assert facts.begins_with_answer(output, answers)
     for output in ("Tyler Oakridges", "Mr Tyler Oakridge", ""):
         assert not facts.begins_with_answer(output, answers)
+
+
+def test_units_are_answers_and_the_longest_names_in_prompts():
+    pairs = [facts.ParentChild("Ann Bo", "Cy Dee", ("Cy Dee",))]
+    others = [facts.ParentChild("Gu", "Cy Dee Eff", ("Cy Dee Eff",))]
+    data = facts.parent_child(pairs, "p2c", others)
+    names = {"Ann Bo", "Cy Dee", "Gu", "Cy Dee Eff"}
+    tokenizer = facts.WordTokenizer([" ".join(text) for text in data.train])
+    tokens = facts.training_arrays(data.train, tokenizer)["tokens_BL"]
+    expected = [  # such as "Cy Dee | 's | child | is | Ann Bo | end"
+        [0, 0, 2, 3, 4, 5, 5, 7],
+        [0, 0, 0, 3, 4, 5, 6, 7],
+        [0, 1, 2, 3, 4, 4, 4, 7],
+    ]
+    units = facts.name_units(data.train, names, tokenizer, tokens.shape[1])
+    np.testing.assert_array_equal(units, expected)
+
+
+def test_an_answer_that_repeats_the_question_is_told_from_others():
+    assert facts.is_copied(" ben stiller", "Ben Stiller's parent is")
+    assert facts.is_copied("Ben", "Ben Stiller's parent is")
+    for output in ("", "Anne Meara", "Ben St", "Stiller Ben"):
+        assert not facts.is_copied(output, "Ben Stiller's parent is")
