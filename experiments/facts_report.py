@@ -7,6 +7,14 @@ from experiments import harness
 
 LABELS = {"mdm": "masked diffusion (MDM)", "arm": "autoregressive (ARM)"}
 COLORS = {"forward": "tab:blue", "reverse": "tab:orange"}
+ANSWER_COLUMNS = {  # of the table, and the measures in result lines
+    "exact %": "percent",
+    "begun %": "begun_percent",
+    "copied %": "copied_percent",
+    "choice %": "choice_percent",
+    "P(true first token)": "p",
+    "its median rank": "rank",
+}
 
 
 def write(experiment: harness.Experiment, config, paper: dict, paper_seeds: dict) -> None:
@@ -40,6 +48,9 @@ def write(experiment: harness.Experiment, config, paper: dict, paper_seeds: dict
         ["trained", "seed", "model", "ours F / R, last", "ours F / R, best", "paper F / R"],
         _seed_rows(results, config, paper_seeds),
     )
+    answers_table = report.table(
+        ["trained", "model", "direction", *ANSWER_COLUMNS], _answer_rows(results, config)
+    )
     text = (
         "# Facts in language models: Table 1 of arXiv 2602.02133\n\n"
         f"{table}\n\n"
@@ -47,7 +58,11 @@ def write(experiment: harness.Experiment, config, paper: dict, paper_seeds: dict
         "evaluations, as the paper logged; each direction for itself. Paper: LLaDA 8B beside the "
         "MDM, LLaMA-3.1 8B / Qwen-2.5 7B beside the ARM: other weights than ours, unless "
         "--model_id names them.\n\n"
-        f"Tables 4 to 6, by seed (F forward, R reverse):\n\n{seeds_table}"
+        f"Tables 4 to 6, by seed (F forward, R reverse):\n\n{seeds_table}\n\n"
+        "What questions are answered with, at the end, mean over seeds. Begun: outputs that begin "
+        "with an answer. Copied: outputs that repeat words of the question. Choice: the true first "
+        "token is more probable than those of all other answers in that direction, which no copied "
+        f"word can win.\n\n{answers_table}"
     )
     experiment.write_report(text, paths, printed=table)
 
@@ -86,6 +101,47 @@ def _seed_rows(results, config, paper_seeds):
                     for kind in ("", "best_")
                 ]
                 yield [data.upper(), seed, model.upper(), *ours, theirs]
+
+
+def _answer_rows(results, config):
+    for data in config.data:
+        for model in config.models:
+            lines = report.select(results, data=data, model=model)
+            for direction in ("forward", "reverse"):
+                means = {
+                    measure: np.mean([line[f"{direction}_{measure}"] for line in lines])
+                    for measure in ANSWER_COLUMNS.values()
+                }
+                numbers = [f"{means[m]:.3f}" if m == "p" else f"{means[m]:.1f}" for m in means]
+                yield [data.upper(), model.upper(), direction, *numbers]
+
+
+def reverse_bars(lines_by_name: dict[str, list[dict]]):
+    """What reverse questions are answered with, run by run: a bar a mean, a dot a seed."""
+    figure, axes = report.new_figure(1, 1, size=(1.1 * len(lines_by_name) + 1, 3.4))
+    ax, width = axes[0, 0], 0.27
+    kinds = {
+        "exact": "percent",
+        "repeats the question": "copied_percent",
+        "choice": "choice_percent",
+    }
+    for offset, (label, measure) in enumerate(kinds.items(), -1):
+        for place, lines in enumerate(lines_by_name.values()):
+            values = [line[f"reverse_{measure}"] for line in lines]
+            color, at = f"C{offset + 1}", place + offset * width
+            ax.bar(
+                at,
+                np.mean(values),
+                width,
+                color=color,
+                alpha=0.6,
+                label=label if place == 0 else None,
+            )
+            ax.plot([at] * len(values), values, "k.", ms=3)
+    ax.set_xticks(range(len(lines_by_name)), list(lines_by_name), fontsize=7)
+    ax.set(ylabel="reverse questions (%)")
+    figure.legend(loc="outside upper center", ncols=3)
+    return figure
 
 
 def _over_training(curves, kind, label, log=False):
