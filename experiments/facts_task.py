@@ -81,6 +81,8 @@ class Config:
             raise ValueError(f"--attention_examples={self.attention_examples}: 3 or more, or 0")
         if not 0 <= self.lora_dropout < 1:
             raise ValueError(f"--lora_dropout={self.lora_dropout} must be below 1")
+        if self.both_ways_from == "file" and not self.data_path:
+            raise ValueError("--both_ways_from=file needs --data_path")
         if self.lora_rank and not self.model_id:
             raise ValueError("--lora_rank needs weights to adapt: --model_id=DIRECTORY")
         for name in self.data:
