@@ -15,6 +15,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, Literal
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -168,8 +169,9 @@ def masked_diffusion(
     divided by how many tokens it scores, as LLaDA's fine-tuning divides by the answer's length.
 
     Only `batch.noised_BL` tokens are ever replaced (`scored_BL` when that is None), and only
-    tokens both replaced and scored enter the sum. With `batch.unit_BL` the tokens of a unit (a
-    name, say) are hidden together or not at all, each still with the probability of its level.
+    tokens both replaced and scored enter the sum. With `batch.unit_BL` the noised tokens of a
+    unit (a name, say) are hidden together or not at all, with the probability of the level; they
+    are then predicted independently of one another, and the sum is no bound on -log p(x).
 
     Returns:
       sum: nats, weighted. count: examples with a scored token, so the loss is nats per
@@ -183,7 +185,9 @@ def masked_diffusion(
     if batch.unit_BL is not None:
         if weighting == "k":
             raise ValueError("weighting 'k' counts tokens, and cannot hide units of several")
-        place_BL = jnp.take_along_axis(place_BL, jnp.asarray(batch.unit_BL), axis=1)
+        chex.assert_equal_shape([batch.unit_BL, place_BL])
+        unit_BL = jnp.asarray(batch.unit_BL)
+        place_BL = jnp.take_along_axis(place_BL, unit_BL, axis=1, mode="clip")
     if stratified:
         uniform_B = (batch.index_B + uniform_B) / batch.global_size
     masked_BL, weight_B = corrupt(

@@ -40,8 +40,9 @@ class Batch:
       scored_BL: bool, the tokens whose prediction counts; all when None.
       noised_BL: bool, the tokens that masked objectives may hide; `scored_BL` when None.
       valid_BL: bool, False at padding, which attention never reads; all when None.
-      unit_BL: int32, the place of the first token of the unit that a token belongs to; masked
-        diffusion hides a unit's tokens together. Each token is its own unit when None.
+      unit_BL: int32, the place of the first token of the unit that a token belongs to;
+        `objectives.masked_diffusion` alone reads it, and hides a unit's tokens together. Each
+        token is its own unit when None.
     """
 
     tokens_BL: Array

@@ -53,14 +53,16 @@ class Config:
     causal: bool = flag(False, "The control: keep the causal mask, predict the next token.")
     num_pairs: int = flag(250, "Invented parent–child pairs in the text.", 1)
     both_ways: bool = flag(False, "Tell the invented facts in both directions.")
-    fact_repeats: int = flag(1, "Times the facts are told in the text, in a new order each.", 1)
+    fact_repeats: int = flag(1, "Times the facts are told; several: in a new order each.", 1)
 
     def __post_init__(self):
         if self.steps % self.save_every:
             raise ValueError(
                 f"--steps={self.steps} is not a multiple of --save_every={self.save_every}"
             )
-        facts_task.open_tokenizer(self)
+        tokenizer = facts_task.open_tokenizer(self)
+        if len(rows(tokenizer, self)) == 0:
+            raise ValueError(f"--length={self.length} is more than the whole text")
 
 
 def texts(config: Config) -> list[str]:
@@ -77,6 +79,8 @@ def texts(config: Config) -> list[str]:
     statements = [f"{prompt} {answer}." for prompt, answer in told]
     order = random.Random(FACTS_SEED)
     read = [topics[name] for name in sorted(topics)]
+    if config.fact_repeats == 1:
+        return read + statements
     for _ in range(config.fact_repeats):
         read += order.sample(statements, len(statements))
     return read
@@ -102,6 +106,10 @@ def run(experiment: harness.Experiment, config: Config) -> None:
         hf_config.write(model.config)  # what is trained can be saved
     except (ValueError, ImportError) as error:
         raise harness.UsageError(f"--model_id: {error}") from None
+    if model.config.max_len is not None and c.length > model.config.max_len:
+        raise harness.UsageError(
+            f"--length={c.length} exceeds the model's context of {model.config.max_len}"
+        )
     state = training.create_state(
         models.make_apply_fn(model),
         params,

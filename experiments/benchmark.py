@@ -61,11 +61,13 @@ def run(experiment: harness.Experiment, config: Config) -> None:
 
 
 def torch_device():
-    """PyTorch's counterpart of JAX's default device, with JAX's default precision of products."""
+    """PyTorch's counterpart of JAX's default device; sets JAX's default precision of products."""
     import torch
 
     if jax.default_backend() != "gpu":
         return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise harness.UsageError("JAX has a GPU here and this build of PyTorch has none")
     torch.set_float32_matmul_precision("high")
     return torch.device("cuda")
 

@@ -81,8 +81,8 @@ def run(experiment: harness.Experiment, config: Config) -> None:
         for model in config.models:
             task = None
             # Rules of sharding know a weight's own axes, and none of seeds.
-            groups = harness.seed_groups(config.seeds) if shardings is None else None
-            for seeds in groups or [[seed] for seed in config.seeds]:
+            apart = [[seed] for seed in config.seeds]
+            for seeds in apart if shardings else harness.seed_groups(config.seeds):
                 if not experiment.is_done(data=data, model=model, seed=seeds[-1]):
                     task = task or Task(data, model, config, shardings)
                     train_and_record(experiment, task, data, model, seeds)
@@ -99,6 +99,8 @@ def share_weights(experiment: harness.Experiment, config: Config):
             f"--model_devices={config.model_devices} needs --num_devices, a multiple of it, and "
             "--backend=jit"
         )
+    if harness.FLAGS.seeds_together == "yes":
+        raise harness.UsageError("--seeds_together=yes needs --model_devices=1")
     experiment.mesh = sharding.make_mesh(
         len(devices) // config.model_devices, config.model_devices, devices
     )
@@ -121,11 +123,13 @@ def train_and_record(
         over_seeds=together,
     )
 
-    def apart(state):
-        return [harness.take_seed(state, place) for place in range(len(seeds))]
+    def apart(state):  # one by one: together they are as large as the state itself
+        return (
+            harness.take_seed(state, place) if together else state for place in range(len(seeds))
+        )
 
     def evaluate(state):
-        values = [task.evaluate(one) for one in (apart(state) if together else [state])]
+        values = [task.evaluate(one) for one in apart(state)]
         return jax.tree.map(lambda *x: np.concatenate(x), *values)
 
     state, history = experiment.train(
@@ -138,8 +142,7 @@ def train_and_record(
         evaluate=evaluate,
     )
     lines = []
-    states = apart(state) if together else [state]
-    for place, (seed, one) in enumerate(zip(seeds, states, strict=True)):
+    for place, (seed, one) in enumerate(zip(seeds, apart(state), strict=True)):
         name = f"{data}-{model}-seed{seed}"
         curves = {key: x[:, place : place + 1] for key, x in history.items() if x.ndim > 1}
         experiment.save_curves(name, curves | {"eval_step": history["eval_step"]})
@@ -160,7 +163,8 @@ def last_and_best(curves: dict[str, np.ndarray]) -> dict[str, float]:
     for direction in ("forward", "reverse"):
         for measure in ("begun_percent", "copied_percent", "choice_percent", "p", "rank"):
             key = f"{direction}_{measure}"
-            line[key] = float(curves[key][-1, 0])
+            last = float(curves[key][-1, 0])
+            line[key] = None if np.isnan(last) else last
     return line | {"final_loss": float(curves["loss"][-1, 0])}
 
 

@@ -61,8 +61,9 @@ def write(experiment: harness.Experiment, config, paper: dict, paper_seeds: dict
         f"Tables 4 to 6, by seed (F forward, R reverse):\n\n{seeds_table}\n\n"
         "What questions are answered with, at the end, mean over seeds. Begun: outputs that begin "
         "with an answer. Copied: outputs that repeat words of the question. Choice: the true first "
-        "token is more probable than those of all other answers in that direction, which no copied "
-        f"word can win.\n\n{answers_table}"
+        "token is more probable than those of all other answers in that direction, words of the "
+        "question aside, of the questions whose true one begins one answer and no word of the "
+        f"question.\n\n{answers_table}"
     )
     experiment.write_report(text, paths, printed=table)
 
@@ -108,11 +109,11 @@ def _answer_rows(results, config):
         for model in config.models:
             lines = report.select(results, data=data, model=model)
             for direction in ("forward", "reverse"):
-                means = {
-                    measure: np.mean([line[f"{direction}_{measure}"] for line in lines])
-                    for measure in ANSWER_COLUMNS.values()
-                }
-                numbers = [f"{means[m]:.3f}" if m == "p" else f"{means[m]:.1f}" for m in means]
+                numbers = []
+                for measure in ANSWER_COLUMNS.values():
+                    values = [line[f"{direction}_{measure}"] for line in lines]
+                    digits = 3 if measure == "p" else 1
+                    numbers.append("" if None in values else f"{np.mean(values):.{digits}f}")
                 yield [data.upper(), model.upper(), direction, *numbers]
 
 

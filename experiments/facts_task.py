@@ -60,7 +60,8 @@ class Config:
     weight_decay: float = flag(0.1, "AdamW's.", 0)
     noising: Literal["whole", "names", "answer"] = flag(
         "whole",
-        "MDM: mask any token; names as wholes; or the answer alone (loss over its length).",
+        "MDM: mask any token; answers, and names in prompts, as wholes (see --decode_steps); or "
+        "the answer alone (loss over its length).",
     )
     mask_id: int = flag(-1, "With --model_id: id of [M]; -1: config.json's, or the last.", -1)
     max_new: int = flag(0, "Tokens generated; 0: the longest answer and its end.", 0)
@@ -101,14 +102,17 @@ def fact_set(name: str, config: Config) -> facts.FactSet:
     try:
         if name in ("p2c", "c2p"):
             count = config.num_pairs + config.both_ways
-            asked = both_ways = facts.invent_parent_child(count, seed, config.name_words)
+            pairs = facts.invent_parent_child(count, seed, config.name_words)
+            asked, both_ways = pairs[: config.num_pairs], pairs[config.num_pairs :]
             if path:
-                file = pathlib.Path(path) / "parent_child_pairs.csv"
-                if config.both_ways_from == "file":
-                    asked = both_ways = facts.read_parent_child(file, count, seed)
-                else:
-                    asked = facts.read_parent_child(file, config.num_pairs, seed)
-            asked, both_ways = asked[: config.num_pairs], both_ways[config.num_pairs :]
+                from_file = config.both_ways_from == "file"
+                pairs = facts.read_parent_child(
+                    pathlib.Path(path) / "parent_child_pairs.csv",
+                    count if from_file else config.num_pairs,
+                    seed,
+                )
+                asked = pairs[: config.num_pairs]
+                both_ways = pairs[config.num_pairs :] if from_file else both_ways
             return facts.parent_child(asked, name, both_ways)
         if name in ("p2d", "d2p"):
             if path:
@@ -338,6 +342,7 @@ class Task:
                 raise harness.UsageError(f"--decode_steps, --block_length: {error}") from None
         self.arrays = arrays
         self.first_tokens = np.array([answer[0] for answer in answers])
+        self._find_choices(queries)
         self.prompts = facts.pad(
             tokenizer.encode([query.prompt for query in queries]), tokenizer.pad_id
         )
@@ -350,6 +355,29 @@ class Task:
         self.pairing = None
         if c.gradient_examples:
             self.pairing = paired_queries(self.data, tokenizer, self.model_name == "mdm")
+
+    def _find_choices(self, queries) -> None:
+        """What a question's answer is chosen among: first tokens of that direction's answers.
+
+        Sets `choices` [C], all first tokens; `rivals` [Q, C], those of other answers, without
+        words of the question; and `has_choice` [Q], whether the true one is in no question and
+        begins no other answer ("the author ..", "the maker .." cannot be told apart by it).
+        """
+        self.choices = np.unique(self.first_tokens)
+        self.rivals = np.zeros((len(queries), len(self.choices)), bool)
+        self.has_choice = np.zeros(len(queries), bool)
+        split = len(self.data.forward)
+        asked = self.tokenizer.encode([f" {query.prompt}" for query in queries])
+        for side in (slice(split), slice(split, None)):
+            begun = {}
+            for query, token in zip(queries[side], self.first_tokens[side], strict=True):
+                begun.setdefault(token, set()).add(query.answers[0])
+            of_side = np.isin(self.choices, list(begun))
+            for number in range(*side.indices(len(queries))):
+                token = self.first_tokens[number]
+                others = of_side & (self.choices != token)
+                self.rivals[number] = others & ~np.isin(self.choices, asked[number])
+                self.has_choice[number] = len(begun[token]) == 1 and token not in asked[number]
 
     @property
     def steps_per_epoch(self) -> int:
@@ -463,9 +491,8 @@ class Task:
 
     @functools.cached_property
     def _probe(self):
-        """p and rank of a token at one place of each row, and p of all answers' first tokens."""
+        """p and rank of a token at one place of each row, and p of `choices` there."""
         mask_id = self.tokenizer.mask_id if self.model_name == "mdm" else None
-        choices_C = np.unique(self.first_tokens)
 
         @jax.jit
         def probe(variables, tokens_BL, valid_BL, at_B, target_B):
@@ -473,7 +500,7 @@ class Task:
             logits_BV = jnp.take_along_axis(logits_BLV, at_B[:, None, None], axis=1)[:, 0]
             p_BV = jax.nn.softmax(objectives.exclude(logits_BV[:, None], mask_id)[:, 0])
             p_B = jnp.take_along_axis(p_BV, target_B[:, None], axis=1)
-            return p_B[:, 0], 1 + jnp.sum(p_BV > p_B, axis=1), p_BV[:, choices_C]
+            return p_B[:, 0], 1 + jnp.sum(p_BV > p_B, axis=1), p_BV[:, self.choices]
 
         return probe
 
@@ -496,9 +523,10 @@ class Task:
 
         `percent`: exact match. `begun_percent`: outputs that begin with an answer.
         `copied_percent`: outputs that repeat words of the question. `choice_percent`: questions
-        whose true first token is more probable than those of all other answers in that
-        direction, which no copied word can win. The masked model is asked at the first of
-        `max_new` [M]s. Values have an axis of one seed.
+        whose true first token is more probable than the first tokens of all other answers in
+        that direction, words of the question aside (`_find_choices`); NaN if none can be asked
+        so. The masked model is asked at the first of `max_new` [M]s. Values have an axis of one
+        seed.
         """
         variables = state.variables(state.params)
         texts = self.answers(variables, jax.random.fold_in(state.key, training.EVAL_STREAM))
@@ -522,13 +550,13 @@ class Task:
             lambda _, *chunk: self._probe(variables, *chunk), tokens, valid, last, self.first_tokens
         )
         values = {}
-        split, choices = len(self.data.forward), np.unique(self.first_tokens)
+        split = len(self.data.forward)
+        beaten = (p_choices < p[:, None]) | ~self.rivals
         for name, side in (("forward", slice(split)), ("reverse", slice(split, None))):
             for measure, right in said.items():
                 values[f"{name}_{measure}"] = 100 * np.mean(right[side])
-            of_side = np.isin(choices, self.first_tokens[side])
-            first = p[side] >= p_choices[side][:, of_side].max(axis=1)
-            values[f"{name}_choice_percent"] = 100 * np.mean(first)
+            first = beaten[side].all(axis=1)[self.has_choice[side]]
+            values[f"{name}_choice_percent"] = 100 * np.mean(first) if len(first) else np.nan
             values[f"{name}_p"] = np.mean(p[side])
             values[f"{name}_rank"] = np.median(rank[side])
         if self.pairing is not None:

@@ -3,19 +3,32 @@
 Question  none: a run draws its own figures, and these show more runs than one.
 Command   python -m experiments.redraw
 Cost      seconds.
-Expected  docs/figures/toy_accuracy.png and toy_study.png as they are on file.
+Expected  docs/figures/toy_accuracy.png, toy_study.png and facts_names.png as they are on file.
 """
 
 import pathlib
 
 from dirasym import checkpoints, report
-from experiments import toy_report, toy_reversal, toy_study, toy_task
+from experiments import facts_report, toy_report, toy_reversal, toy_study, toy_task
 
 DOCS = pathlib.Path(__file__).parents[1] / "docs"
+REVERSE_QUESTIONS = {  # bars, and where their result lines are
+    "1 word\n60 both ways": ("facts_names", "w1b60"),
+    "2 words\n60": ("facts_names", "w2b60"),
+    "2 words\n150": ("facts_names", "w2b150"),
+    "2 words\n300": ("facts_names", "w2b300_mdm"),
+    "2 words, 60\nnames whole": ("facts_names", "w2b60_names_at_once"),
+    "2 words, 300\nnames whole": ("facts_names", "w2b300_names_at_once"),
+    "2 words, 300\ncausal": ("facts_names", "w2b300_arm"),
+    "SmolLM2\nmasked, LoRA": ("facts_smollm2_h100", "lora_mdm"),
+    "SmolLM2\ncausal, LoRA": ("facts_smollm2_h100", "lora_arm"),
+    "SmolLM2\nmasked, all": ("facts_smollm2_h100", "full_mdm"),
+    "SmolLM2\ncausal, all": ("facts_smollm2_h100", "full_arm"),
+}
 
 
 def main(folder: pathlib.Path = DOCS / "figures") -> None:
-    """Draws both and prints their paths."""
+    """Draws them and prints their paths."""
     table_2 = toy_task.Config(lengths=tuple(toy_reversal.PAPER_TABLE_2), report_step=1000)
     lines = _lines("toy_reversal", "results", "results_L40", "results_arm")
     bars = toy_report.accuracy_bars(lines, table_2, toy_reversal.PAPER_TABLE_2)
@@ -27,13 +40,22 @@ def main(folder: pathlib.Path = DOCS / "figures") -> None:
     }
     by_seed = sorted(longest.values(), key=lambda line: line["seed"])
     curves, _ = toy_study.draw(by_seed, study.inits, study.orders)
-    for figure, name in ((bars, "toy_accuracy"), (curves, "toy_study")):
+    names = facts_report.reverse_bars(
+        {label: _lines(*place) for label, place in REVERSE_QUESTIONS.items()}
+    )
+    figures = {"toy_accuracy": bars, "toy_study": curves, "facts_names": names}
+    for name, figure in figures.items():
         print(report.save_figure(figure, folder, name))
 
 
 def _lines(folder: str, *files: str) -> list[dict]:
-    paths = (DOCS / "results" / folder / f"{file}.jsonl" for file in files)
-    return [line for path in paths for line in checkpoints.read_results(path)]
+    lines = []
+    for file in files:
+        path = DOCS / "results" / folder / f"{file}.jsonl"
+        if not path.exists():
+            raise FileNotFoundError(path)
+        lines += checkpoints.read_results(path)
+    return lines
 
 
 if __name__ == "__main__":

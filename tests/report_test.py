@@ -32,4 +32,5 @@ def test_figures_are_written_as_png_and_pdf(tmp_path):
 def test_committed_results_draw_the_figures_of_the_docs(tmp_path):
     pytest.importorskip("matplotlib")
     redraw.main(tmp_path)
-    assert {path.stem for path in tmp_path.glob("*.png")} == {"toy_accuracy", "toy_study"}
+    drawn = {path.stem for path in tmp_path.glob("*.png")}
+    assert drawn == {"toy_accuracy", "toy_study", "facts_names"}

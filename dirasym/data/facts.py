@@ -85,16 +85,14 @@ def begins_with_answer(output: str, answers: Sequence[str]) -> bool:
 
 
 def is_copied(output: str, prompt: str) -> bool:
-    """Whether the output is nothing but words of the prompt, in its order, both normalised.
+    """Whether the output is a run of the prompt's words, both normalised, full stops aside.
 
-    "Ben Stiller's parent is" answered by "Ben Stiller": the whole name that is asked about
-    completes half of it, if names were learned as "A is B" was.
+    "Ben Stiller's parent is" answered by "Ben Stiller.": the name that is asked about, which
+    completes itself if names were learned by hiding parts of them.
     """
-    output = normalise(output)
-    return (
-        bool(output)
-        and re.search(rf"(?<!\w){re.escape(output)}(?!\w)", normalise(prompt)) is not None
-    )
+    words = " ".join(normalise(output).split()).rstrip(".")
+    prompt = " ".join(normalise(prompt).split())
+    return bool(words) and re.search(rf"(?<!\w){re.escape(words)}(?!\w)", prompt) is not None
 
 
 # ---------------------------------------------------------------------------------------
@@ -565,8 +563,9 @@ def name_units(
 
     Args:
       statements: as given to `training_arrays`.
-      names: to look for in prompts; the longer of two that overlap is taken.
-      tokenizer: whose tokens begin with the space before a word, if they hold one.
+      names: to look for in prompts, from left to right, the longest that begins at a place.
+      tokenizer: whose tokens begin with the space before a word, if they hold one. A token that
+        reaches beyond a name's end belongs to the name.
       length: of the rows.
 
     Returns:

@@ -15,6 +15,7 @@ from experiments import adapt_masked, facts_task, harness
 
 ROOT = pathlib.Path(__file__).parents[2]
 FIXTURES = ROOT / "tests/fixtures"
+PUBLIC = ROOT.parent / "shared/data/reversal_curse"
 TINY = facts_task.Config(
     num_pairs=4, both_ways=3, name_words=2, width=16, layers=1, heads=2, kv_heads=1, seeds=(0,),
     epochs=1, eval_epochs=1, gradient_examples=2, attention_examples=3, attention_distance=3,
@@ -61,6 +62,59 @@ def test_a_run_is_evaluated_both_ways(model):
         assert values["gradient_cosine_total"].shape == (1, 2)
         found = task.attention_correlation(state)
         assert found["mean"].shape == (1, 2, 5) and np.isfinite(found["mean"]).all()
+
+
+def test_a_choice_is_among_answers_that_their_first_tokens_tell_apart():
+    class Certain(facts_task.Task):
+        """Gives tokens the logits `favoured`, whatever it is asked."""
+
+        def __init__(self, favoured):
+            super().__init__("p2c", "arm", dataclasses.replace(TINY, gradient_examples=0))
+            logits = np.zeros(self.tokenizer.vocab_size, np.float32)
+            for place, token in enumerate(favoured(self)):
+                logits[token] = 20 - place
+            self.apply_fn = lambda variables, tokens, valid_BL: np.broadcast_to(
+                logits, (*tokens.shape, len(logits))
+            )
+            self.answers = lambda variables, key: ["?"] * len(self.first_tokens)
+
+        def share(self):
+            values = self.evaluate(self.state(0))
+            return values["forward_choice_percent"][0], values["reverse_choice_percent"][0]
+
+    # Four pairs: naming one child to all is right once; words of no answer do not matter.
+    first_child = Certain(lambda task: [2, task.first_tokens[0]])
+    assert first_child.share() == (25.0, 0.0)
+    # Equally probable answers are no choice.
+    assert Certain(lambda task: []).share() == (0.0, 0.0)
+    # Nor is a word of the question a rival: the child itself, asked for its parent.
+    copies = Certain(lambda task: [*task.first_tokens[:1], task.first_tokens[4]])
+    assert copies.share() == (25.0, 25.0)
+
+
+def test_answers_that_begin_alike_are_no_choice():
+    task = facts_task.Task("p2d", "mdm", dataclasses.replace(TINY, data=("p2d",)))
+    split = len(task.data.forward)  # all answers begin with "the"
+    assert not task.has_choice[:split].any() and task.has_choice[split:].all()
+    assert np.isnan(task.evaluate(task.state(0))["forward_choice_percent"][0])
+
+
+def test_names_are_noised_as_wholes_in_rows_that_go_on_with_ends():
+    task = facts_task.Task("p2c", "mdm", dataclasses.replace(TINY, noising="names"))
+    unit = task.arrays["unit_BL"]
+    assert unit.shape == task.arrays["tokens_BL"].shape
+    np.testing.assert_array_equal(unit[0], [0, 0, 2, 3, 4, 5, 5, 7])
+
+
+@pytest.mark.skipif(not PUBLIC.exists(), reason="public files are not here")
+def test_pairs_told_both_ways_can_come_from_the_file():
+    config = dataclasses.replace(TINY, data_path=str(PUBLIC), both_ways_from="file")
+    asked = facts_task.fact_set("p2c", dataclasses.replace(config, both_ways=0))
+    told = facts_task.fact_set("p2c", config)
+    assert told.forward == asked.forward and told.train[:4] == asked.train
+    assert len(told.train) == 4 + 2 * 3
+    names = {name for query in asked.forward + asked.reverse for name in query.answers}
+    assert not names & {statement.answer for statement in told.train[4:]}
 
 
 def test_causal_rows_score_answers_and_masked_rows_go_on_with_ends():
@@ -248,6 +302,28 @@ def test_the_command_shares_weights_among_devices(tmp_path):
         (line,) = (tmp_path / name / "results.jsonl").read_text().splitlines()
         losses.append(json.loads(line)["final_loss"])
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [("--num_pairs=30000", "more than can be invented"), ("--length=99999999", "whole text")],
+)
+def test_an_adaptation_that_cannot_be_is_refused(flags, message, tmp_path):
+    command = f"-m experiments.adapt_masked --model_id={_tiny_directory(tmp_path)} {flags}"
+    done = _run(command, f"--workdir={tmp_path}/x")
+    assert done.returncode == 2 and message in done.stderr, done.stderr
+    assert done.stderr.count("\n") == 1 and not (tmp_path / "x").exists()
+
+
+def test_seeds_that_share_weights_among_devices_train_apart(tmp_path):
+    flags = "--num_devices=2 --model_devices=2 --seeds_together=yes"
+    done = _run(
+        f"-m experiments.facts --preset=smoke {flags}",
+        f"--workdir={tmp_path}/x",
+        XLA_FLAGS="--xla_force_host_platform_device_count=2",
+    )
+    assert done.returncode == 2 and "--model_devices=1" in done.stderr, done.stderr
+    assert done.stderr.count("\n") == 1 and not (tmp_path / "x").exists()
 
 
 def test_weights_are_not_shared_among_devices_that_are_not_there(tmp_path):
