@@ -139,6 +139,7 @@ def reverse_bars(lines_by_name: dict[str, list[dict]]):
                 label=label if place == 0 else None,
             )
             ax.plot([at] * len(values), values, "k.", ms=3)
+    ax.margins(x=0.01)
     ax.set_xticks(range(len(lines_by_name)), list(lines_by_name), fontsize=7)
     ax.set(ylabel="reverse questions (%)")
     figure.legend(loc="outside upper center", ncols=3)
