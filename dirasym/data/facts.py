@@ -482,7 +482,7 @@ def invent_names(count: int, seed: int = 0, words: int = 2) -> list[str]:
 
 
 class WordTokenizer:
-    """Words and punctuation marks of given texts as tokens; the offline default.
+    """Words, such as "O'Connell" and "Mary-Kate", and punctuation marks as tokens.
 
     Attributes:
       pad_id, eos_id, mask_id: 0, 1 and 2.
@@ -490,7 +490,7 @@ class WordTokenizer:
     """
 
     pad_id, eos_id, mask_id = 0, 1, 2
-    _WORD = re.compile(r"'s|\w+|[^\w\s]")
+    _WORD = re.compile(r"'s\b|\w+(?:[-'’.](?!s\b)\w+)*|[^\w\s]")
 
     def __init__(self, texts: Iterable[str]):
         words = sorted({word for text in texts for word in self._WORD.findall(text)})
@@ -506,9 +506,10 @@ class WordTokenizer:
             raise ValueError(f"word {error} is not in the vocabulary") from None
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Words joined by spaces, "'s" and punctuation without."""
+        """Words joined by spaces, "'s", punctuation and the inside of quotes without."""
         text = " ".join(self._words[number] for number in ids)
-        return re.sub(r" (?='s\b|[^\w\s<])", "", text)
+        text = re.sub(r" (?='s\b|[^\w\s<\"])", "", text)
+        return re.sub(r'" ?([^"]*?) ?"', r'"\1"', text)
 
 
 def pad(rows: Sequence[Sequence[int]], pad_id: int, left: bool = False, length: int | None = None):

@@ -147,6 +147,18 @@ def test_words_round_trip():
         tokenizer.encode(["Nobody"])
 
 
+@needs_public
+def test_answers_of_the_public_files_round_trip_in_words():
+    pairs = facts.read_parent_child(PUBLIC / "parent_child_pairs.csv", num_pairs=None)
+    texts = [f"{name}'s child is" for pair in pairs for name in (pair.child, *pair.parents)]
+    for direction in ("p2d", "d2p"):
+        data = facts.read_person_description(PUBLIC, direction, num_persons=None)
+        texts += [x for query in data.forward + data.reverse for x in query.answers]
+    tokenizer = facts.WordTokenizer(texts)
+    decoded = [tokenizer.decode(ids) for ids in tokenizer.encode(texts)]
+    assert [x for x, y in zip(texts, decoded, strict=True) if x != y] == []
+
+
 def test_answers_and_the_end_are_scored():
     tokenizer = facts.WordTokenizer(["a's child is b c"])
     statements = [facts.Statement("a's child is", "b c"), facts.Statement("b is", "c")]
