@@ -60,9 +60,7 @@ class Config:
             raise ValueError(
                 f"--steps={self.steps} is not a multiple of --save_every={self.save_every}"
             )
-        tokenizer = facts_task.open_tokenizer(self)
-        if len(rows(tokenizer, self)) == 0:
-            raise ValueError(f"--length={self.length} is more than the whole text")
+        facts_task.open_tokenizer(self)
 
 
 def texts(config: Config) -> list[str]:
@@ -87,11 +85,17 @@ def texts(config: Config) -> list[str]:
 
 
 def rows(tokenizer: facts_task.FileTokenizer, config: Config) -> np.ndarray:
-    """The texts one after another, each with an end of sequence, cut into rows: [n, length]."""
+    """The texts one after another, each with an end of sequence, cut into rows: [n, length].
+
+    Raises:
+      ValueError: not one row, or more pairs than can be invented.
+    """
     stream = [
         token for row in tokenizer.encode(texts(config)) for token in (*row, tokenizer.eos_id)
     ]
     count = len(stream) // config.length
+    if count == 0:
+        raise ValueError(f"--length={config.length} is more than the whole text")
     return np.array(stream[: count * config.length], np.int32).reshape(count, config.length)
 
 
@@ -99,6 +103,10 @@ def run(experiment: harness.Experiment, config: Config) -> None:
     """Trains from the last checkpoint and writes WORKDIR/model."""
     c = config
     tokenizer = facts_task.open_tokenizer(c)
+    try:
+        data = {"tokens_BL": rows(tokenizer, c)}
+    except ValueError as error:
+        raise harness.UsageError(str(error)) from None
     try:
         model, params = models.load_pretrained(
             c.model_id, causal=c.causal, scan_layers=True, dtype=jnp.dtype(c.dtype)
@@ -133,7 +141,6 @@ def run(experiment: harness.Experiment, config: Config) -> None:
         backend=harness.FLAGS.backend,
         mesh=experiment.mesh,
     )
-    data = {"tokens_BL": rows(tokenizer, c)}
     state, history = experiment.train(
         "adapt", state, steps, data, num_steps=c.steps, steps_per_call=c.save_every
     )
