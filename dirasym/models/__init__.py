@@ -5,20 +5,15 @@ from dirasym.models.baselines import GRU, PrefixMLP
 from dirasym.models.bilinear import Bilinear, OneLayer
 from dirasym.models.lora import LoRA, LoRAConfig
 from dirasym.models.mlp import StringMLP
+from dirasym.models.presets import attention_only, gpt2, llada, llama, qwen2, radd
 from dirasym.models.pretrained import load_pretrained, save_pretrained
 from dirasym.models.transformer import (
     Transformer,
     TransformerConfig,
-    attention_only,
-    gpt2,
-    llada,
-    llama,
     make_apply_fn,
     make_extend_fn,
     make_internals_fn,
     make_tokens_apply_fn,
-    qwen2,
-    radd,
 )
 
 __all__ = [
