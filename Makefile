@@ -2,20 +2,47 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+PIP = $(BIN)/pip install --quiet --disable-pip-version-check
+EXTRAS ?= test
+WORKERS ?= auto
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS)
 
-.PHONY: reproduce test lint
+.PHONY: reproduce test test-slow test-parity test-lowest lint mypy
 
 reproduce: $(VENV)/installed
 	$(BIN)/python -m experiments.toy_reversal --preset=quick --workdir=runs/toy_reversal
 
-test: $(VENV)/installed lint
-	$(BIN)/python -m pytest -n auto
+# What a change must pass: under ten minutes on two quiet cores.
+test: $(VENV)/installed
+	$(PYTEST)
+
+# Longer studies: models that train until they know.
+test-slow: $(VENV)/installed
+	$(PYTEST) -m 'slow and not parity'
+
+# Against PyTorch, transformers and PEFT: a virtual environment of its own, about a gigabyte.
+test-parity:
+	$(MAKE) parity-suite VENV=$(VENV)-parity EXTRAS=test,parity
+
+# With exactly the lower bounds of pyproject.toml.
+test-lowest:
+	mkdir -p $(VENV)-lowest
+	grep -oE '"[A-Za-z0-9_-]+>=[0-9.]+"' pyproject.toml | tr -d '"' | sed 's/>=/==/' \
+		> $(VENV)-lowest/bounds.txt
+	$(MAKE) test VENV=$(VENV)-lowest BOUNDS='-c $(VENV)-lowest/bounds.txt'
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-$(VENV)/installed: setup.py
+mypy: $(VENV)/installed
+	$(BIN)/mypy dirasym
+
+.PHONY: parity-suite
+parity-suite: $(VENV)/installed
+	$(PYTEST) -m parity
+
+$(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[plots,hf,test]'
+	$(PIP) $(BOUNDS) -e '.[$(EXTRAS)]'
 	touch $@

