@@ -73,6 +73,6 @@ def shardings(mesh: Mesh, tree: Any) -> Any:
     return jax.tree_util.tree_map_with_path(of_leaf, tree)
 
 
-def _name(path: Sequence[Any]) -> str:
+def _name(path: tuple[Any, ...]) -> str:
     """A tree path as names joined by slashes."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
