@@ -7,7 +7,7 @@ EXTRAS ?= test
 WORKERS ?= auto
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS)
 
-.PHONY: reproduce test test-slow test-parity test-lowest lint mypy
+.PHONY: reproduce test test-slow test-parity test-lowest lint mypy mutants
 
 reproduce: $(VENV)/installed
 	$(BIN)/python -m experiments.toy_reversal --preset=quick --workdir=runs/toy_reversal
@@ -30,6 +30,10 @@ test-lowest:
 	grep -oE '"[A-Za-z0-9_-]+>=[0-9.]+"' pyproject.toml | tr -d '"' | sed 's/>=/==/' \
 		> $(VENV)-lowest/bounds.txt
 	$(MAKE) test VENV=$(VENV)-lowest BOUNDS='-c $(VENV)-lowest/bounds.txt'
+
+# Breaks what measures, and lists the faults that no test sees: an hour on two quiet cores.
+mutants: $(VENV)/installed
+	$(BIN)/python tests/mutants.py
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -29,6 +29,21 @@ def test_figures_are_written_as_png_and_pdf(tmp_path):
     assert path.with_suffix(".pdf").exists()
 
 
+def test_every_seed_is_drawn_and_their_mean():
+    pytest.importorskip("matplotlib")
+    _, axes = report.new_figure()
+    x_T, y_TS = np.array([0, 10, 30]), np.array([[1.0, 4.0], [2.0, 8.0], [5.0, 7.0]])
+    report.plot_seeds(axes[0, 0], x_T, y_TS, "two seeds", ls="--")
+    mean, first, second = axes[0, 0].get_lines()
+    for line, want in ((mean, [2.5, 5.0, 6.0]), (first, [1, 2, 5]), (second, [4, 8, 7])):
+        np.testing.assert_array_equal(line.get_xdata(), x_T)
+        np.testing.assert_array_equal(line.get_ydata(), want)
+        assert line.get_color() == mean.get_color() and line.get_linestyle() == "--"
+    assert [line.get_label() for line in axes[0, 0].get_lines()].count("two seeds") == 1
+    report.plot_seeds(axes[0, 0], x_T, y_TS[:, :1], "one seed")
+    assert len(axes[0, 0].get_lines()) == 4  # its mean is the seed
+
+
 def test_committed_results_draw_the_figures_of_the_docs(tmp_path):
     pytest.importorskip("matplotlib")
     redraw.main(tmp_path)
