@@ -5,6 +5,7 @@ A few names to begin with; the rest is in the modules, in the order in which dat
 """
 
 from dirasym.analysis.gradients import alignment, cross_alignment, theorem_b1, theorem_b1_autodiff
+from dirasym.compile import compile_step
 from dirasym.models import (
     Transformer,
     TransformerConfig,
@@ -12,7 +13,7 @@ from dirasym.models import (
     make_apply_fn,
     save_pretrained,
 )
-from dirasym.training import TrainState, compile_step, create_state, train_step
+from dirasym.training import TrainState, create_state, train_step
 
 __version__ = "0.1.0"
 

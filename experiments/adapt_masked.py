@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dirasym import models, objectives, training
+from dirasym.compile import compile_scan
 from dirasym.data import facts
 from dirasym.models import hf_config
 from experiments import facts_task, harness
@@ -132,7 +133,7 @@ def run(experiment: harness.Experiment, config: Config) -> None:
         weighting="t",
         schedule=objectives.llada_schedule,
     )
-    steps = training.compile_scan(
+    steps = compile_scan(
         functools.partial(
             training.train_step, objective=objectives.next_token if c.causal else masked_diffusion
         ),

@@ -18,7 +18,8 @@ from typing import Literal
 
 import jax
 
-from dirasym import report, training
+from dirasym import report
+from dirasym.compile import compile_scan
 from dirasym.data import case_pairs
 from experiments import harness, relations_task, toy_task
 from experiments.harness import flag
@@ -99,7 +100,7 @@ def _jax_steps(length: int, config: Config, skip: bool) -> Callable[[], object]:
     state = task.state(seed=0)
     if not skip:
         state = state.replace(apply_fn=task.apply_fn(None))
-    steps = training.compile_scan(
+    steps = compile_scan(
         task.step(), num_steps=config.steps, batch_size=config.batch_size, donate=False
     )
     data = {"tokens_BL": case_pairs.training_set(length)}

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dirasym import decoding, models, objectives, report, training
+from dirasym.compile import compile_step
 from dirasym.models import lora, pretrained
 from dirasym.types import Batch
 from experiments import harness
@@ -151,7 +152,7 @@ def _jax_steps(config: Config) -> Callable[[], object]:
         jax.random.key(2),
         frozen={"params": params},
     )
-    step = training.compile_step(
+    step = compile_step(
         functools.partial(training.train_step, objective=objectives.next_token), donate=False
     )
     rows = config.batch_size

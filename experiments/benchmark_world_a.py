@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from dirasym import objectives, report, training
+from dirasym.compile import compile_scan
 from experiments import benchmark, harness, world_a, world_a_mlp
 from experiments.harness import flag
 
@@ -98,7 +99,7 @@ def gpt2_steps(config: Config) -> dict[str, Callable[[], object]]:
     params = world_a.init_params(model, jax.random.key(0))
     optimizer = training.make_optimizer(1e-4, weight_decay=0.01)
     state = training.create_state(apply_fn, params, optimizer, jax.random.key(0))
-    steps = training.compile_scan(
+    steps = compile_scan(
         functools.partial(training.train_step, objective=objectives.next_token),
         num_steps=config.steps,
         batch_size=config.batch_size,
@@ -157,7 +158,7 @@ def mlp_epochs(num_pairs: int) -> dict[str, Callable[[], object]]:
     task = world_a_mlp.Config(Ks=(5,), n_pairs=num_pairs)
     data = world_a_mlp.make_case(task, 5, "inverse").data
     state = world_a_mlp.make_states(task)(0)
-    steps = training.compile_scan(
+    steps = compile_scan(
         functools.partial(training.train_step, objective=world_a_mlp.OBJECTIVE, dropout=False),
         num_steps=-(-num_pairs // task.batch_size),
         batch_size=task.batch_size,

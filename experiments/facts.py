@@ -18,7 +18,8 @@ import functools
 import jax
 import numpy as np
 
-from dirasym import sharding, training
+from dirasym import sharding
+from dirasym.compile import compile_scan
 from experiments import facts_report, harness
 from experiments.facts_task import Config, Task
 
@@ -113,7 +114,7 @@ def train_and_record(
     """One group of seeds, from its checkpoint to its result lines."""
     c, together = task.config, len(seeds) > 1
     steps_per_call = c.eval_epochs * task.steps_per_epoch
-    steps = training.compile_scan(
+    steps = compile_scan(
         task.train_step(),
         num_steps=steps_per_call,
         batch_size=c.batch_size,

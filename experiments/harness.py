@@ -41,6 +41,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from dirasym import checkpoints, training
+from dirasym.compile import DATA_AXIS, check_divisible
 
 FLAGS = flags.FLAGS
 
@@ -164,7 +165,7 @@ def main(
                     raise ValueError("--seeds_together=yes needs --backend=jit")
                 if mesh is not None and hasattr(config, "batch_size"):
                     shares = mesh.size // getattr(config, "model_devices", 1)
-                    training.check_divisible(config.batch_size, max(shares, 1))
+                    check_divisible(config.batch_size, max(shares, 1))
             except ValueError as error:
                 raise UsageError(str(error)) from None
             experiment = Experiment.open(name, config, mesh)
@@ -242,7 +243,7 @@ def device_mesh() -> Mesh | None:
         raise UsageError(f"--num_devices={count}, but {len(available)} are available")
     if count == 1 and FLAGS.backend == "jit":
         return None
-    return Mesh(np.array(available[:count]), (training.DATA_AXIS,))
+    return Mesh(np.array(available[:count]), (DATA_AXIS,))
 
 
 def seed_groups(seeds: Sequence[int]) -> list[list[int]]:
@@ -439,7 +440,7 @@ class Experiment:
         Args:
           name: of the run; names its checkpoints.
           state: at step 0, with a leading axis if it holds several seeds.
-          steps: `training.compile_scan(..., num_steps=steps_per_call)`.
+          steps: `compile_scan(..., num_steps=steps_per_call)`.
           data: its second argument.
           num_steps: in all; a multiple of `steps_per_call`.
           steps_per_call: between evaluations and checkpoints.

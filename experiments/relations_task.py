@@ -16,6 +16,7 @@ import optax
 
 from dirasym import models, objectives, training
 from dirasym.analysis import dynamics
+from dirasym.compile import compile_scan
 from dirasym.data import relations
 from dirasym.types import Batch
 from experiments import harness
@@ -188,7 +189,7 @@ class Task:
             )
         else:
             objective = self._ask
-        return training.compile_scan(
+        return compile_scan(
             functools.partial(
                 training.train_step, objective=objective, dropout=self.config.dropout > 0
             ),

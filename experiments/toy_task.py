@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dirasym import decoding, metrics, models, objectives, training
+from dirasym.compile import compile_scan
 from dirasym.data import case_pairs
 from experiments import harness
 from experiments.harness import flag
@@ -148,7 +149,7 @@ class Task:
     def train(self, experiment: harness.Experiment, name: str, seeds, evaluate):
         """Trains a group of seeds from its last checkpoint; returns the history."""
         c = self.config
-        steps = training.compile_scan(
+        steps = compile_scan(
             self.step(),
             num_steps=c.eval_every,
             batch_size=c.batch_size,

@@ -26,6 +26,7 @@ import numpy as np
 
 from dirasym import checkpoints, models, objectives, training
 from dirasym.analysis import asymmetry, gradients
+from dirasym.compile import compile_scan
 from dirasym.data import batching, string_maps, tokenizers
 from dirasym.models import lora
 from experiments import harness, world_a_report, world_a_task
@@ -540,7 +541,7 @@ def pretrained_params(experiment: harness.Experiment, config: Config):
     state = training.create_state(models.make_apply_fn(model), params, optimizer, run_key)
     step = functools.partial(training.train_step, objective=objectives.next_token)
     steps_per_call = math.gcd(100, config.pretrain_steps)
-    steps = training.compile_scan(
+    steps = compile_scan(
         step,
         num_steps=steps_per_call,
         batch_size=config.batch_size,

@@ -15,6 +15,7 @@ import numpy as np
 
 from dirasym import training
 from dirasym.analysis import asymmetry
+from dirasym.compile import compile_scan
 from dirasym.data import string_maps
 from experiments import harness
 
@@ -92,7 +93,7 @@ def call_epochs(config: Any) -> int:
 
 def compile_epochs(experiment: harness.Experiment, config: Any, step, together: bool):
     """The epochs between two evaluations as one program."""
-    return training.compile_scan(
+    return compile_scan(
         step,
         num_steps=call_epochs(config) * epoch_steps(config),
         batch_size=config.batch_size,

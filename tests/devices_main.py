@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dirasym import models, objectives, training
+from dirasym.compile import compile_scan, compile_step
 from dirasym.data import case_pairs
 from dirasym.types import Batch
 
@@ -49,10 +50,10 @@ def check(objective, dropout, kinds, scan):
     for kind in kinds:
         state = make_state(dropout)
         if scan:
-            run = training.compile_scan(step, num_steps=20, batch_size=32, **KINDS[kind])
+            run = compile_scan(step, num_steps=20, batch_size=32, **KINDS[kind])
             state, metrics = run(state, DATA)
         else:
-            run = training.compile_step(step, **KINDS[kind])
+            run = compile_step(step, **KINDS[kind])
             for batch in batches():
                 state, metrics = run(state, batch)
         results[kind] = jax.device_get((state.params, state.ema_params, metrics["loss"]))
@@ -65,7 +66,7 @@ def main():
     check(OBJECTIVES["next_token"], 0.0, KINDS, scan=False)
     check(OBJECTIVES["masked_diffusion"], 0.0, KINDS, scan=True)
     step = check(OBJECTIVES["masked_diffusion"], 0.1, ["one", "jit"], scan=True)
-    compiled = training.compile_step(step, mesh=MESH)
+    compiled = compile_step(step, mesh=MESH)
     try:
         compiled(make_state(0.0), Batch(TOKENS[:6], np.arange(6), 6))
     except ValueError as error:

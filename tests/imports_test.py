@@ -13,7 +13,8 @@ FORBIDDEN = {
     "objectives": ["data", "models", "decoding", "metrics", "training", "analysis", "report"],
     "decoding": ["data", "models", "metrics", "training", "analysis", "report"],
     "metrics": ["data", "models", "training", "analysis", "report"],
-    "training": ["models", "decoding", "analysis", "report"],
+    "training": ["models", "decoding", "compile", "analysis", "report"],
+    "compile": ["models", "decoding", "analysis", "report"],
     "analysis": ["training", "report", "checkpoints"],
     "report": ["*"],
 }

@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dirasym import models, objectives, sharding, training
+from dirasym.compile import compile_scan
 from dirasym.data import case_pairs
 
 
@@ -30,8 +31,8 @@ def main(port, process_id):
     data = {"tokens_BL": case_pairs.training_set(4)}
     kwargs = dict(num_steps=10, batch_size=16)
     mesh = Mesh(np.array(jax.devices()), ("data",))
-    shared, metrics = training.compile_scan(step, mesh=mesh, **kwargs)(make_state(), data)
-    alone, want = training.compile_scan(step, **kwargs)(make_state(), data)
+    shared, metrics = compile_scan(step, mesh=mesh, **kwargs)(make_state(), data)
+    alone, want = compile_scan(step, **kwargs)(make_state(), data)
     chex.assert_trees_all_close(
         jax.device_get(shared.params), jax.device_get(alone.params), atol=1e-5
     )
@@ -39,9 +40,7 @@ def main(port, process_id):
 
     mesh = sharding.make_mesh(data=1, model=2)
     split = functools.partial(sharding.shardings, mesh)
-    spread, metrics = training.compile_scan(step, mesh=mesh, shardings=split, **kwargs)(
-        make_state(), data
-    )
+    spread, metrics = compile_scan(step, mesh=mesh, shardings=split, **kwargs)(make_state(), data)
     assert not spread.params["embed"]["embedding"].is_fully_addressable
     chex.assert_trees_all_close(jax.device_get(metrics), jax.device_get(want), rtol=1e-4)
 

@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from dirasym import models, objectives, sharding, training
+from dirasym.compile import compile_scan
 from dirasym.models import lora
 
 CONFIG = models.llama(
@@ -43,8 +44,8 @@ def main():
     step = functools.partial(training.train_step, objective=objectives.next_token)
     kwargs = dict(num_steps=5, batch_size=8)
     for with_lora in (False, True):
-        alone = training.compile_scan(step, **kwargs)
-        spread = training.compile_scan(
+        alone = compile_scan(step, **kwargs)
+        spread = compile_scan(
             step, mesh=mesh, shardings=functools.partial(sharding.shardings, mesh), **kwargs
         )
         _, want = alone(_state(with_lora), {"tokens_BL": TOKENS})

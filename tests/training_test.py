@@ -11,6 +11,7 @@ import optax
 import pytest
 
 from dirasym import models, objectives, training
+from dirasym.compile import check_divisible, compile_scan, compile_step
 from dirasym.data import case_pairs
 from dirasym.types import Batch
 
@@ -72,8 +73,8 @@ def test_accumulation_gives_the_same_step():
 
 
 def test_grouping_steps_into_calls_changes_nothing():
-    fives = training.compile_scan(_step(), num_steps=5, batch_size=16)
-    ten = training.compile_scan(_step(), num_steps=10, batch_size=16)
+    fives = compile_scan(_step(), num_steps=5, batch_size=16)
+    ten = compile_scan(_step(), num_steps=10, batch_size=16)
     state, metrics = fives(_state(), DATA)
     state, more = fives(state, DATA)
     want, want_metrics = ten(_state(), DATA)
@@ -85,8 +86,8 @@ def test_grouping_steps_into_calls_changes_nothing():
 
 def test_seeds_in_one_program_equal_seeds_one_after_another():
     kwargs = dict(num_steps=20, batch_size=16)
-    alone = training.compile_scan(_step(), **kwargs)
-    together = training.compile_scan(_step(), over_seeds=True, **kwargs)
+    alone = compile_scan(_step(), **kwargs)
+    together = compile_scan(_step(), over_seeds=True, **kwargs)
 
     def states(**changes):
         made = [_state(s, dropout=0.1, scored_fraction=0.6, **changes) for s in (3, 4, 5)]
@@ -103,7 +104,7 @@ def test_seeds_in_one_program_equal_seeds_one_after_another():
 
 
 def test_training_learns():
-    run = training.compile_scan(_step(), num_steps=300, batch_size=32)
+    run = compile_scan(_step(), num_steps=300, batch_size=32)
     _, metrics = run(_state(scored_fraction=0.6), DATA)
     first, last = metrics["loss"][:20].mean(), metrics["loss"][-50:].mean()
     floor = np.log(len(DATA["tokens_BL"]))  # a uniform choice of training sequence
@@ -147,14 +148,14 @@ def test_non_finite_loss_names_the_first_bad_step():
 
 def test_bad_input():
     with pytest.raises(ValueError, match="backend"):
-        training.compile_step(_step(), backend="xla")
+        compile_step(_step(), backend="xla")
     with pytest.raises(ValueError, match="10 is not divisible by 4"):
-        training.check_divisible(10, 4)
+        check_divisible(10, 4)
     with pytest.raises(ValueError, match="batch of 8 is not divisible by microbatches=3"):
         tokens = np.zeros((8, 4), np.int32)
         training.train_step(None, Batch(tokens, np.arange(8), 8), objective=None, microbatches=3)
     with pytest.raises(ValueError, match="seeds"):
-        training.compile_scan(_step(), num_steps=1, batch_size=8, backend="pmap", over_seeds=True)
+        compile_scan(_step(), num_steps=1, batch_size=8, backend="pmap", over_seeds=True)
 
 
 def _run(arguments, env=None):

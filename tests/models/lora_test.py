@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from dirasym import models, objectives, training
+from dirasym.compile import compile_scan
 from dirasym.models import lora
 from dirasym.types import Batch
 
@@ -216,7 +217,7 @@ def test_training_moves_the_adapters_and_holds_state_for_them_alone():
     assert sum(moments) == 2 * lora.num_adapter_params(adapters)
     step = functools.partial(training.train_step, objective=objectives.next_token)
     data = {"tokens_BL": TOKENS}
-    run = training.compile_scan(step, num_steps=30, batch_size=2)
+    run = compile_scan(step, num_steps=30, batch_size=2)
     trained, metrics = run(state, data)
     assert metrics["loss"][-1] < 0.7 * metrics["loss"][0]
     chex.assert_trees_all_equal(trained.frozen, {"params": params})  # and not donated
@@ -245,8 +246,8 @@ def test_seeds_share_what_is_frozen():
     stacked = jax.tree.map(
         lambda *x: jnp.stack(x), *(state(seed).replace(frozen=None) for seed in (1, 2))
     ).replace(frozen={"params": params})
-    together, _ = training.compile_scan(step, over_seeds=True, **kwargs)(stacked, data)
-    alone, _ = training.compile_scan(step, **kwargs)(state(2), data)
+    together, _ = compile_scan(step, over_seeds=True, **kwargs)(stacked, data)
+    alone, _ = compile_scan(step, **kwargs)(state(2), data)
     last = jax.tree.map(lambda x: x[1], together.params)
     chex.assert_trees_all_close(last, alone.params, atol=1e-6)
     chex.assert_trees_all_equal_shapes(together.frozen, {"params": params})
