@@ -4,7 +4,8 @@ A few names to begin with; the rest is in the modules, in the order in which dat
 `data`, `models`, `objectives`, `training`, `analysis`, `report`.
 """
 
-from dirasym.analysis.gradients import alignment, cross_alignment, theorem_b1, theorem_b1_autodiff
+from dirasym.analysis.alignment import alignment, cross_alignment
+from dirasym.analysis.theorem_b1 import theorem_b1, theorem_b1_autodiff
 from dirasym.compile import compile_step
 from dirasym.models import (
     Transformer,

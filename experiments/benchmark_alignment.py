@@ -1,6 +1,6 @@
 """What do per-example gradient inner products cost, with and without the gradients?
 
-Question  `analysis.gradients.alignment` at width 512, 4 layers, 64 examples of 32 tokens: the
+Question  `analysis.alignment.alignment` at width 512, 4 layers, 64 examples of 32 tokens: the
           factored way against `vmap(grad)` and a `lax.map` loop over examples, alternating in
           one process, with XLA's count of temporary memory; and the full cross matrix.
 Command   python -m experiments.benchmark_alignment
@@ -19,7 +19,7 @@ import numpy as np
 import optax
 
 from dirasym import models, report
-from dirasym.analysis import gradients
+from dirasym.analysis import alignment
 from experiments import benchmark, harness
 from experiments.harness import flag
 
@@ -63,13 +63,13 @@ def run(experiment: harness.Experiment, config: Config) -> None:
         "factored, chunks of 8": dict(method="factored", chunk_size=8),
     }
     compiled = {
-        name: jax.jit(functools.partial(gradients.alignment, loss_fwd, loss_rev, **how))
+        name: jax.jit(functools.partial(alignment.alignment, loss_fwd, loss_rev, **how))
         .lower(params, examples=examples)
         .compile()
         for name, how in ways.items()
     }
     compiled["cross matrix, factored"] = (
-        jax.jit(functools.partial(gradients.cross_alignment, loss_fwd, loss_rev, method="factored"))
+        jax.jit(functools.partial(alignment.cross_alignment, loss_fwd, loss_rev, method="factored"))
         .lower(params, examples)
         .compile()
     )

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dirasym import decoding, models, objectives, training
-from dirasym.analysis import attention, gradients
+from dirasym.analysis import alignment, attention
 from dirasym.data import facts
 from dirasym.models import hf_config, lora, pretrained
 from experiments import harness
@@ -590,7 +590,7 @@ class Task:
         @jax.jit
         def compare(state, examples):
             sides = [functools.partial(loss, side=side, state=state) for side in (0, 1)]
-            return gradients.alignment(
+            return alignment.alignment(
                 *sides, state.params, examples=examples, blocks=r"(embed|attention|mlp|head)",
                 chunk_size=1,
             )  # fmt: skip

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dirasym import checkpoints, models, training
-from dirasym.analysis import attention, gradients
+from dirasym.analysis import alignment, attention, lemmas, theorem_b1
 from dirasym.data import case_pairs
 from experiments import alignment_report, harness, toy_task
 from experiments.harness import flag
@@ -192,7 +192,7 @@ def measurements(task: toy_task.Task, config: Config, state: training.TrainState
 
     loss_fwd, loss_rev = (query_loss(task, queries) for queries in ask.values())
     matched = jnp.asarray(matched_rows(ask["forward"], config.examples))
-    aligned = gradients.alignment(
+    aligned = alignment.alignment(
         loss_fwd, loss_rev, params, blocks=BLOCKS, examples=matched, method="factored"
     )
     values |= {f"cosine/{block}": x for block, x in aligned.cosine.items()}
@@ -201,10 +201,10 @@ def measurements(task: toy_task.Task, config: Config, state: training.TrainState
         lambda p, loss=loss: jax.vmap(loss, (None, 0))(p, matched).mean()
         for loss in (loss_fwd, loss_rev)
     )
-    aligned_means = gradients.alignment(mean_fwd, mean_rev, params)
+    aligned_means = alignment.alignment(mean_fwd, mean_rev, params)
     values["cosine_of_means"] = aligned_means.cosine["total"]
     rates = STEP_LENGTHS / aligned_means.norm_fwd["total"]
-    transfer = gradients.first_order_transfer(mean_fwd, mean_rev, params, rates)
+    transfer = alignment.first_order_transfer(mean_fwd, mean_rev, params, rates)
     values |= {"predicted": transfer.predicted, "measured": transfer.measured}
     if task.config.attention_only:
         values |= theorem_along(params)
@@ -235,7 +235,7 @@ def theorem_along(params) -> dict[str, jax.Array]:
     attend = params["blocks_0"]["attention"]
     read_out = attend["out"]["kernel"][0] @ params["head"]["kernel"][:, : case_pairs.MASK]
     embedding_VD = params["embed"]["embedding"]
-    model = gradients.OneLayer(
+    model = theorem_b1.OneLayer(
         **{
             name: attend[layer]["kernel"][:, 0].T
             for name, layer in (("W_Q", "query"), ("W_K", "key"), ("W_V", "value"))
@@ -246,17 +246,17 @@ def theorem_along(params) -> dict[str, jax.Array]:
     )
     over_letters = functools.partial(
         jax.vmap,
-        in_axes=(gradients.OneLayer(*[None] * 5, h_B=0), 0),
+        in_axes=(theorem_b1.OneLayer(*[None] * 5, h_B=0), 0),
     )
     how = dict(delta_fwd=1, delta_rev=1, pairing="half")
-    terms = over_letters(lambda m, target: gradients.neglected_terms(m, target=target, **how))
-    check = over_letters(lambda m, target: gradients.check_corollary_b2(m, target=target, **how))
+    terms = over_letters(lambda m, target: theorem_b1.neglected_terms(m, target=target, **how))
+    check = over_letters(lambda m, target: lemmas.check_corollary_b2(m, target=target, **how))
     targets = jnp.asarray(case_pairs.LOWER)
     neglected, corollary = terms(model, targets), check(model, targets)
     assumptions = ("non_saturated", "signals_aligned", "margins_agree", "rope_positive")
     return {
-        **{f"theorem/{block}": getattr(neglected.theorem, block) for block in gradients.BLOCKS},
-        **{f"full/{block}": getattr(neglected.full, block) for block in gradients.BLOCKS},
+        **{f"theorem/{block}": getattr(neglected.theorem, block) for block in theorem_b1.BLOCKS},
+        **{f"full/{block}": getattr(neglected.full, block) for block in theorem_b1.BLOCKS},
         **{f"assumption/{name}": getattr(corollary, name) for name in assumptions},
         "theorem_cosine": corollary.cosine,
     }

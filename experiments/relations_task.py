@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from dirasym import models, objectives, training
-from dirasym.analysis import dynamics
+from dirasym.analysis.weights import asymmetry, effective_logits, gap, intransitivity
 from dirasym.compile import compile_scan
 from dirasym.data import relations
 from dirasym.types import Batch
@@ -24,10 +24,10 @@ from experiments.harness import flag
 
 POSITIONS = {"absolute": "learned", "rotary": "rope", "null": "none"}
 ASYMMETRIES = {
-    "asymmetry_trained": (dynamics.asymmetry, "a_to_b", "b_to_a"),
-    "asymmetry_withheld": (dynamics.asymmetry, "given", "withheld"),
+    "asymmetry_trained": (asymmetry, "a_to_b", "b_to_a"),
+    "asymmetry_withheld": (asymmetry, "given", "withheld"),
 }
-INTRANSITIVITY = {"intransitivity": (dynamics.intransitivity, "a_to_b", "b_to_c", "withheld")}
+INTRANSITIVITY = {"intransitivity": (intransitivity, "a_to_b", "b_to_c", "withheld")}
 MAX_UNROLLED = 8  # layers; more are one compiled layer, which spares minutes of compilation
 MAX_COSINES = 60  # tokens whose embeddings are compared in the figure
 
@@ -233,7 +233,7 @@ class Task:
             values[f"{name}_nll"] = total / num
         weights = self.weights(state)
         for name, logits_PP in weights.items():
-            values[f"gap_{name}"] = dynamics.gap(logits_PP).mean()
+            values[f"gap_{name}"] = gap(logits_PP).mean()
         measures = {"reversal": ASYMMETRIES, "chain": INTRANSITIVITY}.get(self.config.task, {})
         for name, (measure, *panels) in measures.items():
             if weights.keys() >= set(panels):
@@ -243,9 +243,7 @@ class Task:
     def weights(self, state: training.TrainState) -> dict[str, jax.Array]:
         """Effective logits [P, P] of every panel."""
         return {
-            name: dynamics.effective_logits(
-                self.apply_fn, state.params, panel_PL, mask_id=self.mask_id
-            )
+            name: effective_logits(self.apply_fn, state.params, panel_PL, mask_id=self.mask_id)
             for name, panel_PL in self.data.panels.items()
         }
 

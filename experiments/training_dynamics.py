@@ -17,7 +17,8 @@ import numpy as np
 import scipy.special
 
 from dirasym import metrics, models, objectives, report
-from dirasym.analysis import dynamics
+from dirasym.analysis import gradient_flow, row_dynamics
+from dirasym.analysis.weights import asymmetry
 from dirasym.data.relations import LEFT, RIGHT
 from dirasym.models.bilinear import random_signs
 from dirasym.types import Batch
@@ -83,12 +84,12 @@ class Config:
         return np.arange(self.num_pairs), np.arange(self.num_pairs, 2 * self.num_pairs)
 
 
-def bilinear(config: Config, width: int, seed: int) -> dynamics.BilinearFlow:
+def bilinear(config: Config, width: int, seed: int) -> gradient_flow.BilinearFlow:
     """The bilinear model on its training pairs."""
     a_P, b_P = config.pairs()
     both = slice(config.num_both)
     embed_VD = np.asarray(random_signs(jax.random.key(seed), (config.vocab_size, width)), float)
-    return dynamics.BilinearFlow(
+    return gradient_flow.BilinearFlow(
         gram_VV=embed_VD @ embed_VD.T,
         context_E=np.concatenate([a_P, b_P[both]]),
         target_E=np.concatenate([b_P, a_P[both]]),
@@ -104,10 +105,10 @@ def descend(config: Config, num_steps: int) -> np.ndarray:
     model = bilinear(config, min(config.widths), config.seeds[0])
     start_VV = np.zeros(model.gram_VV.shape)
     try:
-        return dynamics.descend(
+        return gradient_flow.descend(
             model.field, model.loss, start_VV, step_size=config.step_size, num_steps=num_steps
         )
-    except dynamics.UnstableStepError as error:
+    except gradient_flow.UnstableStepError as error:
         raise ValueError(f"--step_size: {error}") from None
 
 
@@ -135,16 +136,18 @@ def solve_bilinear(config: Config, width: int, seed: int) -> tuple[dict, dict]:
     """Flow until the forward loss is `final_loss`."""
     model = bilinear(config, width, seed)
     a_P, b_P = (x[config.num_both :] for x in config.pairs())
-    predicted = dynamics.time_to_loss(config.final_loss, config.vocab_size, 1 / len(model.target_E))
+    predicted = row_dynamics.time_to_loss(
+        config.final_loss, config.vocab_size, 1 / len(model.target_E)
+    )
     # Crowded embeddings take longer than orthonormal ones, for which the time is exact.
     times = np.append(0, predicted * np.logspace(-6, 2, config.num_times))
-    c_TVV = dynamics.flow(model.field, np.zeros(model.gram_VV.shape), times)
+    c_TVV = gradient_flow.flow(model.field, np.zeros(model.gram_VV.shape), times)
     logits_TVV = model.logits(c_TVV)
-    loss_T = dynamics.pair_loss(logits_TVV, model.context_E, model.target_E)
+    loss_T = gradient_flow.pair_loss(logits_TVV, model.context_E, model.target_E)
     reached_T = loss_T <= config.final_loss
     end = int(reached_T.argmax()) if reached_T.any() else len(times) - 1
     keep = slice(end + 1)
-    reverse_T = dynamics.pair_loss(logits_TVV, b_P, a_P)[keep]
+    reverse_T = gradient_flow.pair_loss(logits_TVV, b_P, a_P)[keep]
     loss_T = loss_T[keep]
     final_VV = logits_TVV[end]
     line = {
@@ -154,11 +157,9 @@ def solve_bilinear(config: Config, width: int, seed: int) -> tuple[dict, dict]:
         "reached": bool(reached_T.any()),
         "loss": float(loss_T[-1]),
         "reverse_loss": float(reverse_T[-1]),
-        "epsilon": dynamics.smallest_exponent(loss_T, reverse_T),
+        "epsilon": gradient_flow.smallest_exponent(loss_T, reverse_T),
         "reverse_deviation": float(np.abs(reverse_T / np.log(config.vocab_size) - 1).max()),
-        "asymmetry": float(
-            dynamics.asymmetry(final_VV[np.ix_(a_P, b_P)], final_VV[np.ix_(b_P, a_P)])
-        ),
+        "asymmetry": float(asymmetry(final_VV[np.ix_(a_P, b_P)], final_VV[np.ix_(b_P, a_P)])),
         "time": float(np.interp(-np.log(config.final_loss), -np.log(loss_T), times[keep])),
         "predicted_time": float(predicted),
     }
@@ -176,13 +177,13 @@ def compare_descent(config: Config) -> tuple[dict, dict]:
     """Gradient descent beside the flow that it approximates, until half of the loss is gone."""
     model = bilinear(config, min(config.widths), config.seeds[0])
     half = np.log(config.vocab_size) / 2
-    time = dynamics.time_to_loss(half, config.vocab_size, 1 / len(model.target_E))
+    time = row_dynamics.time_to_loss(half, config.vocab_size, 1 / len(model.target_E))
     num_steps = max(1, round(float(time) / config.step_size))
     times = config.step_size * np.arange(num_steps + 1)
     steps_TVV = descend(config, num_steps)
-    flow_TVV = dynamics.flow(model.field, np.zeros(model.gram_VV.shape), times)
+    flow_TVV = gradient_flow.flow(model.field, np.zeros(model.gram_VV.shape), times)
     descent_T, flow_T = (
-        dynamics.pair_loss(model.logits(x), model.context_E, model.target_E)
+        gradient_flow.pair_loss(model.logits(x), model.context_E, model.target_E)
         for x in (steps_TVV, flow_TVV)
     )
     line = {
@@ -210,13 +211,13 @@ def solve_one_layer(case: str) -> tuple[dict, dict]:
     sentences_EL = np.array(one_layer_sentences(case))
     times = np.append(0, np.logspace(-1, 4, 51))
     if case == "symmetric":
-        bilinear_flow = dynamics.BilinearFlow(
+        bilinear_flow = gradient_flow.BilinearFlow(
             np.eye(ONE_LAYER_VOCAB), sentences_EL[:, 0], sentences_EL[:, 2], symmetric=True
         )
-        c_TVV = dynamics.flow(bilinear_flow.field, np.zeros((ONE_LAYER_VOCAB,) * 2), times)
+        c_TVV = gradient_flow.flow(bilinear_flow.field, np.zeros((ONE_LAYER_VOCAB,) * 2), times)
         weights = {"Y": bilinear_flow.logits(c_TVV), "Z": np.zeros(1)}
     else:
-        model = models.OneLayer(ONE_LAYER_VOCAB, case == "attends_to_itself")
+        model = models.ReparameterisedAttention(ONE_LAYER_VOCAB, case == "attends_to_itself")
         num = len(sentences_EL)
         batch = Batch(sentences_EL, np.arange(num), num, np.arange(3)[None] == np.full((num, 1), 2))
 
@@ -226,7 +227,7 @@ def solve_one_layer(case: str) -> tuple[dict, dict]:
             return total / count
 
         start = model.init(jax.random.key(0), sentences_EL)["params"]
-        weights = dynamics.flow(dynamics.negative_gradient(loss), start, times)
+        weights = gradient_flow.flow(gradient_flow.negative_gradient(loss), start, times)
 
     def probability_T(context: int, relation: int, target: int):
         if case != "attends_to_itself":
@@ -239,7 +240,7 @@ def solve_one_layer(case: str) -> tuple[dict, dict]:
     a, b = PAIRS[0]
     forward_T, reverse_T = probability_T(a, RIGHT, b), probability_T(b, LEFT, a)
     rate = 1 / len(sentences_EL)
-    exact_T = dynamics.row_probability(times, ONE_LAYER_VOCAB, rate)
+    exact_T = row_dynamics.row_probability(times, ONE_LAYER_VOCAB, rate)
     curves = {"time": times, "forward": forward_T, "reverse": reverse_T, "closed_form": exact_T}
     gap_T = weights["Y"][:, a, b] - weights["Y"][:, a, -1]
     line = {
@@ -249,7 +250,9 @@ def solve_one_layer(case: str) -> tuple[dict, dict]:
         "reverse": float(reverse_T[-1]),
         "reverse_deviation": float(np.abs(reverse_T * ONE_LAYER_VOCAB - 1).max()),
         "probability_error": float(np.abs(forward_T - exact_T).max()),
-        "gap_error": float(np.abs(gap_T - dynamics.row_gap(times, ONE_LAYER_VOCAB, rate)).max()),
+        "gap_error": float(
+            np.abs(gap_T - row_dynamics.row_gap(times, ONE_LAYER_VOCAB, rate)).max()
+        ),
         "largest_z": float(np.abs(weights["Z"]).max()),
     }
     if case == "chain":

@@ -25,7 +25,7 @@ import jax
 import numpy as np
 
 from dirasym import checkpoints, models, objectives, training
-from dirasym.analysis import asymmetry, gradients
+from dirasym.analysis import alignment, excess
 from dirasym.compile import compile_scan
 from dirasym.data import batching, string_maps, tokenizers
 from dirasym.models import lora
@@ -314,7 +314,7 @@ class Texts:
         rows = self._rows[K, direction]
         sources, _ = world_a_task.oriented(self._config, K, direction)
         scored = zip(rows["tokens_BL"], rows["scored_BL"], strict=True)
-        floor = asymmetry.exact_floor(
+        floor = excess.exact_floor(
             sources,
             [tokens_L[scored_L].tolist() for tokens_L, scored_L in scored],
             "parallel" if objective == "parallel" else "joint",
@@ -389,7 +389,7 @@ class Group:
                 )
 
     def _evaluate(self, state, data, probe):
-        loss = asymmetry.clean_loss(
+        loss = excess.clean_loss(
             self.clean_objective,
             state.apply_fn,
             state.variables(state.params),
@@ -406,7 +406,7 @@ class Group:
         """Per block: gradient norms of both directions, their cosine, and update to weight."""
 
         def loss(rows, params):
-            return asymmetry.clean_loss(
+            return excess.clean_loss(
                 self.objective,
                 state.apply_fn,
                 state.variables(params),
@@ -416,7 +416,7 @@ class Group:
             )
 
         forward, inverse = (functools.partial(loss, rows) for rows in probe)
-        compared = gradients.alignment(forward, inverse, state.params, blocks=BLOCKS)
+        compared = alignment.alignment(forward, inverse, state.params, blocks=BLOCKS)
         values = {}
         for block, cosine in compared.cosine.items():
             values[f"cosine/{block}"] = cosine

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from dirasym import models, objectives, training
-from dirasym.analysis import asymmetry
+from dirasym.analysis import excess
 from dirasym.data import string_maps
 from experiments import harness, world_a_report, world_a_task
 from experiments.harness import flag
@@ -77,7 +77,7 @@ def make_case(config: Config, K: int, direction: Direction) -> world_a_task.Case
         "tokens_BL": string_maps.to_ids([s + t for s, t in zip(sources, targets, strict=True)]),
         "scored_BL": np.tile(np.arange(2 * config.str_len) >= config.str_len, (len(sources), 1)),
     }
-    floor = asymmetry.exact_floor(sources, targets, "parallel")
+    floor = excess.exact_floor(sources, targets, "parallel")
     return world_a_task.make_case(config, K, direction, data, floor)
 
 
@@ -108,7 +108,7 @@ class Group:
         self.steps = world_a_task.compile_epochs(experiment, config, step, self.together)
 
         def evaluate(state, data):
-            loss = asymmetry.clean_loss(
+            loss = excess.clean_loss(
                 OBJECTIVE, state.apply_fn, state.params, data, state.key, batch_size=2048
             )
             return {"nats_per_string": loss}

@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 
 from dirasym import metrics, report
-from dirasym.analysis import asymmetry
+from dirasym.analysis import excess
 from experiments import harness
 
 COLORS = {"A->B": "tab:blue", "B->A": "tab:orange"}
@@ -69,7 +69,7 @@ def gap(results, of: Family, K: int, unit: str) -> metrics.Interval | None:
     seeds = sorted(forward.keys() & inverse.keys())
     if not seeds:
         return None
-    return asymmetry.directional_gap([forward[s] for s in seeds], [inverse[s] for s in seeds])
+    return excess.directional_gap([forward[s] for s in seeds], [inverse[s] for s in seeds])
 
 
 def write(experiment: harness.Experiment, config, notes: str = "", others=()) -> None:

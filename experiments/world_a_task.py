@@ -1,7 +1,7 @@
 """What the experiments of World A share: the data and its floors, the runs, their result lines.
 
 World A (arXiv 2511.19997) maps random strings to random strings; `string_maps` has the data
-and `asymmetry` the units.
+and `excess` the units.
 """
 
 import functools
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dirasym import training
-from dirasym.analysis import asymmetry
+from dirasym.analysis import excess
 from dirasym.compile import compile_scan
 from dirasym.data import string_maps
 from experiments import harness
@@ -37,7 +37,7 @@ class Case(NamedTuple):
     K: int
     direction: Direction
     data: training.Data
-    floor: asymmetry.Floor
+    floor: excess.Floor
     theoretical_min: float
     bits: float
 
@@ -70,7 +70,7 @@ def oriented(config: Any, K: int, direction: Direction) -> string_maps.Pairs:
     return (first, second) if direction == "forward" else (second, first)
 
 
-def make_case(config: Any, K: int, direction: Direction, data, floor: asymmetry.Floor) -> Case:
+def make_case(config: Any, K: int, direction: Direction, data, floor: excess.Floor) -> Case:
     """A case with the paper's floor and the bits to store."""
     if config.control == "exchangeable":
         bits = string_maps.exchangeable_bits_to_store(K, config.n_pairs, config.str_len)
@@ -164,7 +164,7 @@ def measures(case: Case, history, place: int, curve_T: np.ndarray, mean_key: str
         "floor_kind": floor.kind,
         "tokens_per_target": floor.tokens_per_target,
         "bits_to_store_per_pair": case.bits,
-        "excess_bits_per_stored_bit": asymmetry.excess_bits_per_stored_bit(clean_excess, case.bits),
+        "excess_bits_per_stored_bit": excess.excess_bits_per_stored_bit(clean_excess, case.bits),
         "run_wall_time_sec": float(history["wall_time_sec"]),
         "train_curve": curve_T.tolist(),
         "excess_nats_per_string_curve": (train_T - floor.nats_per_string).tolist(),

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.special
 
-from dirasym.analysis.theorem import highest_precision
+from dirasym.analysis.precision import highest_precision
 from dirasym.models.layers import plane_angles
 from dirasym.types import Array
 

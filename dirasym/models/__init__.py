@@ -2,7 +2,7 @@
 
 from dirasym.models.adapters import load_adapters, save_adapters
 from dirasym.models.baselines import GRU, PrefixMLP
-from dirasym.models.bilinear import Bilinear, OneLayer
+from dirasym.models.bilinear import Bilinear, ReparameterisedAttention
 from dirasym.models.lora import LoRA, LoRAConfig
 from dirasym.models.mlp import StringMLP
 from dirasym.models.presets import attention_only, gpt2, llada, llama, qwen2, radd
@@ -21,8 +21,8 @@ __all__ = [
     "Bilinear",
     "LoRA",
     "LoRAConfig",
-    "OneLayer",
     "PrefixMLP",
+    "ReparameterisedAttention",
     "StringMLP",
     "Transformer",
     "TransformerConfig",

@@ -44,8 +44,12 @@ class Bilinear(nn.Module):
         return embed_VD[tokens_BL] @ theta_DD @ embed_VD.T
 
 
-class OneLayer(nn.Module):
+class ReparameterisedAttention(nn.Module):
     """A one-layer transformer in the coordinates of its tokens (§4, after Tian et al., 2023).
+
+    The field calls it reparameterised: Y stands for the value, output and embedding matrices
+    multiplied out, and Z for queries, keys and embeddings. (`analysis.theorem_b1.OneLayer` is
+    another model, with its matrices apart.)
 
     The last token x_T asks, and those before it are the context:
 

@@ -190,7 +190,7 @@ def test_a_rank_fits_the_smallest_layer(tmp_path):
 
 def test_units_of_a_result_line():
     """Two epochs of two batches, the second of one example: means of batches, sums of nats."""
-    floor = world_a_task.asymmetry.Floor("joint", 1.5, 3.0)
+    floor = world_a_task.excess.Floor("joint", 1.5, 3.0)
     case = world_a_task.Case(5, "inverse", {}, floor, math.log(5), 40.0)
     history = {
         "train_nats_per_string": np.array([[9.0], [4.5]]),

@@ -60,7 +60,7 @@ def test_bilinear_embeddings_take_no_gradient():
 
 @pytest.mark.parametrize("itself", [False, True])
 def test_one_layer_is_its_formula(itself):
-    model = models.OneLayer(V, itself)
+    model = models.ReparameterisedAttention(V, itself)
     params = _random_params(model, 5)
     y, z = np.asarray(params["Y"], float), np.asarray(params["Z"], float)
     tokens = np.array([[3, 1, 3, 0, 6], [2, 2, 2, 2, 2]])
@@ -78,14 +78,16 @@ def test_one_layer_is_its_formula(itself):
 
 def test_attention_gets_no_gradient_from_three_token_sentences():
     """One context token has weight 1 whatever Z is (§4.3); two have not, nor with the query."""
-    model, tokens = models.OneLayer(V), jnp.array([[2, 0, 3], [4, 1, 5], [5, 0, 2]])
+    model, tokens = models.ReparameterisedAttention(V), jnp.array([[2, 0, 3], [4, 1, 5], [5, 0, 2]])
     last = jnp.arange(3)[None] == jnp.full((3, 1), 2)
     params = _random_params(model, 3)
     grads = jax.jit(jax.grad(_loss(model, tokens, last)))(params)
     np.testing.assert_array_equal(grads["Z"], 0)
     assert (np.abs(grads["Y"]).sum(axis=1) > 0).tolist() == [t in (2, 4, 5) for t in range(V)]
 
-    with_itself = jax.jit(jax.grad(_loss(models.OneLayer(V, True), tokens, last)))(params)
+    with_itself = jax.jit(jax.grad(_loss(models.ReparameterisedAttention(V, True), tokens, last)))(
+        params
+    )
     assert np.abs(with_itself["Z"]).max() > 1e-3
     longer = jnp.array([[2, 6, 0, 3]])
     assert np.abs(jax.jit(jax.grad(_loss(model, longer)))(params)["Z"]).max() > 1e-3
@@ -95,7 +97,7 @@ class TrainStepTest(chex.TestCase):
     @chex.variants(with_jit=True, without_jit=True)
     def test_the_train_step_moves_one_row_a_sentence(self):
         """Y[A] += η/n (1_B − softmax(Y[A])), and nothing else moves."""
-        model, rate = models.OneLayer(V), 0.3
+        model, rate = models.ReparameterisedAttention(V), 0.3
         params = _random_params(model, 3)
         tokens = np.array([[2, 0, 3], [4, 1, 5]])
         batch = Batch(tokens, np.arange(2), 2, scored_BL=np.arange(3)[None] >= np.full((2, 1), 2))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dirasym import objectives
-from dirasym.analysis import asymmetry
+from dirasym.analysis import excess
 from dirasym.data import batching, string_maps, tokenizers
 
 KEY = jax.random.key(0)
@@ -68,8 +68,8 @@ def test_oracles_score_zero(K, control, turned):
     sources, targets = _pairs(control, K, size=2)[:: -1 if turned else 1]
     tokenizer = tokenizers.Characters()
     data, target_tokens = _texts(tokenizer, sources, targets)
-    joint = asymmetry.exact_floor(sources, target_tokens, "joint")
-    parallel = asymmetry.exact_floor(sources, target_tokens, "parallel")
+    joint = excess.exact_floor(sources, target_tokens, "joint")
+    parallel = excess.exact_floor(sources, target_tokens, "parallel")
     assert joint.tokens_per_target == 9  # the space, and 8 characters
     assert joint.nats_per_string == pytest.approx(math.log(K) if control or turned else 0)
     assert parallel.nats_per_string >= joint.nats_per_string
@@ -83,7 +83,7 @@ def test_oracles_score_zero(K, control, turned):
             (functools.partial(objectives.any_order, mask_id=mask), masked, joint),
             (functools.partial(objectives.parallel_target, mask_id=mask), masked, parallel),
         ):
-            loss = asymmetry.clean_loss(objective, oracle, None, data, KEY, batch_size=16)
+            loss = excess.clean_loss(objective, oracle, None, data, KEY, batch_size=16)
             assert float(loss) - floor.nats_per_string == pytest.approx(0, abs=1e-6)
             assert float(loss) / floor.tokens_per_target == pytest.approx(
                 floor.nats_per_token, abs=1e-6
@@ -97,11 +97,11 @@ def test_the_character_mlps_oracle_scores_zero(K):
     index = {character: n for n, character in enumerate(string_maps.ALPHABET)}
     tokens = np.array([[index[c] for c in a + b] for a, b in zip(first, second, strict=True)])
     data = {"tokens_BL": tokens, "scored_BL": np.broadcast_to(np.arange(16) >= 8, tokens.shape)}
-    floor = asymmetry.exact_floor(first, second, "parallel")
+    floor = excess.exact_floor(first, second, "parallel")
     with jax.enable_x64(True):
         oracle = _masked_oracle(jnp.asarray(tokens), 36, mask_id=36)
         objective = functools.partial(objectives.parallel_target, mask_id=36)
-        loss = asymmetry.clean_loss(objective, oracle, None, data, KEY, batch_size=7)
+        loss = excess.clean_loss(objective, oracle, None, data, KEY, batch_size=7)
     assert float(loss) - floor.nats_per_string == pytest.approx(0, abs=1e-6)
 
 
@@ -115,10 +115,10 @@ def test_oracles_score_zero_on_bpe_of_unequal_lengths():
     data["tokens_BL"] = compact.reshape(data["tokens_BL"].shape).astype(np.int32)
     mask = len(used)
     assert len(set(map(len, target_tokens))) > 1
-    joint = asymmetry.exact_floor(sources, target_tokens, "joint")
+    joint = excess.exact_floor(sources, target_tokens, "joint")
     assert joint.nats_per_string == pytest.approx(math.log(5))
-    known = asymmetry.exact_floor(sources, target_tokens, "joint", length_known=True)
-    parallel = asymmetry.exact_floor(sources, target_tokens, "parallel", length_known=True)
+    known = excess.exact_floor(sources, target_tokens, "joint", length_known=True)
+    parallel = excess.exact_floor(sources, target_tokens, "parallel", length_known=True)
     assert known.nats_per_string < joint.nats_per_string
     with jax.enable_x64(True):
         table = jnp.asarray(np.where(data["valid_BL"], data["tokens_BL"], PAD))
@@ -130,7 +130,7 @@ def test_oracles_score_zero_on_bpe_of_unequal_lengths():
             (functools.partial(objectives.any_order, mask_id=mask), masked, known),
             (functools.partial(objectives.parallel_target, mask_id=mask), masked, parallel),
         ):
-            loss = asymmetry.clean_loss(objective, oracle, None, data, KEY, batch_size=8)
+            loss = excess.clean_loss(objective, oracle, None, data, KEY, batch_size=8)
             assert float(loss) - floor.nats_per_string == pytest.approx(0, abs=1e-6)
 
 
@@ -145,7 +145,7 @@ def test_any_order_has_the_expectation_of_masked_diffusion():
 
     def mean(objective):
         def one(key):
-            return asymmetry.clean_loss(objective, apply_fn, None, data, key, batch_size=2)
+            return excess.clean_loss(objective, apply_fn, None, data, key, batch_size=2)
 
         losses = jax.vmap(one)(jax.random.split(KEY, 1500))
         return losses.mean(), losses.std() / math.sqrt(1500)
@@ -165,7 +165,7 @@ def test_clean_loss_does_not_depend_on_its_batches():
     objective = functools.partial(objectives.any_order, mask_id=5)
     table = jax.random.normal(KEY, (6, 6))
     losses = [
-        asymmetry.clean_loss(
+        excess.clean_loss(
             objective, lambda params, x: table[x], None, data, KEY, batch_size=batch_size
         )
         for batch_size in (1, 4, 6, 8)
@@ -174,9 +174,9 @@ def test_clean_loss_does_not_depend_on_its_batches():
 
 
 def test_gap_is_paired_by_seed():
-    gap = asymmetry.directional_gap([1.0, 2.0, 3.0], [1.5, 2.5, 3.5])
+    gap = excess.directional_gap([1.0, 2.0, 3.0], [1.5, 2.5, 3.5])
     assert gap.mean == 0.5 and gap.half_width == pytest.approx(0, abs=1e-12)
-    assert asymmetry.excess_bits_per_stored_bit(math.log(2), 40) == pytest.approx(1 / 40)
-    assert math.isnan(asymmetry.excess_bits_per_stored_bit(math.log(2), 0))
+    assert excess.excess_bits_per_stored_bit(math.log(2), 40) == pytest.approx(1 / 40)
+    assert math.isnan(excess.excess_bits_per_stored_bit(math.log(2), 0))
     with pytest.raises(ValueError, match="'joint' or 'parallel'"):
-        asymmetry.exact_floor("a", ["b"], "both")
+        excess.exact_floor("a", ["b"], "both")

@@ -1,65 +1,30 @@
 """Forward–reverse gradient alignment of any model, block by block, directly or by factors.
 
-`alignment` takes two losses of a parameter pytree and compares their gradients; Theorem
-B.1's closed form for the one-layer encoder is in `analysis.theorem`, and importable from
-here. All of it runs at the highest matmul precision, is traceable by `jax.jit` and holds
-no more than a chunk of per-example gradients.
+`alignment` takes two losses of a parameter pytree and compares their gradients. All of it runs
+at the highest matmul precision, is traceable by `jax.jit` and holds no more than a chunk of
+per-example gradients.
 """
 
 import functools
 import re
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
-import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.core.tracers import current_trace
 
-from dirasym.analysis.theorem import (
-    BLOCKS,
-    Blocks,
-    CorollaryB2,
-    Neglected,
-    OneLayer,
-    Others,
-    TheoremB1,
-    check_corollary_b2,
-    error_alignment,
-    highest_precision,
-    neglected_terms,
-    simulate_proposition_b8,
-    simulate_proposition_b10,
-    theorem_b1,
-    theorem_b1_autodiff,
+from dirasym.analysis.factored import (
+    Gradient,
+    Loss,
+    factored_gradients,
+    formed_gradient,
+    inner_product,
 )
+from dirasym.analysis.precision import highest_precision
 from dirasym.types import Params
 
-__all__ = [
-    "BLOCKS",
-    "Alignment",
-    "Blocks",
-    "CorollaryB2",
-    "Neglected",
-    "OneLayer",
-    "Others",
-    "TheoremB1",
-    "Transfer",
-    "alignment",
-    "check_corollary_b2",
-    "cross_alignment",
-    "error_alignment",
-    "first_order_transfer",
-    "neglected_terms",
-    "simulate_proposition_b8",
-    "simulate_proposition_b10",
-    "theorem_b1",
-    "theorem_b1_autodiff",
-]
-
-Loss = Callable[..., jax.Array]  # params -> scalar, or (params, example) -> scalar
 BlockOf = str | re.Pattern[str] | Callable[[str], str | None] | None
 Method = Literal["direct", "factored"]
 TOTAL = "total"
@@ -147,15 +112,15 @@ def alignment(
     if examples is None:
         if method == "factored":
             raise ValueError("method 'factored' compares examples: pass examples")
-        grads = [_dense_gradient(loss, params) for loss in (loss_fwd, loss_rev)]
+        grads = [formed_gradient(loss, params) for loss in (loss_fwd, loss_rev)]
         return _compare(*grads, block_of_leaf)
     if method == "factored":
-        gradient_fwd, gradient_rev, direct = _factored(
+        gradient_fwd, gradient_rev, direct = factored_gradients(
             (loss_fwd, *one_alone), (loss_rev, *one_alone), params, paths
         )
     else:
         gradient_fwd, gradient_rev = (
-            functools.partial(_dense_gradient, loss, params) for loss in (loss_fwd, loss_rev)
+            functools.partial(formed_gradient, loss, params) for loss in (loss_fwd, loss_rev)
         )
         direct = tuple(paths)
 
@@ -192,11 +157,11 @@ def cross_alignment(
     _check_scalar("loss_rev", loss_rev, params, first_rev)
 
     def products(fwd, rev):
-        inner = _sum_blocks(list(map(_inner, fwd.leaves, rev.leaves)), block_of_leaf)
+        inner = _sum_blocks(list(map(inner_product, fwd.leaves, rev.leaves)), block_of_leaf)
         return {block: x * fwd.size * rev.size for block, x in inner.items()}
 
     if method == "factored":
-        gradient_fwd, gradient_rev, _ = _factored(
+        gradient_fwd, gradient_rev, _ = factored_gradients(
             (loss_fwd, first), (loss_rev, first_rev), params, paths
         )
         # All factors of the columns at once; rows in chunks.
@@ -210,7 +175,7 @@ def cross_alignment(
     if method != "direct":
         raise ValueError(f"method must be 'direct' or 'factored', got {method!r}")
     gradient_fwd, gradient_rev = (
-        functools.partial(_dense_gradient, loss, params) for loss in (loss_fwd, loss_rev)
+        functools.partial(formed_gradient, loss, params) for loss in (loss_fwd, loss_rev)
     )
 
     def rows_of_chunk(chunk):
@@ -268,10 +233,6 @@ def first_order_transfer(
     return Transfer(-rates * slope, jax.lax.map(after, rates) - start)
 
 
-# ---------------------------------------------------------------------------------------
-# Checks and blocks
-
-
 def _blocks(params: Params, blocks: BlockOf) -> tuple[list[str], list[str | None]]:
     """Path of every leaf, and its block."""
     flat, _ = jax.tree_util.tree_flatten_with_path(params)
@@ -324,64 +285,6 @@ def _is_not_finite(x: np.ndarray) -> np.ndarray:
     return ~np.isfinite(x)
 
 
-# ---------------------------------------------------------------------------------------
-# A gradient of one parameter, whole or as factors, and products of two
-
-
-class _Dense(NamedTuple):
-    """A gradient formed."""
-
-    value: jax.Array
-
-
-class _Factors(NamedTuple):
-    """Σ_t left_t rightᵀ_t over uses of a matrix; left as vectors [T, rows] or row numbers [T]."""
-
-    uses: tuple[tuple[jax.Array, jax.Array], ...]
-
-
-class _Gradient(NamedTuple):
-    """A gradient in units of `size`: squares of entries below 1e-19 or above 1e19 leave float32."""
-
-    leaves: list[_Dense | _Factors]
-    size: jax.Array
-
-
-def _scaled(arrays: Sequence[jax.Array]) -> tuple[list[jax.Array], jax.Array]:
-    """The arrays over the power of 2 below their largest absolute entry, exactly, and that."""
-    arrays = [_wide(x) for x in arrays]
-    size = functools.reduce(jnp.maximum, [jnp.max(jnp.abs(x), initial=0) for x in arrays])
-    size = jnp.ldexp(jnp.ones_like(size), jnp.frexp(size)[1] - 1)
-    size = jnp.where((size > 0) & jnp.isfinite(size), size, 1)
-    return [x / size for x in arrays], size
-
-
-def _inner(first: _Dense | _Factors, second: _Dense | _Factors) -> jax.Array:
-    """⟨first, second⟩ in float32 or better."""
-    if isinstance(first, _Dense):
-        return jnp.vdot(_wide(first.value), _wide(second.value))
-    return sum(_use_inner(a, b) for a in first.uses for b in second.uses)
-
-
-def _use_inner(first, second):
-    left, right = first
-    other_left, other_right = second
-    rights = _wide(right) @ _wide(other_right).T
-    if left.ndim == other_left.ndim == 1:
-        lefts = left[:, None] == other_left[None]
-    elif left.ndim == 1:
-        lefts = _wide(other_left)[:, left].T
-    elif other_left.ndim == 1:
-        lefts = _wide(left)[:, other_left]
-    else:
-        lefts = _wide(left) @ _wide(other_left).T
-    return jnp.sum(lefts * rights)
-
-
-def _wide(x: jax.Array) -> jax.Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
 def _sum_blocks(leaf_values, block_of_leaf) -> dict[str, jax.Array]:
     sums: dict[str, jax.Array] = {}
     for value, block in zip(leaf_values, block_of_leaf, strict=True):
@@ -390,9 +293,9 @@ def _sum_blocks(leaf_values, block_of_leaf) -> dict[str, jax.Array]:
     return sums | {TOTAL: sum(leaf_values)}
 
 
-def _compare(fwd: _Gradient, rev: _Gradient, block_of_leaf) -> Alignment:
+def _compare(fwd: Gradient, rev: Gradient, block_of_leaf) -> Alignment:
     inner, squares_fwd, squares_rev = (
-        _sum_blocks(list(map(_inner, x.leaves, y.leaves)), block_of_leaf)
+        _sum_blocks(list(map(inner_product, x.leaves, y.leaves)), block_of_leaf)
         for x, y in ((fwd, rev), (fwd, fwd), (rev, rev))
     )
     norm_fwd, norm_rev = (
@@ -410,185 +313,3 @@ def _compare(fwd: _Gradient, rev: _Gradient, block_of_leaf) -> Alignment:
         norm_fwd={block: x * fwd.size for block, x in norm_fwd.items()},
         norm_rev={block: x * rev.size for block, x in norm_rev.items()},
     )
-
-
-def _dense_gradient(loss, params, *example) -> _Gradient:
-    grads, size = _scaled(jax.tree.leaves(jax.grad(loss)(params, *example)))
-    return _Gradient([_Dense(g) for g in grads], size)
-
-
-# ---------------------------------------------------------------------------------------
-# Factors of linen layers: inputs by an interceptor, output cotangents by an added zero
-
-
-class _Call(NamedTuple):
-    """One call of a layer whose matrix is parameter number `leaf`: "dense", "lookup", "attend"."""
-
-    leaf: int
-    kind: str
-    output: jax.ShapeDtypeStruct
-
-
-def _factored(fwd, rev, params, paths):
-    """(example -> gradients) of both losses, and the paths of parameters left to the direct way.
-
-    Each of `fwd` and `rev` is a loss with one of its examples.
-    A parameter is factored if, in both losses, all that reads it are calls that we intercept.
-    """
-    params = _distinct(params)
-    factorable = frozenset.intersection(
-        *(_factorable(loss, params, example) for loss, example in (fwd, rev))
-    )
-    direct = [n for n in range(len(paths)) if n not in factorable]
-    gradients = (
-        functools.partial(_factored_gradient, loss, params, factorable, direct)
-        for loss, _ in (fwd, rev)
-    )
-    return *gradients, tuple(paths[n] for n in direct)
-
-
-def _factorable(loss, params, example) -> frozenset[int]:
-    """Parameters that the loss reads through intercepted calls alone."""
-    leaves, structure = jax.tree.flatten(params)
-    found: set[int] = set()
-
-    def without_layers(*leaves):
-        trace = current_trace()
-
-        def replace(next_fun, args, kwargs, context, leaf):
-            if current_trace() != trace:  # in a transformation of the loss's own
-                return next_fun(*args, **kwargs)
-            found.add(leaf)
-            output = jax.eval_shape(lambda: next_fun(*args, **kwargs))
-            return jnp.zeros(output.shape, output.dtype)
-
-        with nn.intercept_methods(_interceptor(leaves, replace)):
-            return loss(structure.unflatten(leaves), example)
-
-    jaxpr = jax.make_jaxpr(without_layers)(*leaves).jaxpr
-    read = {id(v) for eqn in jaxpr.eqns for v in eqn.invars} | {id(v) for v in jaxpr.outvars}
-    return frozenset(n for n in found if id(jaxpr.invars[n]) not in read)
-
-
-def _distinct(params: Params) -> Params:
-    """The same with no array in two places: `_interceptor` tells parameters by identity."""
-    seen: set[int] = set()
-
-    def own(leaf):
-        leaf = jnp.array(leaf) if id(leaf) in seen else leaf
-        seen.add(id(leaf))
-        return leaf
-
-    return jax.tree.map(own, params)
-
-
-def _factored_gradient(loss, params, factorable, direct, example) -> _Gradient:
-    leaves, structure = jax.tree.flatten(params)
-    calls: list[_Call] = []
-
-    def discover(next_fun, args, kwargs, context, leaf):
-        output = next_fun(*args, **kwargs)
-        if leaf in factorable:
-            shape = jax.ShapeDtypeStruct(output.shape, output.dtype)
-            calls.append(_Call(leaf, _kind(context), shape))
-        return output
-
-    def shapes(example):
-        with nn.intercept_methods(_interceptor(leaves, discover)):
-            return loss(structure.unflatten(leaves), example)
-
-    jax.eval_shape(shapes, example)
-
-    def perturbed(direct_leaves, zeros):
-        mixed = list(leaves)
-        for n, leaf in zip(direct, direct_leaves, strict=True):
-            mixed[n] = leaf
-        inputs, remaining = [], iter(zeros)
-
-        def add(next_fun, args, kwargs, context, leaf):
-            output = next_fun(*args, **kwargs)
-            if leaf not in factorable:
-                return output
-            inputs.append(_call_input(context, output.dtype, *args, *kwargs.values()))
-            return output + next(remaining)
-
-        with nn.intercept_methods(_interceptor(mixed, add)):
-            return loss(structure.unflatten(mixed), example), inputs
-
-    zeros = [jnp.zeros(call.output.shape, call.output.dtype) for call in calls]
-    (direct_grads, cotangents), inputs = jax.grad(perturbed, argnums=(0, 1), has_aux=True)(
-        [leaves[n] for n in direct], zeros
-    )
-    scaled, size = _scaled([*direct_grads, *cotangents])
-    direct_grads, cotangents = scaled[: len(direct)], scaled[len(direct) :]
-    gradients: list[_Dense | _Factors] = [_Factors(())] * len(leaves)
-    for n, grad in zip(direct, direct_grads, strict=True):
-        gradients[n] = _Dense(grad)
-    for call, cotangent, x in zip(calls, cotangents, inputs, strict=True):
-        if call.kind == "lookup":
-            use = x.ravel(), cotangent.reshape(x.size, -1)
-        elif call.kind == "attend":
-            use = cotangent.reshape(-1, cotangent.shape[-1]), x.reshape(-1, x.shape[-1])
-        else:
-            use = x, cotangent.reshape(len(x), -1)
-        gradients[call.leaf] = _Factors((*gradients[call.leaf].uses, use))
-    return _Gradient(gradients, size)
-
-
-def _interceptor(leaves: Sequence[Any], handle: Callable) -> Callable:
-    """Calls `handle(..., leaf)` for layers whose matrix is, as an object, one of `leaves`.
-
-    Identity finds the parameter however the model was wrapped, and misses what a lifted
-    transformation (scan, remat, jit) has replaced by its own, which then goes the direct way.
-    """
-    number: dict[Hashable, int] = {id(leaf): n for n, leaf in enumerate(leaves)}
-
-    def interceptor(next_fun, args, kwargs, context):
-        module = context.module
-        name = _matrix_name(module, context.method_name)
-        if name is None or not module.has_variable("params", name):
-            return next_fun(*args, **kwargs)
-        leaf = number.get(id(module.get_variable("params", name)))
-        if leaf is None:
-            return next_fun(*args, **kwargs)
-        return handle(next_fun, args, kwargs, context, leaf)
-
-    return interceptor
-
-
-def _matrix_name(module: nn.Module, method: str) -> str | None:
-    """The matrix that a call multiplies with, if it is linen's own Dense, DenseGeneral or Embed.
-
-    A subclass that overrides the method, or another `dot_general`, may compute anything.
-    """
-    if isinstance(module, nn.Embed):
-        layer, name, plain = nn.Embed, "embedding", method in ("__call__", "attend")
-    elif isinstance(module, nn.Dense | nn.DenseGeneral) and method == "__call__":
-        layer, name = (nn.Dense if isinstance(module, nn.Dense) else nn.DenseGeneral), "kernel"
-        plain = module.dot_general is None and module.dot_general_cls is None
-        plain = plain and not getattr(module, "batch_dims", ())
-    else:
-        return None
-    return name if plain and getattr(type(module), method) is getattr(layer, method) else None
-
-
-def _kind(context) -> str:
-    if isinstance(context.module, nn.Embed):
-        return "attend" if context.method_name == "attend" else "lookup"
-    return "dense"
-
-
-def _call_input(context, dtype, x: jax.Array) -> jax.Array:
-    """What a layer read, in its compute dtype; by lookups as rows counted from 0.
-
-    For dense layers as vectors [T, in] in the order of the output.
-    """
-    if _kind(context) == "lookup":
-        return x % context.module.num_embeddings  # -1 is the last
-    x = x.astype(dtype)
-    if _kind(context) == "attend":
-        return x
-    axes = context.module.axis if isinstance(context.module, nn.DenseGeneral) else -1
-    axes = axes if isinstance(axes, tuple) else (axes,)
-    x = jnp.moveaxis(x, axes, range(-len(axes), 0))
-    return x.reshape(-1, int(np.prod(x.shape[x.ndim - len(axes) :])))

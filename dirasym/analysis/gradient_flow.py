@@ -1,10 +1,8 @@
-"""How weights move under cross-entropy: closed forms, flows, and measures for any model.
+"""Trajectories of weights: gradient flow, gradient descent, and the bilinear model's flow.
 
-arXiv 2405.04669. Three ways to the same trajectory stand side by side: the closed form of one
-row of the one-layer model (§4), gradient flow by a library's integrator, and gradient descent.
-The bilinear model (§3) is followed in the coordinates of its tokens, which cost the same at any
-width. What is said of its weights, and of the one-layer model's, `effective_logits` says of a
-network: the logit of an answer after a prompt.
+Gradient flow goes by a library's integrator. The bilinear model (arXiv 2405.04669, §3) is
+followed in the coordinates of its tokens, which cost the same at any width. The closed form
+that both are compared with is `row_dynamics`.
 """
 
 import functools
@@ -18,80 +16,10 @@ import numpy as np
 import scipy.integrate
 import scipy.special
 
-from dirasym.objectives import call
-from dirasym.types import ApplyFn, Array, Params
+from dirasym.types import Array, Params
 
 State = Any  # a pytree of float arrays
 Field = Callable[[State], State]  # state -> its time derivative
-
-# ---------------------------------------------------------------------------------------
-# Closed form of one row. Numbers and arrays broadcast; NumPy, float64.
-
-
-def row_gap(
-    time: Array | float, num_tokens: Array | float, rate: Array | float = 1.0
-) -> np.ndarray:
-    """Gap s = y_target − y_other of a row of M logits under gradient flow from zero.
-
-    The row learns one target by cross-entropy at learning rate η, and all other logits stay
-    equal. With p = e^s/(e^s + M − 1),
-
-        s' = η M/(M−1) (1 − p),   hence   s + (e^s − 1)/(M−1) = η M t/(M−1) =: τ,
-
-    and with a = 1/(M−1) and ω the Wright omega function, s = ln(ω(τ + a + ln a)/a): Lambert's W
-    without its overflow. A Newton step removes the cancellation near τ = 0.
-
-    Args:
-      time: t ≥ 0.
-      num_tokens: M ≥ 2.
-      rate: η; a mean over n rows has η/n.
-
-    Raises:
-      ValueError: a time or rate below 0, or fewer than 2 tokens.
-    """
-    time, num_tokens, rate = (np.asarray(x, np.float64) for x in (time, num_tokens, rate))
-    if not ((time >= 0).all() and (rate >= 0).all() and (num_tokens >= 2).all()):
-        raise ValueError("a row needs time and rate of at least 0 and at least 2 tokens")
-    a = 1 / (num_tokens - 1)
-    tau = rate * num_tokens * time * a
-    gap = np.log(scipy.special.wrightomega(tau + a + np.log(a)).real / a)
-    return gap - (gap + a * np.expm1(gap) - tau) / (1 + a * np.exp(gap))
-
-
-def row_probability(
-    time: Array | float, num_tokens: Array | float, rate: Array | float = 1.0
-) -> np.ndarray:
-    """p = e^s/(e^s + M − 1) of the row's target at time t; see `row_gap`.
-
-    Each of the other M − 1 tokens has (1 − p)/(M − 1): below a uniform guess 1/M from the
-    start. In a chain A → B, B → C that is p(C | A).
-    """
-    gap = row_gap(time, num_tokens, rate)
-    return 1 / (1 + (np.asarray(num_tokens, np.float64) - 1) * np.exp(-gap))
-
-
-def time_to_loss(
-    loss: Array | float, num_tokens: Array | float, rate: Array | float = 1.0
-) -> np.ndarray:
-    """When the row's loss −ln p has fallen to `loss` nats: the inverse of `row_probability`.
-
-    s = −ln((M−1)⁻¹(e^loss − 1)), and t from the equation of `row_gap`.
-
-    Raises:
-      ValueError: a loss outside (0, ln M], the loss at time 0; or a rate that is not positive.
-    """
-    loss, num_tokens, rate = (np.asarray(x, np.float64) for x in (loss, num_tokens, rate))
-    if not ((loss > 0) & (loss <= np.log(num_tokens) * (1 + 1e-12))).all():
-        raise ValueError("the loss falls from ln(num_tokens) towards 0 and takes no other values")
-    if not (rate > 0).all():
-        raise ValueError("rate must be positive: without it the loss does not fall")
-    a = 1 / (num_tokens - 1)
-    gap = np.maximum(-np.log(a * np.expm1(loss)), 0.0)  # 0 at ln M, rounding apart
-    return (gap + a * np.expm1(gap)) / (rate * num_tokens * a)
-
-
-# ---------------------------------------------------------------------------------------
-# Trajectories
 
 
 def negative_gradient(loss: Callable[[Params], jax.Array]) -> Field:
@@ -210,10 +138,6 @@ def _float64(tree: State) -> State:
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), tree)
 
 
-# ---------------------------------------------------------------------------------------
-# The bilinear model in the coordinates of its tokens
-
-
 class BilinearFlow(NamedTuple):
     """Gradient flow of Θ for pairs x → y, through C with Θ = Eᵀ C E and E the embeddings.
 
@@ -277,64 +201,3 @@ def smallest_exponent(loss_T: Array, reverse_T: Array) -> float:
     if not (forward < 0).all():
         raise ValueError("the inequality compares with a forward loss that falls")
     return float(max(0.0, (reverse / forward).max()))
-
-
-# ---------------------------------------------------------------------------------------
-# Effective weights of any model
-
-
-def effective_logits(
-    apply_fn: ApplyFn, params: Params, sentences_PL: Array, *, mask_id: int | None = None
-) -> jax.Array:
-    """Weight from every prompt to every answer: float [P, P].
-
-    A sentence is a prompt and an answer of one token, the last; entry (i, j) is the logit of
-    answer j after prompt i. With `mask_id` the model is bidirectional, and reads the prompt
-    with [M] in the answer's place.
-    """
-    sentences_PL = jnp.asarray(sentences_PL)
-    if mask_id is None:
-        prompts_PL = sentences_PL[:, :-1]
-    else:
-        prompts_PL = sentences_PL.at[:, -1].set(mask_id)
-    asked_PL = jnp.zeros(prompts_PL.shape, bool).at[:, -1].set(True)
-    logits_PLV = call(apply_fn, params, prompts_PL, scored_BL=asked_PL)
-    return logits_PLV[:, -1, sentences_PL[:, -1]]
-
-
-def gap(logits_PP: Array) -> jax.Array:
-    """How far each prompt's own answer stands above the mean of the others, in nats: [..., P]."""
-    logits_PP = jnp.asarray(logits_PP)
-    num = logits_PP.shape[-1]
-    own_P = jnp.diagonal(logits_PP, axis1=-2, axis2=-1)
-    return (own_P * num - logits_PP.sum(axis=-1)) / (num - 1)
-
-
-def intransitivity(first_PP: Array, second_PP: Array, composed_PP: Array) -> jax.Array:
-    """1 − g(A→C) / min(g(A→B), g(B→C)), with g the mean `gap` of a block of effective logits.
-
-    0 when what follows from two facts weighs as much as the weaker of them, 1 when it weighs
-    nothing, above 1 when it is less likely than a guess: [...] for blocks [..., P, P].
-    """
-    first, second, composed = (gap(x).mean(axis=-1) for x in (first_PP, second_PP, composed_PP))
-    return 1 - composed / jnp.minimum(first, second)
-
-
-def asymmetry(forward_PP: Array, reverse_PP: Array) -> jax.Array:
-    """‖F − Rᵀ‖ / (‖F‖ + ‖R‖) in Frobenius norms, after means of rows and columns are removed.
-
-    F are weights from A's to B's and R from B's to A's, pairs in one order: blocks of Θ − Θᵀ.
-    0 for symmetric weights (as none at all are), 1 when one of the two is zero or they are
-    opposite, 1/√2 when they have nothing to do with each other and one norm. The means are a
-    softmax's freedom and the tokens' popularity.
-    """
-    forward_PP, reverse_PP = _centred(forward_PP), _centred(reverse_PP)
-    difference = jnp.linalg.norm(forward_PP - reverse_PP.mT, axis=(-2, -1))
-    size = sum(jnp.linalg.norm(x, axis=(-2, -1)) for x in (forward_PP, reverse_PP))
-    return difference / jnp.where(size > 0, size, 1)
-
-
-def _centred(x_PP: Array) -> jax.Array:
-    x_PP = jnp.asarray(x_PP)
-    x_PP = x_PP - x_PP.mean(axis=-1, keepdims=True)
-    return x_PP - x_PP.mean(axis=-2, keepdims=True)

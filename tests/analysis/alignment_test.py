@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from dirasym import models
-from dirasym.analysis import gradients
+from dirasym.analysis import alignment
 
 VOCAB, LENGTH, EXAMPLES = 7, 5, 4
 
@@ -57,12 +57,12 @@ def _by_hand(losses, params, examples):
 
 def _alignment(*losses, **kwargs):
     """`alignment` under jit, which spares compiling op by op."""
-    return jax.jit(functools.partial(gradients.alignment, *losses, **kwargs))
+    return jax.jit(functools.partial(alignment.alignment, *losses, **kwargs))
 
 
 def test_two_scalar_losses_against_the_definition():
     params = {"a": jnp.array([1.0, 2.0]), "b": {"c": jnp.array(3.0)}}
-    result = gradients.alignment(
+    result = alignment.alignment(
         lambda p: (p["a"] ** 2).sum() + p["b"]["c"], lambda p: p["a"][0] - 2 * p["b"]["c"], params
     )
     chex.assert_trees_all_close(result.inner, {"a": 2.0, "b/c": -2.0, "total": 0.0}, atol=1e-6)
@@ -73,7 +73,7 @@ def test_two_scalar_losses_against_the_definition():
 
 def test_a_zero_gradient_gives_nan_and_says_which():
     params = {"used": jnp.ones(3), "unused": jnp.ones(2)}
-    result = gradients.alignment(lambda p: p["used"].sum(), lambda p: p["unused"].sum(), params)
+    result = alignment.alignment(lambda p: p["used"].sum(), lambda p: p["unused"].sum(), params)
     assert np.isnan(result.cosine["used"]) and np.isnan(result.cosine["unused"])
     assert result.undefined == {
         "used": "the reverse gradient is zero",
@@ -91,8 +91,8 @@ def test_cosines_do_not_underflow(exponent, method):
     loss = lambda p, x: (dense.apply({"params": p}, x) ** 2).sum()  # noqa: E731
     small = lambda p, x: loss(p, x) * 10.0**exponent  # noqa: E731
     rev = lambda p, x: loss(p, 1 - x)  # noqa: E731
-    want = gradients.alignment(loss, rev, params, examples=examples, method=method)
-    got = gradients.alignment(small, rev, params, examples=examples, method=method)
+    want = alignment.alignment(loss, rev, params, examples=examples, method=method)
+    got = alignment.alignment(small, rev, params, examples=examples, method=method)
     chex.assert_trees_all_close(got.cosine, want.cosine, rtol=1e-5)
     scaled = jax.tree.map(lambda x: x * 10.0**exponent, want.inner)
     chex.assert_trees_all_close(got.inner, scaled, rtol=1e-5)
@@ -101,7 +101,7 @@ def test_cosines_do_not_underflow(exponent, method):
 
 def test_a_gradient_that_is_not_finite_is_named():
     params = {"w": jnp.ones(3)}
-    result = gradients.alignment(lambda p: jnp.inf * p["w"].sum(), lambda p: p["w"].sum(), params)
+    result = alignment.alignment(lambda p: jnp.inf * p["w"].sum(), lambda p: p["w"].sum(), params)
     assert np.isnan(result.cosine["w"])
     assert result.undefined["w"] == "the forward gradient is not finite"
 
@@ -183,7 +183,7 @@ def test_layers_called_inside_the_losss_own_transformations(transformation):
     params = _Chain().init(jax.random.key(0), examples[0])["params"]
     loss = _called(transformation)
     direct, factored = (
-        gradients.alignment(loss, loss, params, examples=examples, method=method)
+        alignment.alignment(loss, loss, params, examples=examples, method=method)
         for method in ("direct", "factored")
     )
     chex.assert_trees_all_close(factored.inner, direct.inner, rtol=1e-5)
@@ -205,7 +205,7 @@ def test_subclasses_and_shared_arrays_and_negative_rows():
     for apply, params, examples in cases:
         loss = lambda p, x, apply=apply: (apply({"params": p}, x).sum(0) ** 3).sum()  # noqa: E731
         direct, factored = (
-            gradients.alignment(loss, loss, params, examples=examples, method=method)
+            alignment.alignment(loss, loss, params, examples=examples, method=method)
             for method in ("direct", "factored")
         )
         chex.assert_trees_all_close(factored.inner, direct.inner, rtol=1e-5)
@@ -220,7 +220,7 @@ def test_a_matrix_read_elsewhere_too_is_not_factored():
 
     examples = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
     direct, factored = (
-        gradients.alignment(loss, loss, params, examples=examples, method=method)
+        alignment.alignment(loss, loss, params, examples=examples, method=method)
         for method in ("direct", "factored")
     )
     assert "kernel" in factored.direct
@@ -235,7 +235,7 @@ def test_cross_matrix(method):
     g_fwd, _ = _by_hand(losses, params, examples)
     _, g_rev = _by_hand(losses, params, columns)
     how = dict(method=method, chunk_size=3, blocks="head")
-    cross = jax.jit(functools.partial(gradients.cross_alignment, *losses, **how))(
+    cross = jax.jit(functools.partial(alignment.cross_alignment, *losses, **how))(
         params, examples, examples_rev=columns
     )
     want = g_fwd @ g_rev.T
@@ -252,7 +252,7 @@ def test_columns_may_be_examples_of_another_kind(method):
     params = dense.init(jax.random.key(0), x_EI[0])["params"]
     loss = lambda p, x: (dense.apply({"params": p}, x) ** 2).sum()  # noqa: E731
     loss_rev = lambda p, example: loss(p, example["x"])  # noqa: E731
-    cross = gradients.cross_alignment(
+    cross = alignment.cross_alignment(
         loss, loss_rev, params, x_EI, examples_rev={"x": other_ETI}, method=method
     )
     grads = [jax.vmap(jax.grad(loss), (None, 0))(params, x) for x in (x_EI, other_ETI)]
@@ -266,14 +266,14 @@ def test_blocks_by_regex_and_by_function():
     def loss(params):
         return sum((leaf**3).sum() for leaf in jax.tree.leaves(params))
 
-    by_regex = gradients.alignment(loss, loss, params, blocks=r"^(layer_[01])/")
+    by_regex = alignment.alignment(loss, loss, params, blocks=r"^(layer_[01])/")
     assert set(by_regex.inner) == {"layer_0", "layer_1", "total"}
-    by_function = gradients.alignment(loss, loss, params, blocks=lambda path: path.split("/")[0])
+    by_function = alignment.alignment(loss, loss, params, blocks=lambda path: path.split("/")[0])
     parts = sum(value for name, value in by_function.inner.items() if name != "total")
     chex.assert_trees_all_close(parts, by_function.inner["total"], by_regex.inner["total"])
     chex.assert_trees_all_close(by_function.inner["layer_1"], by_regex.inner["layer_1"])
     for blocks in ("b$|w$", re.compile("b$|w$")):
-        whole_match = gradients.alignment(loss, loss, params, blocks=blocks)
+        whole_match = alignment.alignment(loss, loss, params, blocks=blocks)
         assert set(whole_match.inner) == {"b", "w", "total"}
 
 
@@ -283,9 +283,9 @@ def test_the_reverse_loss_changes_to_first_order_as_predicted():
     losses = [lambda p, a=a: (jnp.tanh(p["w"] * a) @ p["v"] ** 2).sum() for a in weights]
     with jax.enable_x64(True):
         rates = np.logspace(-4, -2, 5)
-        transfer = gradients.first_order_transfer(*losses, params, rates)
+        transfer = alignment.first_order_transfer(*losses, params, rates)
         error = np.abs(transfer.predicted - transfer.measured)
-    inner = gradients.alignment(*losses, params).inner["total"]
+    inner = alignment.alignment(*losses, params).inner["total"]
     np.testing.assert_allclose(transfer.predicted, -rates * float(inner), rtol=1e-4)
     slope = np.polyfit(np.log(rates), np.log(error), 1)[0]
     assert abs(slope - 2) < 0.05
@@ -298,29 +298,29 @@ def test_bad_input():
         return p["w"].sum()
 
     with pytest.raises(TypeError, match="params: w is int32"):
-        gradients.alignment(loss, loss, ints)
+        alignment.alignment(loss, loss, ints)
     with pytest.raises(ValueError, match="loss_rev must return a scalar"):
-        gradients.alignment(loss, lambda p: p["w"], params)
+        alignment.alignment(loss, lambda p: p["w"], params)
     with pytest.raises(ValueError, match="blocks matches no parameter"):
-        gradients.alignment(loss, loss, params, blocks="nothing")
+        alignment.alignment(loss, loss, params, blocks="nothing")
     with pytest.raises(ValueError, match="pass examples"):
-        gradients.alignment(loss, loss, params, method="factored")
+        alignment.alignment(loss, loss, params, method="factored")
     with pytest.raises(ValueError, match="method must be"):
-        gradients.alignment(loss, loss, params, method="fast")
+        alignment.alignment(loss, loss, params, method="fast")
     with pytest.raises(ValueError, match="one leading size"):
-        gradients.alignment(loss, loss, params, examples={"x": np.ones(3), "y": np.ones(2)})
+        alignment.alignment(loss, loss, params, examples={"x": np.ones(3), "y": np.ones(2)})
     with pytest.raises(ValueError, match="no arrays"):
-        gradients.alignment(loss, loss, {})
+        alignment.alignment(loss, loss, {})
     for examples in (np.ones((0, 3)), 3, [1, 2], {}):
         with pytest.raises(ValueError, match="examples must share"):
-            gradients.alignment(loss, loss, params, examples=examples)
+            alignment.alignment(loss, loss, params, examples=examples)
     with pytest.raises(ValueError, match="examples_rev must share"):
-        gradients.cross_alignment(loss, loss, params, np.ones(2), examples_rev=np.ones((0, 2)))
+        alignment.cross_alignment(loss, loss, params, np.ones(2), examples_rev=np.ones((0, 2)))
     with pytest.raises(ValueError, match="loss_fwd must return a float"):
-        gradients.alignment(lambda p: jnp.int32(1), loss, params)
+        alignment.alignment(lambda p: jnp.int32(1), loss, params)
     with pytest.raises(ValueError, match="loss_rev must return a scalar"):
-        gradients.first_order_transfer(loss, lambda p: p["w"], params, [0.1])
+        alignment.first_order_transfer(loss, lambda p: p["w"], params, [0.1])
     with pytest.raises(TypeError, match="params: w is int32"):
-        gradients.first_order_transfer(loss, loss, ints, [0.1])
+        alignment.first_order_transfer(loss, loss, ints, [0.1])
     with pytest.raises(ValueError, match="'total' is the name of the sum"):
-        gradients.alignment(loss, loss, params | {"total": jnp.ones(2)})
+        alignment.alignment(loss, loss, params | {"total": jnp.ones(2)})

@@ -1,0 +1,389 @@
+"""Theorem B.1: the forward–reverse gradient inner product of a one-layer encoder, block by block.
+
+arXiv 2602.02133, App. B. The queries are x_fwd = ([M], B) with B at distance Δ₁ ahead and
+x_rev = (B, [M]) with B at distance Δ₂ behind; the target at [M] is A in both. The model has
+one head of width D, matrices that act as y = W h, fixed embeddings h_M and h_B, and RoPE:
+
+    S = (W_Q h_M)ᵀ R(±Δ) (W_K h_B),   α = softmax over ([M], B) of scores/√D, at B,
+    z = W_O (α W_V h_B),              L = −log softmax(z)_A.
+
+It keeps B's value alone in the context, and holds the score of [M] on itself constant; see
+`neglected_terms` for what that leaves out. Closed forms stand beside autodiff of the same
+model. Computed at the highest matmul precision of the platform, in the parameters' dtype.
+"""
+
+import functools
+from typing import NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dirasym.analysis.precision import highest_precision
+from dirasym.models.layers import plane_angles, rotate
+from dirasym.types import Array
+
+BLOCKS = ("W_Q", "W_K", "W_V", "W_O")
+
+
+@flax.struct.dataclass
+class OneLayer:
+    """Parameters of the theorem's model, y = W h.
+
+    Attributes:
+      W_Q, W_K, W_V: [D, D].
+      W_O: [V, D].
+      h_M, h_B: [D], embeddings of [M] and of the context token.
+    """
+
+    W_Q: jax.Array
+    W_K: jax.Array
+    W_V: jax.Array
+    W_O: jax.Array
+    h_M: jax.Array
+    h_B: jax.Array
+
+
+class Blocks(NamedTuple):
+    """One number a parameter block."""
+
+    W_Q: jax.Array
+    W_K: jax.Array
+    W_V: jax.Array
+    W_O: jax.Array
+
+    @property
+    def storage(self) -> jax.Array:
+        """W_V + W_O: what is said once B is read."""
+        return self.W_V + self.W_O
+
+    @property
+    def routing(self) -> jax.Array:
+        """W_Q + W_K: whether B is read."""
+        return self.W_Q + self.W_K
+
+    @property
+    def total(self) -> jax.Array:
+        """All four."""
+        return self.storage + self.routing
+
+
+class Query(NamedTuple):
+    """Ingredients of one of the two queries.
+
+    Attributes:
+      score: S, raw.
+      alpha: attention weight on B. beta: α(1−α).
+      p: [V] probabilities. e: [V] error p − 1_A.
+      u: [D] backpropagated signal W_Oᵀ e.
+      mu: E_p[C] − C_A, the margin-like scalar. abs_mu: Σ_t |e_t C_t|, its natural scale.
+      loss: −log p_A in nats.
+    """
+
+    score: jax.Array
+    alpha: jax.Array
+    beta: jax.Array
+    p: jax.Array
+    e: jax.Array
+    u: jax.Array
+    mu: jax.Array
+    abs_mu: jax.Array
+    loss: jax.Array
+
+
+class TheoremB1(NamedTuple):
+    """The four block inner products and everything that they are made of.
+
+    Attributes:
+      inner: I_W = ⟨∇_W L_fwd, ∇_W L_rev⟩ per block.
+      fwd, rev: ingredients of each query.
+      q_M, k_B, v_B: [D].
+      C: [V], C_t = w_{O,t} · v_B.
+      k_R_k, q_R_q: the RoPE quadratic forms k_Bᵀ R(Δ₁+Δ₂) k_B and q_Mᵀ R(Δ₁+Δ₂) q_M.
+      scale: natural scale per block, for comparing floats: every inner product replaced by
+        the product of norms, μ by Σ|e C|.
+    """
+
+    inner: Blocks
+    fwd: Query
+    rev: Query
+    q_M: jax.Array
+    k_B: jax.Array
+    v_B: jax.Array
+    C: jax.Array
+    k_R_k: jax.Array
+    q_R_q: jax.Array
+    scale: Blocks
+
+
+@highest_precision
+def theorem_b1(
+    params: OneLayer,
+    delta_fwd: Array | float,
+    delta_rev: Array | float,
+    target: Array | int,
+    *,
+    angles: Array | None = None,
+    pairing: str = "interleaved",
+) -> TheoremB1:
+    """The closed form of Theorem B.1.
+
+        I_WO = ⟨e_f, e_r⟩ α_f α_r ‖v_B‖²
+        I_WV = ⟨u_f, u_r⟩ α_f α_r ‖h_B‖²
+        I_WQ = μ_f μ_r β_f β_r / D · ‖h_M‖² · k_Bᵀ R(Δ₁+Δ₂) k_B
+        I_WK = μ_f μ_r β_f β_r / D · ‖h_B‖² · q_Mᵀ R(Δ₁+Δ₂) q_M
+
+    Args:
+      params: of the model; D even.
+      delta_fwd: Δ₁ ≥ 1, tokens.
+      delta_rev: Δ₂ ≥ 1.
+      target: A, in 0..V-1.
+      angles: RoPE plane angles [D/2]; θ_s = 10000^(-2(s-1)/D) when None.
+      pairing: of RoPE's coordinates, see `models.layers.rotate`.
+
+    Raises:
+      ValueError: shapes that do not fit, an odd D, a distance below 1, a target that is not
+        a token, an unknown pairing.
+      TypeError: parameters that are not floats, by name.
+    """
+    angles = check_arguments(params, delta_fwd, delta_rev, target, angles, pairing)
+    q_M, k_B = params.W_Q @ params.h_M, params.W_K @ params.h_B
+    v_B = params.W_V @ params.h_B
+    C = params.W_O @ v_B
+    turn = functools.partial(rotate, angles=angles, pairing=pairing)
+    total = jnp.asarray(delta_fwd) + jnp.asarray(delta_rev)
+    k_R_k, q_R_q = k_B @ turn(k_B, total), q_M @ turn(q_M, total)
+    fwd, rev = (
+        _query(params, q_M @ turn(k_B, delta), C, target)
+        for delta in (jnp.asarray(delta_fwd), -jnp.asarray(delta_rev))
+    )
+
+    def size_alone(query):
+        norms = {name: jnp.linalg.norm(getattr(query, name))[None] for name in ("e", "u")}
+        return query._replace(mu=query.abs_mu, **norms)
+
+    inner = block_inner(params, v_B, fwd, rev, k_R_k, q_R_q)
+    scale = block_inner(params, v_B, *map(size_alone, (fwd, rev)), square(k_B), square(q_M))
+    return TheoremB1(inner, fwd, rev, q_M, k_B, v_B, C, k_R_k, q_R_q, scale)
+
+
+@highest_precision
+def theorem_b1_autodiff(
+    params: OneLayer,
+    delta_fwd: Array | float,
+    delta_rev: Array | float,
+    target: Array | int,
+    *,
+    angles: Array | None = None,
+    pairing: str = "interleaved",
+) -> Blocks:
+    """The same four inner products by `jax.grad` of the theorem's model; arguments as there."""
+    angles = check_arguments(params, delta_fwd, delta_rev, target, angles, pairing)
+    grad = jax.grad(theorem_loss)
+    fwd = grad(params, jnp.asarray(delta_fwd), target, angles, pairing)
+    rev = grad(params, -jnp.asarray(delta_rev), target, angles, pairing)
+    return _block_products(fwd, rev)
+
+
+class Others(NamedTuple):
+    """Further tokens of a sequence, for `neglected_terms`.
+
+    Attributes:
+      h: [O, D] embeddings.
+      offset_fwd, offset_rev: [O], their positions minus that of [M] in each query.
+    """
+
+    h: jax.Array
+    offset_fwd: jax.Array
+    offset_rev: jax.Array
+
+
+class Neglected(NamedTuple):
+    """Block inner products of the theorem's model and of the model that it simplifies.
+
+    Attributes:
+      theorem: as `theorem_b1`.
+      full: [M]'s own value in the context, gradients through its own score, other tokens.
+      own_score: theorem + the gradient through the score of [M] on itself, minus theorem.
+      own_value: theorem + the value of [M] in the context, minus theorem.
+      others: theorem + other tokens in the softmax and the context, minus theorem.
+      interaction: full minus theorem minus the three effects alone.
+    """
+
+    theorem: Blocks
+    full: Blocks
+    own_score: Blocks
+    own_value: Blocks
+    others: Blocks
+    interaction: Blocks
+
+
+@highest_precision
+def neglected_terms(
+    params: OneLayer,
+    delta_fwd: Array | float,
+    delta_rev: Array | float,
+    target: Array | int,
+    *,
+    others: Others | None = None,
+    angles: Array | None = None,
+    pairing: str = "interleaved",
+) -> Neglected:
+    """What Theorem B.1 leaves out of the full one-layer model, each term measured by autodiff.
+
+    Arguments as for `theorem_b1`; `others` are the sequence's further tokens, none by default.
+    """
+    angles = check_arguments(params, delta_fwd, delta_rev, target, angles, pairing)
+    if others is None:
+        empty = jnp.zeros((0,), int)
+        others = Others(jnp.zeros((0, len(params.h_M)), params.h_M.dtype), empty, empty)
+
+    def inner(**kept):
+        loss = functools.partial(_encoder_loss, angles=angles, pairing=pairing, **kept)
+        fwd = jax.grad(loss)(params, jnp.asarray(delta_fwd), target, others.h, others.offset_fwd)
+        rev = jax.grad(loss)(params, -jnp.asarray(delta_rev), target, others.h, others.offset_rev)
+        return _block_products(fwd, rev)
+
+    none = dict(own_score=False, own_value=False, other_tokens=False)
+    theorem = inner(**none)
+    full = inner(**dict.fromkeys(none, True))
+    effects = [jax.tree.map(jnp.subtract, inner(**(none | {name: True})), theorem) for name in none]
+    interaction = jax.tree.map(lambda f, t, *e: f - t - sum(e), full, theorem, *effects)
+    return Neglected(theorem, full, *effects, interaction)
+
+
+def block_inner(params: OneLayer, v_B, fwd: Query, rev: Query, k_R_k, q_R_q) -> Blocks:
+    """The four products of the theorem."""
+    norm = jnp.linalg.norm
+
+    # Each query's small weights meet its own large factors first: α_f α_r alone may underflow.
+    def storage(x_fwd, x_rev, size):
+        return (fwd.alpha * size * x_fwd) @ (rev.alpha * size * x_rev)
+
+    def routing(h):
+        size = norm(h) / len(h) ** 0.5
+        return (fwd.beta * size * fwd.mu) * (rev.beta * size * rev.mu)
+
+    return Blocks(
+        W_Q=routing(params.h_M) * k_R_k,
+        W_K=routing(params.h_B) * q_R_q,
+        W_V=storage(fwd.u, rev.u, norm(params.h_B)),
+        W_O=storage(fwd.e, rev.e, norm(v_B)),
+    )
+
+
+def _query(params: OneLayer, score, C, target) -> Query:
+    own = (params.W_Q @ params.h_M) @ (params.W_K @ params.h_M)
+    logit = (score - own) / np.sqrt(len(params.h_M))
+    alpha, rest = jnp.exp(jax.nn.log_sigmoid(logit)), jnp.exp(jax.nn.log_sigmoid(-logit))
+    z = alpha * C
+    is_target = jnp.arange(len(z)) == target
+    others = jnp.where(is_target, -jnp.inf, z - z[target])
+    log_odds = jax.nn.logsumexp(others)  # of not A against A
+    p_others = jnp.exp(jax.nn.log_sigmoid(log_odds)) * jax.nn.softmax(others)
+    e = jnp.where(is_target, -p_others.sum(), p_others)
+    return Query(
+        score=score,
+        alpha=alpha,
+        beta=alpha * rest,
+        p=jnp.where(is_target, jnp.exp(jax.nn.log_sigmoid(-log_odds)), p_others),
+        e=e,
+        u=params.W_O.T @ e,
+        mu=(p_others * (C - C[target])).sum(),  # Σ e_t C_t, as Σ e_t = 0
+        abs_mu=jnp.abs(e * C).sum(),
+        loss=jax.nn.softplus(log_odds),
+    )
+
+
+def theorem_loss(params: OneLayer, offset, target, angles, pairing):
+    """The theorem's loss, written so that saturation costs no digits of its gradient."""
+    q_M, k_B = params.W_Q @ params.h_M, params.W_K @ params.h_B
+    own = jax.lax.stop_gradient(q_M @ (params.W_K @ params.h_M))
+    score = q_M @ rotate(k_B, offset, angles, pairing)
+    # α = exp(log σ): its derivative is α(1−α) with 1−α as σ(−x), not as a difference.
+    alpha = jnp.exp(jax.nn.log_sigmoid((score - own) / np.sqrt(len(q_M))))
+    return _target_loss(params.W_O @ (alpha * (params.W_V @ params.h_B)), target)
+
+
+def _target_loss(z: jax.Array, target: Array | int) -> jax.Array:
+    """−log softmax(z)_A as log(1 + Σ_{t≠A} e^(z_t − z_A)): its gradient never subtracts from 1."""
+    others = jnp.where(jnp.arange(len(z)) == target, -jnp.inf, z - z[target])
+    return jax.nn.softplus(jax.nn.logsumexp(others))
+
+
+def _encoder_loss(
+    params: OneLayer,
+    offset,
+    target,
+    other_h_OD,
+    other_offset_O,
+    *,
+    angles,
+    pairing,
+    own_score: bool,
+    own_value: bool,
+    other_tokens: bool,
+):
+    """One-layer encoder at [M]: tokens are [M], B and others; switches keep or drop terms."""
+    q_M = params.W_Q @ params.h_M
+    h_TD = jnp.stack([params.h_M, params.h_B])
+    offset_T = jnp.stack([jnp.zeros_like(offset), offset])
+    if other_tokens:
+        h_TD = jnp.concatenate([h_TD, other_h_OD])
+        offset_T = jnp.concatenate([offset_T, other_offset_O])
+    score_T = rotate(h_TD @ params.W_K.T, offset_T, angles, pairing) @ q_M
+    if not own_score:
+        score_T = score_T.at[0].set(jax.lax.stop_gradient(score_T[0]))
+    # Each weight from its odds against the rest, which keeps its gradient's digits.
+    odds_TT = (score_T[None] - score_T[:, None]) / np.sqrt(len(q_M))
+    odds_TT = jnp.where(jnp.eye(len(score_T), dtype=bool), -jnp.inf, odds_TT)
+    alpha_T = jnp.exp(-jax.nn.softplus(jax.nn.logsumexp(odds_TT, axis=1)))
+    v_TD = alpha_T[:, None] * (h_TD @ params.W_V.T)
+    context_D = v_TD.sum(0) if own_value else v_TD[1:].sum(0)
+    return _target_loss(params.W_O @ context_D, target)
+
+
+def _block_products(first: OneLayer, second: OneLayer) -> Blocks:
+    return Blocks(*(jnp.vdot(getattr(first, b), getattr(second, b)) for b in BLOCKS))
+
+
+def square(x: jax.Array) -> jax.Array:
+    """‖x‖² of a vector."""
+    return x @ x
+
+
+def check_arguments(params: OneLayer, delta_fwd, delta_rev, target, angles, pairing) -> Array:
+    """The RoPE plane angles, once everything fits; raises as `theorem_b1` says."""
+    for name, leaf in vars(params).items():
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise TypeError(f"params: {name} is {jnp.result_type(leaf)}; gradients need floats")
+    width, vocab = params.h_M.shape[-1], params.W_O.shape[0]
+    if width % 2:
+        raise ValueError(f"head width must be even for RoPE, h_M has {width}")
+    for name in ("W_Q", "W_K", "W_V"):
+        if getattr(params, name).shape != (width, width):
+            shape = getattr(params, name).shape
+            raise ValueError(f"{name} must be [{width}, {width}] as h_M has {width}, got {shape}")
+    if params.W_O.shape != (vocab, width) or params.h_B.shape != (width,) or vocab < 2:
+        raise ValueError(
+            f"W_O must be [V, {width}] with V at least 2 and h_B [{width}], got "
+            f"{params.W_O.shape} and {params.h_B.shape}"
+        )
+    for name, value in (("delta_fwd", delta_fwd), ("delta_rev", delta_rev), ("target", target)):
+        if jnp.ndim(value):
+            raise ValueError(f"{name} must be one number (or use jax.vmap), got {value}")
+    for name, delta in (("delta_fwd", delta_fwd), ("delta_rev", delta_rev)):
+        if not isinstance(delta, jax.core.Tracer) and not delta >= 1:
+            raise ValueError(f"{name} is a distance in tokens, at least 1, got {delta}")
+    if not isinstance(target, jax.core.Tracer):
+        if not (0 <= target < vocab and target == int(target)):
+            raise ValueError(f"target must be a token in 0..{vocab - 1}, got {target}")
+    if pairing not in ("half", "interleaved"):
+        raise ValueError(f"pairing must be 'half' or 'interleaved', got {pairing!r}")
+    if angles is None:
+        return plane_angles(width)
+    angles = jnp.asarray(angles)
+    if angles.shape != (width // 2,):
+        raise ValueError(f"angles must be [{width // 2}] as h_M has {width}, got {angles}")
+    return angles

@@ -1,0 +1,124 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dirasym.analysis import lemmas, theorem_b1
+from dirasym.models import layers
+
+
+def _draw(rng, width, vocab, dtype, most=0.5):
+    """Parameters over two orders of magnitude, from flat to (most > 0) saturated softmaxes."""
+    scale = 10 ** rng.uniform(-1.5, most)
+    shapes = [(width, width)] * 3 + [(vocab, width), (width,), (width,)]
+    arrays = [
+        jnp.asarray(rng.normal(size=s) * (scale if len(s) == 2 else 1), dtype) for s in shapes
+    ]
+    return theorem_b1.OneLayer(*arrays)
+
+
+def test_corollary_b2_implies_alignment_and_runs_along_a_trajectory():
+    rng = np.random.default_rng(7)
+    # Narrow, so that (iv) often fails; not saturated, so that float32 holds the totals.
+    several = [_draw(rng, 4, 5, jnp.float32, most=-0.3) for _ in range(200)]
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *several)
+    check = lemmas.check_corollary_b2(stacked, 2, 1, 1)
+    holds = np.asarray(check.assumptions_hold)
+    assert 20 < holds.sum() < 180
+    assert (np.asarray(check.total)[holds] > 0).all()
+    assert (np.stack(check.signs)[:, holds] == 1).all()
+    assert (np.asarray(check.cosine)[holds] <= 1 + 1e-5).all()
+    one = lemmas.check_corollary_b2(several[5], 2, 1, 1)
+    chex.assert_trees_all_close(one.cosine, check.cosine[5], rtol=1e-4)
+    grads = [
+        jax.grad(theorem_b1.theorem_loss)(several[5], d, 1, layers.plane_angles(4), "interleaved")
+        for d in (2, -1)
+    ]
+    flat = [jnp.concatenate([getattr(g, b).ravel() for b in theorem_b1.BLOCKS]) for g in grads]
+    cosine = flat[0] @ flat[1] / jnp.linalg.norm(flat[0]) / jnp.linalg.norm(flat[1])
+    np.testing.assert_allclose(one.cosine, cosine, rtol=1e-4)
+
+
+def test_a_saturated_model_is_reported_as_such():
+    params = _draw(np.random.default_rng(8), 4, 3, jnp.float32)
+    v = params.W_V @ params.h_B
+    sure = params.replace(W_O=jnp.outer(jnp.array([1e6, -1e6, -1e6]), v))
+    check = lemmas.check_corollary_b2(sure, 1, 1, 0)
+    assert not bool(check.non_saturated) and np.isnan(check.cosine)
+
+
+@pytest.mark.parametrize("gap", [0.0, 30.0, 60.0, 80.0])
+def test_cosine_of_a_nearly_saturated_query_keeps_its_digits(gap):
+    """Sure of A by `gap` nats in float32, where squares of its errors are below 1e-38."""
+    params = _draw(np.random.default_rng(12), 8, 5, jnp.float32, most=-0.5)
+    v = params.W_V @ params.h_B
+    alpha = theorem_b1.theorem_b1(params, 3, 40, 0).fwd.alpha
+    sure = jnp.outer(jnp.zeros(5).at[0].set(gap / alpha), v) / (v @ v)
+    params = params.replace(W_O=params.W_O + sure)
+    got = lemmas.check_corollary_b2(params, 3, 40, 0)
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+        fwd, rev = (
+            jax.grad(theorem_b1.theorem_loss)(wide, d, 0, layers.plane_angles(8), "interleaved")
+            for d in (3, -40)
+        )
+        flat = [
+            np.concatenate([getattr(g, b).ravel() for b in theorem_b1.BLOCKS]) for g in (fwd, rev)
+        ]
+        want = flat[0] @ flat[1] / np.linalg.norm(flat[0]) / np.linalg.norm(flat[1])
+    np.testing.assert_allclose(got.cosine, want, rtol=1e-4)
+    several = lemmas.check_corollary_b2([params, params], 3, 40, 0)
+    np.testing.assert_allclose(several.cosine, [got.cosine] * 2, rtol=1e-5)
+
+
+def test_lemma_b7_in_its_unconditional_form():
+    rng = np.random.default_rng(9)
+    with jax.enable_x64(True):
+        for concentration in (0.05, 0.3, 5.0):
+            p, q = rng.dirichlet(np.full(6, concentration), size=(2, 3000))
+            result = lemmas.error_alignment(p, q, 2)
+            assert (result.inner >= result.bound * (1 - 1e-12)).all()
+            assert (result.cosine >= 0.5 - 1e-12).all()
+    # The extreme: the rest of p and q on different tokens, however near p_A is to 1.
+    for rest in (0.9, 1e-3, 1e-7):
+        p = np.array([1 - rest, rest, 0.0])
+        q = np.array([1 - rest, 0.0, rest])
+        result = lemmas.error_alignment(p, q, 0)
+        np.testing.assert_allclose(result.cosine, 0.5, rtol=1e-5)
+        np.testing.assert_allclose(result.inner, rest**2, rtol=1e-5)
+
+
+def test_proposition_b8_by_simulation():
+    run = lemmas.simulate_proposition_b8
+    wide = run(jax.random.key(0), 384, 6, num_draws=200, adversarial=True)
+    assert float(wide.positive) >= wide.bound > 0.8
+    narrow = run(jax.random.key(0), 128, 20, num_draws=50)
+    assert narrow.bound < 0  # vacuous for D <= 140
+    broken = run(jax.random.key(0), 64, 20, drift=1.0, adversarial=True, num_draws=50)
+    assert float(broken.positive) < 0.5  # the drift bound is needed
+    # The adversary's slope at 0 is minus the nuclear norm, (1 + cosine) + (1 − cosine) for an
+    # isometry; the steepest direction at equal Frobenius norm reaches 5/3.
+    start, moved = (
+        run(jax.random.key(0), 512, 6, drift=drift, adversarial=True, num_draws=30).inner
+        for drift in (0.0, 1e-2)
+    )
+    np.testing.assert_allclose((start - moved).mean() / 1e-2, 2.0, atol=0.06)
+    still = run(jax.random.key(1), 256, 6, drift=0.0, cosine=0.5, num_draws=300)
+    np.testing.assert_allclose(still.inner.mean(), 0.5, atol=0.02)  # an isometry on average
+
+
+def test_proposition_b10():
+    params = _draw(np.random.default_rng(10), 8, 6, jnp.float32)
+    step = lemmas.simulate_proposition_b10(params, 3, 2, 0.1)
+    scale = float(jnp.abs(step.measured).max())
+    np.testing.assert_allclose(step.measured, step.predicted, atol=2e-5 * scale + 1e-6)
+    others = np.delete(np.asarray(step.predicted), 2)
+    assert step.predicted[2] > 0 and (others < 0).all()
+
+
+def test_bad_input_names_the_argument():
+    with pytest.raises(ValueError, match="vocab_size"):
+        lemmas.simulate_proposition_b8(jax.random.key(0), 4, 1)
+    with pytest.raises(ValueError, match="cosine"):
+        lemmas.simulate_proposition_b8(jax.random.key(0), 4, 4, cosine=1.5)
