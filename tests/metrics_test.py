@@ -30,6 +30,41 @@ def test_student_interval_covers():
         metrics.student_interval([])
 
 
+def test_wilson_interval():
+    """The ends solve (p̂ − p)² = z² p(1 − p)/n, and cover at their level."""
+    for successes, count, level, z in ((242, 250, 0.95, 1.959964), (3, 7, 0.8, 1.281552)):
+        share, low, high = metrics.wilson_interval(successes, count, level)
+        assert share == successes / count and 0 < low < share < high < 1
+        for p in (low, high):
+            np.testing.assert_allclose((share - p) ** 2, z**2 * p * (1 - p) / count, rtol=1e-5)
+    assert metrics.wilson_interval(0, 250)[:2] == (0, 0)
+    np.testing.assert_allclose(metrics.wilson_interval(0, 250).high, 0.0151, atol=1e-4)
+    assert metrics.wilson_interval(4, 4).high == 1
+    for successes, count in ((5, 4), (-1, 4), (0, 0)):
+        with pytest.raises(ValueError, match="no share"):
+            metrics.wilson_interval(successes, count)
+
+
+def test_bootstrap_interval():
+    values = np.random.default_rng(2).normal(3.0, 2.0, size=400)
+    got = metrics.bootstrap_interval(values, level=0.9)
+    assert got.estimate == values.mean()
+    error = values.std(ddof=1) / 20
+    np.testing.assert_allclose(
+        (got.low, got.high), got.estimate + 1.645 * error * np.array([-1, 1]), atol=0.15 * error
+    )
+    skewed = metrics.bootstrap_interval(np.exp(values), np.median)
+    assert skewed.estimate == np.median(np.exp(values))
+    assert skewed.low < np.exp(3) < skewed.high
+    assert metrics.bootstrap_interval(values, level=0.9) == got  # a seed of its own
+    assert metrics.bootstrap_interval(np.full(5, 7.0)) == (7, 7, 7)
+    assert np.isnan(metrics.bootstrap_interval([7.0])[1:]).all()
+    with pytest.raises(ValueError, match="no values"):
+        metrics.bootstrap_interval([])
+    with pytest.raises(ValueError, match="NaN"):
+        metrics.bootstrap_interval([1.0, np.nan])
+
+
 def test_generation_success_is_anywhere():
     got = metrics.generation_success(np.array([[1, 2], [3, 1], [2, 2]]), np.array([1, 1, 1]))
     np.testing.assert_array_equal(got, [True, True, False])

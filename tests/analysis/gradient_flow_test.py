@@ -189,6 +189,18 @@ def test_the_stability_bound_is_two_over_the_largest_curvature(scale):
     descend(step_size=0.999 * error.value.bound)
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 9, 40])
+def test_the_spectral_radius_of_a_field_that_is_no_gradient(size):
+    """Of a matrix that is not symmetric, whose largest eigenvalue is negative or complex."""
+    with jax.enable_x64(True):
+        matrix = np.random.default_rng(size).normal(size=(size, size))
+        values = np.linalg.eigvals(matrix)
+        got = gradient_flow._spectral_radius(lambda x: matrix @ x, np.ones(size))
+        np.testing.assert_allclose(got, np.abs(values).max(), rtol=1e-9)
+        zero = gradient_flow._spectral_radius(lambda x: 0 * x, np.ones(size))
+        assert zero == 0
+
+
 def test_descent_that_has_arrived_stays():
     target = jnp.array([0.3, 0.7])
     loss = lambda x: -(target * jax.nn.log_softmax(x)).sum()  # noqa: E731
