@@ -42,7 +42,6 @@ lint: $(VENV)/installed
 mypy: $(VENV)/installed
 	$(BIN)/mypy dirasym
 
-.PHONY: parity-suite
 parity-suite: $(VENV)/installed
 	$(PYTEST) -m parity
 

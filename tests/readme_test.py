@@ -24,3 +24,12 @@ def test_every_experiment_is_listed():
     runnable = {path.stem for path in root.glob("*.py") if "harness.main(" in path.read_text()}
     listed = set(re.findall(r"^\| `([a-z_]+)` \|", README.read_text(), re.MULTILINE))
     assert runnable - {"harness"} == listed
+
+
+def test_every_target_of_make_is_explained():
+    (targets,) = re.findall(
+        r"^\.PHONY: (.*)$", (README.parent / "Makefile").read_text(), re.MULTILINE
+    )
+    assert "test-lowest" in targets.split()
+    explained = set(re.findall(r"make ([a-z-]+)", README.read_text()))
+    assert set(targets.split()) == explained
