@@ -81,11 +81,11 @@ def convert_gguf(path: str | os.PathLike, directory: str | os.PathLike) -> None:
     merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"]]
     vocab = {token: number for number, token in enumerate(tokens)}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, merges))
-    byte_level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     if fields.get("tokenizer.ggml.pre") == "smollm":
         digits = tokenizers.pre_tokenizers.Digits(individual_digits=True)
-        byte_level = tokenizers.pre_tokenizers.Sequence([digits, byte_level])
-    tokenizer.pre_tokenizer = byte_level
+        both = [digits, tokenizer.pre_tokenizer]
+        tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(both)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
     types = fields["tokenizer.ggml.token_type"]
     control = [token for token, kind in zip(tokens, types, strict=True) if kind == 3]

@@ -23,7 +23,7 @@ _IRRELEVANT = frozenset(
     "block_group_size mlp_ratio".split()
 )
 # Fields with the only value that is implemented; absent means that value.
-_FIXED = {
+_FIXED: dict[str, dict[str, tuple]] = {
     "gpt2": {
         "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
         "add_cross_attention": (False,),
@@ -48,7 +48,7 @@ _FIXED = {
         "scale_logits": (False,),
     },
 }
-_FIXED_ANYWHERE = {
+_FIXED_ANYWHERE: dict[str, tuple] = {
     "chunk_size_feed_forward": (0,),
     "is_encoder_decoder": (False,),
     "is_decoder": (False,),
@@ -103,14 +103,14 @@ _BIASES = {"out_bias": "attention_bias", "qkv_bias": "attention_bias", "mlp_bias
 _FIELDS["llama"] = _FIELDS["qwen2"] | _BIASES
 _TYPES = {field.name: field.type for field in dataclasses.fields(TransformerConfig)}
 # What an absent field means, where that is not our own default.
-_ABSENT = {
+_ABSENT: dict[str, dict[str, Any]] = {
     "gpt2": {"tied_head": True, "dropout": 0.1, "embed_dropout": 0.1, "attention_dropout": 0.1},
     "llama": {"norm_eps": 1e-6},
     "qwen2": {"norm_eps": 1e-6},
     "llada": {"norm_eps": 1e-5},
 }
 # Fields of ours that all models of an architecture share.
-_SHARED = {
+_SHARED: dict[str, dict[str, Any]] = {
     "gpt2": dict(causal=True, positions="learned", qkv_bias=True, out_bias=True, init="normal"),
     "llama": dict(causal=True, norm="rmsnorm", mlp="swiglu", mlp_bias=False, init="normal"),
 }
