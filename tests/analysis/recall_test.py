@@ -1,0 +1,239 @@
+"""A model whose answers are written down by hand is read as what it is."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dirasym.analysis import alignment, recall
+from dirasym.analysis.recall import Cloze
+
+VOCAB, MASK, PAD = 12, 11, 0
+DECOY = 8  # what the model is sure of wherever it was not told what to say
+
+
+def _table_model(rows, places, p_RV, dtype=jnp.float32):
+    """Says p_RV[r] at place r of the valid tokens of row r, and the decoy everywhere else."""
+    length = max(map(len, rows))
+    table_RL = jnp.array([[*row, *[-1] * (length - len(row))] for row in rows])
+    logits_RV = jnp.log(jnp.asarray(p_RV))
+
+    def apply_fn(params, tokens_BL, *, valid_BL=None):
+        if valid_BL is None:
+            valid_BL = jnp.ones(tokens_BL.shape, bool)
+        order_BL = jnp.argsort(~valid_BL, axis=1, stable=True)
+        compact_BL = jnp.take_along_axis(jnp.where(valid_BL, tokens_BL, -1), order_BL, axis=1)
+        short = length - compact_BL.shape[1]
+        compact_BL = jnp.pad(compact_BL, ((0, 0), (0, max(short, 0))), constant_values=-1)
+        same_BR = (compact_BL[:, None, :length] == table_RL[None]).all(axis=-1)
+        place_BL = jnp.cumsum(valid_BL, axis=1) - 1
+        told_BLR = (
+            same_BR[:, None]
+            & (place_BL[..., None] == jnp.array(places)[None, None])
+            & valid_BL[..., None]
+        )
+        decoy_V = 50.0 * (jnp.arange(VOCAB) == DECOY)[None, None]
+        said_BLV = jnp.einsum("blr,rv->blv", told_BLR.astype(float), jnp.maximum(logits_RV, -1e30))
+        return params * jnp.where(told_BLR.any(-1)[..., None], said_BLV, decoy_V).astype(dtype)
+
+    return apply_fn
+
+
+def _p(**shares):
+    """A distribution that has these shares, as t3=0.5; [M] is given some on purpose."""
+    p_V = np.full(VOCAB, 1e-4)
+    for token, share in shares.items():
+        p_V[int(token[1:])] = share
+    return p_V
+
+
+# Two facts: A of two tokens (1, 2) and B = (3,); A = (4,) and B = (5, 6, 7). The words of the
+# statement are 9, and of the reverse question 10.
+STATEMENTS = [([9], [1, 2], [9]), ([], [4], [9])]
+ANSWERS = [[3], [5, 6, 7]]
+REVERSE = [([3, 10], [1, 2]), ([5, 6, 7, 10], [4])]
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_paired_queries_of_the_theory(masked):
+    forward, reverse = recall.paired_queries(
+        STATEMENTS, ANSWERS, REVERSE, pad_id=PAD, mask_id=MASK if masked else None
+    )
+    if masked:
+        want = [[9, MASK, MASK, 9, 3], [MASK, 9, 5, 6, 7]], [1, 0], [1, 4]
+        want_reverse = [[3, 10, MASK, MASK, PAD], [5, 6, 7, 10, MASK]], [2, 4], [1, 4]
+    else:
+        want = [[9, 1, 2, 9], [4, 9, PAD, PAD]], [3, 1], [3, 5]
+        want_reverse = [[3, 10, PAD, PAD], [5, 6, 7, 10]], [1, 3], [1, 4]
+    for got, (tokens, position, target) in ((forward, want), (reverse, want_reverse)):
+        np.testing.assert_array_equal(got.tokens_EL, tokens)
+        np.testing.assert_array_equal(got.position_E, position)
+        np.testing.assert_array_equal(got.target_E, target)
+        np.testing.assert_array_equal(got.valid_EL, np.array(tokens) != PAD)
+
+
+@pytest.mark.parametrize("left", [True, False])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("masked", [True, False])
+def test_a_table_that_is_known_comes_out(masked, dtype, left):
+    """Forward and reverse answers unlike, at unlike places, of one and of several tokens."""
+    mask_id = MASK if masked else None
+    answers = [[1, 2], [4], [2, 9, 9]]
+    prompts = [[3, 10], [5, 6, 7, 10], [10]]
+    p = [
+        _p(t1=0.5, t4=0.25, t9=0.125, t11=0.125),
+        _p(t4=0.0625, t5=0.5, t2=0.25, t11=0.125, t7=0.0625),
+        _p(t1=0.5, t2=0.125, t11=0.25, t4=0.0625, t10=0.0625),
+    ]
+    questions = Cloze.of(prompts, answers, pad_id=PAD, mask_id=mask_id, left=left)
+    assert (np.asarray(questions.valid_EL)[:, 0].all() == (not left)).all()
+    rows = [[*q, *[MASK] * len(a)] if masked else q for q, a in zip(prompts, answers, strict=True)]
+    places = [len(q) - (not masked) for q in prompts]
+    model = _table_model(rows, places, p, dtype)
+    among = recall.choice_among(questions.target_E, ["a", "b", "c"], prompts)
+    got = recall.token_recall(model, 1.0, questions, mask_id=mask_id, among=among, chunk_size=2)
+
+    share = np.array([0.5, 0.0625, 0.125])
+    total = np.sum(p, axis=1) - (np.array(p)[:, MASK] if masked else 0)  # [M] is excluded
+    rtol = 1e-5 if dtype == jnp.float32 else 0.02
+    np.testing.assert_allclose(got.p_E, share / total, rtol=rtol)
+    np.testing.assert_allclose(got.nll_E, -np.log(share / total), rtol=rtol)
+    assert got.p_E.dtype == np.float32
+    # Tokens more probable than the true one: none; 5, 2 (and [M]); 1 (and [M]). Ties are none.
+    np.testing.assert_array_equal(got.rank_E, [1, 3, 2] if masked else [1, 4, 3])
+    # 4's rivals are 1 and 2, of which 2 is more probable; 5 is more probable yet, and no answer.
+    np.testing.assert_array_equal(got.choice_E, [1, 0, 0])
+
+
+def test_one_direction_is_known_and_the_other_is_not():
+    """The two questions of a pair go to their own rows, places and targets, in every measure."""
+    pair = recall.paired_queries(STATEMENTS, ANSWERS, REVERSE, pad_id=PAD, mask_id=MASK)
+    rows = [q.tokens_EL[e][q.valid_EL[e]].tolist() for q in pair for e in (0, 1)]
+    places = [int(q.position_E[e]) for q in pair for e in (0, 1)]
+    shares = [0.9, 0.8, 0.01, 0.02]
+    p = [
+        _p(**{f"t{target}": share, "t2": 1 - share})
+        for target, share in zip([1, 4, 1, 4], shares, strict=True)
+    ]
+    model = _table_model(rows, places, p)
+    for questions, want in zip(pair, (shares[:2], shares[2:]), strict=True):
+        found = recall.token_recall(model, 1.0, questions, mask_id=MASK)
+        np.testing.assert_allclose(found.p_E, want, rtol=2e-3)
+        assert np.isnan(found.choice_E).all()
+    losses = recall.paired_losses(model, mask_id=MASK)
+    for e in (0, 1):
+        one = jax.tree.map(lambda x, e=e: jnp.asarray(x)[e], pair)
+        for loss, share in zip(losses, (shares[e], shares[2 + e]), strict=True):
+            np.testing.assert_allclose(loss(1.0, one), -np.log(share), rtol=2e-3, atol=2e-3)
+
+
+def test_the_loss_has_the_gradient_of_its_formula():
+    """d/ds of −log softmax(s·x)_A is E_p[x] − x_A, through `alignment`, example by example."""
+    pair = recall.paired_queries(STATEMENTS, ANSWERS, REVERSE, pad_id=PAD, mask_id=MASK)
+    rows = [q.tokens_EL[e][q.valid_EL[e]].tolist() for q in pair for e in (0, 1)]
+    places = [int(q.position_E[e]) for q in pair for e in (0, 1)]
+    p = np.random.default_rng(0).dirichlet(np.ones(VOCAB), size=4)
+    model = _table_model(rows, places, p)
+
+    def apply_fn(params, tokens_BL, *, valid_BL=None):
+        return model(params["scale"], tokens_BL, valid_BL=valid_BL)
+
+    losses = recall.paired_losses(apply_fn, mask_id=MASK)
+    got = alignment.alignment(*losses, {"scale": jnp.float32(1.0)}, examples=pair)
+    x_RV = np.log(p[:, :MASK])
+    share_RV = p[:, :MASK] / p[:, :MASK].sum(axis=1, keepdims=True)
+    slope_R = (share_RV * x_RV).sum(axis=1) - x_RV[np.arange(4), [1, 4, 1, 4]]
+    np.testing.assert_allclose(got.inner["total"], slope_R[:2] * slope_R[2:], rtol=1e-4)
+    np.testing.assert_allclose(got.norm_fwd["scale"], np.abs(slope_R[:2]), rtol=1e-4)
+
+
+def test_what_a_choice_is_made_among():
+    """1 begins two answers; 4 stands in its question; 6 stands in another's, and is no rival."""
+    targets, answers = [1, 1, 4, 6, 6], ["a", "b", "c", "d", "d"]
+    among = recall.choice_among(targets, answers, [[9], [9, 10], [4, 9], [], [1]])
+    np.testing.assert_array_equal(among.first_C, [1, 4, 6])
+    np.testing.assert_array_equal(among.is_asked_E, [False, False, False, True, True])
+    p = [_p(t1=0.5, t6=0.3, t4=0.2)] * 5
+    model = _table_model([[e + 1] for e in range(5)], [0] * 5, p)
+    questions = Cloze.of([[e + 1] for e in range(5)], [[t] for t in targets], pad_id=PAD)
+    got = recall.token_recall(model, 1.0, questions, among=among)
+    np.testing.assert_array_equal(got.choice_E, [np.nan, np.nan, np.nan, 0, 1])
+    tied = _table_model([[1]], [0], [_p(t6=0.4, t4=0.4)])
+    one = Cloze.of([[1]], [[6]], pad_id=PAD)
+    others = recall.Among(np.array([4, 6]), np.array([[6]]), np.array([True]))
+    assert recall.token_recall(tied, 1.0, one, among=others).choice_E == 0
+    assert recall.token_recall(tied, 1.0, one).rank_E == 1
+
+
+def test_a_saturated_model_still_has_ranks():
+    """Where softmax is 0 in float32, logits still tell which token is likelier."""
+    questions = Cloze.of([[1], [2]], [[3], [4]], pad_id=PAD)
+    logits_EV = np.zeros((2, VOCAB), np.float32)
+    logits_EV[0, [5, 6, 3]] = 900, 500, 400
+    logits_EV[1, [4, 5]] = -500, 900
+
+    def apply_fn(params, tokens_BL, *, valid_BL=None):
+        return params[tokens_BL - 1]
+
+    got = recall.token_recall(apply_fn, logits_EV, questions)
+    np.testing.assert_array_equal(got.rank_E, [3, VOCAB])
+    np.testing.assert_allclose(got.nll_E, [500, 1400])
+    np.testing.assert_array_equal(got.p_E, 0)
+
+
+def test_ten_thousand_pairs_take_seconds_and_little_memory():
+    num, vocab = 10_000, 20_000
+    targets = np.random.default_rng(0).permutation(num)
+    questions = Cloze.of([[q, 1] for q in range(num)], targets[:, None], pad_id=PAD)
+
+    def apply_fn(params, tokens_BL, *, valid_BL=None):
+        known_B = targets_jax[tokens_BL[:, 0]]
+        return 9.0 * jax.nn.one_hot(known_B, vocab)[:, None].repeat(2, axis=1)
+
+    targets_jax = jnp.asarray(targets)
+    start = time.process_time()
+    among = recall.choice_among(questions.target_E, targets.tolist(), [[q] for q in range(num)])
+    got = recall.token_recall(apply_fn, None, questions, among=among)
+    taken = time.process_time() - start
+    assert np.nanmean(got.choice_E) == 1 and (got.rank_E == 1).all()
+    assert np.isnan(got.choice_E).sum() == (targets == np.arange(num)).sum()
+    assert sum(np.asarray(x).nbytes for x in among) < 100 * num
+    assert taken < 60, taken
+
+
+def test_chunks_are_joined_in_order():
+    seen = []
+
+    def double(number, x):
+        seen.append((number, len(x)))
+        return 2 * x, x[:, None]
+
+    first, second = recall.in_chunks(double, (np.arange(7),), 3)
+    np.testing.assert_array_equal(first, 2 * np.arange(7))
+    np.testing.assert_array_equal(second, np.arange(7)[:, None])
+    assert seen == [(0, 3), (1, 3), (2, 3)]
+
+
+def test_what_is_said_is_compared_with_every_right_answer():
+    got = recall.text_recall(
+        ["ann BO", "Ann Bo, of course", "Cy", "Dee", ""],
+        ["Cy's parent is"] * 5,
+        [["X", "Ann Bo"]] * 3 + [["Dee"]] + [["E"]],
+    )
+    np.testing.assert_array_equal(got.exact_E, [True, False, False, True, False])
+    np.testing.assert_array_equal(got.begun_E, [True, True, False, True, False])
+    np.testing.assert_array_equal(got.copied_E, [False, False, True, False, False])
+    assert all(x.dtype == bool for x in got)
+
+
+def test_bad_questions_are_numbered():
+    with pytest.raises(ValueError, match="question 1 has no token"):
+        Cloze.of([[1], [2]], [[3], []], pad_id=PAD)
+    with pytest.raises(ValueError, match="question 0 has 0 tokens before"):
+        Cloze.of([[]], [[3]], pad_id=PAD)
+    with pytest.raises(ValueError, match="1 after"):
+        Cloze.of([[1]], [[3]], [[4]], pad_id=PAD)
+    with pytest.raises(ValueError, match="no questions"):
+        Cloze.of([], [], pad_id=PAD)
