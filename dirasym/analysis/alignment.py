@@ -233,6 +233,24 @@ def first_order_transfer(
     return Transfer(-rates * slope, jax.lax.map(after, rates) - start)
 
 
+def update_ratios(
+    updates: Params, params: Params, *, blocks: BlockOf = None
+) -> dict[str, jax.Array]:
+    """‖update‖ / ‖weights‖ of every block, and of all in "total"; `blocks` as for `alignment`.
+
+    Raises:
+      ValueError: updates of another structure than the parameters, or as `alignment`.
+    """
+    _, block_of_leaf = _blocks(params, blocks)
+    if jax.tree.structure(updates) != jax.tree.structure(params):
+        raise ValueError("updates must have the structure of params")
+    squares_up, squares_down = (
+        _sum_blocks([jnp.sum(x**2) for x in jax.tree.leaves(tree)], block_of_leaf)
+        for tree in (updates, params)
+    )
+    return {block: jnp.sqrt(x / squares_down[block]) for block, x in squares_up.items()}
+
+
 def _blocks(params: Params, blocks: BlockOf) -> tuple[list[str], list[str | None]]:
     """Path of every leaf, and its block."""
     flat, _ = jax.tree_util.tree_flatten_with_path(params)

@@ -6,7 +6,7 @@ returns what it sows: "scores" (raw qᵀ R k, before 1/√D and any mask) and "w
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,12 @@ Internals = Callable[[Params, Array], dict[str, jax.Array]]
 
 
 class AttentionTo(NamedTuple):
-    """What one position pays another in each row: [layers, heads, E] each."""
+    """What one position pays a token, or a name of several, in each row: [layers, heads, E] each.
+
+    Attributes:
+      scores: raw; the mean over the name's tokens.
+      weights: softmaxed; the sum over the name's tokens.
+    """
 
     scores: jax.Array
     weights: jax.Array
@@ -31,30 +36,137 @@ def attention_to(
     query_E: Array,
     key_E: Array,
     *,
+    stop_E: Array | None = None,
     chunk_size: int = 512,
 ) -> AttentionTo:
     """Raw score and softmaxed weight from position query_E[e] to key_E[e] of every row.
 
+    Args:
+      internals: what the model sows; see the module.
+      params: its parameters.
+      tokens_EL: rows.
+      query_E: positions that attend.
+      key_E: positions attended to, the first token of a name.
+      stop_E: where the name ends (its last token is before); key_E + 1 when None.
+      chunk_size: rows a call.
+
     Raises:
-      ValueError: positions outside the rows, or not one a row (checked outside jit).
+      ValueError: positions outside the rows, names without a token, or not one a row (values
+        are checked outside jit).
     """
     num_rows, length = np.shape(tokens_EL)
-    for name, place_E in (("query_E", query_E), ("key_E", key_E)):
+    stop_E = jnp.asarray(key_E) + 1 if stop_E is None else stop_E
+    for name, place_E, last in (
+        ("query_E", query_E, length - 1),
+        ("key_E", key_E, length - 1),
+        ("stop_E", stop_E, length),
+    ):
         if np.shape(place_E) != (num_rows,):
             raise ValueError(f"{name} must be [{num_rows}] as tokens_EL, got {np.shape(place_E)}")
         if not isinstance(place_E, jax.core.Tracer):
-            if not np.all((np.asarray(place_E) >= 0) & (np.asarray(place_E) < length)):
-                raise ValueError(f"{name} must be positions in 0..{length - 1}, got {place_E}")
+            if not np.all((np.asarray(place_E) >= 0) & (np.asarray(place_E) <= last)):
+                raise ValueError(f"{name} must be positions in 0..{last}, got {place_E}")
+    if not any(isinstance(x, jax.core.Tracer) for x in (key_E, stop_E)):
+        if not np.all(np.asarray(stop_E) > np.asarray(key_E)):
+            raise ValueError(f"stop_E must be after key_E, got {stop_E} and {key_E}")
 
     def one(row):
-        tokens_L, query, key = row
+        tokens_L, query, key, stop = row
         with jax.default_matmul_precision("highest"):
             sown = internals(params, tokens_L[None])
-        return AttentionTo(*(sown[name][:, 0, :, query, key] for name in AttentionTo._fields))
+        is_name_L = (jnp.arange(length) >= key) & (jnp.arange(length) < stop)
+        sums = (
+            jnp.sum(sown[name][:, 0, :, query], axis=-1, where=is_name_L[None, None])
+            for name in AttentionTo._fields
+        )
+        scores, weights = sums
+        return AttentionTo(scores / (stop - key), weights)
 
-    rows = (jnp.asarray(tokens_EL), jnp.asarray(query_E), jnp.asarray(key_E))
-    taken = jax.lax.map(one, rows, batch_size=min(chunk_size, len(rows[0])))
+    rows = tuple(map(jnp.asarray, (tokens_EL, query_E, key_E, stop_E)))
+    taken = jax.lax.map(one, rows, batch_size=min(chunk_size, num_rows))
     return AttentionTo(*(jnp.moveaxis(x, 0, -1) for x in taken))
+
+
+class PlacedNames(NamedTuple):
+    """Rows of [M] and a name at a distance, and nothing else: one for each (name, distance).
+
+    Attributes:
+      tokens_EL: int32.
+      query_E: where [M] is.
+      key_E, stop_E: the name's first token, and the place after its last.
+      item_E: number of the name.
+      distance_E: from [M] to the name's nearest token.
+    """
+
+    tokens_EL: np.ndarray
+    query_E: np.ndarray
+    key_E: np.ndarray
+    stop_E: np.ndarray
+    item_E: np.ndarray
+    distance_E: np.ndarray
+
+
+def place_names(
+    names: Sequence[Sequence[int]],
+    max_distance: int,
+    direction: Literal["forward", "reverse"],
+    *,
+    mask_id: int,
+    fill_id: int,
+) -> PlacedNames:
+    """Every name at distances 1..max_distance from [M]: after it forward, before it in reverse.
+
+    Args:
+      names: tokens of each name, at least one.
+      max_distance: at least 1.
+      direction: forward is [M] .. B, reverse B .. [M].
+      mask_id: [M].
+      fill_id: stands everywhere else. Every row is as long as the longest needs.
+
+    Raises:
+      ValueError: a name without a token, no names, no distance, or an unknown direction.
+    """
+    if direction not in ("forward", "reverse"):
+        raise ValueError(f"direction must be forward or reverse, got {direction!r}")
+    if not names or not all(map(len, names)) or max_distance < 1:
+        raise ValueError("some names of at least one token, and distances from 1, are needed")
+    length = max_distance + max(map(len, names))
+    rows = []
+    for item, name in enumerate(names):
+        for distance in range(1, max_distance + 1):
+            start = distance if direction == "forward" else 0
+            place = 0 if direction == "forward" else len(name) - 1 + distance
+            row = np.full(length, fill_id)
+            row[start : start + len(name)] = name
+            row[place] = mask_id
+            rows.append((row, place, start, start + len(name), item, distance))
+    return PlacedNames(*(np.array(column, np.int32) for column in zip(*rows, strict=True)))
+
+
+def name_correlation(
+    internals: Internals,
+    params: Params,
+    names: Sequence[Sequence[int]],
+    max_distance: int,
+    *,
+    mask_id: int,
+    fill_id: int,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> "DistanceCorrelation":
+    """Corr over names of S_fwd and S_rev by total distance, in rows of [M] and a name alone.
+
+    The score of a name of several tokens is the mean over them. Arguments as for `place_names`
+    and `distance_correlation`; [layers, heads, totals].
+    """
+    scores = []
+    for direction in ("forward", "reverse"):
+        placed = place_names(names, max_distance, direction, mask_id=mask_id, fill_id=fill_id)
+        found = attention_to(
+            internals, params, placed.tokens_EL, placed.query_E, placed.key_E, stop_E=placed.stop_E
+        )
+        scores.append(by_distance(found.scores, placed.item_E, placed.distance_E))
+    return distance_correlation(*scores, resamples=resamples, seed=seed)
 
 
 def by_distance(values_E: Array, item_E: Array, distance_E: Array) -> np.ndarray:

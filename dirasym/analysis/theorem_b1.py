@@ -13,7 +13,7 @@ model. Computed at the highest matmul precision of the platform, in the paramete
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -22,7 +22,8 @@ import numpy as np
 
 from dirasym.analysis.precision import highest_precision
 from dirasym.models.layers import plane_angles, rotate
-from dirasym.types import Array
+from dirasym.models.transformer import TransformerConfig
+from dirasym.types import Array, Params
 
 BLOCKS = ("W_Q", "W_K", "W_V", "W_O")
 
@@ -43,6 +44,66 @@ class OneLayer:
     W_O: jax.Array
     h_M: jax.Array
     h_B: jax.Array
+
+    @classmethod
+    def from_transformer(
+        cls,
+        params: Params,
+        config: TransformerConfig,
+        *,
+        mask_id: int,
+        context: Array | int,
+        target: Array | int,
+    ) -> tuple["OneLayer", dict[str, Any]]:
+        """The theorem's parameters out of a one-layer encoder of attention alone.
+
+        Its output projection and head count as one W_O = head ∘ out. [M] is never predicted, so
+        its row is left out of W_O. What the theorem drops of this model is `neglected_terms`.
+
+            model, how = OneLayer.from_transformer(params, config, mask_id=0, context=5, target=7)
+            theorem_b1(model, delta_fwd=1, delta_rev=1, **how)
+
+        Args:
+          params: "params" of a `models.Transformer`.
+          config: its configuration, such as `models.attention_only(vocab_size, residual=False)`.
+          mask_id: [M].
+          context: token B; several give h_B a leading axis.
+          target: token A, never [M]; several give a leading axis.
+
+        Returns:
+          The parameters, and keywords of `theorem_b1`: target (as a row of W_O), angles, pairing.
+
+        Raises:
+          ValueError: a model that is not the theorem's; names the fields that differ.
+        """
+        wanted = dict(
+            num_layers=1, num_heads=1, num_kv_heads=1, head_dim=config.width, causal=False,
+            positions="rope", norm="none", attention_only=True, residual=False, qkv_bias=False,
+            out_bias=False, head_bias=False,
+        )  # fmt: skip
+        wrong = [name for name, value in wanted.items() if getattr(config, name) != value]
+        if wrong:
+            says = ", ".join(f"{name}={wanted[name]}" for name in wrong)
+            raise ValueError(f"Theorem B.1 is of a model with {says}")
+        block = params["blocks_0"] if not config.scan_layers else params["blocks"]["block"]
+        attend = block["attention"]
+        kernels = {name: attend[name]["kernel"] for name in ("query", "key", "value", "out")}
+        if config.scan_layers:
+            kernels = {name: kernel[0] for name, kernel in kernels.items()}
+        embed_VD = params["embed"]["embedding"]
+        head_DV = embed_VD.T if config.tied_head else params["head"]["kernel"]
+        read_out_DV = kernels["out"][0] @ jnp.delete(head_DV, mask_id, axis=1)
+        model = cls(
+            W_Q=kernels["query"][:, 0].T,
+            W_K=kernels["key"][:, 0].T,
+            W_V=kernels["value"][:, 0].T,
+            W_O=read_out_DV.T,
+            h_M=embed_VD[mask_id],
+            h_B=embed_VD[context],
+        )
+        row = jnp.asarray(target) - (jnp.asarray(target) > mask_id)
+        angles = plane_angles(config.head_dim, config.rope_base, config.rope_scaling)
+        return model, dict(target=row, angles=angles, pairing=config.rope_pairing)
 
 
 class Blocks(NamedTuple):

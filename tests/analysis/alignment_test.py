@@ -291,6 +291,18 @@ def test_the_reverse_loss_changes_to_first_order_as_predicted():
     assert abs(slope - 2) < 0.05
 
 
+def test_update_ratios_by_hand():
+    params = {"a": jnp.array([3.0, 4.0]), "b": {"c": jnp.full(4, 6.0), "d": jnp.array(5.0)}}
+    updates = {"a": jnp.array([0.0, -0.5]), "b": {"c": jnp.full(4, 0.3), "d": jnp.array(0.8)}}
+    got = alignment.update_ratios(updates, params, blocks="a|b")
+    want = {"a": 0.1, "b": np.sqrt(0.36 + 0.64) / 13, "total": np.sqrt(1.25 / (25 + 169))}
+    chex.assert_trees_all_close(got, want, rtol=1e-6)
+    some = alignment.update_ratios(updates, params, blocks="c$")
+    chex.assert_trees_all_close(some, {"c": 0.05, "total": want["total"]}, rtol=1e-6)
+    with pytest.raises(ValueError, match="structure"):
+        alignment.update_ratios({"a": updates["a"]}, params)
+
+
 def test_bad_input():
     params, ints = {"w": jnp.ones(3)}, {"w": jnp.ones(3, jnp.int32)}
 

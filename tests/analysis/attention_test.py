@@ -1,4 +1,5 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -32,6 +33,83 @@ def test_scores_and_weights_are_the_models_own():
     for name in ("scores", "weights"):
         want = np.moveaxis(np.asarray(sown[name])[:, rows, :, query_E, key_E], 0, -1)
         np.testing.assert_allclose(getattr(got, name), want, atol=1e-5)
+
+
+def _table_internals(params, tokens_EL):
+    """One layer, two heads: scores and weights that say which (query, key, token) they are of."""
+    tokens_EL = jnp.asarray(tokens_EL)
+    length = tokens_EL.shape[1]
+    query_LS, key_LS = jnp.meshgrid(jnp.arange(length), jnp.arange(length), indexing="ij")
+    scores = 100.0 * query_LS[None] + 10.0 * key_LS[None] + tokens_EL[:, None]
+    two = jnp.stack([scores, -scores], axis=1)[None]
+    return {"scores": params * two, "weights": two / 1000}
+
+
+def test_a_names_score_is_the_mean_of_its_tokens_and_its_weight_their_sum():
+    tokens_EL = np.array([[5, 1, 2, 3], [4, 6, 7, 8]])
+    query_E, key_E, stop_E = np.array([0, 3]), np.array([1, 0]), np.array([4, 1])
+    got = attention.attention_to(
+        _table_internals, 2.0, tokens_EL, query_E, key_E, stop_E=stop_E, chunk_size=1
+    )
+    scores = np.array([[11, 22, 33], [304, 304, 304]])
+    np.testing.assert_allclose(got.scores[0, 0], 2 * scores.mean(axis=1), rtol=1e-6)
+    np.testing.assert_allclose(got.scores[0, 1], -2 * scores.mean(axis=1), rtol=1e-6)
+    np.testing.assert_allclose(got.weights[0, 0], [0.066, 0.304], rtol=1e-6)
+    one = attention.attention_to(_table_internals, 2.0, tokens_EL, query_E, key_E)
+    np.testing.assert_allclose(one.scores[0, 0], [22, 608], rtol=1e-6)
+    for bad in ([1, 1], [5, 1], [0, 1]):
+        with pytest.raises(ValueError, match="stop_E"):
+            attention.attention_to(
+                _table_internals, 1.0, tokens_EL, query_E, key_E, stop_E=np.array(bad)
+            )
+
+
+def test_names_are_placed_at_every_distance_on_their_side():
+    names = [[1, 2], [3]]
+    forward = attention.place_names(names, 2, "forward", mask_id=9, fill_id=0)
+    np.testing.assert_array_equal(
+        forward.tokens_EL, [[9, 1, 2, 0], [9, 0, 1, 2], [9, 3, 0, 0], [9, 0, 3, 0]]
+    )
+    np.testing.assert_array_equal(forward.query_E, 0)
+    np.testing.assert_array_equal(forward.key_E, [1, 2, 1, 2])
+    np.testing.assert_array_equal(forward.stop_E, [3, 4, 2, 3])
+    reverse = attention.place_names(names, 2, "reverse", mask_id=9, fill_id=0)
+    np.testing.assert_array_equal(
+        reverse.tokens_EL, [[1, 2, 9, 0], [1, 2, 0, 9], [3, 9, 0, 0], [3, 0, 9, 0]]
+    )
+    np.testing.assert_array_equal(reverse.query_E, [2, 3, 1, 2])
+    np.testing.assert_array_equal(reverse.key_E, 0)
+    np.testing.assert_array_equal(reverse.stop_E, [2, 2, 1, 1])
+    for placed in (forward, reverse):
+        np.testing.assert_array_equal(placed.item_E, [0, 0, 1, 1])
+        np.testing.assert_array_equal(placed.distance_E, [1, 2, 1, 2])
+    for bad in (([], 2, "forward"), ([[]], 2, "forward"), (names, 0, "forward"), (names, 2, "up")):
+        with pytest.raises(ValueError):
+            attention.place_names(*bad, mask_id=9, fill_id=0)
+
+
+def test_correlation_of_names_that_are_known():
+    """S = ±x_name + distance: head 0 agrees in both directions, head 1 is opposite in reverse."""
+    names = [[1], [2, 3], [4, 4, 4], [5, 1]]
+    value_V = jnp.array([0.0, 1.0, -3.0, 7.0, 2.5, -4.0, 0.0])  # of tokens; 6 is [M]
+
+    def internals(params, tokens_EL):
+        tokens_EL = jnp.asarray(tokens_EL)
+        length = tokens_EL.shape[1]
+        offset_LS = jnp.arange(length)[None] - jnp.arange(length)[:, None]
+        x_ELS = jnp.broadcast_to(value_V[tokens_EL][:, None], (len(tokens_EL), length, length))
+        sign_LS = jnp.where(offset_LS > 0, 1.0, -1.0)
+        heads = [x_ELS, x_ELS * sign_LS[None]]
+        scores = jnp.stack(heads, axis=1)[None] + jnp.abs(offset_LS)[None, None, None]
+        return {"scores": scores, "weights": scores}
+
+    got = attention.name_correlation(internals, None, names, 3, mask_id=6, fill_id=0, resamples=20)
+    np.testing.assert_array_equal(got.total, [2, 3, 4, 5, 6])
+    # A name's tokens stand at one mean distance, whose spread by length is in both directions.
+    x = np.array([np.mean([value_V[t] for t in name]) for name in names])
+    far = np.array([(len(name) - 1) / 2 for name in names])
+    want = np.corrcoef(x + far, x + far)[0, 1], np.corrcoef(x + far, far - x)[0, 1]
+    np.testing.assert_allclose(got.mean[0], np.repeat(np.array(want)[:, None], 5, 1), atol=1e-5)
 
 
 def test_one_layer_rope_scores_depend_on_letter_and_distance_alone():

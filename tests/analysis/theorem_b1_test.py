@@ -1,10 +1,13 @@
+from dataclasses import replace
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dirasym.analysis import theorem_b1
+from dirasym import models
+from dirasym.analysis import alignment, recall, theorem_b1
 from dirasym.models import layers
 
 WIDTHS, VOCABULARIES, DRAWS = (2, 6, 32), (2, 40), 8
@@ -151,6 +154,53 @@ def test_neglected_terms_add_up_to_the_full_model():
         own = parts.own_score
         np.testing.assert_allclose([own.W_V, own.W_O], 0, atol=1e-14)
         assert abs(own.W_Q) > 1e-3 * abs(want.W_Q) and abs(own.W_K) > 1e-3 * abs(want.W_K)
+
+
+@pytest.mark.parametrize(
+    ("pairing", "scanned", "tied"), [("half", False, False), ("interleaved", True, True)]
+)
+def test_parameters_of_a_transformer_are_the_theorems(pairing, scanned, tied):
+    """Its own gradients, at distance 2 with a token between, are what `neglected_terms` says."""
+    mask_id, context, target, other = 2, 4, 3, 5
+    config = models.attention_only(
+        7, width=6, residual=False, rope_base=50.0, rope_pairing=pairing, tied_head=tied,
+        scan_layers=scanned,
+    )  # fmt: skip
+    model = models.Transformer(config)
+    rows = np.array([[mask_id, other, context], [context, other, mask_id]])
+    with jax.enable_x64(True):
+        params = jax.jit(model.init)(jax.random.key(3), rows)["params"]
+        params = jax.tree.map(lambda x: 4 * jnp.asarray(x, jnp.float64), params)
+        one_layer, how = theorem_b1.OneLayer.from_transformer(
+            params, config, mask_id=mask_id, context=context, target=target
+        )
+        assert one_layer.W_O.shape == (6, 6) and how["target"] == 2
+        others = theorem_b1.Others(
+            params["embed"]["embedding"][other][None], jnp.array([1]), jnp.array([-1])
+        )
+        full = theorem_b1.neglected_terms(one_layer, 2, 2, others=others, **how).full
+
+        apply_fn = models.make_apply_fn(model.clone(config=replace(config, dtype=jnp.float64)))
+        pair = tuple(recall.Cloze(rows[[e]], np.array([2 * e]), np.array([target])) for e in (0, 1))
+        got = alignment.alignment(
+            *recall.paired_losses(apply_fn, mask_id=mask_id), params, examples=pair,
+            blocks=r"query|key|value",
+        )  # fmt: skip
+        for block, layer in (("W_Q", "query"), ("W_K", "key"), ("W_V", "value")):
+            assert abs(got.inner[layer][0]) > 1e-6
+            np.testing.assert_allclose(got.inner[layer][0], getattr(full, block), rtol=1e-5)
+        # W_O = head ∘ out reads the context c: ⟨e_f, e_r⟩⟨c_f, c_r⟩.
+        c_ED = models.make_internals_fn(model)(params, rows)["context"][0, [0, 1], [0, 2], 0]
+        logits_EV = jnp.delete(apply_fn(params, rows)[jnp.arange(2), jnp.array([0, 2])], mask_id, 1)
+        e_EV = jax.nn.softmax(logits_EV) - jax.nn.one_hot(how["target"], 6)[None]
+        want = (e_EV[0] @ e_EV[1]) * (c_ED[0] @ c_ED[1])
+        np.testing.assert_allclose(full.W_O, want, rtol=1e-4)
+
+
+def test_a_model_that_is_not_the_theorems_is_refused():
+    config = models.attention_only(5, width=4, num_heads=2)
+    with pytest.raises(ValueError, match="num_heads=1, num_kv_heads=1, head_dim=4, residual=False"):
+        theorem_b1.OneLayer.from_transformer({}, config, mask_id=0, context=1, target=2)
 
 
 def test_bad_input_names_the_argument():
