@@ -19,7 +19,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from dirasym import checkpoints
+from dirasym import results
 from experiments import harness
 from experiments.harness import flag
 
@@ -83,7 +83,7 @@ def kill_and_compare(workdir: pathlib.Path, kills: int, seed: int) -> tuple[int,
             process.send_signal(signal.SIGKILL)
             process.communicate()
             killed += 1
-            resumable += any(directory.glob("checkpoints/*/*.sizes.json"))  # the last file of one
+            resumable += any(directory.glob("checkpoints/*/*/record.json"))
             continue
         finished += 1
         np.testing.assert_equal(_outcome(directory), want)
@@ -125,7 +125,7 @@ def _outcome(workdir: pathlib.Path) -> dict:
         outcome[directory.name] = {"step": last, "state": jax.tree.map(np.asarray, restored)}
     outcome["results"] = [
         {key: value for key, value in line.items() if key not in TIMING}
-        for line in checkpoints.read_results(workdir / "results.jsonl")
+        for line in results.read_results(workdir / "results.jsonl")
     ]
     for path in sorted((workdir / "curves").glob("*.npz")):
         with np.load(path) as file:

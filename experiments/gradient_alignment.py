@@ -143,7 +143,7 @@ def measure_or_train(experiment, config: Config, name: str, task: toy_task.Task,
     columns = []
     for (directory, toy), seed in zip(saved, seeds, strict=True):
         like = dataclasses.replace(task, config=toy, together=False).state(seed)
-        rows = [(0, like), *checkpoints.Checkpoints(directory, None).states(like)]
+        rows = [(0, like), *checkpoints.Checkpoints(directory).states(like)]
         values = [jax.device_get(measure(state)) for _, state in rows]
         columns.append(jax.tree.map(lambda *x: np.stack(x), *values))
     history = jax.tree.map(lambda *x: np.concatenate(x, axis=1), *columns)

@@ -40,7 +40,7 @@ from absl import app, flags, logging
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from dirasym import checkpoints, training
+from dirasym import checkpoints, files, results, training
 from dirasym.compile import DATA_AXIS, check_divisible
 
 FLAGS = flags.FLAGS
@@ -330,7 +330,7 @@ class Experiment:
                 _refuse_other_config(path, json.loads(path.read_text()), wanted)
             elif jax.process_index() == 0:
                 workdir.mkdir(parents=True, exist_ok=True)
-                checkpoints.write_atomically(path, json.dumps(wanted, indent=2) + "\n")
+                files.write_atomically(path, json.dumps(wanted, indent=2) + "\n")
             # Others may come before process 0 has made it.
             if jax.process_index() == 0 and not os.access(workdir, os.W_OK):
                 raise PermissionError("not writable")
@@ -352,7 +352,7 @@ class Experiment:
 
     def results(self) -> list[dict[str, Any]]:
         """Lines of finished runs of this configuration."""
-        lines = checkpoints.read_results(self.results_path)
+        lines = results.read_results(self.results_path)
         return [line for line in lines if line.get("exp_id") == self.exp_id]
 
     def is_done(self, **identity: Any) -> bool:
@@ -369,7 +369,7 @@ class Experiment:
         """
         if jax.process_index() == 0:
             lines = [{"exp_id": self.exp_id, **line} for line in lines]
-            checkpoints.replace_results(self.results_path, lines, ("exp_id", *keys))
+            results.replace_results(self.results_path, lines, ("exp_id", *keys))
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("recorded")
 
@@ -415,7 +415,7 @@ class Experiment:
             return
         parts = [text, "\n".join(f"![{path.stem}](figures/{path.name})" for path in figures)]
         report = self.workdir / "report.md"
-        checkpoints.write_atomically(report, "\n\n".join(filter(None, parts)) + "\n")
+        files.write_atomically(report, "\n\n".join(filter(None, parts)) + "\n")
         print(printed)
         for path in [*figures, report]:
             print(path)
@@ -457,7 +457,9 @@ class Experiment:
         if num_steps % steps_per_call:
             raise ValueError(f"{num_steps=} is not a multiple of {steps_per_call=}")
         keep = None if FLAGS.keep_checkpoints else 2
-        saved = checkpoints.Checkpoints(self.workdir / "checkpoints" / name, keep)
+        owner = {"exp_id": self.exp_id, "name": name, **checkpoints.jax_settings()}
+        directory = self.workdir / "checkpoints" / name
+        saved = checkpoints.Checkpoints(directory, owner=owner, keep=keep)
         history: checkpoints.History = {}
         frozen = state.frozen  # not in checkpoints: it never changes
         restored = saved.restore(state.replace(frozen=None))
@@ -528,7 +530,7 @@ def _append(history, values):
 def _check_results(path: pathlib.Path) -> None:
     """Raises UsageError for a file that result lines cannot be added to."""
     try:
-        lines = checkpoints.read_results(path)
+        lines = results.read_results(path)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not a file of JSON lines"
         raise UsageError(f"--output={path} cannot be used: {reason}") from None

@@ -8,7 +8,7 @@ Expected  docs/figures/toy_accuracy.png, toy_study.png and facts_names.png as th
 
 import pathlib
 
-from dirasym import checkpoints, report
+from dirasym import report, results
 from experiments import facts_report, toy_report, toy_reversal, toy_study, toy_task
 
 DOCS = pathlib.Path(__file__).parents[1] / "docs"
@@ -54,7 +54,7 @@ def _lines(folder: str, *files: str) -> list[dict]:
         path = DOCS / "results" / folder / f"{file}.jsonl"
         if not path.exists():
             raise FileNotFoundError(path)
-        lines += checkpoints.read_results(path)
+        lines += results.read_results(path)
     return lines
 
 

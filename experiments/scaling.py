@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from absl import app, flags
 
-from dirasym import checkpoints, models, objectives, report, sharding, training
+from dirasym import files, models, objectives, report, sharding, training
 from dirasym.models import lora
 from dirasym.types import Batch
 
@@ -155,7 +155,7 @@ def main(argv):
         "counts a loop's body once, so scanned layers cannot be read off. It is the program of one "
         "device that is counted, after partitioning, as compiled for CPU.\n"
     )
-    checkpoints.write_atomically(pathlib.Path(FLAGS.output), text)
+    files.write_atomically(pathlib.Path(FLAGS.output), text)
     print(table)
 
 

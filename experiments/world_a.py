@@ -24,7 +24,7 @@ from typing import Literal
 import jax
 import numpy as np
 
-from dirasym import checkpoints, models, objectives, training
+from dirasym import models, objectives, results, training
 from dirasym.analysis import alignment, excess
 from dirasym.compile import compile_scan
 from dirasym.data import batching, string_maps, tokenizers
@@ -196,7 +196,7 @@ def read_mlp_results(path: str) -> list[dict]:
         raise ValueError(f"--mlp_results={path} is not a file")
     needed = {"arch", "K", "direction", "seed", *world_a_report.UNITS}
     try:
-        lines = checkpoints.read_results(path)
+        lines = results.read_results(path)
     except ValueError:
         lines = [None]
     if not all(isinstance(line, dict) and needed <= line.keys() for line in lines):

@@ -67,7 +67,7 @@ def test_sigterm_saves_and_the_same_command_resumes(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
     )
-    while not list(workdir.glob("checkpoints/*/[0-9]*/commit_success.txt")):
+    while not list(workdir.glob("checkpoints/*/[0-9]*/record.json")):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
@@ -108,7 +108,7 @@ def test_sigterm_to_one_of_two_processes_stops_both(tmp_path, free_port):
         )
         for n in (0, 1)
     ]
-    while not list(tmp_path.glob("run/checkpoints/*/[0-9]*/commit_success.txt")):
+    while not list(tmp_path.glob("run/checkpoints/*/[0-9]*/record.json")):
         assert all(process.poll() is None for process in processes)
         time.sleep(0.05)
     processes[1].send_signal(signal.SIGTERM)
