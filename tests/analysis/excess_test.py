@@ -51,7 +51,7 @@ def _masked_oracle(table_RL, vocab, mask_id):
 
 def _texts(tokenizer, sources, targets):
     prompts, answers = string_maps.texts(sources, targets)
-    data = batching.encode_answers(tokenizer, prompts, answers)
+    data = batching.encode_rows(tokenizer, prompts, answers)
     return data, tokenizer.encode(answers)
 
 

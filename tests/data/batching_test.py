@@ -1,9 +1,12 @@
+import re
+
 import chex
 import jax
 import numpy as np
 import pytest
 from absl.testing import parameterized
 
+from dirasym.data import batching, facts, tokenizers
 from dirasym.data.batching import batch_at, batch_indices, epoch_indices
 
 
@@ -70,3 +73,112 @@ def test_bad_input():
         batch_at({"a": 3.0}, jax.random.key(0), 0, 2)
     with pytest.raises(ValueError, match="batch"):
         batch_at(np.arange(3), jax.random.key(0), 0, 0)
+
+
+def _fields(data, tokenizer, **options):
+    return batching.encode_rows(
+        tokenizer, [s.prompt for s in data], [f" {s.answer}" for s in data], **options
+    )
+
+
+def test_answers_are_scored_and_prompts_are_not():
+    characters = tokenizers.Characters()
+    data = batching.encode_rows(characters, ["ab:", "c:"], [" d", " ef"])
+    np.testing.assert_array_equal(data["scored_BL"], [[0, 0, 0, 1, 1], [0, 0, 1, 1, 1]])
+    assert data["valid_BL"].all() and data["tokens_BL"].dtype == np.int32
+    assert characters.decode(data["tokens_BL"][1]) == "c: ef"
+
+
+def test_answers_and_the_end_are_scored():
+    tokenizer = tokenizers.Words(["a's child is b c"])
+    statements = [facts.Statement("a's child is", "b c"), facts.Statement("b is", "c")]
+    arrays = _fields(statements, tokenizer, ends="one")
+    scored = np.array([[0, 0, 0, 0, 1, 1, 1], [0, 0, 1, 1, 0, 0, 0]], bool)
+    np.testing.assert_array_equal(arrays["scored_BL"], scored)
+    assert arrays["tokens_BL"][1].tolist()[3:] == [tokenizer.eos_id, *[tokenizer.pad_id] * 3]
+    np.testing.assert_array_equal(arrays["valid_BL"].sum(1), [7, 4])
+    filled = _fields(statements, tokenizer, ends="fill")
+    assert (filled["tokens_BL"][1, 3:] == tokenizer.eos_id).all() and filled["valid_BL"].all()
+    np.testing.assert_array_equal(filled["scored_BL"][1], [0, 0, 1, 1, 1, 1, 1])
+    with pytest.raises(ValueError, match="has 7 tokens, the context 6"):
+        _fields(statements, tokenizer, ends="one", max_len=6)
+
+
+def test_rows_padded_on_the_left_hold_the_same():
+    tokenizer = tokenizers.Words(["Ann's child is Bo Cy", "Bo is Ann"])
+    statements = [facts.Statement("Ann's child is", "Bo Cy"), facts.Statement("Bo is", "Ann")]
+    options = dict(ends="one", names=("Ann", "Bo", "Bo Cy"))
+    right = _fields(statements, tokenizer, **options)
+    left = _fields(statements, tokenizer, length=9, left=True, **options)
+    for row in (0, 1):
+        at = right["valid_BL"][row], left["valid_BL"][row]
+        for name in ("tokens_BL", "scored_BL"):
+            np.testing.assert_array_equal(left[name][row][at[1]], right[name][row][at[0]])
+        units = [x["unit_BL"][row][valid] for x, valid in zip((right, left), at, strict=True)]
+        np.testing.assert_array_equal(units[1] - at[1].argmax(), units[0])
+    assert left["valid_BL"][:, -1].all() and left["tokens_BL"].shape == (2, 9)
+    with pytest.raises(ValueError, match="not filled up on the left"):
+        _fields(statements, tokenizer, ends="fill", left=True)
+    with pytest.raises(ValueError, match="is longer than 3"):
+        _fields(statements, tokenizer, length=3)
+
+
+class _Joins(tokenizers.Characters):
+    """Joins `:` with the space behind it."""
+
+    def encode(self, texts):
+        return [[ord(c) for c in text.replace(": ", ";")] for text in texts]
+
+    def offsets(self, texts):
+        return [[m.span() for m in re.finditer(r": |.", text)] for text in texts]
+
+
+def test_what_cannot_be_parted_or_given_back_is_named():
+    with pytest.raises(ValueError, match="joins the end of 'ab:' with what follows it, ' d'"):
+        batching.split_answers(_Joins(), ["ab:"], [" d"])
+    characters = tokenizers.Characters()
+    for prompt, answer, message in (("ab", "", "left of ''"), ("", "ab", "left of ''")):
+        with pytest.raises(ValueError, match=message):
+            batching.split_answers(characters, [prompt], [answer])
+    with pytest.raises(ValueError, match="there is no text"):
+        batching.encode_rows(characters, [], [])
+
+    class Forgets(tokenizers.Characters):
+        def decode(self, ids):
+            return super().decode(ids).replace("q", "k")
+
+    with pytest.raises(ValueError, match="turns the answer ' quo' into ' kuo'"):
+        batching.split_answers(Forgets(), ["who?"], [" quo"])
+
+
+def test_units_are_answers_and_the_longest_names_in_prompts():
+    pairs = [facts.ParentChild("Ann Bo", "Cy Dee", ("Cy Dee",))]
+    others = [facts.ParentChild("Gu", "Cy Dee Eff", ("Cy Dee Eff",))]
+    data = facts.parent_child(pairs, "p2c", others)
+    names = {"Ann Bo", "Cy Dee", "Gu", "Cy Dee Eff"}
+    tokenizer = tokenizers.Words([" ".join(text) for text in data.train])
+    expected = [  # such as "Cy Dee | 's | child | is | Ann Bo | end"
+        [0, 0, 2, 3, 4, 5, 5, 7],
+        [0, 0, 0, 3, 4, 5, 6, 7],
+        [0, 1, 2, 3, 4, 4, 4, 7],
+    ]
+    units = _fields(data.train, tokenizer, ends="one", names=names)["unit_BL"]
+    np.testing.assert_array_equal(units, expected)
+
+
+def test_a_token_across_a_names_end_belongs_to_the_name():
+    class Jr(tokenizers.Words):  # "Jr.'" is one token, as in SmolLM2's vocabulary
+        _WORD = re.compile(r"Jr\.'?|\w+|'")
+
+    statements = [facts.Statement("Al Bo Jr.'s child is", "Cy Dee")]
+    tokenizer = Jr(["Al Bo Jr.'s child is Cy Dee"])
+    units = _fields(statements, tokenizer, names={"Al Bo Jr.", "Cy Dee"}, length=9)["unit_BL"]
+    np.testing.assert_array_equal(units, [[0, 0, 0, 3, 4, 5, 6, 6, 8]])
+
+
+def test_texts_are_packed_one_after_another():
+    characters = tokenizers.Characters("abc")
+    rows = batching.pack(characters, ["ab", "cab", "c"], 3)
+    np.testing.assert_array_equal(rows, [[0, 1, 3], [2, 0, 1], [3, 2, 3]])
+    with pytest.raises(ValueError, match="has 9 tokens, a row 10"):
+        batching.pack(characters, ["ab", "cab", "c"], 10)

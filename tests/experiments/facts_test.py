@@ -2,15 +2,15 @@ import dataclasses
 import json
 import os
 import pathlib
-import shutil
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
 from dirasym import models
-from dirasym.data import facts
+from dirasym.data import facts, tokenizers
 from experiments import adapt_masked, facts_task, harness
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -35,18 +35,32 @@ def _run(command: str, workdir: str, **environment: str):
 
 def _tokenizer(data):
     texts = [" ".join(text) for text in data.train]
-    texts += [" ".join((q.prompt, *q.answers)) for q in data.forward + data.reverse]
-    return facts.WordTokenizer(texts)
+    texts += [f"{q.prompt} {x}" for q in data.forward + data.reverse for x in q.answers]
+    return tokenizers.Words(texts)
 
 
-def _tiny_directory(tmp_path, words=20):
-    """The LLaMA fixture with a tokenizer of so many words."""
-    tokenizers = pytest.importorskip("tokenizers")
-    shutil.copytree(FIXTURES / "llama", tmp_path / "llama")
-    vocab = {f"w{number}": number for number in range(words)}
-    model = tokenizers.models.WordLevel(vocab, unk_token="w0")
-    tokenizers.Tokenizer(model).save(str(tmp_path / "llama" / "tokenizer.json"))
-    return tmp_path / "llama"
+ROWS = 260  # of the embedding below: 256 bytes, the end of text, and [M] last
+
+
+def _tiny_directory(tmp_path, tokens=257):
+    """A small LLaMA that knows nothing, with a tokenizer of bytes (and so many tokens)."""
+    hf = pytest.importorskip("tokenizers")
+    config = models.llama(
+        ROWS, num_layers=2, width=16, num_heads=4, num_kv_heads=4, mlp_width=24, max_len=256,
+        rope_base=10_000.0, rope_scaling=None,
+    )  # fmt: skip
+    model = models.Transformer(config)
+    params = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 1), np.int32))["params"]
+    directory = tmp_path / "llama"
+    models.save_pretrained(directory, model, params, more_fields={"eos_token_id": 256})
+    letters = sorted(hf.pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {letter: number for number, letter in enumerate(letters)}
+    vocabulary |= {f"<{number}>": number for number in range(256, tokens)}
+    tokenizer = hf.Tokenizer(hf.models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = hf.decoders.ByteLevel()
+    tokenizer.save(str(directory / "tokenizer.json"))
+    return directory
 
 
 @pytest.mark.parametrize("model", ["mdm", "arm"])
@@ -154,8 +168,8 @@ def test_every_data_set_can_be_invented(name):
 def test_weights_that_do_not_fit_are_named(tmp_path):
     with pytest.raises(harness.UsageError, match="no tokenizer"):
         facts_task.Task("p2c", "arm", dataclasses.replace(TINY, model_id=str(FIXTURES / "llama")))
-    big = str(_tiny_directory(tmp_path, words=30))
-    with pytest.raises(harness.UsageError, match="has 30 tokens, the embedding 23"):
+    big = str(_tiny_directory(tmp_path, tokens=270))
+    with pytest.raises(harness.UsageError, match="has 270 tokens, the embedding 260"):
         facts_task.Task("p2c", "arm", dataclasses.replace(TINY, model_id=big))
     with pytest.raises(harness.UsageError, match=r"nowhere.*config\.json"):
         facts_task.Task("p2c", "arm", dataclasses.replace(TINY, model_id="nowhere"))
@@ -182,21 +196,21 @@ def test_special_ids_must_be_in_the_vocabulary(tmp_path):
     fields = json.loads(path.read_text())
     config = dataclasses.replace(TINY, model_id=str(directory))
     for change, message in (
-        ({"mask_token_id": 23}, "mask_token_id 23 is not below the vocabulary's 23"),
-        ({"eos_token_id": 40}, "eos_token_id 40 is not below"),
+        ({"mask_token_id": 260}, "mask_token_id 260 is not below the vocabulary's 260"),
+        ({"eos_token_id": 300}, "eos_token_id 300 is not below"),
         ({"eos_token_id": []}, "has no eos_token_id"),
-        ({"eos_token_id": 22, "mask_token_id": None}, "cannot be the end of text, 22"),
+        ({"eos_token_id": 259, "mask_token_id": None}, "cannot be the end of text, 259"),
     ):
         path.write_text(json.dumps(fields | change))
         with pytest.raises(harness.UsageError, match=message):
             facts_task.open_tokenizer(config)
     path.write_text(json.dumps(fields | {"mask_token_id": None}))
-    assert facts_task.open_tokenizer(config).mask_id == 22
+    assert facts_task.open_tokenizer(config).mask_id == 259
     tokenizer = directory / "tokenizer.json"
     vocab = json.loads(tokenizer.read_text())
-    vocab["model"]["vocab"]["far"] = 50  # few tokens, but one of a high id
+    vocab["model"]["vocab"]["far"] = 500  # few tokens, but one of a high id
     tokenizer.write_text(json.dumps(vocab))
-    with pytest.raises(harness.UsageError, match="has 51 tokens, the embedding 23"):
+    with pytest.raises(harness.UsageError, match="has 501 tokens, the embedding 260"):
         facts_task.open_tokenizer(config)
 
 
@@ -204,7 +218,7 @@ def test_lora_on_a_directory_trains_adapters_alone(tmp_path):
     model_id = str(_tiny_directory(tmp_path))
     config = dataclasses.replace(TINY, model_id=model_id, lora_rank=2, gradient_examples=0)
     task = facts_task.Task("p2c", "mdm", config)
-    assert not task.model.config.causal and task.tokenizer.mask_id == 22
+    assert not task.model.config.causal and task.tokenizer.mask_id == 259
     state = task.state(0)
     assert set(state.params) == {"lora"} and set(state.frozen) == {"params"}
     task.save_adapters(state, tmp_path / "adapters")
@@ -259,7 +273,7 @@ def test_adapted_weights_are_a_model_of_the_same_size(model, tmp_path):
     assert done.returncode == 0, done.stderr
     config = dataclasses.replace(TINY, model_id=str(tmp_path / "x/model"))
     task = facts_task.Task("p2c", model, config)
-    assert task.model.config.causal == (model == "arm") and task.tokenizer.mask_id == 22
+    assert task.model.config.causal == (model == "arm") and task.tokenizer.mask_id == 259
 
 
 def test_the_text_of_an_adaptation_can_tell_facts_both_ways_and_repeat_them(tmp_path):

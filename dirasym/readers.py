@@ -1,0 +1,124 @@
+"""Files that others wrote: text, JSON, JSON lines and tables, read with errors of one line."""
+
+import csv
+import io
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+_MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+_SEPARATORS = (",", "\t", ";", "|")
+
+
+def read_text(path: str | os.PathLike, encoding: str = "utf-8") -> str:
+    """The file's text, without the byte order mark that some programs put in front.
+
+    Raises:
+      ValueError: the file cannot be read, or holds another encoding. One line, with its name.
+    """
+    try:
+        data = pathlib.Path(path).read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror or error}") from None
+    try:
+        return data.decode(encoding).removeprefix("\ufeff")
+    except LookupError:
+        raise ValueError(f"{path}: there is no encoding {encoding!r}") from None
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        kind = _MARKS.get(data[:2])
+        hint = f"it looks like {kind}" if kind else "name its encoding, or save it as UTF-8"
+        raise ValueError(f"{path}: line {line} is not {encoding.upper()}: {hint}") from None
+
+
+def parse_json(text: str, source: str | os.PathLike) -> Any:
+    """JSON of any kind. Raises ValueError, one line that names the source."""
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{source} is not JSON: {error}") from None
+    except RecursionError:
+        raise ValueError(f"{source} is not JSON: it is nested too deeply") from None
+
+
+def read_json(path: str | os.PathLike) -> dict[str, Any]:
+    """The object that a JSON file holds. Raises ValueError, one line that names the file."""
+    value = parse_json(read_text(path), path)
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds a {type(value).__name__}, not an object")
+    return value
+
+
+def read_json_lines(path: str | os.PathLike, encoding: str = "utf-8") -> list[tuple[int, Any]]:
+    """(line number, value) of each line that is not blank; the first line is 1.
+
+    Raises:
+      ValueError: as `read_text` and `parse_json`; the line is named.
+    """
+    lines = read_text(path, encoding).split("\n")
+    return [
+        (number, parse_json(line, f"{path}: line {number}"))
+        for number, line in enumerate(lines, 1)
+        if line.strip()
+    ]
+
+
+def read_table(
+    path: str | os.PathLike, columns: Sequence[str], encoding: str = "utf-8"
+) -> list[tuple[int, dict[str, str]]]:
+    r"""(row number, cells by column) of a file with a header: commas, tabs, semicolons or bars.
+
+    The separator is the one that finds all `columns` in the header. Names of columns may be
+    written in either case, and blanks around a cell are no part of it. Rows are numbered as
+    the file's lines are: the header is row 1, and blank lines count.
+
+    Example:
+      >>> import pathlib, tempfile
+      >>> path = pathlib.Path(tempfile.mkdtemp()) / "cities.csv"
+      >>> _ = path.write_text("Country;Capital\nFrance; Paris\n")
+      >>> read_table(path, ("country", "capital"))
+      [(2, {'country': 'France', 'capital': 'Paris'})]
+
+    Raises:
+      ValueError: as `read_text`; a column that is absent or there twice, a quote that is not
+        closed or stands inside a cell, or a row with a cell that is missing or blank, or with
+        more cells than the header. The row is named.
+    """
+    text = read_text(path, encoding)
+    wanted = [column.strip().lower() for column in columns]
+    header = text[:80].splitlines()[0] if text.strip() else ""
+    for separator in _SEPARATORS:
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+        try:
+            names = [name.strip().lower() for name in next(reader, [])]
+        except csv.Error:
+            names = []
+        if set(wanted) <= set(names):
+            break
+    else:
+        absent = [column for column in columns if column.strip().lower() not in header.lower()]
+        column = (absent or columns)[0]
+        raise ValueError(f"{path} has no column {column!r}: row 1 is {header!r}")
+    for name in wanted:
+        if names.count(name) > 1:
+            raise ValueError(f"{path} has {names.count(name)} columns {name!r}")
+    rows, first_line = [], reader.line_num + 1
+    try:
+        for cells in reader:
+            number, first_line = first_line, reader.line_num + 1
+            if not any(cell.strip() for cell in cells):
+                continue
+            if len(cells) > len(names):
+                raise ValueError(
+                    f"{path}: row {number} has {len(cells)} cells, the header {len(names)}"
+                )
+            of_name = dict(zip(names, map(str.strip, cells), strict=False))
+            for column, name in zip(columns, wanted, strict=True):
+                if not of_name.get(name):
+                    raise ValueError(f"{path}: row {number} has no {column}")
+            rows.append((number, {c: of_name[n] for c, n in zip(columns, wanted, strict=True)}))
+    except csv.Error as error:
+        raise ValueError(f"{path}: row {first_line} is no row of a table: {error}") from None
+    return rows
