@@ -1,0 +1,156 @@
+import json
+
+import pytest
+
+from dirasym.data.facts import Query, Statement
+from dirasym.data.pairs import Pairs
+
+WORDING = dict(forward="The capital of {a} is {b}", reverse="{b} is the capital of {a}")
+COLUMNS = dict(a="country", b="capital")
+NAMES = (("France", "Paris"), ("Côte d'Ivoire", "Yamoussoukro"))
+CSV = "country,capital\nFrance,Paris\nCôte d'Ivoire,Yamoussoukro\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("plain.csv", CSV),
+        ("mark.csv", "\ufeff" + CSV),
+        ("windows.csv", CSV.replace("\n", "\r\n")),
+        ("old_mac.csv", CSV.replace("\n", "\r")),
+        ("last_line_open.csv", CSV.rstrip()),
+        ("blanks.csv", "\n".join(" , ".join(x.split(",")) for x in CSV.splitlines()) + "\n \n\n"),
+        ("quoted.csv", CSV.replace("France", '"France"').replace("Paris", '" Paris"')),
+        ("header.csv", CSV.replace("country,capital", " Country,CAPITAL")),
+        ("order.csv", "capital,of,country\nParis,x,France\nYamoussoukro,,Côte d'Ivoire\n"),
+        ("semicolons.csv", CSV.replace(",", ";")),
+        ("bars.txt", CSV.replace(",", "|")),
+        ("tabs.tsv", CSV.replace(",", "\t")),
+        ("lines.jsonl", "\n".join(json.dumps({"country": a, "capital": b}) for a, b in NAMES)),
+    ],
+)
+def test_one_table_written_in_many_ways(name, content, tmp_path):
+    path = tmp_path / name
+    path.write_bytes(content.encode())
+    assert Pairs.from_csv(path, **COLUMNS, **WORDING).names == NAMES
+
+
+def test_other_encodings_are_read_by_name_and_refused_otherwise(tmp_path):
+    path = tmp_path / "pairs.csv"
+    path.write_bytes(CSV.encode("latin-1"))
+    assert Pairs.from_csv(path, **COLUMNS, **WORDING, encoding="latin-1").names == NAMES
+    with pytest.raises(ValueError, match=r"pairs\.csv: line 3 is not UTF-8: name its encoding"):
+        Pairs.from_csv(path, **COLUMNS, **WORDING)
+    path.write_bytes(CSV.encode("utf-16"))
+    assert Pairs.from_csv(path, **COLUMNS, **WORDING, encoding="utf-16").names == NAMES
+    with pytest.raises(ValueError, match=r"pairs\.csv: line 1 is not UTF-8: it looks like UTF-16"):
+        Pairs.from_csv(path, **COLUMNS, **WORDING)
+    with pytest.raises(ValueError, match="no encoding 'utf-9'"):
+        Pairs.from_csv(path, **COLUMNS, **WORDING, encoding="utf-9")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (CSV + "\n\nSpain,\n", "row 6 has no capital"),
+        (CSV + '\n"Spa\nin",Madrid\n,x\n', "row 7 has no country"),
+        (CSV + "Spain,Madrid,Sevilla\n", "row 4 has 3 cells, the header 2"),
+        (CSV + 'Spain,"Madrid\n' + "x,y\n" * 5, "row 4 is no row of a table"),
+        (CSV + 'Spain,"Mad"rid\n', "row 4 is no row of a table"),
+        (CSV + "Spain," + "M" * 200_000, "row 4 is no row of a table"),
+        (CSV + "Spain,Paris\n", "row 4 repeats 'Paris' of .*row 2"),
+        (CSV + "FRANCE,Lyon\n", "row 4: 'FRANCE' is 'France', written otherwise"),
+        ("country,town\nFrance,Paris\n", "no column 'capital': row 1 is 'country,town'"),
+        ("country,capital,Capital\na,b,c\n", "has 2 columns 'capital'"),
+        ("country,capital\n\n", "there are no pairs"),
+        ("", "no column 'country': row 1 is ''"),
+        ("x" * 200_000, "no column 'country'"),
+    ],
+)
+def test_tables_that_cannot_be_are_named(content, message, tmp_path):
+    path = tmp_path / "pairs.csv"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=message) as error:
+        Pairs.from_csv(path, **COLUMNS, **WORDING)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+    assert len(str(error.value)) < 300
+
+
+def test_json_lines_that_cannot_be_are_named(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    for line, message in (
+        ('{"country": "Spain"}', "row 3 has no capital"),
+        ('{"country": "Spain", "capital": 3}', "row 3 has no capital"),
+        ('["Spain", "Madrid"]', "row 3 has no country"),
+        ("{'country'}", "line 3 is not JSON"),
+        ("[" * 100_000, "line 3 is not JSON: it is nested too deeply"),
+    ):
+        path.write_text('{"country": "France", "capital": "Paris"}\n\n' + line + "\n")
+        with pytest.raises(ValueError, match=rf"pairs\.jsonl: {message}"):
+            Pairs.from_csv(path, **COLUMNS, **WORDING)
+    with pytest.raises(ValueError, match=r"nowhere\.csv: No such file"):
+        Pairs.from_csv(tmp_path / "nowhere.csv", **COLUMNS, **WORDING)
+
+
+def test_frames():
+    frame = {"country": ["France", "Spain"], "capital": ["Paris", "Madrid"]}
+    assert Pairs.from_frame(frame, **COLUMNS, **WORDING).names[1] == ("Spain", "Madrid")
+    with pytest.raises(ValueError, match="no column 'town'"):
+        Pairs.from_frame(frame, a="country", b="town", **WORDING)
+    frame["capital"][1] = float("nan")
+    with pytest.raises(ValueError, match="row 1 has no capital"):
+        Pairs.from_frame(frame, **COLUMNS, **WORDING)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(forward="The capital is {b}"), r"lacks \{a\}"),
+        (dict(reverse="{b} is a capital"), r"lacks \{a\}"),
+        (dict(forward="{b} is the capital of {a}"), "must stand once and last"),
+        (dict(forward="{a}: {b}, {b}"), "must stand once and last"),
+        (dict(forward="{a} has {c} and {b}"), r"holds \{c\}; it takes \{a\} and \{b\}"),
+        (dict(forward="{a} has {} and {b}"), r"holds \{\}"),
+        (dict(forward="{a!r} has {b}"), "more than {a} and {b} in its braces"),
+        (dict(forward="{a has {b}"), "is none"),
+        (dict(forward="{a}的首都是{b}"), "needs a space before {b}"),
+    ],
+)
+def test_templates_that_cannot_be_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        Pairs(NAMES, **WORDING | change)
+
+
+def test_names_that_cannot_be_are_named():
+    for names, message in (
+        ((), "there are no pairs"),
+        ((("a", " "),), "pair 1: b is ' ', no name"),
+        ((("a", "b"), ("c", "b")), "pair 2 repeats 'b' of pair 1"),
+        ((("a", "b"), ("a", "b")), "pair 2 repeats 'a' of pair 1"),
+        ((("a", "b"), ("A", "c")), "pair 2: 'A' is 'a', written otherwise"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Pairs(names, **WORDING)
+    twice = (("a", "b"), ("c", "b"), ("a", "b"))
+    with pytest.raises(ValueError, match="pair 3 repeats 'a' and 'b' of pair 1"):
+        Pairs(twice, **WORDING, several=True)
+
+
+def test_one_direction_is_trained_and_both_are_asked():
+    data = Pairs(NAMES, "The capital of {a} is {b}.", WORDING["reverse"]).fact_set()
+    assert data.train[0] == Statement("The capital of France is", "Paris.")
+    assert data.forward[0] == Query("The capital of France is", ("Paris.", "Paris"))
+    assert data.reverse[1] == Query("Yamoussoukro is the capital of", ("Côte d'Ivoire",))
+    back = Pairs(NAMES, **WORDING).fact_set("reverse")
+    assert back.train[0] == Statement("Paris is the capital of", "France")
+    assert (back.forward[0].answers, back.reverse[0].answers) == (("France",), ("Paris",))
+    braces = Pairs(NAMES, "{{{a}}} has {b} {{!}}", WORDING["reverse"]).fact_set()
+    assert braces.train[0] == Statement("{France} has", "Paris {!}")
+
+
+def test_a_name_with_several_partners_is_one_question_with_several_answers():
+    names = (("Ann", "Bo"), ("Ann", "Cy"), ("Dee", "Bo"))
+    data = Pairs(names, "{a} likes {b}", "{b} is liked by {a}", several=True).fact_set()
+    assert [s.answer for s in data.train] == ["Bo", "Cy", "Bo"]
+    assert data.forward == (Query("Ann likes", ("Bo", "Cy")), Query("Dee likes", ("Bo",)))
+    assert data.reverse[0] == Query("Bo is liked by", ("Ann", "Dee"))
