@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dirasym.data import facts
+from dirasym.data import batching, text
 from dirasym.objectives import call, exclude, token_nll
 from dirasym.types import ApplyFn, Array, Params
 
@@ -93,7 +93,7 @@ class Cloze:
             rows.append([*head, *masks, *tail])
             position.append(len(head) - (mask_id is None))
             target.append(answer[0])
-        tokens_EL, valid_EL = facts.pad(rows, pad_id, left)
+        tokens_EL, valid_EL = batching.pad(rows, pad_id, left=left)
         if left:
             position = np.add(position, valid_EL.argmax(axis=1))
         return cls(tokens_EL, np.asarray(position), np.asarray(target), valid_EL)
@@ -304,7 +304,7 @@ def in_chunks(function: Callable[..., Any], arrays: Any, chunk_size: int) -> Any
 
 
 class TextRecall(NamedTuple):
-    """What a model says to each question, [E], bool; see `data.facts`.
+    """What a model says to each question, [E], bool; see `data.text`.
 
     Attributes:
       exact_E: one of the right answers, and nothing else.
@@ -323,7 +323,7 @@ def text_recall(
     """Compares what was said with the right answers of each question, and with the question."""
     said = list(zip(outputs, prompts, answers, strict=True))
     return TextRecall(
-        np.array([facts.is_exact_match(output, right) for output, _, right in said], bool),
-        np.array([facts.begins_with_answer(output, right) for output, _, right in said], bool),
-        np.array([facts.is_copied(output, prompt) for output, prompt, _ in said], bool),
+        np.array([text.is_exact_match(output, right) for output, _, right in said], bool),
+        np.array([text.begins_with_answer(output, right) for output, _, right in said], bool),
+        np.array([text.is_copied(output, prompt) for output, prompt, _ in said], bool),
     )

@@ -7,7 +7,7 @@ import string
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from dirasym import files
+from dirasym import readers
 from dirasym.data.facts import FactSet, Query, Statement
 from dirasym.data.text import normalise
 
@@ -87,7 +87,7 @@ class Pairs:
         several: bool = False,
         encoding: str = "utf-8",
     ) -> "Pairs":
-        """Pairs of two columns of a table: see `files.read_table` for what it may look like.
+        """Pairs of two columns of a table: see `readers.read_table` for what it may look like.
 
         Args:
           path: the file; JSON lines if its name ends in .jsonl or .json, a table otherwise.
@@ -102,9 +102,9 @@ class Pairs:
           ValueError: the file cannot be read, or as `Pairs`; file and row are named.
         """
         if pathlib.Path(path).suffix in (".jsonl", ".json"):
-            rows: Iterable[tuple[int, Any]] = files.read_json_lines(path, encoding)
+            rows: Iterable[tuple[int, Any]] = readers.read_json_lines(path, encoding)
         else:
-            rows = files.read_table(path, (a, b), encoding)
+            rows = readers.read_table(path, (a, b), encoding)
         return cls._from_rows(rows, f"{path}: row", a, b, forward, reverse, several)
 
     @classmethod
