@@ -4,16 +4,15 @@ import dataclasses
 import functools
 import pathlib
 import tempfile
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from dirasym import decoding, models, objectives, readers, training
-from dirasym.analysis import alignment, attention
+from dirasym.analysis import alignment, attention, recall
 from dirasym.data import batching, facts, facts_files, tokenizers
-from dirasym.data.text import begins_with_answer, is_copied, is_exact_match, name_pattern
 from dirasym.models import hf_config, lora
 from experiments import harness
 from experiments.harness import flag
@@ -143,78 +142,6 @@ def open_tokenizer(config: Config) -> tokenizers.HuggingFace:
     return tokenizer
 
 
-class Pairing(NamedTuple):
-    """The forward and the reverse query of each fact, of which gradients are compared.
-
-    Attributes:
-      tokens: both directions' rows [2, E, L].
-      valid: [2, E, L], False at padding.
-      at: the place whose logits are asked [2, E].
-      target: the true token there [2, E].
-    """
-
-    tokens: np.ndarray
-    valid: np.ndarray
-    at: np.ndarray
-    target: np.ndarray
-
-
-def paired_queries(data: facts.FactSet, tokenizer: Any, masked: bool) -> Pairing | None:
-    """One pair for each reverse query whose answer stands in a trained prompt; None without any.
-
-    A masked model is asked as in the theory, for the trained statement's first entity both
-    times: "[M]'s child is B" and "B's parent is [M]", at the first [M]. A causal model cannot
-    look ahead: it is asked what each prompt's answer begins with.
-    """
-    rows, at, target = ([], []), ([], []), ([], [])
-    for query in data.reverse:
-        entity = query.answers[0]
-        whole_name = name_pattern([entity])
-        statement = next((s for s in data.train if whole_name.search(s.prompt)), None)
-        if statement is None:
-            continue
-        (prompt, asked), (answer, hidden) = batching.split_answers(
-            tokenizer,
-            [statement.prompt, query.prompt],
-            [f" {statement.answer}", f" {entity}"],
-        )
-        if masked:
-            text = f"{statement.prompt} {statement.answer}"
-            (offsets,) = tokenizer.offsets([text])
-            start, stop = batching.token_span(offsets, *whole_name.search(text).span())
-            row = [*prompt, *answer]
-            start += batching.leading_blanks(tokenizer, row[start:stop])
-            asked, hidden = _after_blanks(tokenizer, asked, hidden)
-            masks = [tokenizer.mask_id] * (stop - start), [tokenizer.mask_id] * len(hidden)
-            sides = (
-                ([*row[:start], *masks[0], *row[stop:]], start, row[start]),
-                ([*asked, *masks[1]], len(asked), hidden[0]),
-            )
-        else:
-            prompt, answer = _after_blanks(tokenizer, prompt, answer)
-            asked, hidden = _after_blanks(tokenizer, asked, hidden)
-            sides = (
-                (prompt, len(prompt) - 1, answer[0]),
-                (asked, len(asked) - 1, hidden[0]),
-            )
-        for number, side in enumerate(sides):
-            for values, value in zip((rows, at, target), side, strict=True):
-                values[number].append(value)
-    if not rows[0]:
-        return None
-    length = max(map(len, rows[0] + rows[1]))
-    tokens, valid = zip(
-        *(batching.pad(side, tokenizer.pad_id, length=length) for side in rows), strict=True
-    )
-    return Pairing(np.stack(tokens), np.stack(valid), np.array(at), np.array(target))
-
-
-def _after_blanks(tokenizer: Any, prompt: list[int], answer: list[int]):
-    """The two with the answer's first tokens of white space given to the prompt."""
-    blanks = batching.leading_blanks(tokenizer, answer)
-    return prompt + answer[:blanks], answer[blanks:]
-
-
 # ---------------------------------------------------------------------------------------
 # One run
 
@@ -312,13 +239,12 @@ class Task:
             except ValueError as error:
                 raise harness.UsageError(f"--decode_steps, --block_length: {error}") from None
         self.arrays = arrays
-        self.first_tokens = np.zeros(len(queries), np.int32)
-        self.probed = []  # each question's tokens, and those of white space before its answer
-        for place, number in enumerate(first):
-            probed, answer = _after_blanks(tokenizer, prompts[number], right[number])
-            self.first_tokens[place] = answer[0]
-            self.probed.append(probed)
-        self._find_choices(queries)
+        self.asked = {
+            name: recall.first_token_questions(
+                side, tokenizer, masked=self.model_name == "mdm", num_new=self.max_new
+            )
+            for name, side in (("forward", self.data.forward), ("reverse", self.data.reverse))
+        }
         self.prompts = batching.pad([prompts[number] for number in first], tokenizer.pad_id)
         needed = self.prompts[0].shape[1] + self.max_new
         if max_len is not None and needed > max_len:
@@ -328,30 +254,9 @@ class Task:
             )
         self.pairing = None
         if c.gradient_examples:
-            self.pairing = paired_queries(self.data, tokenizer, self.model_name == "mdm")
-
-    def _find_choices(self, queries) -> None:
-        """What a question's answer is chosen among: first tokens of that direction's answers.
-
-        Sets `choices` [C], all first tokens; `rivals` [Q, C], those of other answers, without
-        words of the question; and `has_choice` [Q], whether the true one is in no question and
-        begins no other answer ("the author ..", "the maker .." cannot be told apart by it).
-        """
-        self.choices = np.unique(self.first_tokens)
-        self.rivals = np.zeros((len(queries), len(self.choices)), bool)
-        self.has_choice = np.zeros(len(queries), bool)
-        split = len(self.data.forward)
-        asked = self.tokenizer.encode([f" {query.prompt}" for query in queries])
-        for side in (slice(split), slice(split, None)):
-            begun = {}
-            for query, token in zip(queries[side], self.first_tokens[side], strict=True):
-                begun.setdefault(token, set()).add(query.answers[0])
-            of_side = np.isin(self.choices, list(begun))
-            for number in range(*side.indices(len(queries))):
-                token = self.first_tokens[number]
-                others = of_side & (self.choices != token)
-                self.rivals[number] = others & ~np.isin(self.choices, asked[number])
-                self.has_choice[number] = len(begun[token]) == 1 and token not in asked[number]
+            self.pairing = recall.paired_queries(
+                self.data, tokenizer, masked=self.model_name == "mdm"
+            )
 
     @property
     def steps_per_epoch(self) -> int:
@@ -463,28 +368,14 @@ class Task:
             )
         )
 
-    @functools.cached_property
-    def _probe(self):
-        """p and rank of a token at one place of each row, and p of `choices` there."""
-        mask_id = self.tokenizer.mask_id if self.model_name == "mdm" else None
-
-        @jax.jit
-        def probe(variables, tokens_BL, valid_BL, at_B, target_B):
-            logits_BLV = self.apply_fn(variables, tokens_BL, valid_BL=valid_BL)
-            logits_BV = jnp.take_along_axis(logits_BLV, at_B[:, None, None], axis=1)[:, 0]
-            p_BV = jax.nn.softmax(objectives.exclude(logits_BV[:, None], mask_id)[:, 0])
-            p_B = jnp.take_along_axis(p_BV, target_B[:, None], axis=1)
-            return p_B[:, 0], 1 + jnp.sum(p_BV > p_B, axis=1), p_BV[:, self.choices]
-
-        return probe
-
     def answers(self, variables, key: jax.Array) -> list[str]:
         """What the model says to each forward, then each reverse query."""
-        new = self._in_chunks(
+        new = recall.in_chunks(
             lambda number, *chunk: self._generate(
                 variables, jax.random.fold_in(key, number), *chunk
             ),
-            *self.prompts,
+            self.prompts,
+            EVAL_CHUNK,
         )
         texts = []
         for row in np.asarray(new):
@@ -498,72 +389,50 @@ class Task:
         `percent`: exact match. `begun_percent`: outputs that begin with an answer.
         `copied_percent`: outputs that repeat words of the question. `choice_percent`: questions
         whose true first token is more probable than the first tokens of all other answers in
-        that direction, words of the question aside (`_find_choices`); NaN if none can be asked
-        so. The masked model is asked at the first of `max_new` [M]s. Values have an axis of one
-        seed.
+        that direction, words of the question aside; NaN if none can be asked so. The masked
+        model is asked at the first of `max_new` [M]s. Values have an axis of one seed.
         """
         variables = state.variables(state.params)
         texts = self.answers(variables, jax.random.fold_in(state.key, training.EVAL_STREAM))
         queries = self.data.forward + self.data.reverse
-        pairs = list(zip(texts, queries, strict=True))
-        said = {
-            "percent": [is_exact_match(text, query.answers) for text, query in pairs],
-            "begun_percent": [begins_with_answer(text, query.answers) for text, query in pairs],
-            "copied_percent": [is_copied(text, query.prompt) for text, query in pairs],
-        }
-        at = np.array([len(row) for row in self.probed])
-        rows, pad_id = self.probed, self.tokenizer.pad_id
-        if self.model_name == "mdm":
-            size = self.prompts[1].sum(axis=1) + self.max_new
-            masks = [[self.tokenizer.mask_id] * max(n, 1) for n in size - at]
-            tokens, valid = batching.pad([a + b for a, b in zip(rows, masks, strict=True)], pad_id)
-        else:
-            tokens, valid = batching.pad(rows, pad_id)
-            at = at - 1
-        p, rank, p_choices = self._in_chunks(
-            lambda _, *chunk: self._probe(variables, *chunk), tokens, valid, at, self.first_tokens
+        said = recall.text_recall(
+            texts, [query.prompt for query in queries], [query.answers for query in queries]
         )
+        mask_id = self.tokenizer.mask_id if self.model_name == "mdm" else None
         values = {}
         split = len(self.data.forward)
-        beaten = (p_choices < p[:, None]) | ~self.rivals
         for name, side in (("forward", slice(split)), ("reverse", slice(split, None))):
-            for measure, right in said.items():
-                values[f"{name}_{measure}"] = 100 * np.mean(right[side])
-            first = beaten[side].all(axis=1)[self.has_choice[side]]
+            questions, among = self.asked[name]
+            found = recall.token_recall(
+                self.apply_fn,
+                variables,
+                questions,
+                mask_id=mask_id,
+                among=among,
+                chunk_size=EVAL_CHUNK,
+            )
+            values[f"{name}_percent"] = 100 * np.mean(said.exact_E[side])
+            values[f"{name}_begun_percent"] = 100 * np.mean(said.begun_E[side])
+            values[f"{name}_copied_percent"] = 100 * np.mean(said.copied_E[side])
+            first = found.choice_E[among.is_asked_E]
             values[f"{name}_choice_percent"] = 100 * np.mean(first) if len(first) else np.nan
-            values[f"{name}_p"] = np.mean(p[side])
-            values[f"{name}_rank"] = np.median(rank[side])
+            values[f"{name}_p"] = np.mean(found.p_E)
+            values[f"{name}_rank"] = np.median(found.rank_E)
         if self.pairing is not None:
             values |= self.compare_gradients(state)
         return {name: np.asarray(value)[None] for name, value in values.items()}
-
-    @staticmethod
-    def _in_chunks(function, *arrays):
-        """`function(chunk number, *rows)` over rows in chunks of one size, results joined."""
-        count = len(arrays[0])
-        size = min(EVAL_CHUNK, count)
-        outputs = []
-        for number, start in enumerate(range(0, count, size)):
-            index = np.minimum(np.arange(start, start + size), count - 1)
-            outputs.append(jax.device_get(function(number, *(x[index] for x in arrays))))
-        return jax.tree.map(lambda *x: np.concatenate(x)[:count], *outputs)
 
     @functools.cached_property
     def _alignment(self):
         mask_id = self.tokenizer.mask_id if self.model_name == "mdm" else None
 
-        def loss(trained, example, side, state):
-            tokens_L, valid_L, at, target = (x[side] for x in example)
-            logits_BLV = state.apply_fn(
-                state.variables(trained), tokens_L[None], valid_BL=valid_L[None]
-            )
-            return objectives.token_nll(logits_BLV[:, at][:, None], target[None, None], mask_id)[
-                0, 0
-            ]
-
         @jax.jit
         def compare(state, examples):
-            sides = [functools.partial(loss, side=side, state=state) for side in (0, 1)]
+            loss = recall.query_loss(state.apply_fn, mask_id=mask_id)
+            sides = [
+                lambda trained, pair, side=side: loss(state.variables(trained), pair[side])
+                for side in (0, 1)
+            ]
             return alignment.alignment(
                 *sides, state.params, examples=examples, blocks=r"(embed|attention|mlp|head)",
                 chunk_size=1,
@@ -573,8 +442,8 @@ class Task:
 
     def compare_gradients(self, state: training.TrainState) -> dict[str, Any]:
         """Inner product and cosine of paired queries' gradients, in all and per block."""
-        count = min(self.config.gradient_examples, self.pairing.tokens.shape[1])
-        examples = tuple(np.moveaxis(x, 0, 1)[:count] for x in self.pairing)
+        count = self.config.gradient_examples
+        examples = jax.tree.map(lambda x: x[:count], self.pairing)
         found = self._alignment(state, examples)
         values = {f"gradient_cosine_{name}": x for name, x in found.cosine.items()}
         return values | {f"gradient_inner_{name}": x for name, x in found.inner.items()}
@@ -590,33 +459,13 @@ class Task:
         names = sorted(prompt_of)[: c.attention_examples]
         prompts = [prompt_of[name] for name in names]
         _, spans = batching.split_answers(tokenizer, prompts, [f" {name}" for name in names])
-        longest = max(map(len, spans))
-        variables, distances = state.variables(state.params), range(1, c.attention_distance + 1)
-        scores = {}
-        for direction in ("forward", "reverse"):
-            rows, query, first, item, distance = [], [], [], [], []
-            for number, span in enumerate(spans):
-                for gap in distances:
-                    row = [tokenizer.eos_id] * (c.attention_distance + longest)
-                    # Forward [M] .. B, reverse B .. [M], `gap` from [M] to B's nearest token.
-                    start = gap if direction == "forward" else 0
-                    row[start : start + len(span)] = span
-                    place = 0 if direction == "forward" else len(span) - 1 + gap
-                    row[place] = tokenizer.mask_id
-                    for values, value in zip(
-                        (rows, query, first, item, distance),
-                        (row, place, start, number, gap),
-                        strict=True,
-                    ):
-                        values.append(value)
-            length_E = np.array([len(spans[number]) for number in item])
-            total = 0.0
-            for offset in range(longest):
-                key_E = np.array(first) + np.minimum(offset, length_E - 1)
-                to = attention.attention_to(
-                    self.internals_fn, variables, np.array(rows), query, key_E
-                )
-                total = total + np.asarray(to.scores) * (offset < length_E)
-            scores[direction] = attention.by_distance(total / length_E, item, distance)
-        found = attention.distance_correlation(scores["forward"], scores["reverse"], resamples=200)
+        found = attention.name_correlation(
+            self.internals_fn,
+            state.variables(state.params),
+            spans,
+            c.attention_distance,
+            mask_id=tokenizer.mask_id,
+            fill_id=tokenizer.eos_id,
+            resamples=200,
+        )
         return {"total": found.total, "mean": found.mean, "low": found.low, "high": found.high}

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dirasym import checkpoints, models, training
-from dirasym.analysis import alignment, attention, lemmas, theorem_b1
+from dirasym.analysis import alignment, attention, lemmas, recall, theorem_b1
 from dirasym.data import case_pairs
 from experiments import alignment_report, harness, toy_task
 from experiments.harness import flag
@@ -190,8 +190,11 @@ def measurements(task: toy_task.Task, config: Config, state: training.TrainState
         paid = attention.attention_to(internals, params, queries.tokens_EL, *where)
         values |= {f"weight_{name}": paid.weights.mean(-1), f"scores_{name}": paid.scores}
 
-    loss_fwd, loss_rev = (query_loss(task, queries) for queries in ask.values())
-    matched = jnp.asarray(matched_rows(ask["forward"], config.examples))
+    loss_fwd, loss_rev = recall.paired_losses(task.apply_fn(None), mask_id=case_pairs.MASK)
+    rows = matched_rows(ask["forward"], config.examples)
+    matched = tuple(
+        recall.Cloze(q.tokens_EL[rows], q.position_E[rows], q.target_E[rows]) for q in ask.values()
+    )
     aligned = alignment.alignment(
         loss_fwd, loss_rev, params, blocks=BLOCKS, examples=matched, method="factored"
     )
@@ -207,51 +210,24 @@ def measurements(task: toy_task.Task, config: Config, state: training.TrainState
     transfer = alignment.first_order_transfer(mean_fwd, mean_rev, params, rates)
     values |= {"predicted": transfer.predicted, "measured": transfer.measured}
     if task.config.attention_only:
-        values |= theorem_along(params)
+        values |= theorem_along(params, toy_task.model_config("mdm", task.length, task.config))
     return values
 
 
-def query_loss(task: toy_task.Task, queries: case_pairs.Queries):
-    """Loss of (params, row): −log P(the lowercase at [M]) in nats, dropout off."""
-    apply_fn = task.apply_fn(None)
-    tokens_EL, position_E, target_E = map(
-        jnp.asarray, (queries.tokens_EL, queries.position_E, queries.target_E)
+def theorem_along(params, config: models.TransformerConfig) -> dict[str, jax.Array]:
+    """Theorem B.1 at Δ₁ = Δ₂ = 1 for every letter, and what it neglects in the full model."""
+    letters = dict(context=jnp.asarray(case_pairs.UPPER), target=jnp.asarray(case_pairs.LOWER))
+    model, how = theorem_b1.OneLayer.from_transformer(
+        params, config, mask_id=case_pairs.MASK, **letters
     )
-
-    def loss(params, row):
-        logits_LV = apply_fn(params, tokens_EL[row][None])[0]
-        logits_V = logits_LV[position_E[row]].at[case_pairs.MASK].set(-jnp.inf)
-        return -jax.nn.log_softmax(logits_V)[target_E[row]]
-
-    return loss
-
-
-def theorem_along(params) -> dict[str, jax.Array]:
-    """Theorem B.1 at Δ₁ = Δ₂ = 1 for every letter, and what it neglects in the full model.
-
-    The attention-only encoder is the theorem's but for the value and score of [M] itself; its
-    output projection and head count as one W_O, and the row of [M] is left out of the softmax.
-    """
-    attend = params["blocks_0"]["attention"]
-    read_out = attend["out"]["kernel"][0] @ params["head"]["kernel"][:, : case_pairs.MASK]
-    embedding_VD = params["embed"]["embedding"]
-    model = theorem_b1.OneLayer(
-        **{
-            name: attend[layer]["kernel"][:, 0].T
-            for name, layer in (("W_Q", "query"), ("W_K", "key"), ("W_V", "value"))
-        },
-        W_O=read_out.T,
-        h_M=embedding_VD[case_pairs.MASK],
-        h_B=embedding_VD[case_pairs.UPPER],
-    )
+    targets = how.pop("target")
+    how |= dict(delta_fwd=1, delta_rev=1)
     over_letters = functools.partial(
         jax.vmap,
         in_axes=(theorem_b1.OneLayer(*[None] * 5, h_B=0), 0),
     )
-    how = dict(delta_fwd=1, delta_rev=1, pairing="half")
     terms = over_letters(lambda m, target: theorem_b1.neglected_terms(m, target=target, **how))
     check = over_letters(lambda m, target: lemmas.check_corollary_b2(m, target=target, **how))
-    targets = jnp.asarray(case_pairs.LOWER)
     neglected, corollary = terms(model, targets), check(model, targets)
     assumptions = ("non_saturated", "signals_aligned", "margins_agree", "rope_positive")
     return {

@@ -424,7 +424,7 @@ class Group:
             updates, _ = state.tx.update(
                 jax.grad(each)(state.params), state.opt_state, state.params
             )
-            ratios = world_a_task.block_norm_ratios(updates, state.params, BLOCKS)
+            ratios = alignment.update_ratios(updates, state.params, blocks=BLOCKS)
             values |= {f"update_{name}/{block}": ratio for block, ratio in ratios.items()}
         return values
 

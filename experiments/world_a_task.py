@@ -6,11 +6,9 @@ and `excess` the units.
 
 import functools
 import math
-import re
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dirasym import training
@@ -124,18 +122,6 @@ def train(experiment, config, name: str, states, steps, case: Case, evaluate, to
     history["train_batch_mean"] = history["loss"].reshape(epochs).mean(axis=1)
     experiment.save_curves(name, history)
     return state, history
-
-
-def block_norm_ratios(updates, params, blocks: str) -> dict[str, jax.Array]:
-    """‖update‖ / ‖weights‖ of every block that the regex finds in parameters' paths."""
-    squares = {}
-    flat, _ = jax.tree_util.tree_flatten_with_path(params)
-    for (path, weight), update in zip(flat, jax.tree.leaves(updates), strict=True):
-        found = re.search(blocks, jax.tree_util.keystr(path, simple=True, separator="/"))
-        if found:
-            sums = squares.get(found[0], (0.0, 0.0))
-            squares[found[0]] = sums[0] + jnp.sum(update**2), sums[1] + jnp.sum(weight**2)
-    return {block: jnp.sqrt(up / down) for block, (up, down) in squares.items()}
 
 
 def measures(case: Case, history, place: int, curve_T: np.ndarray, mean_key: str) -> dict:

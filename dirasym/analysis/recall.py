@@ -21,6 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dirasym.data import batching, text
+from dirasym.data.facts import FactSet, Query
+from dirasym.data.tokenizers import Tokenizer
 from dirasym.objectives import call, exclude, token_nll
 from dirasym.types import ApplyFn, Array, Params
 
@@ -52,8 +54,9 @@ class Cloze:
         *,
         pad_id: int,
         mask_id: int | None = None,
-        num_masks: int | None = None,
+        num_masks: Sequence[int] | None = None,
         left: bool = False,
+        length: int | None = None,
     ) -> "Cloze":
         """Questions for the first token of each answer.
 
@@ -72,6 +75,7 @@ class Cloze:
           mask_id: [M] of a masked model; None asks a causal one, at the token before the answer.
           num_masks: [M]s in each answer's place; as many as it has tokens when None.
           left: whether padding stands left of a row.
+          length: of the rows; that of the longest when None.
 
         Raises:
           ValueError: an empty answer, a causal question without a token before its answer or
@@ -89,11 +93,12 @@ class Cloze:
                     f"a causal model reads what is before an answer: question {number} has "
                     f"{len(head)} tokens before it and {len(tail)} after it"
                 )
-            masks = [] if mask_id is None else [mask_id] * (num_masks or len(answer))
+            size = len(answer) if num_masks is None else num_masks[number]
+            masks = [] if mask_id is None else [mask_id] * size
             rows.append([*head, *masks, *tail])
             position.append(len(head) - (mask_id is None))
             target.append(answer[0])
-        tokens_EL, valid_EL = batching.pad(rows, pad_id, left=left)
+        tokens_EL, valid_EL = batching.pad(rows, pad_id, left=left, length=length)
         if left:
             position = np.add(position, valid_EL.argmax(axis=1))
         return cls(tokens_EL, np.asarray(position), np.asarray(target), valid_EL)
@@ -108,7 +113,8 @@ def logits_at(
     """
     tokens_EL = jnp.asarray(questions.tokens_EL)
     rows_E = jnp.arange(len(tokens_EL)) * tokens_EL.shape[1] + jnp.asarray(questions.position_E)
-    logits = call(apply_fn, params, tokens_EL, valid_BL=questions.valid_EL, rows_R=rows_E)
+    given = dict(valid_BL=questions.valid_EL, rows_R=rows_E)
+    logits = jnp.asarray(call(apply_fn, params, tokens_EL, **given))
     if logits.ndim == 3:
         logits = logits.reshape(-1, logits.shape[-1])[rows_E]
     wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
@@ -137,44 +143,6 @@ def paired_losses(
     loss = query_loss(apply_fn, mask_id=mask_id)
     first, second = (lambda params, pair, side=side: loss(params, pair[side]) for side in (0, 1))
     return first, second
-
-
-def paired_queries(
-    statements: Sequence[tuple[Ids, Ids, Ids]],
-    answers: Sequence[Ids],
-    reverse: Sequence[tuple[Ids, Ids]],
-    *,
-    pad_id: int,
-    mask_id: int | None = None,
-) -> tuple[Cloze, Cloze]:
-    """The theory's two questions about each fact "A .. B", of one token each.
-
-    A masked model is asked for the first token of A both times: in the statement, "[M]'s child
-    is B", and in reverse, "B's parent is [M]". A causal model cannot look ahead: it is asked
-    what each prompt goes on with, B after "A's child is" and A after "B's parent is".
-
-    Args:
-      statements: each fact's (before A, A, between A and B), in tokens.
-      answers: B, where the statement ends.
-      reverse: (prompt, A) of the reverse question, in tokens.
-      pad_id: fills rows up.
-      mask_id: [M] of a masked model; None asks a causal one.
-
-    Returns:
-      The forward and the reverse questions.
-    """
-    if mask_id is None:
-        forward = Cloze.of([[*a, *b, *c] for a, b, c in statements], answers, pad_id=pad_id)
-    else:
-        forward = Cloze.of(
-            [before for before, _, _ in statements],
-            [entity for _, entity, _ in statements],
-            [[*s[2], *answer] for s, answer in zip(statements, answers, strict=True)],
-            pad_id=pad_id,
-            mask_id=mask_id,
-        )
-    prompts, entities = zip(*reverse, strict=True)
-    return forward, Cloze.of(prompts, entities, pad_id=pad_id, mask_id=mask_id)
 
 
 class Among(NamedTuple):
@@ -222,6 +190,99 @@ def choice_among(
         [len(begun[t]) == 1 and t not in s for t, s in zip(target_E.tolist(), sets, strict=True)]
     )
     return Among(np.unique(target_E), aside_EX, is_asked_E)
+
+
+def paired_queries(
+    data: FactSet, tokenizer: Tokenizer, *, masked: bool
+) -> tuple[Cloze, Cloze] | None:
+    """The theory's two questions about each fact that is trained in one direction.
+
+    One pair for each reverse query whose answer A stands in a trained prompt. A masked model is
+    asked for the first token of A both times: in the statement, "[M]'s child is B", and in
+    reverse, "B's parent is [M]". A causal model cannot look ahead: it is asked what each prompt
+    goes on with, B after "A's child is" and A after "B's parent is".
+
+    Args:
+      data: the facts.
+      tokenizer: of the texts.
+      masked: the kind of model.
+
+    Returns:
+      The forward and the reverse questions, as many of each; None where there are none.
+
+    Raises:
+      ValueError: as `batching.split_answers`.
+    """
+    forward: list[tuple[Ids, Ids, Ids]] = []  # what is before, what is asked, what is after
+    reverse: list[tuple[Ids, Ids, Ids]] = []
+    for query in data.reverse:
+        whole_name = text.name_pattern([query.answers[0]])
+        statement = next((s for s in data.train if whole_name.search(s.prompt)), None)
+        if statement is None:
+            continue
+        (prompt, asked), (answer, entity) = batching.split_answers(
+            tokenizer,
+            [statement.prompt, query.prompt],
+            [f" {statement.answer}", f" {query.answers[0]}"],
+        )
+        if masked:
+            whole = f"{statement.prompt} {statement.answer}"
+            (offsets,) = tokenizer.offsets([whole])
+            found = whole_name.search(whole)
+            start, stop = batching.token_span(offsets, *found.span())
+            row = [*prompt, *answer]
+            forward.append((*_after_blanks(tokenizer, row[:start], row[start:stop]), row[stop:]))
+        else:
+            forward.append((*_after_blanks(tokenizer, prompt, answer), []))
+        reverse.append((*_after_blanks(tokenizer, asked, entity), []))
+    if not forward:
+        return None
+    mask_id = tokenizer.mask_id if masked else None
+    length = max(sum(map(len, parts)) for parts in forward + reverse)
+    first, second = (
+        Cloze.of(*zip(*side, strict=True), pad_id=tokenizer.pad_id, mask_id=mask_id, length=length)
+        for side in (forward, reverse)
+    )
+    return first, second
+
+
+def first_token_questions(
+    queries: Sequence[Query], tokenizer: Tokenizer, *, masked: bool, num_new: int | None = None
+) -> tuple[Cloze, Among]:
+    """What each query's first right answer begins with, and among what it is chosen.
+
+    Args:
+      queries: of one direction.
+      tokenizer: of the texts.
+      masked: the kind of model.
+      num_new: tokens of the answer's place that a masked model reads as [M]; the answer's own
+        number when None.
+
+    Raises:
+      ValueError: as `batching.split_answers`.
+    """
+    prompts = [query.prompt for query in queries]
+    names = [query.answers[0] for query in queries]
+    ids = batching.split_answers(tokenizer, prompts, [f" {name}" for name in names])
+    before, answers = zip(
+        *(_after_blanks(tokenizer, *parts) for parts in zip(*ids, strict=True)), strict=True
+    )
+    blanks = [len(b) - len(own) for b, own in zip(before, ids[0], strict=True)]
+    questions = Cloze.of(
+        before,
+        answers,
+        pad_id=tokenizer.pad_id,
+        mask_id=tokenizer.mask_id if masked else None,
+        num_masks=None if num_new is None else [max(num_new - b, 1) for b in blanks],
+    )
+    asides = tokenizer.encode([f" {prompt}" for prompt in prompts])
+    return questions, choice_among(questions.target_E, names, asides)
+
+
+def _after_blanks(tokenizer: Tokenizer, prompt: list[int], answer: list[int]):
+    """The two with the answer's first tokens of white space given to the prompt."""
+    blanks = batching.leading_blanks(tokenizer, answer)
+    return [*prompt, *answer[:blanks]], answer[blanks:]
 
 
 class TokenRecall(NamedTuple):

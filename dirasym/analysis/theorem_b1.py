@@ -444,7 +444,8 @@ def check_arguments(params: OneLayer, delta_fwd, delta_rev, target, angles, pair
         raise ValueError(f"pairing must be 'half' or 'interleaved', got {pairing!r}")
     if angles is None:
         return plane_angles(width)
-    angles = jnp.asarray(angles)
+    if not isinstance(angles, jax.core.Tracer):
+        angles = np.asarray(angles, np.float64)
     if angles.shape != (width // 2,):
         raise ValueError(f"angles must be [{width // 2}] as h_M has {width}, got {angles}")
     return angles

@@ -9,8 +9,10 @@ import pytest
 
 from dirasym.analysis import alignment, recall
 from dirasym.analysis.recall import Cloze
+from dirasym.data.facts import FactSet, Query, Statement
+from dirasym.data.tokenizers import Words
 
-VOCAB, MASK, PAD = 12, 11, 0
+PAD = 0
 DECOY = 8  # what the model is sure of wherever it was not told what to say
 
 
@@ -49,29 +51,63 @@ def _p(**shares):
     return p_V
 
 
-# Two facts: A of two tokens (1, 2) and B = (3,); A = (4,) and B = (5, 6, 7). The words of the
-# statement are 9, and of the reverse question 10.
-STATEMENTS = [([9], [1, 2], [9]), ([], [4], [9])]
-ANSWERS = [[3], [5, 6, 7]]
-REVERSE = [([3, 10], [1, 2]), ([5, 6, 7, 10], [4])]
+# Two facts: A of two tokens and B of one; A of one and B of three. One is told with words before.
+FACTS = FactSet(
+    train=(
+        Statement("Sir Ann Bo begot", "Cy"),
+        Statement("Anna begot", "Eve Fay Gil"),
+        Statement("Nobody begot", "Hal"),
+    ),
+    forward=(Query("Sir Ann Bo begot", ("Cy",)), Query("Anna begot", ("Eve Fay Gil",))),
+    reverse=(
+        Query("Cy is of", ("Ann Bo", "Sir Ann Bo")),
+        Query("Eve Fay Gil is of", ("Anna",)),
+        Query("Hal is of", ("Somebody",)),  # whom no statement names
+    ),
+)
+WORDS = Words([" ".join(s) for s in FACTS.train] + ["is of Somebody"])
+VOCAB, MASK = WORDS.vocab_size, 11  # of tables that are asked in tokens
+
+
+def _ids(text):
+    """Tokens of words; _ is [M]."""
+    return [WORDS.mask_id if w == "_" else WORDS.encode([w])[0][0] for w in text.split()]
 
 
 @pytest.mark.parametrize("masked", [True, False])
 def test_paired_queries_of_the_theory(masked):
-    forward, reverse = recall.paired_queries(
-        STATEMENTS, ANSWERS, REVERSE, pad_id=PAD, mask_id=MASK if masked else None
-    )
+    forward, reverse = recall.paired_queries(FACTS, WORDS, masked=masked)
     if masked:
-        want = [[9, MASK, MASK, 9, 3], [MASK, 9, 5, 6, 7]], [1, 0], [1, 4]
-        want_reverse = [[3, 10, MASK, MASK, PAD], [5, 6, 7, 10, MASK]], [2, 4], [1, 4]
+        want = ["Sir _ _ begot Cy", "_ begot Eve Fay Gil"], [1, 0], "Ann Anna"
+        want_reverse = ["Cy is of _ _", "Eve Fay Gil is of _"], [3, 5], "Ann Anna"
+        length = 6
     else:
-        want = [[9, 1, 2, 9], [4, 9, PAD, PAD]], [3, 1], [3, 5]
-        want_reverse = [[3, 10, PAD, PAD], [5, 6, 7, 10]], [1, 3], [1, 4]
-    for got, (tokens, position, target) in ((forward, want), (reverse, want_reverse)):
+        want = ["Sir Ann Bo begot", "Anna begot"], [3, 1], "Cy Eve"
+        want_reverse = ["Cy is of", "Eve Fay Gil is of"], [2, 4], "Ann Anna"
+        length = 5
+    for got, (rows, position, target) in ((forward, want), (reverse, want_reverse)):
+        tokens = [_ids(row) + [PAD] * (length - len(row.split())) for row in rows]
         np.testing.assert_array_equal(got.tokens_EL, tokens)
         np.testing.assert_array_equal(got.position_E, position)
-        np.testing.assert_array_equal(got.target_E, target)
+        np.testing.assert_array_equal(got.target_E, _ids(target))
         np.testing.assert_array_equal(got.valid_EL, np.array(tokens) != PAD)
+    assert recall.paired_queries(FACTS._replace(train=()), WORDS, masked=masked) is None
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_questions_of_one_direction(masked):
+    questions, among = recall.first_token_questions(FACTS.reverse, WORDS, masked=masked, num_new=3)
+    rows = ["Cy is of", "Eve Fay Gil is of", "Hal is of"]
+    tokens = [_ids(row + " _ _ _" * masked) for row in rows]
+    assert [t[v].tolist() for t, v in zip(questions.tokens_EL, questions.valid_EL)] == tokens
+    np.testing.assert_array_equal(questions.position_E, np.array([3, 5, 3]) - (not masked))
+    np.testing.assert_array_equal(questions.target_E, _ids("Ann Anna Somebody"))
+    np.testing.assert_array_equal(among.first_C, sorted(_ids("Ann Anna Somebody")))
+    assert among.is_asked_E.all()
+    for row, text in zip(among.aside_EX, rows, strict=True):
+        assert set(_ids(text)) <= set(row.tolist())
+    own, _ = recall.first_token_questions(FACTS.reverse, WORDS, masked=True)
+    assert (own.tokens_EL == WORDS.mask_id).sum(axis=1).tolist() == [2, 1, 1]
 
 
 @pytest.mark.parametrize("left", [True, False])
@@ -109,20 +145,20 @@ def test_a_table_that_is_known_comes_out(masked, dtype, left):
 
 def test_one_direction_is_known_and_the_other_is_not():
     """The two questions of a pair go to their own rows, places and targets, in every measure."""
-    pair = recall.paired_queries(STATEMENTS, ANSWERS, REVERSE, pad_id=PAD, mask_id=MASK)
+    pair = recall.paired_queries(FACTS, WORDS, masked=True)
     rows = [q.tokens_EL[e][q.valid_EL[e]].tolist() for q in pair for e in (0, 1)]
     places = [int(q.position_E[e]) for q in pair for e in (0, 1)]
     shares = [0.9, 0.8, 0.01, 0.02]
     p = [
-        _p(**{f"t{target}": share, "t2": 1 - share})
-        for target, share in zip([1, 4, 1, 4], shares, strict=True)
+        _p(**{f"t{target}": share, "t9": 1 - share})
+        for target, share in zip(_ids("Ann Anna Ann Anna"), shares, strict=True)
     ]
     model = _table_model(rows, places, p)
     for questions, want in zip(pair, (shares[:2], shares[2:]), strict=True):
-        found = recall.token_recall(model, 1.0, questions, mask_id=MASK)
+        found = recall.token_recall(model, 1.0, questions, mask_id=WORDS.mask_id)
         np.testing.assert_allclose(found.p_E, want, rtol=2e-3)
         assert np.isnan(found.choice_E).all()
-    losses = recall.paired_losses(model, mask_id=MASK)
+    losses = recall.paired_losses(model, mask_id=WORDS.mask_id)
     for e in (0, 1):
         one = jax.tree.map(lambda x, e=e: jnp.asarray(x)[e], pair)
         for loss, share in zip(losses, (shares[e], shares[2 + e]), strict=True):
@@ -131,7 +167,7 @@ def test_one_direction_is_known_and_the_other_is_not():
 
 def test_the_loss_has_the_gradient_of_its_formula():
     """d/ds of −log softmax(s·x)_A is E_p[x] − x_A, through `alignment`, example by example."""
-    pair = recall.paired_queries(STATEMENTS, ANSWERS, REVERSE, pad_id=PAD, mask_id=MASK)
+    pair = recall.paired_queries(FACTS, WORDS, masked=True)
     rows = [q.tokens_EL[e][q.valid_EL[e]].tolist() for q in pair for e in (0, 1)]
     places = [int(q.position_E[e]) for q in pair for e in (0, 1)]
     p = np.random.default_rng(0).dirichlet(np.ones(VOCAB), size=4)
@@ -140,11 +176,11 @@ def test_the_loss_has_the_gradient_of_its_formula():
     def apply_fn(params, tokens_BL, *, valid_BL=None):
         return model(params["scale"], tokens_BL, valid_BL=valid_BL)
 
-    losses = recall.paired_losses(apply_fn, mask_id=MASK)
+    losses = recall.paired_losses(apply_fn, mask_id=WORDS.mask_id)
     got = alignment.alignment(*losses, {"scale": jnp.float32(1.0)}, examples=pair)
-    x_RV = np.log(p[:, :MASK])
-    share_RV = p[:, :MASK] / p[:, :MASK].sum(axis=1, keepdims=True)
-    slope_R = (share_RV * x_RV).sum(axis=1) - x_RV[np.arange(4), [1, 4, 1, 4]]
+    own_R = np.log(p)[np.arange(4), _ids("Ann Anna Ann Anna")]
+    p = np.delete(p, WORDS.mask_id, axis=1)
+    slope_R = (p * np.log(p)).sum(axis=1) / p.sum(axis=1) - own_R
     np.testing.assert_allclose(got.inner["total"], slope_R[:2] * slope_R[2:], rtol=1e-4)
     np.testing.assert_allclose(got.norm_fwd["scale"], np.abs(slope_R[:2]), rtol=1e-4)
 

@@ -120,6 +120,16 @@ def test_other_angles_and_pairings(pairing):
     assert abs(float(default.inner.W_Q - got.inner.W_Q)) > 1e-6
 
 
+def test_angles_may_be_given_to_a_program_with_traced_distances():
+    params = _draw(np.random.default_rng(5), 6, 5, jnp.float32)
+    how = dict(angles=jnp.asarray(layers.plane_angles(6, 50.0)), pairing="half")
+    for function in (theorem_b1.theorem_b1_autodiff, theorem_b1.neglected_terms):
+        want = function(params, 2, 7, 1, **how)
+        got = jax.jit(lambda *deltas, f=function: f(params, *deltas, 1, **how))(2, 7)
+        got, want = (np.array(jax.tree.leaves(x)) for x in (got, want))
+        np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
+
+
 def test_neglected_terms_add_up_to_the_full_model():
     with jax.enable_x64(True):
         rng = np.random.default_rng(6)

@@ -78,6 +78,11 @@ def test_a_run_is_evaluated_both_ways(model):
         assert found["mean"].shape == (1, 2, 5) and np.isfinite(found["mean"]).all()
 
 
+def _first_answers(task, direction):
+    """First token of each question's answer."""
+    return task.asked[direction][0].target_E
+
+
 def test_a_choice_is_among_answers_that_their_first_tokens_tell_apart():
     class Certain(facts_task.Task):
         """Gives tokens the logits `favoured`, whatever it is asked."""
@@ -90,26 +95,27 @@ def test_a_choice_is_among_answers_that_their_first_tokens_tell_apart():
             self.apply_fn = lambda variables, tokens, valid_BL: np.broadcast_to(
                 logits, (*tokens.shape, len(logits))
             )
-            self.answers = lambda variables, key: ["?"] * len(self.first_tokens)
+            self.answers = lambda variables, key: ["?"] * len(self.data.forward + self.data.reverse)
 
         def share(self):
             values = self.evaluate(self.state(0))
             return values["forward_choice_percent"][0], values["reverse_choice_percent"][0]
 
     # Four pairs: naming one child to all is right once; words of no answer do not matter.
-    first_child = Certain(lambda task: [2, task.first_tokens[0]])
+    first_child = Certain(lambda task: [2, *_first_answers(task, "forward")[:1]])
     assert first_child.share() == (25.0, 0.0)
     # Equally probable answers are no choice.
     assert Certain(lambda task: []).share() == (0.0, 0.0)
     # Nor is a word of the question a rival: the child itself, asked for its parent.
-    copies = Certain(lambda task: [*task.first_tokens[:1], task.first_tokens[4]])
+    copies = Certain(lambda task: [_first_answers(task, way)[0] for way in ("forward", "reverse")])
     assert copies.share() == (25.0, 25.0)
 
 
 def test_answers_that_begin_alike_are_no_choice():
     task = facts_task.Task("p2d", "mdm", dataclasses.replace(TINY, data=("p2d",)))
-    split = len(task.data.forward)  # all answers begin with "the"
-    assert not task.has_choice[:split].any() and task.has_choice[split:].all()
+    # All forward answers begin with "the".
+    assert not task.asked["forward"][1].is_asked_E.any()
+    assert task.asked["reverse"][1].is_asked_E.all()
     assert np.isnan(task.evaluate(task.state(0))["forward_choice_percent"][0])
 
 
