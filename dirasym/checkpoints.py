@@ -253,7 +253,7 @@ def _checked(folder: pathlib.Path, owner: Mapping[str, Any], wanted: Leaves) -> 
     with _named_errors(f"{folder / RECORD} is not one of ours"):
         if str(record["step"]) != folder.name:
             raise CheckpointError(f"{folder} is the checkpoint of step {record['step']}, renamed")
-        if owner and (found := _differences(record["owner"], owner)):
+        if (found := _differences(dict(record["owner"]), owner)) and owner:
             raise CheckpointError(f"{folder} belongs to another run: {found}")
         if found := _differences(record["leaves"], wanted.described):
             raise CheckpointError(f"{folder} holds another state: {found}")

@@ -83,7 +83,7 @@ def kill_and_compare(workdir: pathlib.Path, kills: int, seed: int) -> tuple[int,
             process.send_signal(signal.SIGKILL)
             process.communicate()
             killed += 1
-            resumable += any(directory.glob("checkpoints/*/*/record.json"))
+            resumable += any(directory.glob("checkpoints/*/[0-9]*/record.json"))
             continue
         finished += 1
         np.testing.assert_equal(_outcome(directory), want)

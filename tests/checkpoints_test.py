@@ -371,6 +371,8 @@ def test_all_stay_until_the_new_one_is_whole(small, monkeypatch):
         ("open", PermissionError(errno.EACCES, "Permission denied")),
         ("open", OSError(errno.EMFILE, "Too many open files")),
         ("open", OSError(errno.EIO, "Input/output error")),
+        ("digest", OSError(errno.EIO, "Input/output error")),
+        ("digest", PermissionError(errno.EACCES, "Permission denied")),
         ("restore", MemoryError("cannot allocate")),
         ("restore", ValueError("RESOURCE_EXHAUSTED: Too many open files")),
     ],
@@ -385,6 +387,8 @@ def test_what_cannot_be_read_now_is_not_damaged(code, error, small, monkeypatch)
     with monkeypatch.context() as patch:
         if code == "open":
             patch.setattr(pathlib.Path, "open", fail)
+        elif code == "digest":
+            patch.setattr(checkpoints.hashlib, "file_digest", fail)
         else:
             patch.setattr(type(run._orbax), "restore", fail)
         with pytest.raises(checkpoints.CheckpointError, match=str(error.args[-1])):

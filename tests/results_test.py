@@ -16,6 +16,8 @@ def test_lines_are_replaced_by_key_and_truncation_is_dropped(tmp_path):
     path = tmp_path / "results.jsonl"
     lines = [{"seed": s, "value": s * 1.5} for s in range(3)]
     results.replace_results(path, lines[:2], ("seed",))
+    results.replace_results(path, [{"seed": 1, "value": 7}], ("seed",))
+    assert results.read_results(path) == [lines[0], {"seed": 1, "value": 7}]
     results.replace_results(path, lines[1:], ("seed",))
     assert results.read_results(path) == lines
     text = path.read_text()
