@@ -185,7 +185,7 @@ class Checkpoints:
         for step in self.steps()[: -self._keep] if self._keep else ():
             _remove(self.directory / str(step))
 
-    def restore(self, like: Any) -> tuple[int, Any, History] | None:
+    def restore(self, like: Any, last: int | None = None) -> tuple[int, Any, History] | None:
         """The newest whole checkpoint as (step, state, history), or None if there is none.
 
         Newer ones that fail their digests are moved to DIRECTORY/damaged/, under a name that
@@ -194,13 +194,14 @@ class Checkpoints:
         Args:
           like: a state of the wanted structure, shapes, dtypes and shardings; arrays may be
             `jax.ShapeDtypeStruct`s.
+          last: the latest step that will do; any when None.
 
         Raises:
           CheckpointError: it is another owner's, or of another structure, which names what
             differs, or it cannot be read now. No file is touched.
         """
         wanted = Leaves.of(like)
-        record = _on_process_0(lambda: self._choose(wanted))
+        record = _on_process_0(lambda: self._choose(wanted, last))
         return None if record is None else self._read(record, wanted)
 
     def states(self, like: Any) -> Iterator[tuple[int, Any]]:
@@ -217,10 +218,12 @@ class Checkpoints:
         except _DamagedError as error:
             raise CheckpointError(f"{folder} is damaged: {error}") from error
 
-    def _choose(self, wanted: Leaves) -> dict | None:
+    def _choose(self, wanted: Leaves, last: int | None) -> dict | None:
         """The record of the newest whole checkpoint; sets newer ones aside."""
         damaged, record = [], None
         for step in reversed(self.steps()):
+            if last is not None and step > last:
+                continue
             try:
                 record = _checked(self.directory / str(step), self.owner, wanted)
                 break

@@ -49,7 +49,7 @@ def compile_step(
     if backend == "pmap":
         compiled = _pmap(functools.partial(step, axis_name=DATA_AXIS), (0,), mesh, donate)
     else:
-        compiled = _jit(step, PartitionSpec(DATA_AXIS), mesh, donate, shardings)
+        compiled = _jit(_frozen_apart(step), PartitionSpec(DATA_AXIS), mesh, donate, shardings)
 
     def run(state, batch):
         check_divisible(len(batch.tokens_BL), num_devices)
@@ -69,13 +69,15 @@ def compile_scan(
     mesh: Mesh | None = None,
     shardings: Callable[[Any], Any] | None = None,
     over_seeds: bool = False,
+    data_per_seed: bool = False,
     whole_epochs: bool = False,
     donate: bool = True,
 ) -> Callable[[TrainState, Data], tuple[TrainState, Metrics]]:
     """Compiles `scan_steps`, as `compile_step` does a step: (state, data) -> (state, metrics).
 
-    With `over_seeds` the state has a leading axis of seeds, all trained in one program on
-    the same data; the axis is named "seed" for models that must know it.
+    With `over_seeds` the state has a leading axis of seeds, all trained in one program, on the
+    same data or, with `data_per_seed`, on arrays that have a leading axis of seeds too; the axis
+    is named "seed" for models that must know it.
 
     Raises:
       ValueError: unknown backend, a batch that the devices cannot share evenly, or seeds
@@ -106,7 +108,12 @@ def compile_scan(
     else:
         split = NamedSharding(mesh, PartitionSpec(DATA_AXIS))
         steps = scan(step, localise=lambda batch: jax.lax.with_sharding_constraint(batch, split))
-    return _jit(steps, PartitionSpec(), mesh, donate, shardings, over_seeds)
+    if over_seeds:
+        axes = (0, None, 0 if data_per_seed else None)
+        steps = jax.vmap(_frozen_apart(steps), in_axes=axes, axis_name=SEED_AXIS)
+    else:
+        steps = _frozen_apart(steps)
+    return _jit(steps, PartitionSpec(), mesh, donate, shardings)
 
 
 def check_divisible(batch_size: int, num_devices: int) -> None:
@@ -150,11 +157,8 @@ def _jit(
     mesh: Mesh | None,
     donate: bool,
     shardings: Callable[[Any], Any] | None = None,
-    over_seeds: bool = False,
 ):
-    fn = _frozen_apart(fn)
-    if over_seeds:
-        fn = jax.vmap(fn, in_axes=(0, None, None), axis_name=SEED_AXIS)
+    """Compiles (state, frozen, x) -> (state, metrics) as (state, x) -> (state, metrics)."""
     donated = (0,) if donate else ()
     if mesh is None:
         return _frozen_inside(jax.jit(fn, donate_argnums=donated))

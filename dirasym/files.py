@@ -19,9 +19,10 @@ class LockedError(RuntimeError):
     """Another process holds the lock; the message, one line, says which."""
 
 
-def write_atomically(path: str | os.PathLike, text: str) -> None:
-    """Writes a file in UTF-8 so that it holds either its old or its new content, never a part.
+def write_atomically(path: str | os.PathLike, content: str | bytes) -> None:
+    """Writes a file so that it holds either its old or its new content, never a part.
 
+    Text is written in UTF-8.
     A symbolic link stays one: the file that it names is written.
 
     Raises:
@@ -31,8 +32,8 @@ def write_atomically(path: str | os.PathLike, text: str) -> None:
     if path.exists() and not path.is_file():
         raise OSError(f"{path} is no regular file")  # a rename would replace a device or a pipe
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
+    with partial.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
     if path.exists():

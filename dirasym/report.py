@@ -1,11 +1,22 @@
 """From results and curves to tables and figures. Reads files and arrays; no JAX here."""
 
+import importlib.util
 import math
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from dirasym import files
+
+STYLE = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+}
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -25,47 +36,62 @@ def select(results: Iterable[Mapping[str, Any]], **values: Any) -> list[Mapping[
     return [r for r in results if all(r.get(key) == value for key, value in values.items())]
 
 
+def can_draw() -> bool:
+    """Whether matplotlib is there."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
 def new_figure(rows: int = 1, columns: int = 1, size: tuple[float, float] = (4.0, 3.0)):
     """A figure and its axes [rows, columns], in the house style.
+
+    It belongs to no window and no notebook, so any backend will do.
 
     Raises:
       ImportError: matplotlib is missing; says which extra has it.
     """
-    try:
-        import matplotlib
-    except ImportError:
-        raise ImportError("figures need matplotlib: pip install 'dirasym[plots]'") from None
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    if not can_draw():
+        raise ImportError("figures need matplotlib: pip install 'dirasym[plots]'")
+    import matplotlib
+    import matplotlib.figure
 
-    plt.rcParams.update(
-        {
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.grid": True,
-            "grid.alpha": 0.25,
-            "legend.frameon": False,
-            "savefig.dpi": 160,
-        }
-    )
-    return plt.subplots(
-        rows,
-        columns,
-        figsize=(size[0] * columns, size[1] * rows),
-        squeeze=False,
-        layout="constrained",
-    )
+    with matplotlib.rc_context(STYLE):
+        size = (size[0] * columns, size[1] * rows)
+        figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
+        return figure, figure.subplots(rows, columns, squeeze=False)
 
 
 def save_figure(figure, directory: pathlib.Path, name: str) -> pathlib.Path:
     """Writes NAME.png and NAME.pdf and returns the path of the PNG."""
-    import matplotlib.pyplot as plt
+    import matplotlib
 
     directory.mkdir(parents=True, exist_ok=True)
-    figure.savefig(directory / f"{name}.pdf")
-    figure.savefig(directory / f"{name}.png")
-    plt.close(figure)
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(directory / f"{name}.pdf")
+        figure.savefig(directory / f"{name}.png", dpi=160)
     return directory / f"{name}.png"
+
+
+def write(
+    directory: pathlib.Path, text: str, figures: Mapping[str, Callable[[], Any]], *, printed: str
+) -> None:
+    """Writes DIRECTORY/report.md, `text` and then the figures; prints `printed` and all paths.
+
+    Args:
+      directory: a work directory.
+      text: Markdown.
+      figures: from a name to what draws it. Without matplotlib none is drawn, which is said.
+      printed: on standard output.
+    """
+    paths = []
+    if can_draw():
+        paths = [save_figure(draw(), directory / "figures", n) for n, draw in figures.items()]
+    elif figures:
+        text += "\n\nNo figures: they need matplotlib, `pip install 'dirasym[plots]'`."
+    parts = [text, "\n".join(f"![{path.stem}](figures/{path.name})" for path in paths)]
+    files.write_atomically(directory / "report.md", "\n\n".join(filter(None, parts)) + "\n")
+    print(printed)
+    for path in [*paths, directory / "report.md"]:
+        print(path)
 
 
 def plot_seeds(axes, x_T: np.ndarray, y_TS: np.ndarray, label: str, **style: Any) -> None:

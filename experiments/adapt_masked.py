@@ -28,8 +28,8 @@ from dirasym import models, objectives, training
 from dirasym.compile import compile_scan
 from dirasym.data import batching, facts
 from dirasym.models import hf_config
-from experiments import facts_task, harness
-from experiments.harness import flag
+from experiments import facts_task, flags, harness
+from experiments.flags import flag
 
 PRESETS = {"smoke": dict(steps=4, save_every=2, length=16), "quick": dict(steps=200), "paper": {}}
 FACTS_SEED = 1_000_003  # no seed that `facts` is likely to be given
@@ -91,16 +91,16 @@ def run(experiment: harness.Experiment, config: Config) -> None:
     try:
         data = {"tokens_BL": batching.pack(tokenizer, texts(c), c.length)}
     except ValueError as error:
-        raise harness.UsageError(str(error)) from None
+        raise flags.UsageError(str(error)) from None
     try:
         model, params = models.load_pretrained(
             c.model_id, causal=c.causal, scan_layers=True, dtype=jnp.dtype(c.dtype)
         )
         hf_config.write(model.config)  # what is trained can be saved
     except (ValueError, ImportError) as error:
-        raise harness.UsageError(f"--model_id: {error}") from None
+        raise flags.UsageError(f"--model_id: {error}") from None
     if model.config.max_len is not None and c.length > model.config.max_len:
-        raise harness.UsageError(
+        raise flags.UsageError(
             f"--length={c.length} exceeds the model's context of {model.config.max_len}"
         )
     state = training.create_state(
@@ -123,7 +123,7 @@ def run(experiment: harness.Experiment, config: Config) -> None:
         ),
         num_steps=c.save_every,
         batch_size=c.batch_size,
-        backend=harness.FLAGS.backend,
+        backend=flags.FLAGS.backend,
         mesh=experiment.mesh,
     )
     state, history = experiment.train(

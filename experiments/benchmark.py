@@ -21,8 +21,8 @@ import jax
 from dirasym import report
 from dirasym.compile import compile_scan
 from dirasym.data import case_pairs
-from experiments import harness, relations_task, toy_task
-from experiments.harness import flag
+from experiments import flags, harness, relations_task, toy_task
+from experiments.flags import flag
 
 PRESETS = {"smoke": dict(lengths=[4], rounds=1), "quick": {}, "paper": {}}
 
@@ -68,7 +68,7 @@ def torch_device():
     if jax.default_backend() != "gpu":
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise harness.UsageError("JAX has a GPU here and this build of PyTorch has none")
+        raise flags.UsageError("JAX has a GPU here and this build of PyTorch has none")
     torch.set_float32_matmul_precision("high")
     return torch.device("cuda")
 
@@ -113,7 +113,7 @@ def _torch_steps(length: int, config: Config) -> dict[str, Callable[[], object]]
         from torch import nn
         from torch.nn import functional as F
     except ImportError:
-        raise harness.UsageError("the benchmark needs PyTorch: pip install torch==2.13.0") from None
+        raise flags.UsageError("the benchmark needs PyTorch: pip install torch==2.13.0") from None
     torch.manual_seed(0)
     device = torch_device()
     width, vocab, mask, rate = 256, case_pairs.VOCAB_SIZE, case_pairs.MASK, 0.02
@@ -192,7 +192,7 @@ def relations_epochs(num_epochs: int) -> dict[str, Callable[[], object]]:
         import torch
         import transformers
     except ImportError:
-        raise harness.UsageError(
+        raise flags.UsageError(
             "the benchmark needs PyTorch: pip install torch==2.13.0 transformers"
         ) from None
     config = relations_task.Config(

@@ -21,7 +21,7 @@ import optax
 from dirasym import models, report
 from dirasym.analysis import alignment
 from experiments import benchmark, harness
-from experiments.harness import flag
+from experiments.flags import flag
 
 PRESETS = {"smoke": dict(width=16, layers=1, examples=4, rounds=1), "quick": {}, "paper": {}}
 

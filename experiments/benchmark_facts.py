@@ -26,9 +26,9 @@ from dirasym import decoding, models, objectives, report, training
 from dirasym.compile import compile_step
 from dirasym.models import lora, pretrained
 from dirasym.types import Batch
-from experiments import harness
+from experiments import flags, harness
 from experiments.benchmark import alternate, torch_device
-from experiments.harness import flag
+from experiments.flags import flag
 
 SMOLLM2 = dict(
     vocab_size=49_152, num_layers=30, width=576, num_heads=9, num_kv_heads=3, mlp_width=1536,
@@ -63,7 +63,7 @@ def run(experiment: harness.Experiment, config: Config) -> None:
         import torch  # noqa: F401
         import transformers  # noqa: F401
     except ImportError as error:
-        raise harness.UsageError(f"the benchmark needs PyTorch's side: {error}") from None
+        raise flags.UsageError(f"the benchmark needs PyTorch's side: {error}") from None
     # Compiling takes memory too, on a GPU to try kernels: the second reads the first's programs.
     cache = str((experiment.workdir / "compilation").absolute())
     peak = {

@@ -18,8 +18,8 @@ import numpy as np
 
 from dirasym import objectives, report, training
 from dirasym.compile import compile_scan
-from experiments import benchmark, harness, world_a, world_a_mlp
-from experiments.harness import flag
+from experiments import benchmark, flags, harness, world_a, world_a_mlp
+from experiments.flags import flag
 
 PRESETS = {
     "smoke": dict(layers=1, width=32, heads=2, steps=1, mlp_pairs=512, rounds=1),
@@ -52,7 +52,7 @@ def run(experiment: harness.Experiment, config: Config) -> None:
         import torch  # noqa: F401
         import transformers  # noqa: F401
     except ImportError:
-        raise harness.UsageError(
+        raise flags.UsageError(
             "the benchmark needs PyTorch: pip install torch==2.13.0 transformers"
         ) from None
     sequences = config.steps * config.batch_size

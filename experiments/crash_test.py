@@ -21,7 +21,7 @@ import orbax.checkpoint as ocp
 
 from dirasym import results
 from experiments import harness
-from experiments.harness import flag
+from experiments.flags import flag
 
 PRESETS = {"smoke": dict(kills=2), "quick": dict(kills=20), "paper": dict(kills=100)}
 PROGRAM = (

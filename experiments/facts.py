@@ -20,7 +20,7 @@ import numpy as np
 
 from dirasym import sharding
 from dirasym.compile import compile_scan
-from experiments import facts_report, harness
+from experiments import facts_report, flags, harness
 from experiments.facts_task import Config, Task
 
 SCRATCH = dict(
@@ -77,7 +77,7 @@ PAPER_SEEDS = {
 
 def run(experiment: harness.Experiment, config: Config) -> None:
     """Trains what is missing, then reports."""
-    shardings = share_weights(experiment, config)
+    shardings = share_weights(experiment)
     for data in config.data:
         for model in config.models:
             task = None
@@ -90,22 +90,12 @@ def run(experiment: harness.Experiment, config: Config) -> None:
     facts_report.write(experiment, config, PAPER_TABLE_1, PAPER_SEEDS)
 
 
-def share_weights(experiment: harness.Experiment, config: Config):
-    """With --model_devices: lays the devices out as data × model, returns where weights lie."""
-    if config.model_devices == 1:
+def share_weights(experiment: harness.Experiment):
+    """Where weights lie, if devices share them."""
+    mesh = experiment.mesh
+    if mesh is None or mesh.shape[sharding.MODEL] == 1:
         return None
-    devices = [] if experiment.mesh is None else experiment.mesh.devices.ravel()
-    if len(devices) == 0 or len(devices) % config.model_devices or harness.FLAGS.backend == "pmap":
-        raise harness.UsageError(
-            f"--model_devices={config.model_devices} needs --num_devices, a multiple of it, and "
-            "--backend=jit"
-        )
-    if harness.FLAGS.seeds_together == "yes":
-        raise harness.UsageError("--seeds_together=yes needs --model_devices=1")
-    experiment.mesh = sharding.make_mesh(
-        len(devices) // config.model_devices, config.model_devices, devices
-    )
-    return functools.partial(sharding.shardings, experiment.mesh)
+    return functools.partial(sharding.shardings, mesh)
 
 
 def train_and_record(
@@ -118,7 +108,7 @@ def train_and_record(
         task.train_step(),
         num_steps=steps_per_call,
         batch_size=c.batch_size,
-        backend=harness.FLAGS.backend,
+        backend=flags.FLAGS.backend,
         mesh=experiment.mesh,
         shardings=task.shardings,
         over_seeds=together,

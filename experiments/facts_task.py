@@ -14,8 +14,8 @@ from dirasym import decoding, models, objectives, readers, training
 from dirasym.analysis import alignment, attention, recall
 from dirasym.data import batching, facts, facts_files, tokenizers
 from dirasym.models import hf_config, lora
-from experiments import harness
-from experiments.harness import flag
+from experiments import flags
+from experiments.flags import flag
 
 EVAL_CHUNK = 64  # queries a call
 
@@ -66,7 +66,6 @@ class Config:
     decode_steps: int = flag(0, "MDM: steps of remasking; 0: one a token.", 0)
     block_length: int = flag(0, "MDM: tokens a block; 0: all.", 0)
     remasking: Literal["low_confidence", "random"] = flag("low_confidence", "MDM: what is kept.")
-    model_devices: int = flag(1, "Devices that share each weight; the rest share a batch.", 1)
     gradient_examples: int = flag(0, "Queries whose gradients are compared at evaluations.", 0)
     attention_examples: int = flag(0, "MDM: facts whose attention scores are correlated.", 0)
     attention_distance: int = flag(8, "MDM: largest distance from [M] to B of these.", 1)
@@ -123,7 +122,7 @@ def fact_set(name: str, config: Config) -> facts.FactSet:
             raise ValueError(f"{path} holds no .json file")
         return facts.relation_facts(facts_files.read_trex(files, seed=seed))
     except (ValueError, OSError) as error:
-        raise harness.UsageError(f"--data={name}: {error}") from None
+        raise flags.UsageError(f"--data={name}: {error}") from None
 
 
 def open_tokenizer(config: Config) -> tokenizers.HuggingFace:
@@ -134,9 +133,9 @@ def open_tokenizer(config: Config) -> tokenizers.HuggingFace:
         hf_config.read(readers.read_json(directory / "config.json"))
         tokenizer = tokenizers.from_directory(directory, mask_id=mask_id)
     except (ValueError, ImportError) as error:
-        raise harness.UsageError(f"--model_id={directory}: {error}") from None
+        raise flags.UsageError(f"--model_id={directory}: {error}") from None
     if tokenizer.mask_id is None:
-        raise harness.UsageError(
+        raise flags.UsageError(
             f"--model_id={directory}: [M] cannot be the end of text, {tokenizer.eos_id}: --mask_id"
         )
     return tokenizer
@@ -176,7 +175,7 @@ class Task:
                     **overrides,
                 )
             except (ValueError, ImportError) as error:
-                raise harness.UsageError(f"--model_id: {error}") from None
+                raise flags.UsageError(f"--model_id: {error}") from None
             self.tokenizer = open_tokenizer(c)
             return
         texts = [" ".join(text) for text in self.data.train]
@@ -200,7 +199,7 @@ class Task:
                 dtype=dtype,
             )
         except ValueError as error:
-            raise harness.UsageError(str(error)) from None
+            raise flags.UsageError(str(error)) from None
         self.model = models.Transformer(network)
 
     def _encode(self) -> None:
@@ -223,7 +222,7 @@ class Task:
             )
             prompts, right = batching.split_answers(tokenizer, *zip(*asked, strict=True))
         except ValueError as error:
-            raise harness.UsageError(str(error)) from None
+            raise flags.UsageError(str(error)) from None
         first = np.cumsum([0, *(len(query.answers) for query in queries[:-1])])
         self.max_new = c.max_new or max(map(len, right)) + 1
         if self.model_name == "mdm":
@@ -232,12 +231,12 @@ class Task:
             if c.noising != "answer":
                 arrays["scored_BL"] = np.ones_like(arrays["scored_BL"])
             if (tokens == tokenizer.mask_id).any():
-                raise harness.UsageError(f"the statements hold token {tokenizer.mask_id}, [M]")
+                raise flags.UsageError(f"the statements hold token {tokenizer.mask_id}, [M]")
             steps, block = c.decode_steps or self.max_new, c.block_length or self.max_new
             try:
                 decoding.check_blocks(self.max_new, steps, block)
             except ValueError as error:
-                raise harness.UsageError(f"--decode_steps, --block_length: {error}") from None
+                raise flags.UsageError(f"--decode_steps, --block_length: {error}") from None
         self.arrays = arrays
         self.asked = {
             name: recall.first_token_questions(
@@ -248,7 +247,7 @@ class Task:
         self.prompts = batching.pad([prompts[number] for number in first], tokenizer.pad_id)
         needed = self.prompts[0].shape[1] + self.max_new
         if max_len is not None and needed > max_len:
-            raise harness.UsageError(
+            raise flags.UsageError(
                 f"--max_new={self.max_new}: the longest query needs {needed} tokens, "
                 f"the context has {max_len}"
             )
@@ -290,7 +289,7 @@ class Task:
                 with tempfile.TemporaryDirectory() as trial:  # refused now, not after training
                     self._save_adapters(params["lora"], pathlib.Path(trial))
             except ValueError as error:
-                raise harness.UsageError(str(error)) from None
+                raise flags.UsageError(str(error)) from None
             frozen = {"params": self.base}
         elif self.base is None:
             tokens_BL = jnp.zeros((1, 1), jnp.int32)
@@ -309,7 +308,7 @@ class Task:
         try:
             return models.LoRA(model, self.lora_config)
         except ValueError as error:
-            raise harness.UsageError(str(error)) from None
+            raise flags.UsageError(str(error)) from None
 
     def train_step(self):
         """state, batch -> state, metrics."""

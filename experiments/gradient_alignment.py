@@ -25,7 +25,7 @@ from dirasym import checkpoints, models, training
 from dirasym.analysis import alignment, attention, lemmas, recall, theorem_b1
 from dirasym.data import case_pairs
 from experiments import alignment_report, harness, toy_task
-from experiments.harness import flag
+from experiments.flags import flag
 
 PRESETS = {
     "smoke": dict(

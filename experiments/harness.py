@@ -22,125 +22,30 @@ in one line, nothing written; 3 the loss stopped being finite.
 import dataclasses
 import hashlib
 import json
-import math
 import os
 import pathlib
 import shutil
 import signal
 import sys
 import time
-import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags, logging
+from absl import app, logging
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from dirasym import checkpoints, files, results, training
-from dirasym.compile import DATA_AXIS, check_divisible
-
-FLAGS = flags.FLAGS
-
-flags.DEFINE_string("workdir", None, "Where results go; default runs/NAME.")
-flags.DEFINE_enum("preset", "quick", ["smoke", "quick", "paper"], "Defaults of the other flags.")
-flags.DEFINE_bool("progress", True, "Show a progress bar.")
-flags.DEFINE_enum("backend", "jit", ["jit", "pmap"], "How train steps are compiled.")
-flags.DEFINE_integer("num_devices", 1, "Devices to share each batch; 0 for all.", lower_bound=0)
-flags.DEFINE_enum(
-    "seeds_together",
-    "auto",
-    ["auto", "yes", "no"],
-    "Train seeds in one program (faster on accelerators) or one after another (faster on CPU).",
-)
-flags.DEFINE_bool("keep_checkpoints", False, "Keep the checkpoint of every evaluation.")
-flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, for jax.distributed.")
-flags.DEFINE_integer("num_processes", 1, "Processes that run this same command.", lower_bound=1)
-flags.DEFINE_integer("process_id", 0, "Number of this process.", lower_bound=0)
-
-
-class UsageError(Exception):
-    """A bad flag or file: one line, exit status 2."""
+from dirasym import checkpoints, files, results, sharding, training
+from dirasym.compile import check_divisible
+from experiments import flags
+from experiments.flags import FLAGS, UsageError, device_mesh
 
 
 class _Stopped(Exception):
     """SIGTERM arrived and the run is saved."""
-
-
-def flag(
-    default: Any, help_text: str, lower_bound: float | None = None, *, report_only: bool = False
-) -> Any:
-    """A configuration field that is also the flag of its name.
-
-    What is `report_only` changes no result: a finished work directory may be reported anew
-    with another value.
-    """
-    return dataclasses.field(
-        default=default,
-        metadata={"help": help_text, "lower_bound": lower_bound, "report_only": report_only},
-    )
-
-
-class _IntListParser(flags.ListParser):
-    def parse(self, argument):
-        items = super().parse(argument) if isinstance(argument, str) else argument
-        try:
-            return [int(item) for item in items]
-        except ValueError:
-            raise ValueError(f"{','.join(map(str, items))!r} is not a list of integers") from None
-
-
-def define_flags(config_type: type) -> None:
-    """One absl flag for each field made by `flag`, of the field's type.
-
-    int, float, bool and str; Literal choices as an enum; tuples as lists, `--Ks=1,5,8` or
-    `--Ks 1 5 8`.
-    """
-    for field in dataclasses.fields(config_type):
-        kind, default = field.type, field.default
-        help_text, bound = field.metadata["help"], field.metadata["lower_bound"]
-        if typing.get_origin(kind) is tuple and typing.get_args(kind)[0] is int:
-            parser, serializer = _IntListParser(), flags.ListSerializer(",")
-            flags.DEFINE(parser, field.name, list(default), help_text, serializer=serializer)
-        elif typing.get_origin(kind) is tuple:
-            flags.DEFINE_list(field.name, list(default), help_text)
-        elif typing.get_origin(kind) is typing.Literal:
-            flags.DEFINE_enum(field.name, default, typing.get_args(kind), help_text)
-        elif kind is bool:
-            flags.DEFINE_bool(field.name, default, help_text)
-        elif kind in (int, float):
-            define = flags.DEFINE_integer if kind is int else flags.DEFINE_float
-            define(field.name, default, help_text, lower_bound=bound)
-        else:
-            flags.DEFINE_string(field.name, default, help_text)
-
-
-def read_flags(config_type: type) -> Any:
-    """The configuration that the flags say. Raises ValueError, naming the flag, if it cannot be."""
-    values = {}
-    for field in dataclasses.fields(config_type):
-        value = FLAGS[field.name].value
-        if isinstance(value, list):
-            value = tuple(value)
-            choices = typing.get_args(typing.get_args(field.type)[0])  # of a tuple of Literals
-            for item in value:
-                if choices and item not in choices:
-                    raise ValueError(f"--{field.name}: {item!r} is not among {'|'.join(choices)}")
-            if not value:
-                raise ValueError(f"--{field.name} is empty")
-            if len(set(value)) < len(value):  # runs are known by these values
-                raise ValueError(f"--{field.name} repeats a value: {','.join(map(str, value))}")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"--{field.name}={value} is not finite")
-        if field.name in ("seed", "seeds", "data_seed"):  # JAX and NumPy take these and no others
-            for seed in value if isinstance(value, tuple) else (value,):
-                if not 0 <= seed < 2**32:
-                    raise ValueError(f"--{field.name}={seed} is not between 0 and 2^32 - 1")
-        values[field.name] = value
-    return config_type(**values)
 
 
 def main(
@@ -150,22 +55,21 @@ def main(
     run: Callable[["Experiment", Any], None],
 ) -> None:
     """Parses flags, opens the work directory, runs, and exits with the status above."""
-    define_flags(config_type)
+    flags.define(config_type)
 
     def absl_main(argv):
         del argv
         try:
             if not FLAGS["verbosity"].present:
                 logging.set_verbosity(logging.WARNING)  # Orbax tells every rename
-            _start_jax()
+            flags.start_jax()
             mesh = device_mesh()
             try:
-                config = read_flags(config_type)
+                config = flags.read(config_type)
                 if FLAGS.backend == "pmap" and FLAGS.seeds_together == "yes":
                     raise ValueError("--seeds_together=yes needs --backend=jit")
                 if mesh is not None and hasattr(config, "batch_size"):
-                    shares = mesh.size // getattr(config, "model_devices", 1)
-                    check_divisible(config.batch_size, max(shares, 1))
+                    check_divisible(config.batch_size, mesh.shape[sharding.DATA])
             except ValueError as error:
                 raise UsageError(str(error)) from None
             experiment = Experiment.open(name, config, mesh)
@@ -175,75 +79,13 @@ def main(
                 experiment.withdraw()
                 raise
         except UsageError as error:
-            _exit(2, f"error: {error}")
+            flags.leave(2, f"error: {error}")
         except _Stopped as stopped:
-            _exit(0, f"\n{stopped}")
+            flags.leave(0, f"\n{stopped}")
         except training.NonFiniteLossError as error:
-            _exit(3, f"\nerror: {error}")
+            flags.leave(3, f"\nerror: {error}")
 
-    app.run(absl_main, flags_parser=lambda argv: parse_flags(argv, presets))
-
-
-def parse_flags(argv: Sequence[str], presets: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Absl's parsing with presets, space-separated lists, and one-line errors (exit 2)."""
-    try:
-        rest = FLAGS(_join_lists(argv))
-        if len(rest) > 1:
-            raise flags.Error(f"unexpected argument {rest[1]!r}")
-        for name, value in presets.get(FLAGS.preset, {}).items():
-            if not FLAGS[name].present:
-                FLAGS[name].value = value
-    except flags.Error as error:
-        _exit(2, "error: " + " ".join(str(error).split()))
-    return rest
-
-
-def _join_lists(argv: Sequence[str]) -> list[str]:
-    """`--modes a b` as `--modes=a,b`, for flags that hold lists."""
-    joined, open_list = [], False
-    for word in argv:
-        if open_list and not word.startswith("-"):
-            joined[-1] += ("," if "=" in joined[-1] else "=") + word
-            continue
-        name = word.lstrip("-").partition("=")[0]
-        open_list = (
-            word.startswith("--")
-            and name in FLAGS
-            and isinstance(FLAGS[name].parser, flags.ListParser)
-        )
-        joined.append(word)
-    return joined
-
-
-def _exit(status: int, message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
-    sys.exit(status)
-
-
-def _start_jax() -> None:
-    # The same bits on every run need deterministic reductions on GPU too.
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true"
-    if FLAGS.process_id >= FLAGS.num_processes:
-        raise UsageError(f"--process_id={FLAGS.process_id} must be below --num_processes")
-    if FLAGS.coordinator:
-        if not FLAGS.coordinator.rpartition(":")[2].isdigit():
-            raise UsageError(f"--coordinator={FLAGS.coordinator} is not HOST:PORT")
-        jax.distributed.initialize(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
-    elif FLAGS.num_processes > 1:
-        raise UsageError("--num_processes needs --coordinator=HOST:PORT")
-
-
-def device_mesh() -> Mesh | None:
-    """The devices that share a batch, along axis "data"; None for the default device alone."""
-    available = jax.devices()
-    count = FLAGS.num_devices or len(available)
-    if FLAGS.num_processes > 1:
-        count = len(available)
-    if count > len(available):
-        raise UsageError(f"--num_devices={count}, but {len(available)} are available")
-    if count == 1 and FLAGS.backend == "jit":
-        return None
-    return Mesh(np.array(available[:count]), (DATA_AXIS,))
+    app.run(absl_main, flags_parser=lambda argv: flags.parse(argv, presets))
 
 
 def seed_groups(seeds: Sequence[int]) -> list[list[int]]:

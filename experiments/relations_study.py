@@ -17,7 +17,7 @@ import numpy as np
 
 from dirasym import metrics, report
 from experiments import harness, relations, relations_task
-from experiments.harness import flag
+from experiments.flags import flag
 
 FACTORS = {  # of each factor, what differs from the base
     "depth": {str(n): dict(n_layers=n) for n in (1, 2, 4, 8, 24)},

@@ -19,8 +19,8 @@ from dirasym.analysis.weights import asymmetry, effective_logits, gap, intransit
 from dirasym.compile import compile_scan
 from dirasym.data import relations
 from dirasym.types import Batch
-from experiments import harness
-from experiments.harness import flag
+from experiments import flags, harness
+from experiments.flags import flag
 
 POSITIONS = {"absolute": "learned", "rotary": "rope", "null": "none"}
 ASYMMETRIES = {
@@ -205,7 +205,7 @@ class Task:
         return experiment.train(
             name,
             harness.stack_seeds([self.state(seed) for seed in seeds], self.together),
-            self.compile(c.eval_every, backend=harness.FLAGS.backend, mesh=experiment.mesh),
+            self.compile(c.eval_every, backend=flags.FLAGS.backend, mesh=experiment.mesh),
             self.train_data(),
             num_steps=c.num_epochs * self.steps_per_epoch,
             steps_per_call=c.eval_every * self.steps_per_epoch,

@@ -17,7 +17,7 @@ import numpy as np
 from dirasym import report
 from dirasym.analysis import rope
 from experiments import harness
-from experiments.harness import flag
+from experiments.flags import flag
 
 PRESETS = {
     "smoke": dict(num_queries=64, num_keys=256),

@@ -9,7 +9,16 @@ Cost      quick: L = 10, 2 seeds, 500 steps of batch 128; under 3 minutes on 2 C
 Expected  MDM forward > 90 %, reverse 30 to 65 %; ARM reverse 0 %.
 """
 
-from experiments import harness, toy_report, toy_task
+import functools
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dirasym import runs
+from dirasym.workdir import WorkDir
+from experiments import flags
+from experiments.reports import toy as toy_report
+from experiments.systems import toy
 
 PRESETS = {
     "smoke": dict(lengths=[4], seeds=[0], steps=40, eval_every=20, width=32, generations=5),
@@ -25,40 +34,39 @@ PAPER_TABLE_2 = {
 }
 
 
-def run(experiment: harness.Experiment, config: toy_task.Config) -> None:
-    """Trains what is missing, then reports."""
-    for model in config.models:
-        for length in config.lengths:
-            for seeds in harness.seed_groups(config.seeds):
-                if not experiment.is_done(model=model, length=length, seed=seeds[-1]):
-                    train_and_record(
-                        experiment, toy_task.Task(model, length, config, len(seeds) > 1), seeds
-                    )
-    toy_report.write(experiment, config, PAPER_TABLE_2)
+def plan(config: toy.Config, workdir: pathlib.Path) -> list[runs.Run]:
+    """A run a model and length."""
+    del workdir
+    tasks = [
+        toy.Task(model, length, config) for model in config.models for length in config.lengths
+    ]
+    return [
+        task.run(
+            {"model": task.model, "length": task.length},
+            task.evaluate,
+            functools.partial(summarize, config, "ema" if task.model == "mdm" else "raw"),
+        )
+        for task in tasks
+    ]
 
 
-def train_and_record(experiment: harness.Experiment, task: toy_task.Task, seeds: list[int]) -> None:
-    """One group of seeds, from its checkpoint to its result lines."""
-    c = task.config
-    name = f"L{task.length}-{task.model}-seeds{'-'.join(map(str, seeds))}"
-    history = task.train(experiment, name, seeds, task.evaluate)
-    experiment.save_curves(name, history)
-    headline = "ema" if task.model == "mdm" else "raw"
-    lines = []
-    for place, seed in enumerate(seeds):
-        line = {"model": task.model, "length": task.length, "seed": seed, "weights": headline}
-        for moment, step in (("", c.shown_step), ("final_", c.steps)):
-            row = step // c.eval_every
-            for key, x in history.items():
-                if key.startswith(("p_", "percent_")):
-                    line[f"{moment}{key}"] = float(x[row, place])
-            line[f"{moment}forward_percent"] = line[f"{moment}percent_forward_{headline}"]
-            line[f"{moment}reverse_percent"] = line[f"{moment}percent_reverse_{headline}"]
-        line["final_loss"] = float(history["loss"][-1, place])
-        line["run_wall_time_sec"] = float(history["wall_time_sec"])
-        lines.append(line)
-    experiment.record(lines, keys=("model", "length", "seed"))
+def summarize(config: toy.Config, weights: str, history: runs.History) -> Mapping[str, Any]:
+    """The result line: at the step that is shown and, as `final_*`, at the last."""
+    line: dict[str, Any] = {"weights": weights}
+    for moment, step in (("", config.shown_step), ("final_", config.steps)):
+        row = step // config.eval_every
+        for key, x in history.items():
+            if key.startswith(("p_", "percent_")):
+                line[f"{moment}{key}"] = float(x[row])
+        for direction in ("forward", "reverse"):
+            line[f"{moment}{direction}_percent"] = line[f"{moment}percent_{direction}_{weights}"]
+    return line | {"final_loss": float(history["loss"][-1])}
+
+
+def report(workdir: WorkDir, config: toy.Config, all_runs: Sequence[runs.Run]) -> None:
+    """Table 2 beside the paper's, and the figures."""
+    toy_report.write(workdir, config, all_runs, PAPER_TABLE_2)
 
 
 if __name__ == "__main__":
-    harness.main("toy_reversal", toy_task.Config, PRESETS, run)
+    flags.main("toy_reversal", toy.Config, PRESETS, report, plan)

@@ -1,4 +1,4 @@
-"""What does the MDM's reverse accuracy hang on: initialisation, order of revealing, or the step?
+"""What does the MDM's reverse accuracy depend on: initialisation, order of revealing, or the step?
 
 Question  Table 2's reverse column runs from 34 to 56 % without an interval. Here the toy task
           is trained from several initialisations, and at every evaluation the same weights
@@ -9,16 +9,20 @@ Expected  Forward stays near 100 %; reverse moves by tens of points with each fa
 """
 
 import dataclasses
+import functools
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
-import numpy as np
 
-from dirasym import metrics, report, training
+from dirasym import report, runs, training
 from dirasym.data import case_pairs
-from experiments import harness, toy_task
-from experiments.harness import flag
+from dirasym.workdir import WorkDir
+from experiments import flags
+from experiments.flags import flag
+from experiments.reports import toy_study
+from experiments.systems import toy
 
 Order = Literal["random", "left_to_right", "right_to_left", "at_once"]
 INITS = {  # what differs from toy_reversal's defaults
@@ -41,7 +45,7 @@ class Config:
     """One flag a field."""
 
     length: int = flag(10, "Sequence length L.", 2)
-    seeds: tuple[int, ...] = flag((0, 1, 2), "One run each.")
+    seeds: tuple[int, ...] = flag((0, 1, 2), "One run each.", kind="seed")
     inits: tuple[Literal[tuple(INITS)], ...] = flag(tuple(INITS), "Initialisations.")
     orders: tuple[Order, ...] = flag(Order.__args__, "Orders of revealing.")
     steps: int = flag(3000, "Train steps.", 1)
@@ -52,14 +56,9 @@ class Config:
         for init in self.inits:
             self.toy(init)  # raises what does not fit
 
-    @property
-    def batch_size(self) -> int:
-        """Sequences a step."""
-        return self.toy(self.inits[0]).batch_size
-
-    def toy(self, init: str) -> toy_task.Config:
+    def toy(self, init: str) -> toy.Config:
         """The toy task from one initialisation."""
-        return toy_task.Config(
+        return toy.Config(
             lengths=(self.length,),
             steps=self.steps,
             eval_every=self.eval_every,
@@ -68,87 +67,57 @@ class Config:
         )
 
 
-def run(experiment: harness.Experiment, config: Config) -> None:
-    """Trains every initialisation and seed, then reports."""
-    for init in config.inits:
-        for seeds in harness.seed_groups(config.seeds):
-            if not experiment.is_done(init=init, seed=seeds[-1]):
-                together = len(seeds) > 1
-                task = toy_task.Task("mdm", config.length, config.toy(init), together)
-                train_and_record(experiment, task, init, seeds, config.orders)
-    write_report(experiment, config)
-
-
-def train_and_record(experiment, task, init: str, seeds: list[int], orders) -> None:
-    """One group of seeds: trains, generates in every order, records."""
-
-    def evaluate(state):
-        key = jax.random.fold_in(state.key, training.EVAL_STREAM)
-        return {
-            f"{direction}/{order}/{weights}": task.generate(
-                params, case_pairs.prompts(task.length, direction), key, order
-            )
-            for weights, params in (("raw", state.params), ("ema", state.ema_params))
-            for direction in ("forward", "reverse")
-            for order in orders
-        }
-
-    name = f"{init}-seeds{'-'.join(map(str, seeds))}"
-    c = task.config
-    history = task.train(experiment, name, seeds, evaluate)
-    lines = [
-        {
-            "init": init,
-            "seed": seed,
-            "eval_step": history["eval_step"].tolist(),
-            **{key: x[:, place].tolist() for key, x in history.items() if "/" in key},
-            "loss": history["loss"][c.eval_every - 1 :: c.eval_every, place].tolist(),
-            "run_wall_time_sec": float(history["wall_time_sec"]),
-        }
-        for place, seed in enumerate(seeds)
+def plan(config: Config, workdir: pathlib.Path) -> list[runs.Run]:
+    """A run an initialisation."""
+    del workdir
+    tasks = {init: toy.Task("mdm", config.length, config.toy(init)) for init in config.inits}
+    return [
+        task.run(
+            {"init": init},
+            functools.partial(generate_in_orders, task, config.orders),
+            functools.partial(summarize, config.eval_every),
+        )
+        for init, task in tasks.items()
     ]
-    experiment.record(lines, keys=("init", "seed"))
 
 
-def write_report(experiment: harness.Experiment, config: Config) -> None:
+def generate_in_orders(
+    task: toy.Task, orders: Sequence[str], state: training.TrainState
+) -> dict[str, jax.Array]:
+    """Accuracy in percent, `direction/order/weights`."""
+    key = jax.random.fold_in(state.key, training.EVAL_STREAM)
+    return {
+        f"{direction}/{order}/{weights}": task.generate(
+            params, case_pairs.prompts(task.length, direction), key, order
+        )
+        for weights, params in (("raw", state.params), ("ema", state.ema_params))
+        for direction in ("forward", "reverse")
+        for order in orders
+    }
+
+
+def summarize(eval_every: int, history: runs.History) -> Mapping[str, Any]:
+    """Whole curves, since what they do between evaluations is the finding."""
+    return {
+        "eval_step": history["eval_step"].tolist(),
+        **{key: x.tolist() for key, x in history.items() if "/" in key},
+        "loss": history["loss"][eval_every - 1 :: eval_every].tolist(),
+    }
+
+
+def write_report(workdir: WorkDir, config: Config, all_runs: Sequence[runs.Run]) -> None:
     """A figure of reverse accuracy over training, and the table of last values."""
-    figure, table = draw(experiment.results(), config.inits, config.orders)
-    path = report.save_figure(figure, experiment.workdir / "figures", "reverse_over_training")
+    del all_runs
+    lines = workdir.results()
+    table = toy_study.table(lines, config.inits, config.orders)
+    draw = functools.partial(toy_study.figure, lines, config.inits, config.orders)
     text = (
-        f"# What reverse accuracy hangs on\n\nL = {config.length}, {config.steps} steps; mean "
+        f"# What reverse accuracy depends on\n\nL = {config.length}, {config.steps} steps; mean "
         "over seeds ± 95 % Student interval at the end; range over evaluations and seeds.\n\n"
         f"{table}"
     )
-    experiment.write_report(text, [path], printed=table)
-
-
-def draw(results: Sequence[Mapping[str, Any]], inits: Sequence[str], orders: Sequence[str]):
-    """The figure and the table of result lines; seeds of one initialisation are equally long."""
-    figure, axes = report.new_figure(2, len(inits), (3.2, 2.6))
-    rows = []
-    for column, init in enumerate(inits):
-        lines = report.select(results, init=init)
-        for row, weights in enumerate(("raw", "ema")):
-            ax = axes[row, column]
-            for order in orders:
-                reverse_TS = np.array([line[f"reverse/{order}/{weights}"] for line in lines]).T
-                forward_TS = np.array([line[f"forward/{order}/{weights}"] for line in lines]).T
-                report.plot_seeds(ax, lines[0]["eval_step"], reverse_TS, order)
-                rows.append(
-                    [
-                        init,
-                        order,
-                        weights,
-                        report.with_interval(*metrics.student_interval(forward_TS[-1]), 1),
-                        report.with_interval(*metrics.student_interval(reverse_TS[-1]), 1),
-                        f"{reverse_TS[1:].min():.0f} to {reverse_TS[1:].max():.0f}",
-                    ]
-                )
-            ax.set(title=f"{init}, {weights}", xlabel="step", ylabel="reverse (%)", ylim=(-2, 102))
-    axes[0, 0].legend(fontsize="x-small")
-    header = ["initialisation", "order", "weights", "forward %", "reverse %", "reverse, any step"]
-    return figure, report.table(header, rows)
+    report.write(workdir.path, text, {"reverse_over_training": draw}, printed=table)
 
 
 if __name__ == "__main__":
-    harness.main("toy_study", Config, PRESETS, run)
+    flags.main("toy_study", Config, PRESETS, write_report, plan)

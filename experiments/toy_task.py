@@ -15,8 +15,8 @@ import numpy as np
 from dirasym import decoding, metrics, models, objectives, training
 from dirasym.compile import compile_scan
 from dirasym.data import case_pairs
-from experiments import harness
-from experiments.harness import flag
+from experiments import flags, harness
+from experiments.flags import flag
 
 # What is measured of weights, and the names of its columns.
 COLUMNS = {
@@ -153,7 +153,7 @@ class Task:
             self.step(),
             num_steps=c.eval_every,
             batch_size=c.batch_size,
-            backend=harness.FLAGS.backend,
+            backend=flags.FLAGS.backend,
             mesh=experiment.mesh,
             over_seeds=self.together,
         )

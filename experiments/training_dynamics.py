@@ -23,7 +23,7 @@ from dirasym.data.relations import LEFT, RIGHT
 from dirasym.models.bilinear import random_signs
 from dirasym.types import Batch
 from experiments import harness
-from experiments.harness import flag
+from experiments.flags import flag
 
 PRESETS = {
     "smoke": dict(widths=[16, 256], seeds=[0], vocab_size=16, num_pairs=6, num_times=12),

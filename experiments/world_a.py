@@ -29,8 +29,8 @@ from dirasym.analysis import alignment, excess
 from dirasym.compile import compile_scan
 from dirasym.data import batching, string_maps, tokenizers
 from dirasym.models import lora
-from experiments import harness, world_a_report, world_a_task
-from experiments.harness import flag
+from experiments import flags, harness, world_a_report, world_a_task
+from experiments.flags import flag
 from experiments.world_a_task import Direction
 
 Mode = Literal["scratch", "finetune", "finetune_reg", "lora"]
@@ -543,7 +543,7 @@ def pretrained_params(experiment: harness.Experiment, config: Config):
         step,
         num_steps=steps_per_call,
         batch_size=config.batch_size,
-        backend=harness.FLAGS.backend,
+        backend=flags.FLAGS.backend,
         mesh=experiment.mesh,
     )
     state, history = experiment.train(

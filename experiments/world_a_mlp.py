@@ -22,7 +22,7 @@ from dirasym import models, objectives, training
 from dirasym.analysis import excess
 from dirasym.data import string_maps
 from experiments import harness, world_a_report, world_a_task
-from experiments.harness import flag
+from experiments.flags import flag
 from experiments.world_a_task import Direction
 
 PRESETS = {

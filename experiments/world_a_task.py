@@ -15,7 +15,7 @@ from dirasym import training
 from dirasym.analysis import excess
 from dirasym.compile import compile_scan
 from dirasym.data import string_maps
-from experiments import harness
+from experiments import flags, harness
 
 Direction = Literal["forward", "inverse"]
 DIRECTIONS: tuple[Direction, ...] = ("forward", "inverse")
@@ -95,7 +95,7 @@ def compile_epochs(experiment: harness.Experiment, config: Any, step, together: 
         step,
         num_steps=call_epochs(config) * epoch_steps(config),
         batch_size=config.batch_size,
-        backend=harness.FLAGS.backend,
+        backend=flags.FLAGS.backend,
         mesh=experiment.mesh,
         over_seeds=together,
         whole_epochs=True,

@@ -1,29 +1,30 @@
 """Table 2 and the figures of `toy_reversal`, from its results and curves."""
 
+import functools
+from collections.abc import Sequence
+
 import numpy as np
 
-from dirasym import metrics, report
-from experiments import harness
+from dirasym import metrics, report, runs
+from dirasym.workdir import WorkDir
 
 LABELS = {"mdm": "masked diffusion (MDM)", "arm": "autoregressive (ARM)"}
 COLORS = {"forward": "tab:blue", "reverse": "tab:orange"}
 
 
-def write(experiment: harness.Experiment, config, paper: dict) -> None:
+def write(workdir: WorkDir, config, all_runs: Sequence[runs.Run], paper: dict) -> None:
     """Writes figures and report.md, and prints the table and the figures' paths."""
-    results = experiment.results()
+    results = workdir.results()
     curves = {
-        (model, length): experiment.load_curves(f"L{length}-{model}-seeds*")
-        for length in config.lengths
-        for model in config.models
+        (run.identity["model"], run.identity["length"]): workdir.stacked(run, config.seeds)
+        for run in all_runs
     }
-    figures = experiment.workdir / "figures"
-    paths = [
-        report.save_figure(accuracy_bars(results, config, paper), figures, "accuracy"),
-        report.save_figure(_probability_curves(curves, config), figures, "probability"),
-        report.save_figure(_accuracy_curves(curves, config), figures, "accuracy_over_training"),
-        report.save_figure(_reverse_panel(curves, config), figures, "reverse_panel"),
-    ]
+    figures = {
+        "accuracy": functools.partial(accuracy_bars, results, config, paper),
+        "probability": functools.partial(_probability_curves, curves, config),
+        "accuracy_over_training": functools.partial(_accuracy_curves, curves, config),
+        "reverse_panel": functools.partial(_reverse_panel, curves, config),
+    }
     header = ["L", "model", "direction", "paper %", f"ours %, step {config.shown_step}"]
     header += ["each seed", "raw weights", f"ours %, step {config.steps}"]
     rows = list(_table_rows(results, config, paper))
@@ -39,7 +40,7 @@ def write(experiment: harness.Experiment, config, paper: dict) -> None:
         f"direction, so sampling adds a standard error of at most {error:.1f} to each seed. "
         f"Batch {config.batch_size}."
     )
-    experiment.write_report(text, paths, printed=table)
+    report.write(workdir.path, text, figures, printed=table)
 
 
 def _table_rows(results, config, paper):

@@ -1,0 +1,424 @@
+"""Any set of training runs over seeds: recorded, skipped when done, killed and resumed anywhere.
+
+    lines = runs.sweep([run, ..], seeds=range(3), workdir="runs/mine")
+
+A `Run` says what is trained, for any seed; `sweep` does the rest. It has no flags, and serves a
+script of your own as it serves the experiments.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from dirasym import sharding, training
+from dirasym.checkpoints import History
+from dirasym.compile import Backend, check_divisible, compile_scan
+from dirasym.progress import Progress
+from dirasym.stopping import Stopping
+from dirasym.training import Data, StepFn, TrainState
+from dirasym.types import Array, Batch
+from dirasym.workdir import WorkDir
+
+Shard = tuple[int, int]
+_LONGEST_NAME = 150  # bytes; file systems take 255, and ",seed=S.npz" follows
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One training run, for any seed.
+
+    Attributes:
+      identity: what its result line is known by, the seed apart: JSON scalars.
+      data: from a seed to examples, a dict of `Batch` fields [n, ...]. Seeds that get the same
+        object share it.
+      step: pure, (state, batch) -> (state, metrics). Runs with one step object, equal shapes
+        and equal `apply_fn` and `tx` objects in their states share a compiled program.
+      num_steps: in all; a multiple of `eval_every`.
+      eval_every: steps between evaluations and checkpoints.
+      batch_size: examples a step.
+      init: from a seed to the state at step 0.
+      evaluate: from a state to arrays, of one seed: at step 0 and after `eval_every` steps.
+      summarize: from the history of one seed to its result line (JSON values).
+      finish: called with the last state and a folder of the run's own, into which it may write.
+        The arrays that it returns join the history.
+      whole_epochs: whether an epoch ends with a smaller batch (see `training.scan_steps`).
+    """
+
+    identity: Mapping[str, Any]
+    data: Callable[[int], Data]
+    step: StepFn
+    num_steps: int
+    eval_every: int
+    batch_size: int
+    init: Callable[[int], TrainState]
+    evaluate: Callable[[TrainState], Mapping[str, Any]] | None = None
+    summarize: Callable[[History], Mapping[str, Any]] = lambda history: {}
+    finish: Callable[[TrainState, pathlib.Path], Mapping[str, Array]] | None = None
+    whole_epochs: bool = False
+
+    def __post_init__(self):
+        for name in ("num_steps", "eval_every", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.num_steps % self.eval_every:
+            raise ValueError(
+                f"num_steps={self.num_steps} is not a multiple of eval_every={self.eval_every}"
+            )
+
+    @functools.cached_property
+    def name(self) -> str:
+        """The identity as a file name: `model=mdm,length=10`."""
+        name = ",".join(f"{key}={value}" for key, value in self.identity.items())
+        name = re.sub(r"[^\w=,.+-]", "_", name) or "run"
+        if len(name.encode()) > _LONGEST_NAME:
+            digest = hashlib.sha256(json.dumps(dict(self.identity)).encode()).hexdigest()
+            name = f"{name.encode()[: _LONGEST_NAME - 9].decode(errors='ignore')}-{digest[:8]}"
+        return name
+
+
+class Writer(Protocol):
+    """Takes a run's scalars while it trains: to TensorBoard, Weights & Biases, or elsewhere."""
+
+    def open(self, name: str, config: Mapping[str, Any]) -> None:
+        """A run with a seed begins, or goes on: `model=mdm,length=10,seed=0`."""
+        ...
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Its loss and scalar evaluations after `step` steps."""
+        ...
+
+    def close(self) -> None:
+        """It is done, or stopped."""
+        ...
+
+
+def sweep(
+    all_runs: Iterable[Run],
+    seeds: Iterable[int],
+    workdir: WorkDir | str | os.PathLike,
+    *,
+    mesh: Mesh | None = None,
+    backend: Backend = "jit",
+    together: bool | Literal["auto"] = "auto",
+    time_limit: float | None = None,
+    shard: Shard | None = None,
+    dry_run: bool = False,
+    writers: Sequence[Writer] = (),
+    keep_checkpoints: bool = False,
+    progress: bool = True,
+) -> list[dict[str, Any]]:
+    """Trains every run with every seed, as far as it is not done, and returns the result lines.
+
+    Each line goes to WORKDIR/results.jsonl and each history to WORKDIR/curves as soon as its
+    run is done. A killed sweep goes on from its last checkpoints: in the same grouping of seeds
+    it ends in the same bits; in another grouping, or on other devices, rounding differs.
+
+    Args:
+      all_runs: of different identities.
+      seeds: one training each.
+      workdir: a path, or an open `WorkDir`.
+      mesh: devices that share each batch (axis "data") and, with an axis "model", each weight
+        (see `sharding`); None for the default device.
+      backend: "jit" or "pmap".
+      together: whether the seeds of a run train in one program; "auto": on accelerators.
+      time_limit: minutes after which it stops; it stops earlier if what comes next would not fit.
+      shard: (i, n) does the i-th of n parts of the runs and seeds, i from 0. Parts may share
+        a work directory, or be joined by `workdir.merge`.
+      dry_run: trains nothing, and returns a line a run: steps, parameters, FLOPs.
+      writers: take scalars during training. WORKDIR/curves has them as CSV in any case.
+      keep_checkpoints: keep the checkpoint of every evaluation, not the last two.
+      progress: a bar on a terminal, plain lines elsewhere.
+
+    Returns:
+      A line a run and seed of this part: identity, seed and what `summarize` says.
+
+    Raises:
+      ValueError: runs of one identity, repeated seeds, a batch that the devices cannot share,
+        seeds together under pmap, or a shard that is not one.
+      WorkDirError, LockedError: see `WorkDir`.
+      NonFiniteLossError: the loss stopped being finite; names run, step and last checkpoint.
+      Stopped: SIGTERM, Ctrl-C or the time limit; all is saved, and the same call goes on.
+
+    Example:
+      See `docs/runs.md`.
+    """
+    all_runs, seeds = list(all_runs), list(seeds)
+    together = _decide(all_runs, seeds, mesh, backend, together, shard)
+    if dry_run:
+        return [plan_line(run, seeds) for run in all_runs]
+    workdir = workdir if isinstance(workdir, WorkDir) else WorkDir(workdir)
+    mine = [(run, seed) for run in all_runs for seed in seeds]
+    if shard is not None:
+        mine = mine[shard[0] :: shard[1]]
+    programs = _Programs(backend, mesh)
+    keep = None if keep_checkpoints else 2
+    with workdir.locked(shard), Stopping(time_limit) as stopping:
+        for run in all_runs:
+            missing = [s for r, s in mine if r is run and not workdir.is_done(run, s)]
+            for group in [missing] if together and missing else [[seed] for seed in missing]:
+                trial = _Group(run, group, workdir, keep, writers, progress)
+                trial.train(programs, stopping)
+    return [line for run, seed in mine if (line := workdir.line(run, seed)) is not None]
+
+
+def _decide(all_runs, seeds, mesh, backend, together, shard) -> bool:
+    """Whether seeds train together; raises ValueError for a sweep that cannot be."""
+    names = [run.name for run in all_runs]
+    for what, values in (("runs of one identity", names), ("seeds", seeds)):
+        if len(set(values)) < len(values):
+            raise ValueError(f"repeated {what}: {sorted(map(str, values))}")
+    if shard is not None and not 0 <= shard[0] < shard[1]:
+        raise ValueError(f"shard {shard[0]} of {shard[1]}: count from 0")
+    shares = 1 if mesh is None else mesh.shape[sharding.DATA]
+    for run in all_runs:
+        check_divisible(run.batch_size, shares)
+    splits_weights = mesh is not None and mesh.shape.get(sharding.MODEL, 1) > 1
+    if together is True and (backend == "pmap" or splits_weights):
+        raise ValueError("seeds together need backend 'jit', and a mesh without axis 'model'")
+    if together == "auto":
+        accelerated = jax.default_backend() != "cpu"
+        return accelerated and backend == "jit" and not splits_weights
+    return together
+
+
+class _Programs:
+    """Compiled segments of training, one for all runs that can share it."""
+
+    def __init__(self, backend: Backend, mesh: Mesh | None):
+        self._how: dict[str, Any] = dict(backend=backend, mesh=mesh)
+        if mesh is not None and mesh.shape.get(sharding.MODEL, 1) > 1:
+            self._how["shardings"] = functools.partial(sharding.shardings, mesh)
+        self._made: dict[Any, Callable] = {}
+
+    def get(self, run: Run, **seeds: bool) -> Callable:
+        """`eval_every` steps of the run; `seeds` as `compile_scan` takes them."""
+        key = run.step, run.eval_every, run.batch_size, run.whole_epochs, *seeds.items()
+        if key not in self._made:
+            self._made[key] = compile_scan(
+                run.step,
+                num_steps=run.eval_every,
+                batch_size=run.batch_size,
+                whole_epochs=run.whole_epochs,
+                **seeds,
+                **self._how,
+            )
+        return self._made[key]
+
+
+class _Group:
+    """One run with the seeds that train in one program, from its last checkpoints to its lines."""
+
+    def __init__(self, run: Run, seeds: list[int], workdir: WorkDir, keep, writers, progress):
+        self.run, self.seeds, self.workdir = run, seeds, workdir
+        self.writers = writers
+        self.data = [run.data(seed) for seed in seeds]
+        digests = [digest_of(data) for data in self.data]
+        self.saved = [
+            workdir.checkpoints(run, seed, keep=keep, digest=digest)
+            for seed, digest in zip(seeds, digests, strict=True)
+        ]
+        numbers = ",".join(map(str, seeds))
+        self.title = f"{run.name},seed={numbers}"
+        self.progress = Progress(self.title, run.num_steps, shown=progress)
+
+    def train(self, programs: _Programs, stopping: Stopping) -> None:
+        """Goes on to the last step, saving at every evaluation, and records the result lines."""
+        run = self.run
+        step, states, histories = self._start(stopping)
+        steps, data = self._program(programs)
+        state = stack(states)
+        for name, history in zip(self._names(), histories, strict=True):
+            for writer in self.writers:
+                writer.open(name, dict(run.identity))
+                if not step:
+                    writer.scalars(0, _scalars(history))
+        self.progress.start(step)
+        while step < run.num_steps:
+            start = time.time()
+            with stopping.segment():
+                state, metrics = steps(state, data)
+                metrics = _by_seed(stopping.fetch(metrics), len(self.seeds))
+                step += run.eval_every
+                self._check(metrics, step)
+                states = unstack(state, len(self.seeds))
+                histories = [
+                    self._log(*which, step, time.time() - start)
+                    for which in zip(states, histories, metrics, strict=True)
+                ]
+            for saved, one, history in zip(self.saved, states, histories, strict=True):
+                if step not in saved.steps():  # a twin of its group was killed before it was saved
+                    with stopping.unbroken():
+                        saved.save(step, one.replace(frozen=None), history)
+            self.progress.update(step, histories[0])
+            for history in histories:
+                for writer in self.writers:
+                    writer.scalars(step, _scalars(history))
+            if step < run.num_steps:
+                stopping.check(self._where(step))
+        self.progress.close()
+        self._record(unstack(state, len(self.seeds)), histories)
+
+    def _names(self) -> list[str]:
+        return [f"{self.run.name},seed={seed}" for seed in self.seeds]
+
+    def _where(self, step: int) -> str:
+        return f"{self.title} is saved at step {step} of {self.run.num_steps}"
+
+    def _start(self, stopping: Stopping):
+        """(step, states, histories) of the newest step that all seeds have."""
+        states = [self.run.init(seed) for seed in self.seeds]
+        bare = [state.replace(frozen=None) for state in states]
+        last = min(max(saved.steps(), default=0) for saved in self.saved)
+        while last:
+            found = [
+                saved.restore(like, last) for saved, like in zip(self.saved, bare, strict=True)
+            ]
+            if None in found:
+                break
+            steps = [step for step, _, _ in found]
+            if len(set(steps)) == 1:
+                states = [
+                    restored.replace(frozen=state.frozen)
+                    for (_, restored, _), state in zip(found, states, strict=True)
+                ]
+                return steps[0], states, [history for _, _, history in found]
+            last = min(steps)  # one of them is damaged, or was killed before the others
+        if self.run.evaluate is None:
+            return 0, states, [{} for _ in states]
+        with stopping.segment():
+            return 0, states, [self._evaluated({}, state, 0) for state in states]
+
+    def _program(self, programs: _Programs):
+        if len(self.seeds) == 1:
+            return programs.get(self.run), self.data[0]
+        if all(data is self.data[0] for data in self.data):
+            return programs.get(self.run, over_seeds=True), self.data[0]
+        stacked = jax.tree.map(lambda *x: np.stack(x), *self.data)
+        return programs.get(self.run, over_seeds=True, data_per_seed=True), stacked
+
+    def _check(self, metrics, step: int) -> None:
+        for seed, of_seed, saved in zip(self.seeds, metrics, self.saved, strict=True):
+            try:
+                training.check_finite(of_seed, step)
+            except training.NonFiniteLossError as error:
+                good = max(saved.steps(), default=0)
+                where = str(saved.directory / str(good)) if good else "none, it failed at once"
+                name = f"{self.run.name},seed={seed}"
+                error.args = (f"{error} of {name}; last good checkpoint: {where}",)
+                raise
+
+    def _log(self, state, history, metrics, step: int, seconds: float) -> History:
+        history = _extended(history, metrics)
+        if self.run.evaluate is not None:
+            history = self._evaluated(history, state, step)
+        spent = history.get("wall_time_sec", np.zeros(())) + seconds
+        return history | {"wall_time_sec": np.asarray(spent)}
+
+    def _evaluated(self, history: History, state: TrainState, step: int) -> History:
+        values = {"eval_step": step, **jax.device_get(self.run.evaluate(state))}
+        return _extended(history, {key: np.asarray(x)[None] for key, x in values.items()})
+
+    def _record(self, states, histories) -> None:
+        for seed, state, history in zip(self.seeds, states, histories, strict=True):
+            if self.run.finish is not None:
+                folder = self.workdir.folder(self.run, seed)
+                history = history | jax.device_get(dict(self.run.finish(state, folder)))
+            self.workdir.save_curves(self.run, seed, history)
+            line = dict(self.run.summarize(history))
+            line["run_wall_time_sec"] = float(history["wall_time_sec"])
+            self.workdir.record(self.run, seed, line)
+        for saved in self.saved:
+            saved.close()
+        for writer in self.writers:
+            writer.close()
+
+
+def stack(states: Sequence[TrainState]) -> TrainState:
+    """States of several seeds as one with a leading axis; the only one as it is.
+
+    What is frozen must be the same for all, and gets no axis.
+    """
+    if len(states) == 1:
+        return states[0]
+    # By their leaves: each state may have an optimizer of its own, and no two are equal.
+    apart = [state.replace(frozen=None) for state in states]
+    leaves = zip(*map(jax.tree.leaves, apart), strict=True)
+    structure = jax.tree.structure(apart[0])
+    stacked = jax.tree.unflatten(structure, [jnp.stack(leaf) for leaf in leaves])
+    return stacked.replace(frozen=states[0].frozen)
+
+
+def unstack(state: TrainState, count: int) -> list[TrainState]:
+    """The inverse of `stack`."""
+    if count == 1:
+        return [state]
+    bare = state.replace(frozen=None)
+    parts = [jax.tree.map(lambda x, seed=seed: x[seed], bare) for seed in range(count)]
+    return [part.replace(frozen=state.frozen) for part in parts]
+
+
+def digest_of(data: Data) -> str:
+    """Sixteen digits that change with the examples: what a checkpoint was trained on."""
+    digest = hashlib.sha256()
+    for name, x in sorted(data.items()):
+        x = np.asarray(x)
+        digest.update(f"{name} {x.dtype} {x.shape}".encode())
+        digest.update(np.ascontiguousarray(x).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def plan_line(run: Run, seeds: Sequence[int]) -> dict[str, Any]:
+    """What a run will cost, without running it: parameters and FLOPs by the compiler's count.
+
+    The FLOPs are those of all steps and seeds, evaluations apart, before XLA optimizes.
+    """
+    state = jax.eval_shape(lambda: run.init(seeds[0]))
+    rows = {
+        name: jax.ShapeDtypeStruct((run.batch_size, *np.shape(x)[1:]), np.asarray(x).dtype)
+        for name, x in run.data(seeds[0]).items()
+    }
+    index_B = jax.ShapeDtypeStruct((run.batch_size,), np.int32)
+    batch = Batch(**rows, index_B=index_B, global_size=run.batch_size)
+    cost = jax.jit(run.step).lower(state, batch).cost_analysis() or {}
+    flops = float(cost.get("flops", float("nan")))
+    return {
+        "run": run.name,
+        "seeds": len(seeds),
+        "steps": run.num_steps,
+        "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
+        "flops": flops * run.num_steps * len(seeds),
+    }
+
+
+def _by_seed(metrics: Mapping[str, np.ndarray], count: int) -> list[dict[str, np.ndarray]]:
+    """Metrics [T] of a seed, or [seeds, T] of several, apart."""
+    if count == 1:
+        return [{key: np.asarray(x) for key, x in metrics.items()}]
+    return [{key: np.asarray(x)[seed] for key, x in metrics.items()} for seed in range(count)]
+
+
+def _extended(history: History, arrays: Mapping[str, np.ndarray]) -> History:
+    """History with arrays that have a time axis put at its end."""
+    longer = {
+        key: np.concatenate([history[key], x]) if key in history else np.asarray(x)
+        for key, x in arrays.items()
+    }
+    return {**history, **longer}
+
+
+def _scalars(history: History) -> dict[str, float]:
+    """The last of each series of numbers."""
+    series = {key: x for key, x in history.items() if x.ndim == 1 and len(x)}
+    return {key: float(x[-1]) for key, x in series.items() if key != "eval_step"}

@@ -1,0 +1,99 @@
+"""Ends a sweep cleanly: at a signal, at Ctrl-C, or before a time limit."""
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+GRACE = 15.0  # seconds that a segment may still take after a signal; clusters kill after 30
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Stopped(Exception):
+    """A sweep stopped before it was done; what it has is saved, and the same call goes on."""
+
+
+class Stopping:
+    """A context in which SIGTERM and Ctrl-C are heard, and the clock is watched.
+
+    A signal lets the segment at hand (steps up to the next evaluation) end and be saved. One
+    that takes longer than `GRACE`, or a second signal, ends it at once: the run then goes on
+    from the checkpoint before. Several processes of one run stop at the same step.
+    """
+
+    def __init__(self, time_limit: float | None = None):
+        self._deadline = None if time_limit is None else time.monotonic() + 60 * time_limit
+        self._longest = 0.0
+        self._reason = ""
+        self._breakable = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Stopping":
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python forbids it
+            self._before = {s: signal.signal(s, self._heard) for s in _SIGNALS}
+            self._before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._out_of_patience)
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._before:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _heard(self, number: int, _frame) -> None:
+        again = bool(self._reason)
+        self._reason = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+        # Several processes must agree on a step, so none may leave the others in it.
+        if jax.process_count() == 1:
+            signal.setitimer(signal.ITIMER_REAL, 0.01 if again else GRACE)
+
+    def _out_of_patience(self, _number: int, _frame) -> None:
+        if self._breakable:
+            self._breakable = False
+            raise Stopped(
+                f"stopped by {self._reason}; the same command resumes the last checkpoint"
+            )
+
+    @contextlib.contextmanager
+    def segment(self) -> Iterator[None]:
+        """Work that may be broken off, and whose time tells whether another one fits."""
+        start = time.monotonic()
+        self._breakable = True
+        try:
+            yield
+        finally:
+            self._breakable = False
+        self._longest = max(self._longest, time.monotonic() - start)
+
+    @contextlib.contextmanager
+    def unbroken(self) -> Iterator[None]:
+        """Work, such as writing, that signals do not break off."""
+        breakable, self._breakable = self._breakable, False
+        try:
+            yield
+        finally:
+            self._breakable = breakable
+
+    def fetch(self, tree: Any) -> Any:
+        """Arrays on the host; while they are computed, signals are heard."""
+        leaves = [x for x in jax.tree.leaves(tree) if isinstance(x, jax.Array)]
+        if jax.process_count() == 1:
+            while not all(x.is_ready() for x in leaves):
+                time.sleep(0.002)
+        return jax.device_get(tree)
+
+    def check(self, where: str) -> None:
+        """Raises Stopped, saying `where` all is saved, if it is time to stop."""
+        late = self._deadline is not None and time.monotonic() + self._longest > self._deadline
+        reason = self._reason or ("the time limit" if late else "")
+        if jax.process_count() > 1:
+            asked = multihost_utils.process_allgather(np.array([bool(reason)]))
+            reason = reason or ("another process" if asked.any() else "")
+        if reason:
+            raise Stopped(f"stopped by {reason}: {where}; the same command resumes it")

@@ -1,0 +1,305 @@
+"""A work directory: configuration, result lines and curves of any set of runs, safe to kill.
+
+    DIR/config.json      what the runs are known by, and with what they were made
+    DIR/results.jsonl    a line a finished run and seed
+    DIR/curves/          NAME,seed=S.npz and .csv: everything logged of a run and seed
+    DIR/checkpoints/     NAME,seed=S/STEP: its newest checkpoints
+    DIR/files/           NAME,seed=S/: what `Run.finish` wrote
+
+Several processes of one run share it: process 0 writes, all read.
+"""
+
+import contextlib
+import csv
+import datetime
+import hashlib
+import importlib.metadata
+import io
+import json
+import os
+import pathlib
+import sys
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from dirasym import files, results
+from dirasym.checkpoints import Checkpoints, History, jax_settings
+
+PACKAGES = ("dirasym", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+class WorkDirError(ValueError):
+    """A directory that these runs cannot use; one line says why."""
+
+
+class Known(Protocol):
+    """What a work directory knows of a run: see `runs.Run`."""
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """What its result lines are known by, the seed apart."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """The same as a file name: "model=mdm,length=10"."""
+        ...
+
+
+class WorkDir:
+    """An open work directory; made if it is not there.
+
+    Attributes:
+      path: the directory.
+      config: what all of its runs have in common, as JSON. Another configuration is refused.
+      exp_id: eight digits of its hash; they mark its result lines.
+      results_path: DIR/results.jsonl, or the file given: others' lines may be there too.
+
+    Raises:
+      WorkDirError: the directory holds another configuration (the differing entries are
+        named), a damaged one, or cannot be written; nothing has been written then.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        config: Mapping[str, Any] | None = None,
+        *,
+        results_path: str | os.PathLike | None = None,
+    ):
+        self.path = pathlib.Path(path).expanduser()
+        # Through JSON and back, so that it compares equal to what a file holds.
+        self.config = json.loads(json.dumps(dict(config or {})))
+        settings = jax_settings()
+        wanted = {"config": self.config, "jax": settings}
+        digest = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
+        self.exp_id = digest[:8]
+        self.owner = {"exp_id": self.exp_id, **settings}
+        self.results_path = pathlib.Path(results_path or self.path / "results.jsonl").expanduser()
+        try:
+            if self.results_path.parent != self.path and not self.results_path.parent.is_dir():
+                raise FileNotFoundError(f"no directory for {self.results_path}")
+            _check_results(self.results_path)
+            config_path = self.path / "config.json"
+            if config_path.exists():
+                _refuse_other(config_path, wanted)
+            elif jax.process_index() == 0:
+                self.path.mkdir(parents=True, exist_ok=True)
+                text = json.dumps(wanted | {"made_with": made_with()}, indent=2)
+                files.write_atomically(config_path, text + "\n")
+            # Other processes may come before process 0 has made it.
+            if jax.process_index() == 0 and not os.access(self.path, os.W_OK):
+                raise PermissionError("not writable")
+        except OSError as error:
+            raise WorkDirError(f"{self.path} cannot be used: {error.strerror or error}") from None
+
+    # -----------------------------------------------------------------------------------
+    # Result lines
+
+    def results(self) -> list[dict[str, Any]]:
+        """Lines of finished runs of this configuration."""
+        lines = results.read_results(self.results_path)
+        return [line for line in lines if line.get("exp_id") == self.exp_id]
+
+    def line(self, run: Known, seed: int) -> dict[str, Any] | None:
+        """The result line of a run and seed, or None."""
+        for line in self.results():
+            if (line.get("run"), line.get("seed")) == (run.name, seed):
+                return line
+        return None
+
+    def is_done(self, run: Known, seed: int) -> bool:
+        """Whether its result line and its curves are there to be read."""
+        return self.line(run, seed) is not None and self._read_curves(run, seed) is not None
+
+    def record(self, run: Known, seed: int, line: Mapping[str, Any]) -> None:
+        """Adds a result line, in place of an earlier one of the same run and seed.
+
+        No process goes on before it, and the curves saved before it, can be read.
+        """
+        if jax.process_index() == 0:
+            line = {"exp_id": self.exp_id, "run": run.name, **run.identity, "seed": seed, **line}
+            results.replace_results(self.results_path, [line], ("exp_id", "run", "seed"))
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("recorded")
+
+    # -----------------------------------------------------------------------------------
+    # Curves, checkpoints, files
+
+    def curves_path(self, run: Known, seed: int) -> pathlib.Path:
+        """DIR/curves/NAME,seed=S.npz."""
+        return self.path / "curves" / f"{run.name},seed={seed}.npz"
+
+    def save_curves(self, run: Known, seed: int, history: History) -> None:
+        """Writes the curves of a run, and its scalars as CSV, each in one piece."""
+        if jax.process_index() == 0:
+            path = self.curves_path(run, seed)
+            path.parent.mkdir(exist_ok=True)
+            buffer = io.BytesIO()
+            np.savez_compressed(buffer, **history)
+            files.write_atomically(path, buffer.getvalue())
+            files.write_atomically(path.with_suffix(".csv"), _csv(history))
+
+    def curves(self, run: Known, seed: int) -> History:
+        """What `save_curves` wrote.
+
+        Raises:
+          WorkDirError: it is not there, or cannot be read.
+        """
+        history = self._read_curves(run, seed)
+        if history is None:
+            raise WorkDirError(f"{self.curves_path(run, seed)} is missing or damaged")
+        return history
+
+    def _read_curves(self, run: Known, seed: int) -> History | None:
+        try:
+            with np.load(self.curves_path(run, seed), allow_pickle=False) as file:
+                return dict(file)
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+            return None
+
+    def stacked(
+        self,
+        run: Known,
+        seeds: Sequence[int],
+        *,
+        shared: tuple[str, ...] = ("eval_step",),
+        seeds_first: tuple[str, ...] = (),
+    ) -> History:
+        """Curves of several seeds side by side: arrays [time, seed, ..].
+
+        Args:
+          run: the run.
+          seeds: of it.
+          shared: keys that all seeds have alike; the first's are taken.
+          seeds_first: prefixes of keys without a time axis, which become [seed, ..].
+        """
+        runs = [self.curves(run, seed) for seed in seeds]
+        stacked = {}
+        for key, first in runs[0].items():
+            if key in shared:
+                stacked[key] = first
+            else:
+                axis = 0 if first.ndim == 0 or key.startswith(seeds_first) else 1
+                stacked[key] = np.stack([run[key] for run in runs], axis=axis)
+        return stacked
+
+    def checkpoints(
+        self, run: Known, seed: int, *, keep: int | None = 2, digest: str = ""
+    ) -> Checkpoints:
+        """Its checkpoints; `digest` is that of the data it is trained on."""
+        owner = self.owner | {"run": f"{run.name},seed={seed}", "data": digest}
+        folder = self.path / "checkpoints" / f"{run.name},seed={seed}"
+        return Checkpoints(folder, owner=owner, keep=keep)
+
+    def folder(self, run: Known, seed: int) -> pathlib.Path:
+        """DIR/files/NAME,seed=S, made: for what a run writes at its end."""
+        path = self.path / "files" / f"{run.name},seed={seed}"
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    @contextlib.contextmanager
+    def locked(self, shard: tuple[int, int] | None = None) -> Iterator[None]:
+        """Keeps other processes out; shards keep out others of the same number alone.
+
+        Raises:
+          LockedError: another process works here.
+        """
+        if jax.process_index() > 0:
+            yield
+        elif shard is None:
+            with files.locked(self.path / ".lock"):
+                yield
+        else:
+            with (
+                files.locked(self.path / ".lock", shared=True),
+                files.locked(self.path / f".lock-{shard[0]}-of-{shard[1]}"),
+            ):
+                yield
+
+
+def made_with() -> dict[str, Any]:
+    """Versions, device, date and command, to be written beside results."""
+    versions = {}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return {
+        "python": sys.version.split()[0],
+        "versions": versions,
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": " ".join(sys.argv),
+    }
+
+
+def merge(parts: Sequence[WorkDir], into: WorkDir) -> None:
+    """Copies result lines and curves of parts (shards) that ran in directories of their own.
+
+    Raises:
+      WorkDirError: a part of another configuration.
+    """
+    for part in parts:
+        if part.exp_id != into.exp_id:
+            raise WorkDirError(f"{part.path} holds another configuration than {into.path}")
+    for part in parts:
+        (into.path / "curves").mkdir(exist_ok=True)
+        for path in sorted((part.path / "curves").glob("[!.]*")):
+            files.write_atomically(into.path / "curves" / path.name, path.read_bytes())
+        there = into.results()
+        new = [line for line in part.results() if line not in there]
+        results.replace_results(into.results_path, new, ("exp_id", "run", "seed"))
+
+
+def _csv(history: History) -> str:
+    """The scalars of a history, a row a moment: at evaluations, and the loss up to them."""
+    moments = history.get("eval_step")
+    if moments is None:
+        return ""
+    names = sorted(
+        key for key, x in history.items() if x.shape == moments.shape and key != "eval_step"
+    )
+    steps = [key for key in ("loss", "grad_norm") if key in history]
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["step", *steps, *names])
+    for row, moment in enumerate(moments):
+        before = moments[row - 1] if row else 0
+        means = [history[key][before:moment].mean() if moment > before else "" for key in steps]
+        writer.writerow([moment, *means, *(history[name][row] for name in names)])
+    return text.getvalue()
+
+
+def _check_results(path: pathlib.Path) -> None:
+    """Raises WorkDirError for a file that result lines cannot be added to."""
+    try:
+        lines = results.read_results(path)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not a file of JSON lines"
+        raise WorkDirError(f"{path} cannot be used: {reason}") from None
+    if not all(isinstance(line, dict) for line in lines):
+        raise WorkDirError(f"{path} cannot be used: not a file of result lines")
+
+
+def _refuse_other(path: pathlib.Path, wanted: dict[str, Any]) -> None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        sections = [(found[name], wanted[name]) for name in ("config", "jax")]
+        differing = [
+            f"{key}={there.get(key)!r} there, {here.get(key)!r} here"
+            for there, here in sections
+            for key in sorted(there.keys() | here.keys())
+            if there.get(key) != here.get(key)
+        ]
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise WorkDirError(f"{path} is damaged: it holds no configuration") from None
+    if differing:
+        raise WorkDirError(
+            f"{path.parent} holds another configuration ({'; '.join(differing)}): "
+            "choose another --workdir"
+        )

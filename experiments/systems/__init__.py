@@ -1,0 +1,1 @@
+"""Systems: what an experiment trains, its data, models and runs. Questions are the pages'."""

@@ -1,0 +1,261 @@
+"""The toy task of arXiv 2602.02133 (§5, App. D): models, training, what is asked of them."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dirasym import decoding, metrics, models, objectives, runs, training
+from dirasym.data import case_pairs
+from dirasym.models import token_table
+from dirasym.rows import PerRow
+from experiments.flags import flag
+
+# What is measured of weights, and the names of its columns.
+COLUMNS = {
+    "p": ("forward", "reverse"),
+    "percent": ("forward", "reverse"),
+    "panel": ("right", "wrong"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One flag a field."""
+
+    lengths: tuple[int, ...] = flag((10,), "Sequence lengths L.")
+    seeds: tuple[int, ...] = flag((0, 1, 2), "One run each.", kind="seed")
+    models: tuple[Literal["mdm", "arm"], ...] = flag(("mdm", "arm"), "Which to train.")
+    steps: int = flag(3000, "Train steps.", 1)
+    eval_every: int = flag(250, "Steps between evaluations (and checkpoints).", 1)
+    report_step: int = flag(0, "The step whose weights Table 2 and Figure 11 show; 0: the last.", 0)
+    batch_size: int = flag(256, "Sequences a step.", 1, kind="batch_size")
+    width: int = flag(256, "Width of the residual stream.", 2)
+    layers: int = flag(1, "Transformer layers.", 1)
+    attention_only: bool = flag(False, "The MDM as embedding, attention and head alone (§5.2).")
+    positions: Literal["rope", "alibi", "sinusoidal", "learned", "none"] = flag(
+        "rope", "How positions enter the MDM."
+    )
+    learning_rate: float = flag(3e-4, "Adam's, after warm-up.", 0)
+    warmup_steps: int = flag(1000, "Steps of linear warm-up.", 0)
+    dropout: float = flag(0.02, "Dropout rate.", 0)
+    ema_decay: float = flag(0.9999, "Moving average of the MDM's weights.", 0)
+    weighting: Literal["lambda", "t", "k"] = flag("lambda", "Form of the MDM's DCE loss.")
+    head_init: Literal["as_init", "zeros"] = flag("as_init", "Start of the MDM's output head.")
+    embed_std: float = flag(0.0, "Start of the MDM's embedding: N(0, std²); 0: U(±1/√width).", 0)
+    norm_bias_init: float = flag(1.0, "Start of the MDM's LayerNorm biases (1 in RADD's code).")
+    order: Literal["random", "left_to_right", "right_to_left", "at_once"] = flag(
+        "random", "Order in which the MDM reveals positions."
+    )
+    generations: int = flag(100, "Sampled per letter and direction, at every evaluation.", 1)
+    top_k: int = flag(3, "Sample among the most probable k.", 1)
+
+    def __post_init__(self):
+        if self.top_k > case_pairs.VOCAB_SIZE:
+            raise ValueError(f"--top_k={self.top_k} exceeds the {case_pairs.VOCAB_SIZE} tokens")
+        if self.ema_decay >= 1:
+            raise ValueError(f"--ema_decay={self.ema_decay} must be below 1")
+        for length in self.lengths:
+            case_pairs.placements(length)
+            model_config("mdm", length, self)
+        if self.steps % self.eval_every:
+            raise ValueError(
+                f"--steps={self.steps} is not a multiple of --eval_every={self.eval_every}"
+            )
+        if self.report_step > self.steps or self.report_step % self.eval_every:
+            raise ValueError(
+                f"--report_step={self.report_step} is not a multiple of --eval_every="
+                f"{self.eval_every} up to --steps={self.steps}"
+            )
+
+    @property
+    def shown_step(self) -> int:
+        """The step that tables and panels show."""
+        return self.report_step or self.steps
+
+
+def model_config(model: str, length: int, config: Config) -> models.TransformerConfig:
+    """RADD (MDM) or GPT-2 (ARM) with one head, as in App. D.2 but for what flags change."""
+    size = dict(
+        vocab_size=case_pairs.VOCAB_SIZE,
+        num_layers=config.layers,
+        num_heads=1,
+        width=config.width,
+        max_len=length,
+    )
+    if model == "arm":
+        return models.gpt2(dropout=config.dropout, **size)
+    size |= dict(
+        positions=config.positions,
+        embed_std=config.embed_std or None,
+        dropout=config.dropout,
+        head_init=config.head_init,
+    )
+    if config.attention_only:
+        return models.attention_only(residual=False, **size)
+    return models.radd(norm_bias_init=config.norm_bias_init, **size)
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One model at one length: how it is trained and how it is asked."""
+
+    model: str
+    length: int
+    config: Config
+
+    @functools.cached_property
+    def apply_fn(self):
+        """The model as an ApplyFn, which reads a table of the tokens where it can."""
+        config = model_config(self.model, self.length, self.config)
+        make = token_table.make_apply_fn if token_table.is_exact(config) else models.make_apply_fn
+        return make(models.Transformer(config))
+
+    def state(self, seed: int) -> training.TrainState:
+        """Step 0 of one seed."""
+        init_key, run_key = jax.random.split(jax.random.key(seed))
+        network = models.Transformer(model_config(self.model, self.length, self.config))
+        params = jax.jit(network.init)(init_key, np.zeros((1, self.length), np.int32))["params"]
+        return training.create_state(
+            self.apply_fn, params, self.optimizer, run_key, ema=self.model == "mdm"
+        )
+
+    @functools.cached_property
+    def optimizer(self):
+        """Adam behind a warm-up."""
+        c = self.config
+        return training.make_optimizer(c.learning_rate, warmup_steps=c.warmup_steps)
+
+    @property
+    def capacity(self) -> float:
+        """The share of its positions that an MDM's batch predicts, but for one in a thousand.
+
+        Half of the tokens are masked on average; stratified levels keep the spread small.
+        """
+        spread = math.sqrt(1 / (6 * self.length * self.config.batch_size))
+        return min(1.0, 0.5 + 3 * spread)
+
+    def step(self):
+        """state, batch -> state, metrics."""
+        c = self.config
+        if self.model == "arm":
+            objective = functools.partial(objectives.next_token, bos_id=case_pairs.MASK)
+            return functools.partial(training.train_step, objective=objective)
+        objective = functools.partial(
+            objectives.masked_diffusion,
+            mask_id=case_pairs.MASK,
+            weighting=c.weighting,
+            capacity=self.capacity,
+        )
+        return functools.partial(training.train_step, objective=objective, ema_decay=c.ema_decay)
+
+    def run(
+        self,
+        identity: Mapping[str, Any],
+        evaluate: Callable[[training.TrainState], Mapping[str, jax.Array]],
+        summarize: Callable[[Mapping[str, np.ndarray]], Mapping[str, Any]],
+    ) -> runs.Run:
+        """Its training, for any seed; `evaluate` is compiled."""
+        c, data = self.config, {"tokens_BL": case_pairs.training_set(self.length)}
+        return runs.Run(
+            identity,
+            data=lambda seed: data,
+            step=self.step(),
+            num_steps=c.steps,
+            eval_every=c.eval_every,
+            batch_size=c.batch_size,
+            init=self.state,
+            evaluate=jax.jit(evaluate),
+            summarize=summarize,
+        )
+
+    def generate(self, params, prompts: case_pairs.Queries, key, order: str = "") -> jax.Array:
+        """Percent of generations that hold the letter asked for, over all letters."""
+        c = self.config
+        tokens_BL = jnp.repeat(prompts.tokens_EL, c.generations, axis=0)
+        order = order or c.order
+        if self.model == "arm":
+            output_BL = decoding.left_to_right(
+                self.apply_fn,
+                params,
+                tokens_BL,
+                key,
+                prompt_length=1,
+                bos_id=case_pairs.MASK,
+                top_k=c.top_k,
+            )
+        else:
+            output_BL = decoding.unmask(
+                self.apply_fn,
+                params,
+                tokens_BL,
+                key,
+                mask_id=case_pairs.MASK,
+                top_k=c.top_k,
+                order="random" if order == "at_once" else order,
+                num_steps=1 if order == "at_once" else None,
+            )
+        target_B = jnp.repeat(prompts.target_E, c.generations)
+        return 100 * metrics.generation_success(output_BL, target_B).mean()
+
+    def true_probability(self, params, queries: case_pairs.Queries) -> jax.Array:
+        """Mean P(true token) over all placements (App. D.4)."""
+        q = queries
+        if self.model == "arm":
+            reading = dict(bos_id=case_pairs.MASK)
+        else:
+            reading = dict(excluded_id=case_pairs.MASK, capacity=PerRow(1))
+        p_EL = metrics.target_probability(
+            self.apply_fn, params, q.tokens_EL, q.target_E, q.asked_EL, **reading
+        )
+        return p_EL.sum() / q.asked_EL.sum()
+
+    def evaluate(self, state: training.TrainState) -> dict[str, jax.Array]:
+        """Both directions, for the raw weights and (MDM) their moving average."""
+        weights = {"raw": state.params}
+        if state.ema_params is not None:
+            weights["ema"] = state.ema_params
+        ask = case_pairs.prefix_queries if self.model == "arm" else case_pairs.mask_queries
+        prompts = _both(lambda direction: case_pairs.prompts(self.length, direction))
+        queries = _both(lambda direction: ask(self.length, direction))
+        keys = jax.random.split(jax.random.fold_in(state.key, training.EVAL_STREAM))
+
+        def of_weights(params):  # mapped, so that it is compiled once
+            return {
+                "panel": self.reverse_panel(params),
+                "p": jax.lax.map(lambda q: self.true_probability(params, q), queries),
+                "percent": jax.lax.map(lambda x: self.generate(params, *x), (prompts, keys)),
+            }
+
+        stacked = jax.tree.map(lambda *x: jnp.stack(x), *weights.values())
+        values = jax.lax.map(of_weights, stacked)
+        return {
+            f"{kind}_{label}_{name}": values[kind][row, column]
+            for kind, labels in COLUMNS.items()
+            for row, name in enumerate(weights)
+            for column, label in enumerate(labels)
+        }
+
+    def reverse_panel(self, params) -> jax.Array:
+        """Figure 11: P(the right lowercase) and the largest wrong P but `0`, by position [2, L]."""
+        prompts = case_pairs.prompts(self.length, "reverse")
+        tokens_EL, reading = prompts.tokens_EL, dict(excluded_id=case_pairs.MASK)
+        if self.model == "arm":  # it reads the uppercase and then zeros, the likeliest tokens
+            tokens_EL = np.where(tokens_EL == case_pairs.MASK, case_pairs.PAD, tokens_EL)
+            reading = dict(bos_id=case_pairs.MASK)
+        p_ELV = metrics.probabilities(self.apply_fn, params, tokens_EL, **reading)
+        is_target_EV = np.arange(case_pairs.VOCAB_SIZE) == prompts.target_E[:, None]
+        is_wrong_EV = ~is_target_EV & (np.arange(case_pairs.VOCAB_SIZE) != case_pairs.PAD)
+        right_EL = (p_ELV * is_target_EV[:, None]).sum(-1)
+        wrong_EL = (p_ELV * is_wrong_EV[:, None]).max(-1)
+        return jnp.stack([right_EL.mean(0), wrong_EL.mean(0)])
+
+
+def _both(queries):
+    """Queries of both directions with a leading axis for them."""
+    return jax.tree.map(lambda *x: np.stack(x), queries("forward"), queries("reverse"))
