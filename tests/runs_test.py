@@ -1,0 +1,333 @@
+"""A user's own linen model over seeds, through `runs.sweep`."""
+
+import functools
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+import pytest
+
+from dirasym import files, results, runs, stopping, training
+from dirasym.workdir import WorkDir, WorkDirError, merge
+
+HERE = pathlib.Path(__file__).parent
+MODEL = nn.Sequential([nn.Embed(8, 4), nn.Dense(8)])
+DATA = {"tokens_BL": np.arange(24, dtype=np.int32).reshape(12, 2) % 8}
+OPTIMIZER = optax.adam(1e-2)
+
+
+def _objective(apply_fn, params, batch, key, *, rngs=None):
+    del key, rngs
+    given, asked = batch.tokens_BL[:, 0], batch.tokens_BL[:, 1]
+    nll_B = optax.softmax_cross_entropy_with_integer_labels(apply_fn(params, given), asked)
+    return nll_B.sum(), np.float32(len(given)), {}
+
+
+def _apply_fn(params, tokens):
+    return MODEL.apply({"params": params}, tokens)
+
+
+STEP = functools.partial(training.train_step, objective=_objective, dropout=False)
+
+
+def _init(seed):
+    params = MODEL.init(jax.random.key(seed), DATA["tokens_BL"][0])["params"]
+    return training.create_state(_apply_fn, params, OPTIMIZER, jax.random.key(seed))
+
+
+def _run(name="a", *, data=lambda seed: DATA, step=STEP, num_steps=12, **changes):
+    return runs.Run(
+        {"name": name},
+        data=data,
+        step=step,
+        num_steps=num_steps,
+        eval_every=4,
+        batch_size=4,
+        init=_init,
+        evaluate=lambda state: {"weight": state.params["layers_1"]["bias"][0]},
+        summarize=lambda history: {
+            "loss": float(history["loss"][-1]),
+            "weight": float(history["weight"][-1]),
+        },
+        **changes,
+    )
+
+
+def _sweep(all_runs, seeds, workdir, **how):
+    return runs.sweep(all_runs, seeds, workdir, progress=False, **how)
+
+
+def _without_time(lines):
+    return [{k: v for k, v in line.items() if k != "run_wall_time_sec"} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished sweep: (its lines, its directory)."""
+    path = tmp_path_factory.mktemp("finished")
+    return _sweep([_run("a"), _run("b")], [0, 1, 2], path), path
+
+
+def test_lines_say_run_seed_and_what_summarize_says(finished):
+    lines, path = finished
+    assert [(line["name"], line["seed"]) for line in lines] == [
+        (name, seed) for name in "ab" for seed in (0, 1, 2)
+    ]
+    assert lines == results.read_results(path / "results.jsonl")
+    workdir = WorkDir(path)
+    for line in lines:
+        history = workdir.curves(_run(line["name"]), line["seed"])
+        assert history["loss"].shape == (12,) and line["loss"] == history["loss"][-1]
+        assert history["eval_step"].tolist() == [0, 4, 8, 12]
+        assert history["weight"].shape == (4,) and line["weight"] == history["weight"][-1]
+        want = _init(line["seed"]).params["layers_1"]["bias"][0]
+        assert history["weight"][0] == want
+    stacked = workdir.stacked(_run("a"), [0, 1, 2])
+    np.testing.assert_array_equal(stacked["loss"][-1], [line["loss"] for line in lines[:3]])
+
+
+def test_the_steps_are_those_of_the_library(finished):
+    lines, _ = finished
+    state = _init(1)
+    steps = jax.jit(training.scan_steps(STEP, num_steps=12, batch_size=4))
+    _, metrics = steps(state, DATA)
+    np.testing.assert_allclose(lines[1]["loss"], metrics["loss"][-1], rtol=1e-6)
+
+
+def test_what_is_done_is_not_trained_again(finished):
+    lines, path = finished
+    broken = _run("a", step=None)  # would fail if it were called
+    assert _sweep([broken], [0, 1, 2], path) == lines[:3]
+
+
+def test_lost_or_cut_curves_are_written_again(finished, tmp_path):
+    lines, path = finished
+    again = _sweep([_run("a")], [0], tmp_path)
+    file = tmp_path / "curves" / "name=a,seed=0.npz"
+    content = file.read_bytes()
+    for damage in (content[:100], b""):
+        file.write_bytes(damage)
+        assert _without_time(_sweep([_run("a")], [0], tmp_path)) == _without_time(again)
+        assert WorkDir(tmp_path).curves(_run("a"), 0)["loss"].shape == (12,)
+    assert _without_time(again) == _without_time(lines[:1])
+
+
+def test_seeds_in_one_program_are_those_one_after_another(finished, tmp_path):
+    lines, _ = finished
+    together = _sweep([_run("a")], [0, 1, 2], tmp_path / "shared", together=True)
+    own = _run("a", data=lambda seed: {"tokens_BL": DATA["tokens_BL"].copy()})
+    apart = _sweep([own], [0, 1, 2], tmp_path / "own", together=True)
+    for one, other, want in zip(together, apart, lines, strict=False):
+        np.testing.assert_allclose(one["loss"], want["loss"], rtol=1e-5)
+        np.testing.assert_allclose(other["loss"], want["loss"], rtol=1e-5)
+
+
+class _Stops(Exception):
+    pass
+
+
+def _stopping_after(evaluations):
+    """A run that dies in its so-many-th evaluation."""
+    count = 0
+    run = _run("a")
+
+    def evaluate(state):
+        nonlocal count
+        count += 1
+        if count > evaluations:
+            raise _Stops
+        return run.evaluate(state)
+
+    return runs.Run(**{**vars_of(run), "evaluate": evaluate})
+
+
+def vars_of(run):
+    names = ("identity", "data", "step", "num_steps", "eval_every", "batch_size", "init")
+    return {name: getattr(run, name) for name in (*names, "evaluate", "summarize")}
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_begun_one_way_and_finished_the_other(finished, tmp_path, first):
+    lines, _ = finished
+    with pytest.raises(_Stops):  # together: two evaluations of three seeds, and one more
+        _sweep([_stopping_after(7)], [0, 1, 2], tmp_path, together=first)
+    steps = {path.name for path in tmp_path.glob("checkpoints/*/[0-9]*")}
+    assert steps, "nothing to resume from"
+    got = _sweep([_run("a")], [0, 1, 2], tmp_path, together=not first)
+    for line, want in zip(got, lines, strict=False):
+        np.testing.assert_allclose(line["loss"], want["loss"], rtol=1e-5)
+    history = WorkDir(tmp_path).curves(_run("a"), 2)
+    assert history["eval_step"].tolist() == [0, 4, 8, 12] and history["loss"].shape == (12,)
+
+
+def test_a_group_whose_seeds_were_saved_apart_ends_in_the_same_bits(tmp_path):
+    want = _sweep([_run("a")], [0, 1], tmp_path / "want", together=True)
+    with pytest.raises(_Stops):
+        _sweep([_stopping_after(4)], [0, 1], tmp_path / "cut", together=True)
+    newest = WorkDir(tmp_path / "cut").checkpoints(_run("a"), 0).directory
+    assert [p.name for p in newest.glob("[0-9]*")] == ["4"]
+    # Seed 1 was killed before it was saved.
+    import shutil
+
+    shutil.rmtree(tmp_path / "cut/checkpoints/name=a,seed=1")
+    got = _sweep([_run("a")], [0, 1], tmp_path / "cut", together=True)
+    assert _without_time(got) == _without_time(want)
+
+
+def test_shards_share_a_directory_or_are_merged(finished, tmp_path):
+    lines, _ = finished
+    both = [_run("a"), _run("b")]
+    for part in (0, 1):
+        _sweep(both, [0, 1, 2], tmp_path / "one", shard=(part, 2))
+        _sweep(both, [0, 1, 2], tmp_path / f"part{part}", shard=(part, 2))
+    into = WorkDir(tmp_path / "joined")
+    parts = [WorkDir(tmp_path / f"part{part}") for part in (0, 1)]
+    assert [len(part.results()) for part in parts] == [3, 3]
+    merge(parts, into)
+    for path in ("one", "joined"):
+        got = _sweep([_run("a", step=None), _run("b", step=None)], [0, 1, 2], tmp_path / path)
+        assert _without_time(got) == _without_time(lines)
+
+
+def test_the_time_limit_stops_between_evaluations_and_the_same_call_goes_on(finished, tmp_path):
+    lines, _ = finished
+    with pytest.raises(stopping.Stopped, match="time limit.*name=a,seed=0 is saved at step 4"):
+        _sweep([_run("a")], [0], tmp_path, time_limit=0)
+    assert _without_time(_sweep([_run("a")], [0], tmp_path)) == _without_time(lines[:1])
+
+
+def test_dry_run_counts_and_writes_nothing(tmp_path):
+    (line,) = _sweep([_run("a")], [0, 1], tmp_path / "none", dry_run=True)
+    assert line["parameters"] == 8 * 4 + 4 * 8 + 8
+    assert line["steps"] == 12 and line["seeds"] == 2
+    # The products alone, forward and backward: 2·B·(C·F) each for y, dx and dW.
+    products = 3 * 2 * 4 * 4 * 8 * 12 * 2
+    assert products <= line["flops"] <= 20 * products
+    assert not (tmp_path / "none").exists()
+
+
+class _Writer:
+    def __init__(self):
+        self.said = []
+
+    def open(self, name, config):
+        self.said.append(("open", name, config))
+
+    def scalars(self, step, values):
+        self.said.append((step, values))
+
+    def close(self):
+        self.said.append("close")
+
+
+def test_writers_and_csv_hold_what_was_logged(tmp_path):
+    writer = _Writer()
+    _sweep([_run("a")], [5], tmp_path, writers=[writer])
+    history = WorkDir(tmp_path).curves(_run("a"), 5)
+    assert writer.said[0] == ("open", "name=a,seed=5", {"name": "a"})
+    assert writer.said[-1] == "close"
+    step, values = writer.said[-2]
+    assert step == 12 and values["loss"] == history["loss"][-1]
+    assert values["weight"] == history["weight"][-1]
+    header, *rows = (tmp_path / "curves/name=a,seed=5.csv").read_text().split()
+    assert header == "step,loss,grad_norm,weight"
+    assert [row.split(",")[0] for row in rows] == ["0", "4", "8", "12"]
+    np.testing.assert_allclose(float(rows[2].split(",")[1]), history["loss"][4:8].mean())
+    np.testing.assert_allclose(float(rows[3].split(",")[3]), history["weight"][3])
+
+
+def test_finish_gets_the_last_state_and_a_folder(tmp_path):
+    def finish(state, folder):
+        (folder / "step").write_text(str(int(state.step)))
+        return {"last": np.arange(3)}
+
+    _sweep([_run("a", finish=finish)], [0], tmp_path)
+    assert (tmp_path / "files/name=a,seed=0/step").read_text() == "12"
+    assert WorkDir(tmp_path).curves(_run("a"), 0)["last"].tolist() == [0, 1, 2]
+
+
+def test_a_non_finite_loss_names_run_step_and_checkpoint(tmp_path):
+    def poisoned(state, batch, **kwargs):
+        state, metrics = STEP(state, batch, **kwargs)
+        loss = jax.numpy.where(state.step == 7, np.nan, metrics["loss"])
+        return state, metrics | {"loss": loss}
+
+    with pytest.raises(training.NonFiniteLossError, match=r"step 7 of name=a,seed=0.*/4"):
+        _sweep([_run("a", step=poisoned)], [0], tmp_path)
+    assert results.read_results(tmp_path / "results.jsonl") == []
+
+
+def test_runs_that_cannot_be_are_refused(tmp_path):
+    for error, call in {
+        "runs of one identity": lambda: _sweep([_run(), _run()], [0], tmp_path / "x"),
+        "seeds": lambda: _sweep([_run()], [0, 0], tmp_path / "x"),
+        "shard 2 of 2": lambda: _sweep([_run()], [0], tmp_path / "x", shard=(2, 2)),
+        "multiple of eval_every": lambda: _run(num_steps=13),
+        "need backend 'jit'": lambda: _sweep(
+            [_run()], [0], tmp_path / "x", together=True, backend="pmap"
+        ),
+    }.items():
+        with pytest.raises(ValueError, match=error):
+            call()
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_directory_belongs_to_one_configuration_and_one_process(tmp_path):
+    WorkDir(tmp_path, {"rate": 0.1})
+    with pytest.raises(WorkDirError, match=r"rate=0\.1 there, 0\.2 here"):
+        WorkDir(tmp_path, {"rate": 0.2})
+    with WorkDir(tmp_path, {"rate": 0.1}).locked(), pytest.raises(files.LockedError):
+        _sweep([_run()], [0], WorkDir(tmp_path, {"rate": 0.1}))
+    for damage in ("[]", "null", "{", "[" * 100_000, '{"config": 3, "jax": {}}'):
+        (tmp_path / "config.json").write_text(damage)
+        with pytest.raises(WorkDirError, match="holds no configuration"):
+            WorkDir(tmp_path, {"rate": 0.1})
+
+
+def test_names_are_short_and_differ():
+    long = [runs.Run(**{**vars_of(_run()), "identity": {"x": "y" * 300 + z}}) for z in "ab"]
+    assert all(len(run.name) <= 150 for run in long) and long[0].name != long[1].name
+    odd = runs.Run(**{**vars_of(_run()), "identity": {"x": "a/b c"}})
+    assert odd.name == "x=a_b_c"
+
+
+def _example():
+    text = (HERE.parent / "docs/runs.md").read_text()
+    return text.split("```python\n")[1].split("```")[0]
+
+
+def test_the_example_of_the_docs_is_killed_and_resumes(tmp_path):
+    """A script of twenty lines, killed while it trains, ends in the same bits."""
+    script = tmp_path / "study.py"
+    script.write_text(_example())
+    assert len(_example().splitlines()) <= 32
+    env = os.environ | {"PYTHONPATH": str(HERE.parent)}
+    command = [sys.executable, str(script)]
+
+    def finish(folder):
+        folder.mkdir(exist_ok=True)
+        subprocess.run(command, cwd=folder, env=env, check=True, capture_output=True)
+        lines = (folder / "runs/mine/results.jsonl").read_text().splitlines()
+        return _without_time([json.loads(line) for line in lines])
+
+    want = finish(tmp_path / "whole")
+    cut = tmp_path / "cut"
+    cut.mkdir()
+    for _ in range(2):
+        process = subprocess.Popen(command, cwd=cut, env=env, stderr=subprocess.DEVNULL)
+        before = len(list(cut.glob("runs/mine/checkpoints/*/[0-9]*")))
+        while process.poll() is None:
+            if len(list(cut.glob("runs/mine/checkpoints/*/[0-9]*"))) > before:
+                break
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert finish(cut) == want
