@@ -25,6 +25,19 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
+def plan_table(lines: Sequence[Mapping[str, Any]], rate: float) -> str:
+    """What `runs.sweep(dry_run=True)` says, with the least time that it takes at `rate` FLOP/s."""
+    if not lines:
+        return "nothing to train"
+    header = [*lines[0], "hours, at least"]
+    rows = []
+    for line in lines:
+        hours = line["flops"] / rate / 3600
+        cells = {**line, "flops": f"{line['flops']:.3g}", "hours": f"{hours:.3g}"}
+        rows.append(list(cells.values()))
+    return f"{table(header, rows)}\nAt {rate / 1e9:.0f} GFLOP/s, the rate of matrix products here."
+
+
 def with_interval(mean: float, half_width: float, digits: int = 2) -> str:
     """`43.1 ± 2.0`, or the mean alone where there is no interval."""
     text = f"{mean:.{digits}f}"

@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -26,6 +25,7 @@ from dirasym import sharding, training
 from dirasym.checkpoints import History
 from dirasym.compile import Backend, check_divisible, compile_scan
 from dirasym.progress import Progress
+from dirasym.seeds import by_seed, stack, unstack
 from dirasym.stopping import Stopping
 from dirasym.training import Data, StepFn, TrainState
 from dirasym.types import Array, Batch
@@ -86,6 +86,14 @@ class Run:
             digest = hashlib.sha256(json.dumps(dict(self.identity)).encode()).hexdigest()
             name = f"{name.encode()[: _LONGEST_NAME - 9].decode(errors='ignore')}-{digest[:8]}"
         return name
+
+
+def parse_shard(text: str) -> Shard:
+    """(I, N) of "I/N". Raises ValueError for any other text."""
+    part, slash, parts = text.partition("/")
+    if slash and part.isdecimal() and parts.isdecimal() and int(part) < int(parts):
+        return int(part), int(parts)
+    raise ValueError(f"shard={text} is not I/N with 0 <= I < N")
 
 
 class Writer(Protocol):
@@ -155,7 +163,7 @@ def sweep(
       See `docs/runs.md`.
     """
     all_runs, seeds = list(all_runs), list(seeds)
-    together = _decide(all_runs, seeds, mesh, backend, together, shard)
+    together = check(all_runs, seeds, mesh, backend, together, shard)
     if dry_run:
         return [plan_line(run, seeds) for run in all_runs]
     workdir = workdir if isinstance(workdir, WorkDir) else WorkDir(workdir)
@@ -173,8 +181,15 @@ def sweep(
     return [line for run, seed in mine if (line := workdir.line(run, seed)) is not None]
 
 
-def _decide(all_runs, seeds, mesh, backend, together, shard) -> bool:
-    """Whether seeds train together; raises ValueError for a sweep that cannot be."""
+def check(
+    all_runs: Sequence[Run],
+    seeds: Sequence[int],
+    mesh: Mesh | None = None,
+    backend: Backend = "jit",
+    together: bool | Literal["auto"] = "auto",
+    shard: Shard | None = None,
+) -> bool:
+    """Whether the seeds of this sweep train together; raises its ValueErrors."""
     names = [run.name for run in all_runs]
     for what, values in (("runs of one identity", names), ("seeds", seeds)):
         if len(set(values)) < len(values):
@@ -224,7 +239,7 @@ class _Group:
         self.run, self.seeds, self.workdir = run, seeds, workdir
         self.writers = writers
         self.data = [run.data(seed) for seed in seeds]
-        digests = [digest_of(data) for data in self.data]
+        digests = [training.digest(data) for data in self.data]
         self.saved = [
             workdir.checkpoints(run, seed, keep=keep, digest=digest)
             for seed, digest in zip(seeds, digests, strict=True)
@@ -249,7 +264,7 @@ class _Group:
             start = time.time()
             with stopping.segment():
                 state, metrics = steps(state, data)
-                metrics = _by_seed(stopping.fetch(metrics), len(self.seeds))
+                metrics = by_seed(stopping.fetch(metrics), len(self.seeds))
                 step += run.eval_every
                 self._check(metrics, step)
                 states = unstack(state, len(self.seeds))
@@ -345,40 +360,6 @@ class _Group:
             writer.close()
 
 
-def stack(states: Sequence[TrainState]) -> TrainState:
-    """States of several seeds as one with a leading axis; the only one as it is.
-
-    What is frozen must be the same for all, and gets no axis.
-    """
-    if len(states) == 1:
-        return states[0]
-    # By their leaves: each state may have an optimizer of its own, and no two are equal.
-    apart = [state.replace(frozen=None) for state in states]
-    leaves = zip(*map(jax.tree.leaves, apart), strict=True)
-    structure = jax.tree.structure(apart[0])
-    stacked = jax.tree.unflatten(structure, [jnp.stack(leaf) for leaf in leaves])
-    return stacked.replace(frozen=states[0].frozen)
-
-
-def unstack(state: TrainState, count: int) -> list[TrainState]:
-    """The inverse of `stack`."""
-    if count == 1:
-        return [state]
-    bare = state.replace(frozen=None)
-    parts = [jax.tree.map(lambda x, seed=seed: x[seed], bare) for seed in range(count)]
-    return [part.replace(frozen=state.frozen) for part in parts]
-
-
-def digest_of(data: Data) -> str:
-    """Sixteen digits that change with the examples: what a checkpoint was trained on."""
-    digest = hashlib.sha256()
-    for name, x in sorted(data.items()):
-        x = np.asarray(x)
-        digest.update(f"{name} {x.dtype} {x.shape}".encode())
-        digest.update(np.ascontiguousarray(x).tobytes())
-    return digest.hexdigest()[:16]
-
-
 def plan_line(run: Run, seeds: Sequence[int]) -> dict[str, Any]:
     """What a run will cost, without running it: parameters and FLOPs by the compiler's count.
 
@@ -400,13 +381,6 @@ def plan_line(run: Run, seeds: Sequence[int]) -> dict[str, Any]:
         "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
         "flops": flops * run.num_steps * len(seeds),
     }
-
-
-def _by_seed(metrics: Mapping[str, np.ndarray], count: int) -> list[dict[str, np.ndarray]]:
-    """Metrics [T] of a seed, or [seeds, T] of several, apart."""
-    if count == 1:
-        return [{key: np.asarray(x) for key, x in metrics.items()}]
-    return [{key: np.asarray(x)[seed] for key, x in metrics.items()} for seed in range(count)]
 
 
 def _extended(history: History, arrays: Mapping[str, np.ndarray]) -> History:

@@ -1,5 +1,6 @@
 """A pure train step, its state and optimizer, and many steps as one scan."""
 
+import hashlib
 from collections.abc import Callable
 
 import flax.training.train_state
@@ -205,6 +206,16 @@ def scan_steps(
         return jax.lax.scan(body, state, indices_TB)
 
     return steps
+
+
+def digest(data: Data) -> str:
+    """Sixteen digits that change with the examples: what a checkpoint was trained on."""
+    hashed = hashlib.sha256()
+    for name, x in sorted(data.items()):
+        x = np.asarray(x)
+        hashed.update(f"{name} {x.dtype} {x.shape}".encode())
+        hashed.update(np.ascontiguousarray(x).tobytes())
+    return hashed.hexdigest()[:16]
 
 
 class NonFiniteLossError(RuntimeError):

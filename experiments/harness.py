@@ -38,10 +38,10 @@ from absl import app, logging
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from dirasym import checkpoints, files, results, sharding, training
+from dirasym import checkpoints, devices, files, results, sharding, training
 from dirasym.compile import check_divisible
 from experiments import flags
-from experiments.flags import FLAGS, UsageError, device_mesh
+from experiments.flags import FLAGS, UsageError
 
 
 class _Stopped(Exception):
@@ -62,9 +62,9 @@ def main(
         try:
             if not FLAGS["verbosity"].present:
                 logging.set_verbosity(logging.WARNING)  # Orbax tells every rename
-            flags.start_jax()
-            mesh = device_mesh()
             try:
+                devices.start(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
+                mesh = devices.mesh(FLAGS.num_devices, FLAGS.model_devices, FLAGS.backend)
                 config = flags.read(config_type)
                 if FLAGS.backend == "pmap" and FLAGS.seeds_together == "yes":
                     raise ValueError("--seeds_together=yes needs --backend=jit")

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import jax
 
 from dirasym import report, runs, training
+from dirasym.analysis import case_recall
 from dirasym.data import case_pairs
 from dirasym.workdir import WorkDir
 from experiments import flags
@@ -24,7 +25,6 @@ from experiments.flags import flag
 from experiments.reports import toy_study
 from experiments.systems import toy
 
-Order = Literal["random", "left_to_right", "right_to_left", "at_once"]
 INITS = {  # what differs from toy_reversal's defaults
     "default": {},
     "bias_zero": dict(norm_bias_init=0.0),
@@ -47,7 +47,7 @@ class Config:
     length: int = flag(10, "Sequence length L.", 2)
     seeds: tuple[int, ...] = flag((0, 1, 2), "One run each.", kind="seed")
     inits: tuple[Literal[tuple(INITS)], ...] = flag(tuple(INITS), "Initialisations.")
-    orders: tuple[Order, ...] = flag(Order.__args__, "Orders of revealing.")
+    orders: tuple[case_recall.Order, ...] = flag(case_recall.Order.__args__, "Orders of revealing.")
     steps: int = flag(3000, "Train steps.", 1)
     eval_every: int = flag(250, "Steps between evaluations.", 1)
     generations: int = flag(100, "Sampled per letter, direction and order.", 1)
@@ -87,8 +87,13 @@ def generate_in_orders(
     """Accuracy in percent, `direction/order/weights`."""
     key = jax.random.fold_in(state.key, training.EVAL_STREAM)
     return {
-        f"{direction}/{order}/{weights}": task.generate(
-            params, case_pairs.prompts(task.length, direction), key, order
+        f"{direction}/{order}/{weights}": case_recall.generation_percent(
+            task.apply_fn,
+            params,
+            case_pairs.prompts(task.length, direction),
+            key,
+            kind="masked",
+            **task.sampling | {"order": order},
         )
         for weights, params in (("raw", state.params), ("ema", state.ema_params))
         for direction in ("forward", "reverse")

@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -109,7 +110,7 @@ def test_what_is_done_is_not_trained_again(finished):
 
 
 def test_lost_or_cut_curves_are_written_again(finished, tmp_path):
-    lines, path = finished
+    lines, _ = finished
     again = _sweep([_run("a")], [0], tmp_path)
     file = tmp_path / "curves" / "name=a,seed=0.npz"
     content = file.read_bytes()
@@ -174,10 +175,7 @@ def test_a_group_whose_seeds_were_saved_apart_ends_in_the_same_bits(tmp_path):
         _sweep([_stopping_after(4)], [0, 1], tmp_path / "cut", together=True)
     newest = WorkDir(tmp_path / "cut").checkpoints(_run("a"), 0).directory
     assert [p.name for p in newest.glob("[0-9]*")] == ["4"]
-    # Seed 1 was killed before it was saved.
-    import shutil
-
-    shutil.rmtree(tmp_path / "cut/checkpoints/name=a,seed=1")
+    shutil.rmtree(tmp_path / "cut/checkpoints/name=a,seed=1")  # killed before it was saved
     got = _sweep([_run("a")], [0, 1], tmp_path / "cut", together=True)
     assert _without_time(got) == _without_time(want)
 
@@ -199,7 +197,7 @@ def test_shards_share_a_directory_or_are_merged(finished, tmp_path):
 
 def test_the_time_limit_stops_between_evaluations_and_the_same_call_goes_on(finished, tmp_path):
     lines, _ = finished
-    with pytest.raises(stopping.Stopped, match="time limit.*name=a,seed=0 is saved at step 4"):
+    with pytest.raises(stopping.Stopped, match=r"time limit.*name=a,seed=0 is saved at step 4"):
         _sweep([_run("a")], [0], tmp_path, time_limit=0)
     assert _without_time(_sweep([_run("a")], [0], tmp_path)) == _without_time(lines[:1])
 

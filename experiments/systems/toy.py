@@ -7,21 +7,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from dirasym import decoding, metrics, models, objectives, runs, training
+from dirasym import models, objectives, runs, training
+from dirasym.analysis import case_recall
 from dirasym.data import case_pairs
 from dirasym.models import token_table
-from dirasym.rows import PerRow
 from experiments.flags import flag
-
-# What is measured of weights, and the names of its columns.
-COLUMNS = {
-    "p": ("forward", "reverse"),
-    "percent": ("forward", "reverse"),
-    "panel": ("right", "wrong"),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,9 +41,7 @@ class Config:
     head_init: Literal["as_init", "zeros"] = flag("as_init", "Start of the MDM's output head.")
     embed_std: float = flag(0.0, "Start of the MDM's embedding: N(0, std²); 0: U(±1/√width).", 0)
     norm_bias_init: float = flag(1.0, "Start of the MDM's LayerNorm biases (1 in RADD's code).")
-    order: Literal["random", "left_to_right", "right_to_left", "at_once"] = flag(
-        "random", "Order in which the MDM reveals positions."
-    )
+    order: case_recall.Order = flag("random", "Order in which the MDM reveals positions.")
     generations: int = flag(100, "Sampled per letter and direction, at every evaluation.", 1)
     top_k: int = flag(3, "Sample among the most probable k.", 1)
 
@@ -174,88 +164,23 @@ class Task:
             summarize=summarize,
         )
 
-    def generate(self, params, prompts: case_pairs.Queries, key, order: str = "") -> jax.Array:
-        """Percent of generations that hold the letter asked for, over all letters."""
-        c = self.config
-        tokens_BL = jnp.repeat(prompts.tokens_EL, c.generations, axis=0)
-        order = order or c.order
-        if self.model == "arm":
-            output_BL = decoding.left_to_right(
-                self.apply_fn,
-                params,
-                tokens_BL,
-                key,
-                prompt_length=1,
-                bos_id=case_pairs.MASK,
-                top_k=c.top_k,
-            )
-        else:
-            output_BL = decoding.unmask(
-                self.apply_fn,
-                params,
-                tokens_BL,
-                key,
-                mask_id=case_pairs.MASK,
-                top_k=c.top_k,
-                order="random" if order == "at_once" else order,
-                num_steps=1 if order == "at_once" else None,
-            )
-        target_B = jnp.repeat(prompts.target_E, c.generations)
-        return 100 * metrics.generation_success(output_BL, target_B).mean()
-
-    def true_probability(self, params, queries: case_pairs.Queries) -> jax.Array:
-        """Mean P(true token) over all placements (App. D.4)."""
-        q = queries
-        if self.model == "arm":
-            reading = dict(bos_id=case_pairs.MASK)
-        else:
-            reading = dict(excluded_id=case_pairs.MASK, capacity=PerRow(1))
-        p_EL = metrics.target_probability(
-            self.apply_fn, params, q.tokens_EL, q.target_E, q.asked_EL, **reading
-        )
-        return p_EL.sum() / q.asked_EL.sum()
-
     def evaluate(self, state: training.TrainState) -> dict[str, jax.Array]:
         """Both directions, for the raw weights and (MDM) their moving average."""
         weights = {"raw": state.params}
         if state.ema_params is not None:
             weights["ema"] = state.ema_params
-        ask = case_pairs.prefix_queries if self.model == "arm" else case_pairs.mask_queries
-        prompts = _both(lambda direction: case_pairs.prompts(self.length, direction))
-        queries = _both(lambda direction: ask(self.length, direction))
-        keys = jax.random.split(jax.random.fold_in(state.key, training.EVAL_STREAM))
+        key = jax.random.fold_in(state.key, training.EVAL_STREAM)
+        return case_recall.evaluate(
+            self.apply_fn, weights, self.length, key, kind=self.kind, **self.sampling
+        )
 
-        def of_weights(params):  # mapped, so that it is compiled once
-            return {
-                "panel": self.reverse_panel(params),
-                "p": jax.lax.map(lambda q: self.true_probability(params, q), queries),
-                "percent": jax.lax.map(lambda x: self.generate(params, *x), (prompts, keys)),
-            }
+    @property
+    def kind(self) -> case_recall.Kind:
+        """How the model reads."""
+        return "causal" if self.model == "arm" else "masked"
 
-        stacked = jax.tree.map(lambda *x: jnp.stack(x), *weights.values())
-        values = jax.lax.map(of_weights, stacked)
-        return {
-            f"{kind}_{label}_{name}": values[kind][row, column]
-            for kind, labels in COLUMNS.items()
-            for row, name in enumerate(weights)
-            for column, label in enumerate(labels)
-        }
-
-    def reverse_panel(self, params) -> jax.Array:
-        """Figure 11: P(the right lowercase) and the largest wrong P but `0`, by position [2, L]."""
-        prompts = case_pairs.prompts(self.length, "reverse")
-        tokens_EL, reading = prompts.tokens_EL, dict(excluded_id=case_pairs.MASK)
-        if self.model == "arm":  # it reads the uppercase and then zeros, the likeliest tokens
-            tokens_EL = np.where(tokens_EL == case_pairs.MASK, case_pairs.PAD, tokens_EL)
-            reading = dict(bos_id=case_pairs.MASK)
-        p_ELV = metrics.probabilities(self.apply_fn, params, tokens_EL, **reading)
-        is_target_EV = np.arange(case_pairs.VOCAB_SIZE) == prompts.target_E[:, None]
-        is_wrong_EV = ~is_target_EV & (np.arange(case_pairs.VOCAB_SIZE) != case_pairs.PAD)
-        right_EL = (p_ELV * is_target_EV[:, None]).sum(-1)
-        wrong_EL = (p_ELV * is_wrong_EV[:, None]).max(-1)
-        return jnp.stack([right_EL.mean(0), wrong_EL.mean(0)])
-
-
-def _both(queries):
-    """Queries of both directions with a leading axis for them."""
-    return jax.tree.map(lambda *x: np.stack(x), queries("forward"), queries("reverse"))
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """How it generates, as `case_recall` takes it."""
+        c = self.config
+        return dict(generations=c.generations, top_k=c.top_k, order=c.order)

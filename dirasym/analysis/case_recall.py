@@ -1,0 +1,137 @@
+"""What a model answers on the toy task of `data.case_pairs` (arXiv 2602.02133, §5, App. D.4).
+
+A masked model reads rows as they stand, [M] where it is asked. A causal model reads BOS and what
+stands before; its BOS is the same token, `case_pairs.MASK`.
+"""
+
+import functools
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dirasym import decoding, metrics
+from dirasym.data import case_pairs
+from dirasym.data.case_pairs import MASK, PAD, VOCAB_SIZE, Queries
+from dirasym.rows import PerRow
+from dirasym.types import ApplyFn, Params
+
+Kind = Literal["masked", "causal"]
+Order = Literal["random", "left_to_right", "right_to_left", "at_once"]
+DIRECTIONS = ("forward", "reverse")
+
+
+def queries(length: int, kind: Kind) -> dict[str, Queries]:
+    """The placements of both directions: row by row about the same letter and positions."""
+    ask = case_pairs.prefix_queries if kind == "causal" else case_pairs.mask_queries
+    return {direction: ask(length, direction) for direction in DIRECTIONS}
+
+
+def both(of_direction) -> Queries:
+    """Queries of both directions with a leading axis for them."""
+    return jax.tree.map(lambda *x: np.stack(x), *map(of_direction, DIRECTIONS))
+
+
+def generation_percent(
+    apply_fn: ApplyFn,
+    params: Params,
+    prompts: Queries,
+    key: jax.Array,
+    *,
+    kind: Kind,
+    generations: int,
+    top_k: int | None = 3,
+    order: Order = "random",
+) -> jax.Array:
+    """Percent of generations that hold the letter asked for anywhere, over all letters.
+
+    Args:
+      apply_fn: the model.
+      params: its parameters.
+      prompts: `case_pairs.prompts(length, direction)`: a letter at position 0.
+      key: of sampling.
+      kind: how the model reads.
+      generations: of each prompt.
+      top_k: sample among the most probable.
+      order: in which a masked model reveals positions; "at_once" draws all in one step.
+    """
+    tokens_BL = jnp.repeat(prompts.tokens_EL, generations, axis=0)
+    if kind == "causal":
+        output_BL = decoding.left_to_right(
+            apply_fn, params, tokens_BL, key, prompt_length=1, bos_id=MASK, top_k=top_k
+        )
+    else:
+        at_once = order == "at_once"
+        how = dict(order="random" if at_once else order, num_steps=1 if at_once else None)
+        output_BL = decoding.unmask(
+            apply_fn, params, tokens_BL, key, mask_id=MASK, top_k=top_k, **how
+        )
+    target_B = jnp.repeat(prompts.target_E, generations)
+    return 100 * metrics.generation_success(output_BL, target_B).mean()
+
+
+def true_probability(apply_fn: ApplyFn, params: Params, asked: Queries, *, kind: Kind) -> jax.Array:
+    """Mean P(true letter) over all placements of one direction (App. D.4)."""
+    reading = dict(bos_id=MASK) if kind == "causal" else dict(excluded_id=MASK, capacity=PerRow(1))
+    p_EL = metrics.target_probability(
+        apply_fn, params, asked.tokens_EL, asked.target_E, asked.asked_EL, **reading
+    )
+    return p_EL.sum() / asked.asked_EL.sum()
+
+
+def reverse_panel(apply_fn: ApplyFn, params: Params, length: int, *, kind: Kind) -> jax.Array:
+    """Figure 11: P(the right lowercase) and the largest wrong P but `0`, by position [2, L].
+
+    Means over letters. A causal model reads the uppercase and then zeros, the likeliest tokens.
+    """
+    prompts = case_pairs.prompts(length, "reverse")
+    tokens_EL, reading = prompts.tokens_EL, dict(excluded_id=MASK)
+    if kind == "causal":
+        tokens_EL, reading = np.where(tokens_EL == MASK, PAD, tokens_EL), dict(bos_id=MASK)
+    p_ELV = metrics.probabilities(apply_fn, params, tokens_EL, **reading)
+    is_target_EV = np.arange(VOCAB_SIZE) == prompts.target_E[:, None]
+    is_wrong_EV = ~is_target_EV & (np.arange(VOCAB_SIZE) != PAD)
+    right_EL = (p_ELV * is_target_EV[:, None]).sum(-1)
+    wrong_EL = (p_ELV * is_wrong_EV[:, None]).max(-1)
+    return jnp.stack([right_EL.mean(0), wrong_EL.mean(0)])
+
+
+def evaluate(
+    apply_fn: ApplyFn,
+    weights: dict[str, Params],
+    length: int,
+    key: jax.Array,
+    *,
+    kind: Kind,
+    **sampling,
+) -> dict[str, jax.Array]:
+    """All of the above for several weights of one model, compiled once.
+
+    Returns:
+      `p_forward_NAME`, `percent_reverse_NAME`, .. scalars and `panel_right_NAME`,
+      `panel_wrong_NAME` [L], for each NAME in `weights`.
+    """
+    prompts = both(functools.partial(case_pairs.prompts, length))
+    asked = jax.tree.map(lambda *x: np.stack(x), *queries(length, kind).values())
+    keys = jax.random.split(key)
+
+    def of_weights(params):
+        return {
+            "panel": reverse_panel(apply_fn, params, length, kind=kind),
+            "p": jax.lax.map(lambda q: true_probability(apply_fn, params, q, kind=kind), asked),
+            "percent": jax.lax.map(
+                lambda x: generation_percent(apply_fn, params, *x, kind=kind, **sampling),
+                (prompts, keys),
+            ),
+        }
+
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *weights.values())
+    values = jax.lax.map(of_weights, stacked)
+    labels = {"p": DIRECTIONS, "percent": DIRECTIONS, "panel": ("right", "wrong")}
+    return {
+        f"{measure}_{label}_{name}": values[measure][row, column]
+        for measure, columns in labels.items()
+        for row, name in enumerate(weights)
+        for column, label in enumerate(columns)
+    }

@@ -1,0 +1,40 @@
+"""Several seeds in one program: states with a leading axis of seeds, and apart again."""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dirasym.training import TrainState
+
+
+def stack(states: Sequence[TrainState]) -> TrainState:
+    """States of several seeds as one with a leading axis; the only one as it is.
+
+    What is frozen must be the same for all, and gets no axis.
+    """
+    if len(states) == 1:
+        return states[0]
+    # By their leaves: each state may have an optimizer of its own, and no two are equal.
+    apart = [state.replace(frozen=None) for state in states]
+    leaves = zip(*map(jax.tree.leaves, apart), strict=True)
+    structure = jax.tree.structure(apart[0])
+    stacked = jax.tree.unflatten(structure, [jnp.stack(leaf) for leaf in leaves])
+    return stacked.replace(frozen=states[0].frozen)
+
+
+def unstack(state: TrainState, count: int) -> list[TrainState]:
+    """The inverse of `stack`."""
+    if count == 1:
+        return [state]
+    bare = state.replace(frozen=None)
+    parts = [jax.tree.map(lambda x, seed=seed: x[seed], bare) for seed in range(count)]
+    return [part.replace(frozen=state.frozen) for part in parts]
+
+
+def by_seed(metrics: Mapping[str, np.ndarray], count: int) -> list[dict[str, np.ndarray]]:
+    """Metrics [T] of a seed, or [seeds, T] of several, apart."""
+    if count == 1:
+        return [{key: np.asarray(x) for key, x in metrics.items()}]
+    return [{key: np.asarray(x)[seed] for key, x in metrics.items()} for seed in range(count)]
