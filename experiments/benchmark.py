@@ -21,8 +21,9 @@ import jax
 from dirasym import report
 from dirasym.compile import compile_scan
 from dirasym.data import case_pairs
-from experiments import flags, harness, relations_task, toy_task
+from experiments import flags, harness, relations_task
 from experiments.flags import flag
+from experiments.systems import toy
 
 PRESETS = {"smoke": dict(lengths=[4], rounds=1), "quick": {}, "paper": {}}
 
@@ -95,8 +96,7 @@ def alternate(contenders: dict[str, Callable[[], object]], rounds: int) -> dict[
 
 def _jax_steps(length: int, config: Config, skip: bool) -> Callable[[], object]:
     """The experiment's own step, as it runs it: many in one dispatch."""
-    toy = toy_task.Config(lengths=(length,), batch_size=config.batch_size)
-    task = toy_task.Task("mdm", length, toy, together=False)
+    task = toy.Task("mdm", length, toy.Config(lengths=(length,), batch_size=config.batch_size))
     state = task.state(seed=0)
     if not skip:
         state = state.replace(apply_fn=task.apply_fn(None))

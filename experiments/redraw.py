@@ -9,7 +9,10 @@ Expected  docs/figures/toy_accuracy.png, toy_study.png and facts_names.png as th
 import pathlib
 
 from dirasym import report, results
-from experiments import facts_report, toy_report, toy_reversal, toy_study, toy_task
+from experiments import facts_report, toy_reversal, toy_study
+from experiments.reports import toy as toy_report
+from experiments.reports import toy_study as toy_study_report
+from experiments.systems import toy
 
 DOCS = pathlib.Path(__file__).parents[1] / "docs"
 REVERSE_QUESTIONS = {  # bars, and where their result lines are
@@ -29,7 +32,7 @@ REVERSE_QUESTIONS = {  # bars, and where their result lines are
 
 def main(folder: pathlib.Path = DOCS / "figures") -> None:
     """Draws them and prints their paths."""
-    table_2 = toy_task.Config(lengths=tuple(toy_reversal.PAPER_TABLE_2), report_step=1000)
+    table_2 = toy.Config(lengths=tuple(toy_reversal.PAPER_TABLE_2), report_step=1000)
     lines = _lines("toy_reversal", "results", "results_L40", "results_arm")
     bars = toy_report.accuracy_bars(lines, table_2, toy_reversal.PAPER_TABLE_2)
     study = toy_study.Config()
@@ -39,7 +42,7 @@ def main(folder: pathlib.Path = DOCS / "figures") -> None:
         for line in sorted(_lines("toy_study", *parts), key=lambda line: len(line["loss"]))
     }
     by_seed = sorted(longest.values(), key=lambda line: line["seed"])
-    curves, _ = toy_study.draw(by_seed, study.inits, study.orders)
+    curves = toy_study_report.figure(by_seed, study.inits, study.orders)
     names = facts_report.reverse_bars(
         {label: _lines(*place) for label, place in REVERSE_QUESTIONS.items()}
     )

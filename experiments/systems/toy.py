@@ -99,18 +99,23 @@ class Task:
     length: int
     config: Config
 
+    @property
+    def network(self) -> models.TransformerConfig:
+        """Its configuration."""
+        return model_config(self.model, self.length, self.config)
+
     @functools.cached_property
     def apply_fn(self):
         """The model as an ApplyFn, which reads a table of the tokens where it can."""
-        config = model_config(self.model, self.length, self.config)
-        make = token_table.make_apply_fn if token_table.is_exact(config) else models.make_apply_fn
-        return make(models.Transformer(config))
+        exact = token_table.is_exact(self.network)
+        make = token_table.make_apply_fn if exact else models.make_apply_fn
+        return make(models.Transformer(self.network))
 
     def state(self, seed: int) -> training.TrainState:
         """Step 0 of one seed."""
         init_key, run_key = jax.random.split(jax.random.key(seed))
-        network = models.Transformer(model_config(self.model, self.length, self.config))
-        params = jax.jit(network.init)(init_key, np.zeros((1, self.length), np.int32))["params"]
+        init = jax.jit(models.Transformer(self.network).init)
+        params = init(init_key, np.zeros((1, self.length), np.int32))["params"]
         return training.create_state(
             self.apply_fn, params, self.optimizer, run_key, ema=self.model == "mdm"
         )
@@ -149,6 +154,7 @@ class Task:
         identity: Mapping[str, Any],
         evaluate: Callable[[training.TrainState], Mapping[str, jax.Array]],
         summarize: Callable[[Mapping[str, np.ndarray]], Mapping[str, Any]],
+        finish: Callable[..., Mapping[str, Any]] | None = None,
     ) -> runs.Run:
         """Its training, for any seed; `evaluate` is compiled."""
         c, data = self.config, {"tokens_BL": case_pairs.training_set(self.length)}
@@ -162,6 +168,7 @@ class Task:
             init=self.state,
             evaluate=jax.jit(evaluate),
             summarize=summarize,
+            finish=finish,
         )
 
     def evaluate(self, state: training.TrainState) -> dict[str, jax.Array]:

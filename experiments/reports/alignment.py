@@ -1,34 +1,36 @@
 """Figures and table of `gradient_alignment`, from its results and curves."""
 
+import functools
+from collections.abc import Sequence
+
 import numpy as np
 
-from dirasym import metrics, report
-from experiments import harness
+from dirasym import metrics, report, runs
+from dirasym.workdir import WorkDir
 
 COLORS = {"forward": "tab:blue", "reverse": "tab:orange"}
 PAPER = {"minimal": "0.999", "full": "> 0.6"}  # cosine of the gradients, at one layer
 
 
-def write(experiment: harness.Experiment, config, settings, step_lengths) -> None:
+def write(workdir: WorkDir, config, all_runs: Sequence[runs.Run], step_lengths) -> None:
     """Writes figures and report.md, and prints the table and the figures' paths."""
     curves = {
-        (part, model, length, layers): experiment.load_curves(
-            f"{part}-{model}-L{length}-layers{layers}-seeds*",
+        tuple(run.identity.values()): workdir.stacked(
+            run,
+            config.seeds,
             shared=("eval_step", "correlation_total"),
             seeds_first=("correlation_",),
         )
-        for part, model, length, layers, _ in settings
+        for run in all_runs
     }
-    made = {"first_order": _first_order(curves, step_lengths)}
+    figures = {"first_order": functools.partial(_first_order, curves, step_lengths)}
     if "minimal" in config.parts:
-        made["minimal"] = _minimal(curves)
+        figures["minimal"] = functools.partial(_minimal, curves)
     if "full" in config.parts and "mdm" in config.models:
-        made["alignment"] = _alignment(curves, config)
-        made["attention"] = _attention(curves, config)
-    if "full" in config.parts and "mdm" in config.models and len(config.layers) > 1:
-        made["depth"] = _depth(curves, config)
-    figures = experiment.workdir / "figures"
-    paths = [report.save_figure(figure, figures, name) for name, figure in made.items()]
+        figures["alignment"] = functools.partial(_alignment, curves, config)
+        figures["attention"] = functools.partial(_attention, curves, config)
+        if len(config.layers) > 1:
+            figures["depth"] = functools.partial(_depth, curves, config)
     table = report.table(
         [
             "part",
@@ -44,7 +46,7 @@ def write(experiment: harness.Experiment, config, settings, step_lengths) -> Non
             "reverse",
             "first-order slope",
         ],
-        _rows(experiment.results(), settings),
+        _rows(workdir.results(), all_runs),
     )
     text = (
         "# Gradient alignment over training (§5 of arXiv 2602.02133)\n\n"
@@ -53,10 +55,10 @@ def write(experiment: harness.Experiment, config, settings, step_lengths) -> Non
         "letters, averaged over total distance, layers and heads. The slope is that of the error "
         "of −η⟨g_rev, g_fwd⟩ against η in logarithms: 2 to first order."
     )
-    experiment.write_report(text, paths, printed=table)
+    report.write(workdir.path, text, figures, printed=table)
 
 
-def _rows(results, settings):
+def _rows(results, all_runs: Sequence[runs.Run]):
     columns = (
         "median_cosine_min",
         "median_cosine_last",
@@ -66,8 +68,9 @@ def _rows(results, settings):
         "final_p_reverse",
         "first_order_slope",
     )
-    for part, model, length, layers, _ in settings:
-        lines = report.select(results, part=part, model=model, length=length, layers=layers)
+    for run in all_runs:
+        part, model, length, layers = run.identity.values()
+        lines = report.select(results, **run.identity)
         paper = PAPER[part] if model == "mdm" and layers == 1 else ""
         cells = [
             report.with_interval(*metrics.student_interval([line[key] for line in lines]), 3)
@@ -213,9 +216,9 @@ def _depth(curves, config):
 
 def _first_order(curves, step_lengths):
     """Error of −η⟨g_rev, g_fwd⟩ against η, at each measurement: slope 2."""
-    runs = {key: c for key, c in curves.items() if "predicted" in c}
-    figure, axes = report.new_figure(1, len(runs), (3.4, 3.0))
-    for ax, (key, c) in zip(axes[0], runs.items(), strict=True):
+    measured = {key: c for key, c in curves.items() if "predicted" in c}
+    figure, axes = report.new_figure(1, len(measured), (3.4, 3.0))
+    for ax, (key, c) in zip(axes[0], measured.items(), strict=True):
         error_TR = np.abs(c["predicted"] - c["measured"])[:, 0]
         for row, step in enumerate(c["eval_step"]):
             shade = str(0.8 - 0.8 * row / len(error_TR))
