@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from absl import flags
 
-from experiments import crash_test, harness, toy_study
+from dirasym.workdir import WorkDir
+from experiments import crash_test, toy_study
+from experiments import flags as house
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 TINY = (
@@ -43,9 +45,15 @@ def _toy(*arguments, **kwargs):
         (["--top_k=1000"], "--top_k=1000 exceeds the 54 tokens"),
         (["--seeds=0,-1"], "--seeds=-1 is not between 0 and"),
         (["--learning_rate=nan"], "--learning_rate=nan is not finite"),
-        (["--backend=pmap", "--seeds_together=yes"], "--seeds_together=yes needs --backend=jit"),
-        (["--coordinator=foo", "--num_processes=2"], "--coordinator=foo is not HOST:PORT"),
-        (["--process_id=3"], "--process_id=3 must be below"),
+        (["--backend=pmap", "--seeds_together=yes"], "seeds together need backend 'jit'"),
+        (["--coordinator=foo", "--num_processes=2"], "coordinator=foo is not HOST:PORT"),
+        (["--coordinator=foo:0", "--num_processes=2"], "coordinator=foo:0 is not HOST:PORT"),
+        (["--num_processes=2"], "num_processes needs coordinator"),
+        (["--shard=2/2"], "shard=2/2 is not I/N"),
+        (["--shard=half"], "shard=half is not I/N"),
+        (["--time_limit=-1"], "time_limit"),
+        (["--model_devices=3", "--num_devices=4"], "model_devices=3 needs num_devices"),
+        (["--process_id=3"], "process_id=3 must be below"),
         (["surplus"], "unexpected argument 'surplus'"),
         (["--workdir=/proc/nowhere"], "/proc/nowhere cannot be used"),
     ],
@@ -72,7 +80,7 @@ def test_sigterm_saves_and_the_same_command_resumes(tmp_path):
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     _, message = process.communicate(timeout=60)
-    assert process.returncode == 0, message
+    assert process.returncode == 75, message
     assert "stopped by SIGTERM" in message and "resumes" in message
     step = int(message.split("saved at step ")[1].split()[0])
     (saved,) = workdir.glob("checkpoints/*")
@@ -114,8 +122,8 @@ def test_sigterm_to_one_of_two_processes_stops_both(tmp_path, free_port):
     processes[1].send_signal(signal.SIGTERM)
     for process in processes:
         _, message = process.communicate(timeout=120)
-        assert process.returncode == 0, message
-        assert "stopped by SIGTERM" in message
+        assert process.returncode == 75, message
+        assert "stopped by" in message
 
 
 def test_a_non_finite_loss_stops_with_the_step_and_the_last_checkpoint(tmp_path):
@@ -145,23 +153,24 @@ def test_killed_runs_end_with_the_same_bits(tmp_path):
 
 @dataclasses.dataclass(frozen=True)
 class _Config:
-    harness_Ks: tuple[int, ...] = harness.flag((1, 5), "Integers.")
-    harness_modes: tuple[Literal["a", "b"], ...] = harness.flag(("a",), "Choices.")
-    harness_rate: float = harness.flag(0.5, "A rate.", 0)
-    harness_kind: Literal["x", "y"] = harness.flag("x", "A kind.")
-    harness_name: str = harness.flag("none", "A name.")
-    harness_picture: str = harness.flag("", "What only the report shows.", report_only=True)
+    test_Ks: tuple[int, ...] = house.flag((1, 5), "Integers.", 0)
+    test_modes: tuple[Literal["a", "b"], ...] = house.flag(("a",), "Choices.")
+    test_rate: float = house.flag(0.5, "A rate.", 0)
+    test_kind: Literal["x", "y"] = house.flag("x", "A kind.")
+    test_name: str = house.flag("none", "A name.")
+    test_file: str = house.flag("", "A file.", kind="path")
+    test_draws: tuple[int, ...] = house.flag((0,), "Of draws.", kind="seed")
 
 
-harness.define_flags(_Config)
+house.define(_Config)
 
 
 def _parse(*words, presets=None):
     flags.FLAGS.unparse_flags()
     for field in dataclasses.fields(_Config):
         flags.FLAGS[field.name].unparse()
-    harness.parse_flags(["program", *words], presets or {})
-    return harness.read_flags(_Config)
+    house.parse(["program", *words], presets or {})
+    return house.read(_Config)
 
 
 def test_the_study_refuses_what_its_runs_would():
@@ -170,50 +179,55 @@ def test_the_study_refuses_what_its_runs_would():
 
 
 def test_another_process_may_come_before_the_directory_is_made(tmp_path, monkeypatch):
-    harness.parse_flags(["program", f"--workdir={tmp_path}/run"], {})
-    monkeypatch.setattr(harness.jax, "process_index", lambda: 1)
-    monkeypatch.setattr(harness.jax.config, "update", lambda *_: None)
-    monkeypatch.setattr(harness.signal, "signal", lambda *_: None)
-    assert harness.Experiment.open("name", toy_study.Config(), None).workdir == tmp_path / "run"
+    monkeypatch.setattr("dirasym.workdir.jax.process_index", lambda: 1)
+    assert WorkDir(tmp_path / "run", {"rate": 1}).path == tmp_path / "run"
     assert not (tmp_path / "run").exists()
 
 
-def test_what_only_the_report_shows_leaves_a_finished_run_its_own(tmp_path, monkeypatch):
-    harness.parse_flags(["program", f"--workdir={tmp_path}/run"], {})
-    monkeypatch.setattr(harness.jax.config, "update", lambda *_: None)
-    monkeypatch.setattr(harness.signal, "signal", lambda *_: None)
-    first = harness.Experiment.open("name", _Config(), None)
-    again = harness.Experiment.open("name", _Config(harness_picture="other"), None)
-    assert again.exp_id == first.exp_id
-    with pytest.raises(harness.UsageError, match=r"harness_rate=0\.5 there, 1\.0 here"):
-        harness.Experiment.open("name", _Config(harness_rate=1.0), None)
+@pytest.mark.parametrize(
+    ("kind", "bad", "words"),
+    [
+        ("draws", "0,4294967296", "--test_draws=4294967296 is not between 0"),
+        ("Ks", "3,-1", "--test_Ks: -1 is below 0"),
+        ("rate", "inf", "--test_rate=inf is not finite"),
+    ],
+)
+def test_what_a_flag_is_decides_what_it_takes(kind, bad, words):
+    with pytest.raises(ValueError, match=words):
+        _parse(f"--test_{kind}={bad}")
+
+
+def test_a_path_may_begin_at_home(monkeypatch):
+    monkeypatch.setenv("HOME", "/somewhere")
+    assert _parse("--test_file=~/x").test_file == "/somewhere/x"
+    assert _parse("--test_name=~/x").test_name == "~/x"
 
 
 def test_lists_by_comma_or_by_space():
     for words in (
-        ["--harness_Ks=1,5,8", "--harness_modes=a,b"],
-        ["--harness_Ks", "1", "5", "8", "--harness_modes", "a", "b"],
-        ["--harness_Ks", "1,5,8", "--harness_modes=a", "b"],
+        ["--test_Ks=1,5,8", "--test_modes=a,b"],
+        ["--test_Ks", "1", "5", "8", "--test_modes", "a", "b"],
+        ["--test_Ks", "1,5,8", "--test_modes=a", "b"],
     ):
-        config = _parse(*words, "--harness_rate", "0.25")
+        config = _parse(*words, "--test_rate", "0.25")
         assert config == _Config((1, 5, 8), ("a", "b"), 0.25)
 
 
 def test_presets_set_defaults_and_flags_override_them():
-    presets = {"smoke": {"harness_rate": 0.1, "harness_Ks": [7]}}
+    presets = {"smoke": {"test_rate": 0.1, "test_Ks": [7]}}
     assert _parse("--preset=smoke", presets=presets) == _Config((7,), ("a",), 0.1)
-    got = _parse("--preset=smoke", "--harness_rate=0.5", presets=presets)
+    got = _parse("--preset=smoke", "--test_rate=0.5", presets=presets)
     assert got == _Config((7,), ("a",), 0.5)
 
 
 def test_flag_errors(capsys):
-    for words in (["--harness_rate=-1"], ["--harness_kind=z"], ["--harness_Ks=1,x"], ["word"]):
+    for words in (["--test_rate=-1"], ["--test_kind=z"], ["--test_Ks=1,x"], ["word"]):
         with pytest.raises(SystemExit) as exit_:
             _parse(*words)
         assert exit_.value.code == 2
         assert capsys.readouterr().err.count("\n") == 1
-    with pytest.raises(ValueError, match="harness_modes"):
-        _parse("--harness_modes=a,c")
+    with pytest.raises(ValueError, match="test_modes"):
+        _parse("--test_modes=a,c")
 
 
 def test_every_flag_is_a_field_of_its_configuration():
