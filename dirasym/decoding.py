@@ -6,7 +6,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from dirasym.objectives import call, exclude
+from dirasym.objectives import exclude
+from dirasym.rows import call
 from dirasym.types import ApplyFn, Array, Params
 
 Order = Literal["random", "left_to_right", "right_to_left"]
@@ -41,9 +42,9 @@ def left_to_right(
 
     def fill(tokens_BL, position):
         inputs_BL = jnp.pad(tokens_BL[:, :-1], ((0, 0), (1, 0)), constant_values=bos_id)
-        scored_BL = jnp.broadcast_to(jnp.arange(length) == position, tokens_BL.shape)
-        logits_BLV = call(apply_fn, params, inputs_BL, scored_BL=scored_BL)
-        drawn_B = _sample_rows(keys_B, position, logits_BLV[:, position], top_k)
+        rows_B = jnp.arange(num_rows) * length + position
+        logits_BV = call(apply_fn, params, inputs_BL, rows_R=rows_B)
+        drawn_B = _sample_rows(keys_B, position, logits_BV, top_k)
         return tokens_BL.at[:, position].set(drawn_B.astype(tokens_BL.dtype)), None
 
     return jax.lax.scan(fill, prompt_BL, jnp.arange(prompt_length, length))[0]
@@ -88,22 +89,34 @@ def unmask(
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")
 
+    most = -(-length // num_steps)  # that a row reveals in a step
+
     def reveal(tokens_BL, step):
         # One position a step counts ranks; shares of the row's own masks otherwise.
         per_B = jnp.full_like(masked_B, num_steps) if num_steps == length else masked_B
         first_B, end_B = step * per_B // num_steps, (step + 1) * per_B // num_steps
         now_BL = masked_BL & (rank_BL >= first_B[:, None]) & (rank_BL < end_B[:, None])
-        logits_BLV = exclude(call(apply_fn, params, tokens_BL, scored_BL=now_BL), mask_id)
+        if most == length:
+            place_BP = jnp.broadcast_to(jnp.arange(length), tokens_BL.shape)
+            logits_BPV = call(apply_fn, params, tokens_BL)
+        else:
+            place_BP = jnp.argsort(~now_BL, axis=1)[:, :most]
+            rows_R = (jnp.arange(num_rows)[:, None] * length + place_BP).ravel()
+            logits_BPV = call(apply_fn, params, tokens_BL, rows_R=rows_R)
+            logits_BPV = logits_BPV.reshape(num_rows, most, -1)
+        logits_BPV = exclude(logits_BPV, mask_id)
         if num_steps == length:  # one draw a row
-            position_B = jnp.argmax(now_BL, axis=1)
-            logits_BV = jnp.take_along_axis(logits_BLV, position_B[:, None, None], axis=1)[:, 0]
-            drawn_BL = _sample_rows(keys_B, step, logits_BV, top_k)[:, None]
+            drawn_BP = _sample_rows(keys_B, step, logits_BPV[:, 0], top_k)[:, None]
         else:
             step_keys_B = jax.vmap(lambda k: jax.random.fold_in(k, step))(keys_B)
             keys_BL = jax.vmap(lambda k: jax.random.split(k, length))(step_keys_B)
+            keys_BP = jnp.take_along_axis(keys_BL, place_BP, axis=1)
             draw = jax.vmap(jax.vmap(lambda k, logits_V: top_k_sample(k, logits_V, top_k)))
-            drawn_BL = draw(keys_BL, logits_BLV)
-        return jnp.where(now_BL, drawn_BL.astype(tokens_BL.dtype), tokens_BL), None
+            drawn_BP = draw(keys_BP, logits_BPV)
+        is_now_BP = jnp.take_along_axis(now_BL, place_BP, axis=1)
+        old_BP = jnp.take_along_axis(tokens_BL, place_BP, axis=1)
+        new_BP = jnp.where(is_now_BP, drawn_BP.astype(tokens_BL.dtype), old_BP)
+        return tokens_BL.at[jnp.arange(num_rows)[:, None], place_BP].set(new_BP), None
 
     return jax.lax.scan(reveal, tokens_BL, jnp.arange(num_steps))[0]
 
@@ -193,25 +206,30 @@ def remask(
     padding = ((0, 0), (0, num_new))
     tokens_BS = jnp.pad(prompt_BL, padding, constant_values=mask_id)
     valid_BS = jnp.pad(jnp.asarray(valid_BL), padding, constant_values=True)
-    slot_S = jnp.arange(length + num_new)
-    block_S = jnp.where(slot_S < length, -1, (slot_S - length) // block_length)
+    num_rows, num_slots = tokens_BS.shape
+    first_R = num_slots * jnp.arange(num_rows).repeat(block_length) + jnp.tile(
+        jnp.arange(block_length), num_rows
+    )
 
     def reveal(tokens_BS, step):
         block, step_in_block = step // steps_per_block, step % steps_per_block
-        open_BS = (tokens_BS == mask_id) & (block_S >= 0)[None]
-        candidate_BS = open_BS & (block_S == block)[None]
-        logits_BSV = call(apply_fn, params, tokens_BS, scored_BL=open_BS, valid_BL=valid_BS)
-        logits_BSV = exclude(logits_BSV, mask_id)
-        guess_BS = jnp.argmax(logits_BSV, axis=-1).astype(tokens_BS.dtype)
+        start = length + block * block_length
+        tokens_BP = jax.lax.dynamic_slice_in_dim(tokens_BS, start, block_length, axis=1)
+        logits_RV = call(apply_fn, params, tokens_BS, valid_BL=valid_BS, rows_R=first_R + start)
+        logits_BPV = exclude(logits_RV, mask_id).reshape(num_rows, block_length, -1)
+        guess_BP = jnp.argmax(logits_BPV, axis=-1).astype(tokens_BS.dtype)
         if remasking == "random":
             score_BS = jax.random.uniform(jax.random.fold_in(key, step), tokens_BS.shape)
+            score_BP = jax.lax.dynamic_slice_in_dim(score_BS, start, block_length, axis=1)
         else:
-            score_BS = jnp.max(jax.nn.log_softmax(logits_BSV, axis=-1), axis=-1)
-        score_BS = jnp.where(candidate_BS, score_BS, -jnp.inf)
+            score_BP = jnp.max(jax.nn.log_softmax(logits_BPV, axis=-1), axis=-1)
+        is_open_BP = tokens_BP == mask_id
+        score_BP = jnp.where(is_open_BP, score_BP, -jnp.inf)
         share, extra = divmod(block_length, steps_per_block)
         num_kept = share + (step_in_block < extra)
-        rank_BS = jnp.argsort(jnp.argsort(-score_BS, axis=1), axis=1)
-        return jnp.where(candidate_BS & (rank_BS < num_kept), guess_BS, tokens_BS), None
+        rank_BP = jnp.argsort(jnp.argsort(-score_BP, axis=1), axis=1)
+        tokens_BP = jnp.where(is_open_BP & (rank_BP < num_kept), guess_BP, tokens_BP)
+        return jax.lax.dynamic_update_slice_in_dim(tokens_BS, tokens_BP, start, axis=1), None
 
     return jax.lax.scan(reveal, tokens_BS, jnp.arange(num_steps))[0][:, length:]
 

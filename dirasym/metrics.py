@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.stats
 
-from dirasym.objectives import call, corrupt, exclude, scored_tokens, token_nll
+from dirasym.objectives import corrupt, denoising_nll, exclude, next_token_nll, scored_tokens
+from dirasym.rows import Capacity, call, read_at
 from dirasym.types import ApplyFn, Array, Batch, Params
 
 
@@ -145,7 +146,6 @@ def probabilities(
     params: Params,
     tokens_EL: Array,
     *,
-    asked_EL: Array | None = None,
     excluded_id: int | None = None,
     bos_id: int | None = None,
 ) -> jax.Array:
@@ -153,13 +153,8 @@ def probabilities(
 
     A masked model reads each row as it stands; pass its mask id as `excluded_id`. With
     `bos_id` a causal model is read: position l sees BOS and the tokens before l only.
-    Positions outside `asked_EL` (all asked when None) may be skipped and hold anything.
     """
-    tokens_EL = jnp.asarray(tokens_EL)
-    if bos_id is not None:
-        tokens_EL = jnp.pad(tokens_EL[:, :-1], ((0, 0), (1, 0)), constant_values=bos_id)
-    logits_ELV = call(apply_fn, params, tokens_EL, scored_BL=asked_EL)
-    return jax.nn.softmax(exclude(logits_ELV, excluded_id).astype(jnp.float32), axis=-1)
+    return _softmax(call(apply_fn, params, _behind_bos(tokens_EL, bos_id)), excluded_id)
 
 
 def target_probability(
@@ -171,21 +166,42 @@ def target_probability(
     *,
     excluded_id: int | None = None,
     bos_id: int | None = None,
+    capacity: Capacity = None,
 ) -> jax.Array:
-    """p(target | row) at the asked positions, 0 elsewhere: float32 [E, L]; see `probabilities`."""
-    p_ELV = probabilities(
-        apply_fn, params, tokens_EL, asked_EL=asked_EL, excluded_id=excluded_id, bos_id=bos_id
-    )
-    p_EL = jnp.take_along_axis(p_ELV, jnp.asarray(target_E)[:, None, None], axis=-1)[..., 0]
-    return jnp.where(asked_EL, p_EL, 0.0)
+    """p(target | row) at the asked positions, 0 elsewhere: float32 [E, L]; see `probabilities`.
+
+    `capacity` says how many positions are asked, as in `objectives`.
+    """
+    tokens_EL = _behind_bos(tokens_EL, bos_id)
+
+    def read(logits, target):
+        p = _softmax(logits, excluded_id)
+        return jnp.take_along_axis(p, target[..., None], axis=-1)[..., 0]
+
+    target_EL = jnp.broadcast_to(jnp.asarray(target_E)[:, None], tokens_EL.shape)
+    asked_EL = jnp.asarray(asked_EL)
+    return read_at(read, apply_fn, params, tokens_EL, asked_EL, target_EL, capacity=capacity)
 
 
-def answer_log_likelihood(apply_fn: ApplyFn, params: Params, batch: Batch) -> jax.Array:
-    """log p(scored tokens | what stands before them) under a causal model, in nats: [B]. Exact."""
-    tokens_BL, valid_BL = jnp.asarray(batch.tokens_BL), batch.valid_BL
-    logits_BLV = call(apply_fn, params, tokens_BL, valid_BL=valid_BL)
-    nll_BL = token_nll(logits_BLV[:, :-1], tokens_BL[:, 1:])
-    return -jnp.sum(jnp.where(scored_tokens(batch)[:, 1:], nll_BL, 0.0), axis=1)
+def _behind_bos(tokens_EL: Array, bos_id: int | None) -> jax.Array:
+    tokens_EL = jnp.asarray(tokens_EL)
+    if bos_id is None:
+        return tokens_EL
+    return jnp.pad(tokens_EL[:, :-1], ((0, 0), (1, 0)), constant_values=bos_id)
+
+
+def _softmax(logits: jax.Array, excluded_id: int | None) -> jax.Array:
+    return jax.nn.softmax(exclude(logits, excluded_id).astype(jnp.float32), axis=-1)
+
+
+def answer_log_likelihood(
+    apply_fn: ApplyFn, params: Params, batch: Batch, *, capacity: Capacity = None
+) -> jax.Array:
+    """log p(scored tokens | what stands before them) under a causal model, in nats: [B]. Exact.
+
+    `capacity` says how many positions are scored, as in `objectives`.
+    """
+    return -jnp.sum(next_token_nll(apply_fn, params, batch, capacity=capacity), axis=1)
 
 
 class Estimate(NamedTuple):
@@ -204,6 +220,7 @@ def masked_log_likelihood(
     mask_id: int,
     num_samples: int = 128,
     counts: Literal["stratified", "uniform"] = "stratified",
+    capacity: Capacity = None,
 ) -> Estimate:
     """A masked diffusion model's bound on log p(scored tokens | the others), in nats: [B].
 
@@ -222,6 +239,7 @@ def masked_log_likelihood(
       counts: how the mask count k is drawn from 1..n: "uniform" each sample for itself, or
         "stratified", sample s in the s-th of `num_samples` equal cells. Stratified samples
         vary less than the standard error says, which takes them for independent.
+      capacity: how many positions of the batch are scored, as in `objectives`.
 
     Raises:
       ValueError: an unknown `counts`, or fewer than 2 samples.
@@ -239,15 +257,10 @@ def masked_log_likelihood(
             uniform_B = (number + uniform_B) / num_samples
         place_BL = jax.random.uniform(place_key, tokens_BL.shape)
         masked_BL, weight_B = corrupt(uniform_B, place_BL, scored_BL, weighting="k")
-        logits_BLV = call(
-            apply_fn,
-            params,
-            jnp.where(masked_BL, mask_id, tokens_BL),
-            scored_BL=masked_BL,
-            valid_BL=batch.valid_BL,
+        nll_BL = denoising_nll(
+            apply_fn, params, batch, masked_BL, masked_BL, mask_id=mask_id, capacity=capacity
         )
-        nll_BL = token_nll(logits_BLV, tokens_BL, mask_id)
-        return -weight_B * jnp.sum(jnp.where(masked_BL, nll_BL, 0.0), axis=1)
+        return -weight_B * jnp.sum(nll_BL, axis=1)
 
     samples_SB = jax.lax.map(sample, jnp.arange(num_samples))
     error_B = jnp.std(samples_SB, axis=0, ddof=1) / np.sqrt(num_samples)

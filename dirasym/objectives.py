@@ -9,60 +9,44 @@ add over devices and microbatches: the loss is the total sum over the total coun
 a mean of means. `aux` is a dict of further scalars that add the same way. `key` is the
 step's noise key; `rngs` goes to the model (dropout). Settings are keywords, to be bound
 with `functools.partial`.
+
+An objective wants the logits of some positions alone; `capacity` says how many are computed (see
+`rows`), and changes the cost and nothing else.
 """
 
-import inspect
+import functools
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import chex
 import jax
 import jax.numpy as jnp
 import optax
 
+from dirasym.rows import Capacity, PerRow, read_at
 from dirasym.types import ApplyFn, Array, Batch, Params, Rngs
 
 Scalars = dict[str, jax.Array]
-Objective = Callable[..., tuple[jax.Array, jax.Array, Scalars]]
+Sums = tuple[jax.Array, jax.Array, Scalars]
+Objective = Callable[..., Sums]
 
 
-def call(apply_fn: ApplyFn, params: Params, tokens_BL: Array, **optional: Any) -> jax.Array:
-    """`apply_fn` with those of the optional arguments that are not None and that it names.
+def token_nll(logits: jax.Array, tokens: Array, excluded_id: int | None = None) -> jax.Array:
+    """-log softmax(logits)[token] in nats: [..] from logits [.., V] and tokens [..].
 
-    A foreign `apply_fn(params, tokens)` thus serves unchanged, except that padding cannot
-    be left out silently.
-
-    Raises:
-      TypeError: `valid_BL` is given and `apply_fn` does not take it.
+    `excluded_id` gets probability 0. float32, or what is wider of the logits.
     """
-    given = {name: value for name, value in optional.items() if value is not None}
-    parameters = inspect.signature(apply_fn).parameters.values()
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-        taken = {p.name for p in parameters}
-        if "valid_BL" in given and "valid_BL" not in taken:
-            raise TypeError("the batch has padding (valid_BL), and apply_fn takes no valid_BL")
-        given = {name: value for name, value in given.items() if name in taken}
-    return apply_fn(params, tokens_BL, **given)
+    wide = jnp.promote_types(logits.dtype, jnp.float32)
+    logits = exclude(logits.astype(wide), excluded_id)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, jnp.asarray(tokens))
 
 
-def token_nll(logits_BLV: jax.Array, tokens_BL: Array, excluded_id: int | None = None) -> jax.Array:
-    """-log softmax(logits)[token] in nats [B, L]; `excluded_id` gets probability 0.
-
-    float32, or what is wider of the logits.
-    """
-    wide = jnp.promote_types(logits_BLV.dtype, jnp.float32)
-    logits_BLV = exclude(logits_BLV.astype(wide), excluded_id)
-    return optax.softmax_cross_entropy_with_integer_labels(logits_BLV, jnp.asarray(tokens_BL))
-
-
-def exclude(logits_BLV: jax.Array, token_id: int | None) -> jax.Array:
-    """Logits with one token made impossible; unchanged for None."""
+def exclude(logits: jax.Array, token_id: int | None) -> jax.Array:
+    """Logits [.., V] with one token made impossible; unchanged for None."""
     if token_id is None:
-        return logits_BLV
-    is_excluded_V = jnp.arange(logits_BLV.shape[-1]) == token_id
-    return jnp.where(
-        is_excluded_V.reshape((1,) * (logits_BLV.ndim - 1) + (-1,)), -jnp.inf, logits_BLV
-    )
+        return logits
+    is_excluded_V = jnp.arange(logits.shape[-1]) == token_id
+    return jnp.where(is_excluded_V.reshape((1,) * (logits.ndim - 1) + (-1,)), -jnp.inf, logits)
 
 
 def next_token(
@@ -72,8 +56,9 @@ def next_token(
     key: jax.Array | None = None,
     *,
     bos_id: int | None = None,
+    capacity: Capacity = None,
     rngs: Rngs | None = None,
-):
+) -> Sums:
     """Autoregressive cross-entropy: -Σ_l log p(x_l | x_<l) over the scored tokens.
 
     With `bos_id` the model reads BOS, x_0, .., x_{L-2} and every token can be scored;
@@ -83,6 +68,23 @@ def next_token(
       sum: nats. count: scored tokens. aux: {}.
     """
     del key
+    scored_BL = scored_tokens(batch)
+    if bos_id is None:
+        scored_BL = scored_BL[:, 1:]
+    nll_BL = next_token_nll(apply_fn, params, batch, bos_id=bos_id, capacity=capacity, rngs=rngs)
+    return jnp.sum(nll_BL), jnp.sum(scored_BL).astype(jnp.float32), {}
+
+
+def next_token_nll(
+    apply_fn: ApplyFn,
+    params: Params,
+    batch: Batch,
+    *,
+    bos_id: int | None = None,
+    capacity: Capacity = None,
+    rngs: Rngs | None = None,
+) -> jax.Array:
+    """The terms of `next_token` in nats, 0 for what is not scored: [B, L], without BOS [B, L-1]."""
     tokens_BL = jnp.asarray(batch.tokens_BL)
     scored_BL = scored_tokens(batch)
     if bos_id is None:
@@ -94,11 +96,17 @@ def next_token(
         valid_BL = batch.valid_BL
         if valid_BL is not None:
             valid_BL = jnp.pad(valid_BL[:, :-1], ((0, 0), (1, 0)), constant_values=True)
-    logits_BLV = call(
-        apply_fn, params, inputs_BL, scored_BL=scored_BL, valid_BL=valid_BL, rngs=rngs
+    return read_at(
+        token_nll,
+        apply_fn,
+        params,
+        inputs_BL,
+        scored_BL,
+        targets_BL,
+        capacity=capacity,
+        valid_BL=valid_BL,
+        rngs=rngs,
     )
-    nll_BL = jnp.where(scored_BL, token_nll(logits_BLV, targets_BL), 0.0)
-    return jnp.sum(nll_BL), jnp.sum(scored_BL).astype(jnp.float32), {}
 
 
 def parallel_target(
@@ -108,8 +116,9 @@ def parallel_target(
     key: jax.Array | None = None,
     *,
     mask_id: int,
+    capacity: Capacity = None,
     rngs: Rngs | None = None,
-):
+) -> Sums:
     """All scored tokens at once: -Σ_l log p(x_l | the tokens that are not scored).
 
     The scored tokens are hidden behind `mask_id`, which itself gets probability 0. A model
@@ -121,7 +130,9 @@ def parallel_target(
     """
     del key
     scored_BL = scored_tokens(batch)
-    nll_BL = _denoising_nll(apply_fn, params, batch, scored_BL, scored_BL, mask_id, rngs)
+    nll_BL = denoising_nll(
+        apply_fn, params, batch, scored_BL, scored_BL, mask_id=mask_id, capacity=capacity, rngs=rngs
+    )
     return jnp.sum(nll_BL), jnp.sum(scored_BL).astype(jnp.float32), {}
 
 
@@ -151,8 +162,9 @@ def masked_diffusion(
     schedule: Callable[[jax.Array], jax.Array] = linear_schedule,
     stratified: bool = True,
     per_token: bool = False,
+    capacity: Capacity = None,
     rngs: Rngs | None = None,
-):
+) -> Sums:
     """Masked diffusion's denoising cross-entropy (DCE) in one of three forms of one expectation.
 
     Per example with n noisable tokens, of which the set M is replaced by [M]:
@@ -194,7 +206,16 @@ def masked_diffusion(
         uniform_B, place_BL, noised_BL, weighting=weighting, schedule=schedule
     )
     predicted_BL = masked_BL & scored_BL
-    nll_BL = _denoising_nll(apply_fn, params, batch, masked_BL, predicted_BL, mask_id, rngs)
+    nll_BL = denoising_nll(
+        apply_fn,
+        params,
+        batch,
+        masked_BL,
+        predicted_BL,
+        mask_id=mask_id,
+        capacity=capacity,
+        rngs=rngs,
+    )
     count = jnp.sum(jnp.any(scored_BL, axis=1)).astype(jnp.float32)
     if per_token:
         weight_B = weight_B / jnp.maximum(jnp.sum(scored_BL, axis=1), 1)
@@ -213,7 +234,7 @@ def any_order(
     *,
     mask_id: int,
     rngs: Rngs | None = None,
-):
+) -> Sums:
     """The chain rule in a random order: -Σ_j log p(x_σ(j) | x_σ(1..j-1)), σ uniform.
 
     The scored tokens of each example are revealed one by one in its own order σ. The
@@ -232,7 +253,16 @@ def any_order(
 
     def reveal(rank, total):
         hidden_BL, now_BL = (scored_BL & x for x in (rank_BL >= rank, rank_BL == rank))
-        nll_BL = _denoising_nll(apply_fn, params, batch, hidden_BL, now_BL, mask_id, rngs)
+        nll_BL = denoising_nll(
+            apply_fn,
+            params,
+            batch,
+            hidden_BL,
+            now_BL,
+            mask_id=mask_id,
+            capacity=PerRow(1),
+            rngs=rngs,
+        )
         return total + jnp.sum(nll_BL)
 
     longest = jnp.max(jnp.sum(scored_BL, axis=1))
@@ -284,8 +314,9 @@ def masked_lm(
     keep: float = 0.1,
     random: float = 0.1,
     vocab_size: int | None = None,
+    capacity: Capacity = None,
     rngs: Rngs | None = None,
-):
+) -> Sums:
     """BERT's masked language modelling (Devin et al., 2019): one fixed masking rate, no weights.
 
     Each noisable token is selected with probability `rate`; of the selected, a share `keep`
@@ -319,8 +350,16 @@ def masked_lm(
         randomised_BL = selected_BL & (fate_BL > keep) & (fate_BL <= keep + random)
         tokens_BL = jnp.where(randomised_BL, drawn_BL, tokens_BL)
     predicted_BL = selected_BL & scored_BL
-    nll_BL = _denoising_nll(
-        apply_fn, params, batch, masked_BL, predicted_BL, mask_id, rngs, tokens_BL
+    nll_BL = denoising_nll(
+        apply_fn,
+        params,
+        batch,
+        masked_BL,
+        predicted_BL,
+        mask_id=mask_id,
+        capacity=capacity,
+        rngs=rngs,
+        tokens_BL=tokens_BL,
     )
     return jnp.sum(nll_BL), jnp.sum(predicted_BL).astype(jnp.float32), {}
 
@@ -350,20 +389,33 @@ def _example_uniforms(keys_B: jax.Array, length: int) -> tuple[jax.Array, jax.Ar
     return uniform_BL[:, 0], uniform_BL[:, 1:]
 
 
-def _denoising_nll(
-    apply_fn, params, batch, masked_BL, predicted_BL, mask_id, rngs, tokens_BL=None
+def denoising_nll(
+    apply_fn: ApplyFn,
+    params: Params,
+    batch: Batch,
+    masked_BL: Array,
+    predicted_BL: Array,
+    *,
+    mask_id: int,
+    capacity: Capacity = None,
+    rngs: Rngs | None = None,
+    tokens_BL: Array | None = None,
 ) -> jax.Array:
-    """-log p(clean token | sequence with [M] at `masked_BL`), 0 where not predicted."""
+    """-log p(clean token | sequence with [M] at `masked_BL`) in nats: [B, L].
+
+    0 where nothing is predicted. `tokens_BL` stands in the sequence elsewhere, the clean tokens
+    when None. [M] itself gets probability 0.
+    """
     tokens_BL = jnp.asarray(batch.tokens_BL if tokens_BL is None else tokens_BL)
-    logits_BLV = call(
+    return read_at(
+        functools.partial(token_nll, excluded_id=mask_id),
         apply_fn,
         params,
         jnp.where(masked_BL, mask_id, tokens_BL),
-        scored_BL=predicted_BL,
+        predicted_BL,
+        # A clean [M] would cost infinity where nothing is predicted.
+        jnp.where(predicted_BL, batch.tokens_BL, 0 if mask_id else 1),
+        capacity=capacity,
         valid_BL=batch.valid_BL,
         rngs=rngs,
     )
-    # Unpredicted entries may hold any logits, and a clean [M] would cost infinity: point
-    # them at some other token before the sum drops them.
-    target_BL = jnp.where(predicted_BL, batch.tokens_BL, 0 if mask_id else 1)
-    return jnp.where(predicted_BL, token_nll(logits_BLV, target_BL, mask_id), 0.0)

@@ -57,10 +57,12 @@ class Batch:
 class ApplyFn(Protocol):
     """A model as the rest of the library sees it: a pure function of its parameters.
 
-    `scored_BL` lets a model skip positions whose logits nobody reads (what it returns
-    there is arbitrary but finite); `valid_BL` marks padding; `rngs={"dropout": key}`
-    turns dropout on. A function may leave out any of the three keywords: callers pass
-    only those that it names (see `call`).
+    `valid_BL` marks padding; `rngs={"dropout": key}` turns dropout on. `rows_R` asks for some
+    positions alone, as indices into the flattened B·L. An index of B·L or more is capacity that
+    is not in use: what stands there is finite, and nobody reads it.
+
+    A function may leave out any of the three keywords. Callers go through `rows.call`,
+    which passes what the function names, and picks the rows itself where that is not `rows_R`.
     """
 
     def __call__(
@@ -68,9 +70,9 @@ class ApplyFn(Protocol):
         params: Params,
         tokens_BL: Array,
         *,
-        scored_BL: Array | None = None,
         valid_BL: Array | None = None,
+        rows_R: Array | None = None,
         rngs: Rngs | None = None,
     ) -> jax.Array:
-        """Returns logits_BLV."""
+        """Returns logits_BLV, or with `rows_R` logits_RV."""
         ...

@@ -1,7 +1,7 @@
 """How fast are our train steps against the same model in plain PyTorch, on the same machine?
 
 Question  The MDM's train step of the toy task (batch 256, width 256, one layer) in JAX, plain
-          and with the two exact savings of `Transformer.scored_fraction`, against PyTorch,
+          and with two exact savings (`rows`, `models.token_table`), against PyTorch,
           eager and compiled, alternating in one process. And an epoch of `relations` (GPT-2 of
           2 layers × 128, 340 sentences) against `transformers`' GPT-2.
 Command   pip install torch==2.13.0 transformers && python -m experiments.benchmark
@@ -97,12 +97,11 @@ def alternate(contenders: dict[str, Callable[[], object]], rounds: int) -> dict[
 def _jax_steps(length: int, config: Config, skip: bool) -> Callable[[], object]:
     """The experiment's own step, as it runs it: many in one dispatch."""
     task = toy.Task("mdm", length, toy.Config(lengths=(length,), batch_size=config.batch_size))
-    state = task.state(seed=0)
+    state, step = task.state(seed=0), task.step()
     if not skip:
-        state = state.replace(apply_fn=task.apply_fn(None))
-    steps = compile_scan(
-        task.step(), num_steps=config.steps, batch_size=config.batch_size, donate=False
-    )
+        objective = functools.partial(step.keywords["objective"], capacity=None)
+        step = functools.partial(step, objective=objective)
+    steps = compile_scan(step, num_steps=config.steps, batch_size=config.batch_size, donate=False)
     data = {"tokens_BL": case_pairs.training_set(length)}
     return lambda: jax.block_until_ready(steps(state, data))
 

@@ -25,6 +25,7 @@ import numpy as np
 from dirasym import decoding, models, objectives, report, training
 from dirasym.compile import compile_step
 from dirasym.models import lora, pretrained
+from dirasym.rows import PerRow
 from dirasym.types import Batch
 from experiments import flags, harness
 from experiments.benchmark import alternate, torch_device
@@ -141,10 +142,8 @@ def _jax_model(config: Config):
 
 def _jax_steps(config: Config) -> Callable[[], object]:
     model, params = _jax_model(config)
-    adapted = models.LoRA(
-        model.clone(scored_per_row=config.num_scored),
-        models.LoRAConfig(RANK, ALPHA, r"attention/(query|key|value|out)$"),
-    )
+    targets = r"attention/(query|key|value|out)$"
+    adapted = models.LoRA(model, models.LoRAConfig(RANK, ALPHA, targets))
     state = training.create_state(
         lora.make_apply_fn(adapted),
         {"lora": lora.init_adapters(adapted, params, jax.random.key(1))},
@@ -152,9 +151,8 @@ def _jax_steps(config: Config) -> Callable[[], object]:
         jax.random.key(2),
         frozen={"params": params},
     )
-    step = compile_step(
-        functools.partial(training.train_step, objective=objectives.next_token), donate=False
-    )
+    objective = functools.partial(objectives.next_token, capacity=PerRow(config.num_scored))
+    step = compile_step(functools.partial(training.train_step, objective=objective), donate=False)
     rows = config.batch_size
     batch = Batch(_tokens(config), np.arange(rows), rows, scored_BL=_scored(config))
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from dirasym import objectives, report, training
+from dirasym import models, objectives, report, training
 from dirasym.compile import compile_scan
 from experiments import benchmark, flags, harness, world_a, world_a_mlp
 from experiments.flags import flag
@@ -95,12 +95,17 @@ def gpt2_steps(config: Config) -> dict[str, Callable[[], object]]:
     texts = world_a.Texts(task)
     data = texts.case(5, "inverse", "next_token").data
     (regime,) = world_a.regimes(task)
-    model, apply_fn = world_a.make_model(task, texts, regime, together=False)
+    model = models.Transformer(world_a.model_config(task, regime.dropout))
+    apply_fn = models.make_apply_fn(model)
+    capacity = texts.scored_share(task.batch_size)
     params = world_a.init_params(model, jax.random.key(0))
     optimizer = training.make_optimizer(1e-4, weight_decay=0.01)
     state = training.create_state(apply_fn, params, optimizer, jax.random.key(0))
     steps = compile_scan(
-        functools.partial(training.train_step, objective=objectives.next_token),
+        functools.partial(
+            training.train_step,
+            objective=functools.partial(objectives.next_token, capacity=capacity),
+        ),
         num_steps=config.steps,
         batch_size=config.batch_size,
         whole_epochs=True,

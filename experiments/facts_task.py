@@ -14,6 +14,7 @@ from dirasym import decoding, models, objectives, readers, training
 from dirasym.analysis import alignment, attention, recall
 from dirasym.data import batching, facts, facts_files, tokenizers
 from dirasym.models import hf_config, lora
+from dirasym.rows import PerRow
 from experiments import flags
 from experiments.flags import flag
 
@@ -277,11 +278,7 @@ class Task:
         optimizer = training.make_optimizer(
             c.learning_rate, warmup_steps=c.warmup_steps, weight_decay=c.weight_decay
         )
-        model = self.model
-        if self.model_name == "arm":  # trained on answers alone
-            longest = int(self.arrays["scored_BL"].sum(axis=1).max())
-            model = model.clone(scored_per_row=longest)
-        module = self._with_adapters(model)
+        module = self._with_adapters(self.model)
         apply_fn, frozen = self._makers.make_apply_fn(module), None
         if c.lora_rank:
             try:
@@ -313,7 +310,9 @@ class Task:
     def train_step(self):
         """state, batch -> state, metrics."""
         if self.model_name == "arm":
-            objective = objectives.next_token
+            # Trained on answers alone.
+            longest = int(self.arrays["scored_BL"].sum(axis=1).max())
+            objective = functools.partial(objectives.next_token, capacity=PerRow(longest))
         else:
             objective = functools.partial(
                 objectives.masked_diffusion,

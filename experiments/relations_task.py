@@ -18,6 +18,7 @@ from dirasym import models, objectives, training
 from dirasym.analysis.weights import asymmetry, effective_logits, gap, intransitivity
 from dirasym.compile import compile_scan
 from dirasym.data import relations
+from dirasym.rows import PerRow
 from dirasym.types import Batch
 from experiments import flags, harness
 from experiments.flags import flag
@@ -134,9 +135,7 @@ class Task:
             causal=not masked,
             scan_layers=c.n_layers > MAX_UNROLLED,
         )
-        # Unless every token trains, nobody reads the logits outside the last word.
-        scored_last = None if c.loss_whole_sequence else self.data.word_size
-        return models.Transformer(config, scored_last=scored_last)
+        return models.Transformer(config)
 
     @functools.cached_property
     def apply_fn(self):
@@ -181,14 +180,13 @@ class Task:
 
     def compile(self, num_epochs: int, **kwargs):
         """`num_epochs` epochs as one program: (state, data) -> (state, metrics)."""
-        if self.config.family != "masked":
+        objective = self._ask
+        if self.config.loss_whole_sequence:
             objective = objectives.next_token
-        elif self.config.loss_whole_sequence:
-            objective = functools.partial(
-                objectives.masked_diffusion, mask_id=self.mask_id, weighting="k"
-            )
-        else:
-            objective = self._ask
+            if self.config.family == "masked":
+                objective = functools.partial(
+                    objectives.masked_diffusion, mask_id=self.mask_id, weighting="k"
+                )
         return compile_scan(
             functools.partial(
                 training.train_step, objective=objective, dropout=self.config.dropout > 0
@@ -214,11 +212,11 @@ class Task:
 
     def _ask(self, apply_fn, params, batch, key=None, *, rngs=None):
         """Cross-entropy of the scored tokens: the objective of the last word."""
+        settings = dict(capacity=PerRow(self.data.word_size), rngs=rngs)
         if self.mask_id is None:
-            return objectives.next_token(apply_fn, params, batch, key, rngs=rngs)
-        return objectives.masked_lm(
-            apply_fn, params, batch, key, mask_id=self.mask_id, rate=1, keep=0, random=0, rngs=rngs
-        )
+            return objectives.next_token(apply_fn, params, batch, key, **settings)
+        settings |= dict(mask_id=self.mask_id, rate=1, keep=0, random=0)
+        return objectives.masked_lm(apply_fn, params, batch, key, **settings)
 
     def evaluate(self, state: training.TrainState) -> dict[str, jax.Array]:
         """NLL of the last word in nats a word, and the mean gap of each panel; no dropout."""

@@ -327,21 +327,11 @@ class Texts:
             for direction in world_a_task.DIRECTIONS
         ]
 
-    def scored_fraction(self, batch_size: int) -> float:
+    def scored_share(self, batch_size: int) -> float:
         """The share of positions that a batch scores, but for one batch in ten thousand."""
         counts = np.stack([rows["scored_BL"].sum(axis=1) for rows in self._rows.values()])
         most = counts.mean(axis=1) + 4 * counts.std(axis=1) / np.sqrt(batch_size)
         return min(1.0, float(most.max()) / (self.length - 1))
-
-
-def make_model(config: Config, texts: Texts, regime: Regime, together: bool):
-    """(model, its ApplyFn), which computes what follows the last attention at targets alone."""
-    model = models.Transformer(
-        model_config(config, regime.dropout),
-        scored_fraction=texts.scored_fraction(config.batch_size),
-        vmap_axis=training.SEED_AXIS if together else None,
-    )
-    return model, models.make_apply_fn(model)
 
 
 class Group:
@@ -352,7 +342,8 @@ class Group:
         self.regime, self.seeds = regime, seeds
         self.together = len(seeds) > 1
         c = config
-        self.model, self.apply_fn = make_model(c, texts, regime, self.together)
+        self.model = models.Transformer(model_config(c, regime.dropout))
+        self.apply_fn = models.make_apply_fn(self.model)
         self.adapted = None
         if regime.rank:
             settings = dict(targets=lora.GPT2_TARGETS, fused=lora.QKV, dropout=LORA_DROPOUT)
@@ -374,15 +365,18 @@ class Group:
     def _objectives(self):
         """What is trained, and what a clean pass measures."""
         mask = dict(mask_id=self.texts.mask_id)
+        # What follows the last attention is computed at targets alone.
+        room = dict(capacity=self.texts.scored_share(self.config.batch_size))
         match self.regime.objective:
             case "next_token":
-                return objectives.next_token, objectives.next_token
+                next_token = functools.partial(objectives.next_token, **room)
+                return next_token, next_token
             case "parallel":
-                parallel = functools.partial(objectives.parallel_target, **mask)
+                parallel = functools.partial(objectives.parallel_target, **mask, **room)
                 return parallel, parallel
             case "masked_diffusion":
                 return (
-                    functools.partial(objectives.masked_diffusion, **mask),
+                    functools.partial(objectives.masked_diffusion, **mask, **room),
                     functools.partial(objectives.any_order, **mask),
                 )
 

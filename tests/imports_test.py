@@ -10,6 +10,7 @@ FORBIDDEN = {
     "types": ["*"],
     "data": ["models", "objectives", "decoding", "metrics", "training", "analysis", "report"],
     "models": ["data", "objectives", "decoding", "metrics", "training", "analysis", "report"],
+    "rows": ["data", "models", "objectives", "training", "analysis", "report"],
     "objectives": ["data", "models", "decoding", "metrics", "training", "analysis", "report"],
     "decoding": ["data", "models", "metrics", "training", "analysis", "report"],
     "metrics": ["data", "models", "training", "analysis", "report"],

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from dirasym import models, objectives
+from dirasym.rows import PerRow
 from dirasym.types import Batch
 
 MASK, VOCAB = 5, 6
@@ -155,16 +156,21 @@ def test_prompt_and_padding_are_never_scored_nor_noised(name):
     and the model sees them clean."""
     seen = []
 
-    def spy(params, tokens, *, scored_BL=None, valid_BL=None):
-        seen.append((np.asarray(tokens), np.asarray(scored_BL)))
-        return jnp.broadcast_to(params, (*tokens.shape, VOCAB))
+    def spy(params, tokens, *, rows_R=None, valid_BL=None):
+        asked = np.isin(np.arange(tokens.size), rows_R).reshape(tokens.shape)
+        seen.append((np.asarray(tokens), asked))
+        return jnp.broadcast_to(params, (len(rows_R), VOCAB))
 
     tokens = np.array([[1, 2, 3, 4, 0, 0]] * 8)
     scored = np.broadcast_to(np.array([False, False, True, True, True, True]), tokens.shape)
     valid = np.broadcast_to(np.array([True, True, True, True, False, False]), tokens.shape)
     params = jnp.arange(VOCAB, dtype=jnp.float32)
     total, count, _ = OBJECTIVES[name](
-        spy, params, _batch(tokens, scored_BL=scored, valid_BL=valid), jax.random.key(0)
+        spy,
+        params,
+        _batch(tokens, scored_BL=scored, valid_BL=valid),
+        jax.random.key(0),
+        capacity=PerRow(2),
     )
     inputs, asked = seen[0]
     if "next" in name:

@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec
 from dirasym import models, objectives, sharding, training
 from dirasym.compile import compile_scan
 from dirasym.models import lora
+from dirasym.rows import PerRow
 
 CONFIG = models.llama(
     vocab_size=16, num_layers=2, width=16, num_heads=4, num_kv_heads=2, mlp_width=32, max_len=16,
@@ -41,15 +42,22 @@ def _state(with_lora):
 def main():
     assert jax.device_count() == 8
     mesh = sharding.make_mesh(data=2, model=4)
-    step = functools.partial(training.train_step, objective=objectives.next_token)
+    step, rows_step = (
+        functools.partial(
+            training.train_step,
+            objective=functools.partial(objectives.next_token, capacity=capacity),
+        )
+        for capacity in (None, PerRow(2))
+    )
+    data = {"tokens_BL": TOKENS, "scored_BL": np.tile(np.arange(6) >= 4, (8, 1))}
     kwargs = dict(num_steps=5, batch_size=8)
     for with_lora in (False, True):
         alone = compile_scan(step, **kwargs)
         spread = compile_scan(
-            step, mesh=mesh, shardings=functools.partial(sharding.shardings, mesh), **kwargs
+            rows_step, mesh=mesh, shardings=functools.partial(sharding.shardings, mesh), **kwargs
         )
-        _, want = alone(_state(with_lora), {"tokens_BL": TOKENS})
-        state, got = spread(_state(with_lora), {"tokens_BL": TOKENS})
+        _, want = alone(_state(with_lora), data)
+        state, got = spread(_state(with_lora), data)
         np.testing.assert_allclose(got["loss"], want["loss"], atol=1e-4)
         base = state.params if not with_lora else state.frozen["params"]
         up = base["blocks"]["block"]["mlp"]["up"]["kernel"]

@@ -20,9 +20,9 @@ OBJECTIVE = functools.partial(objectives.masked_diffusion, mask_id=case_pairs.MA
 DATA = {"tokens_BL": case_pairs.training_set(4)}
 
 
-def _state(seed=0, *, dropout=0.0, ema=True, scored_fraction=None, vmap_axis=None, lr=1e-2):
+def _state(seed=0, *, dropout=0.0, ema=True, lr=1e-2):
     config = models.radd(case_pairs.VOCAB_SIZE, width=16, dropout=dropout)
-    model = models.Transformer(config, scored_fraction=scored_fraction, vmap_axis=vmap_axis)
+    model = models.Transformer(config)
     init_key, run_key = jax.random.split(jax.random.key(seed))
     params = jax.jit(model.init)(init_key, jnp.zeros((1, 4), int))["params"]
     optimizer = training.make_optimizer(lr, warmup_steps=3)
@@ -86,16 +86,16 @@ def test_grouping_steps_into_calls_changes_nothing():
 
 def test_seeds_in_one_program_equal_seeds_one_after_another():
     kwargs = dict(num_steps=20, batch_size=16)
-    alone = compile_scan(_step(), **kwargs)
-    together = compile_scan(_step(), over_seeds=True, **kwargs)
+    step = _step(objective=functools.partial(OBJECTIVE, capacity=0.6))
+    alone = compile_scan(step, **kwargs)
+    together = compile_scan(step, over_seeds=True, **kwargs)
 
-    def states(**changes):
-        made = [_state(s, dropout=0.1, scored_fraction=0.6, **changes) for s in (3, 4, 5)]
+    def states():
+        made = [_state(s, dropout=0.1) for s in (3, 4, 5)]
         first = made[0]  # one function and optimizer, or the states are of different type
         return [state.replace(apply_fn=first.apply_fn, tx=first.tx) for state in made]
 
-    stacked = states(vmap_axis=training.SEED_AXIS)
-    got, got_metrics = together(jax.tree.map(lambda *x: jnp.stack(x), *stacked), DATA)
+    got, got_metrics = together(jax.tree.map(lambda *x: jnp.stack(x), *states()), DATA)
     for place, state in enumerate(states()):
         want, want_metrics = alone(state, DATA)
         mine = jax.tree.map(lambda x, n=place: x[n], got.params)
@@ -104,8 +104,9 @@ def test_seeds_in_one_program_equal_seeds_one_after_another():
 
 
 def test_training_learns():
-    run = compile_scan(_step(), num_steps=300, batch_size=32)
-    _, metrics = run(_state(scored_fraction=0.6), DATA)
+    step = _step(objective=functools.partial(OBJECTIVE, capacity=0.6))
+    run = compile_scan(step, num_steps=300, batch_size=32)
+    _, metrics = run(_state(), DATA)
     first, last = metrics["loss"][:20].mean(), metrics["loss"][-50:].mean()
     floor = np.log(len(DATA["tokens_BL"]))  # a uniform choice of training sequence
     assert last < floor + 0.4 * (first - floor)

@@ -23,7 +23,8 @@ import numpy as np
 from dirasym.data import batching, text
 from dirasym.data.facts import FactSet, Query
 from dirasym.data.tokenizers import Tokenizer
-from dirasym.objectives import call, exclude, token_nll
+from dirasym.objectives import exclude, token_nll
+from dirasym.rows import call
 from dirasym.types import ApplyFn, Array, Params
 
 Ids = Sequence[int]
@@ -111,10 +112,7 @@ def logits_at(
     """
     tokens_EL = jnp.asarray(questions.tokens_EL)
     rows_E = jnp.arange(len(tokens_EL)) * tokens_EL.shape[1] + jnp.asarray(questions.position_E)
-    given = dict(valid_BL=questions.valid_EL, rows_R=rows_E)
-    logits = jnp.asarray(call(apply_fn, params, tokens_EL, **given))
-    if logits.ndim == 3:
-        logits = logits.reshape(-1, logits.shape[-1])[rows_E]
+    logits = call(apply_fn, params, tokens_EL, valid_BL=questions.valid_EL, rows_R=rows_E)
     wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     return exclude(wide, mask_id)
 

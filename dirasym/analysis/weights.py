@@ -7,7 +7,7 @@ a network.
 import jax
 import jax.numpy as jnp
 
-from dirasym.objectives import call
+from dirasym.rows import call
 from dirasym.types import ApplyFn, Array, Params
 
 
@@ -25,9 +25,10 @@ def effective_logits(
         prompts_PL = sentences_PL[:, :-1]
     else:
         prompts_PL = sentences_PL.at[:, -1].set(mask_id)
-    asked_PL = jnp.zeros(prompts_PL.shape, bool).at[:, -1].set(True)
-    logits_PLV = call(apply_fn, params, prompts_PL, scored_BL=asked_PL)
-    return logits_PLV[:, -1, sentences_PL[:, -1]]
+    num, length = prompts_PL.shape
+    last_P = length * jnp.arange(1, num + 1) - 1
+    logits_PV = call(apply_fn, params, prompts_PL, rows_R=last_P)
+    return logits_PV[:, sentences_PL[:, -1]]
 
 
 def gap(logits_PP: Array) -> jax.Array:

@@ -232,41 +232,60 @@ class Attention(nn.Module):
         context = self.context(x_BLD, position_BL, readable_BLS, dropout_key, cache_start)
         return self.out(context)
 
-    def context(
-        self, x_BSD, position_BS, readable_BLS, dropout_key, cache_start=None, asked=slice(None)
-    ):
-        """The weighted sum of values at the positions `asked` (all): context_BLNH."""
+    def context(self, x_BLD, position_BL, readable_BLS, dropout_key, cache_start=None):
+        """The weighted sum of values at every position: context_BLNH."""
         c = self.config
-        position_BL, readable_BLS = position_BS[:, asked], readable_BLS[:, asked]
-        q_BLNH, k_BSKH, v_BSKH = self.query(x_BSD[:, asked]), self.key(x_BSD), self.value(x_BSD)
-        if c.positions == "rope":
-            angles = plane_angles(c.head_dim, c.rope_base, c.rope_scaling)
-            q_BLNH = rotate(q_BLNH, position_BL[..., None], angles, c.rope_pairing)
-            k_BSKH = rotate(k_BSKH, position_BS[..., None], angles, c.rope_pairing)
+        q_BLNH = self._rotated(self.query(x_BLD), position_BL)
+        k_BSKH, v_BSKH = self._rotated(self.key(x_BLD), position_BL), self.value(x_BLD)
         if cache_start is not None:
             num_slots = readable_BLS.shape[-1]
             k_BSKH = self._with_cache("key_BSKH", k_BSKH, cache_start, num_slots)
             v_BSKH = self._with_cache("value_BSKH", v_BSKH, cache_start, num_slots)
-        q_BLKGH = q_BLNH.reshape(*q_BLNH.shape[:2], c.num_kv_heads, -1, c.head_dim)
-        scores_BKGLS = jnp.einsum(
-            "blkgh,bskh->bkgls", q_BLKGH, k_BSKH, preferred_element_type=jnp.float32
+        scores_BNLS = _scores(q_BLNH, k_BSKH)
+        weights_BNLS = self._weights(scores_BNLS, position_BL, position_BL, readable_BLS)
+        self.sow("intermediates", "scores_BNLS", scores_BNLS)
+        self.sow("intermediates", "weights_BNLS", weights_BNLS)
+        weights_BNLS = dropout(weights_BNLS, c.attention_dropout, dropout_key)
+        context_BLNH = _weighted(weights_BNLS, v_BSKH)
+        self.sow("intermediates", "context_BLNH", context_BLNH)
+        return context_BLNH
+
+    def context_at(self, x_BSD, position_BS, readable_BSS, row_R):
+        """`context` at rows of the flattened B·S, with queries for these alone: context_RNH.
+
+        A row is an example of one query here, so the keys and values of its example are copied.
+        Without dropout of the weights; nothing is sown.
+        """
+        example_R = row_R // x_BSD.shape[1]
+        position_BS = jnp.broadcast_to(position_BS, x_BSD.shape[:2])
+        position_RS, position_R1 = position_BS[example_R], take_rows(position_BS, row_R)[:, None]
+        q_R1NH = self._rotated(self.query(take_rows(x_BSD, row_R)[:, None]), position_R1)
+        k_RSKH = self._rotated(self.key(x_BSD), position_BS)[example_R]
+        v_RSKH = self.value(x_BSD)[example_R]
+        weights_RN1S = self._weights(
+            _scores(q_R1NH, k_RSKH),
+            position_R1,
+            position_RS,
+            take_rows(readable_BSS, row_R)[:, None],
         )
-        scores_BNLS = scores_BKGLS.reshape(
-            scores_BKGLS.shape[0], c.num_heads, *scores_BKGLS.shape[3:]
-        )
+        return _weighted(weights_RN1S, v_RSKH)[:, 0]
+
+    def _rotated(self, x_BLNH, position_BL):
+        c = self.config
+        if c.positions != "rope":
+            return x_BLNH
+        angles = plane_angles(c.head_dim, c.rope_base, c.rope_scaling)
+        return rotate(x_BLNH, position_BL[..., None], angles, c.rope_pairing)
+
+    def _weights(self, scores_BNLS, position_BL, position_BS, readable_BLS):
+        """Softmaxed weights_BNLS of raw scores."""
+        c = self.config
         biased_BNLS = scores_BNLS / math.sqrt(c.head_dim)
         if c.positions == "alibi":
             distance_B1LS = jnp.abs(position_BL[:, None, :, None] - position_BS[:, None, None, :])
             slopes_1N11 = jnp.asarray(alibi_slopes(c.num_heads), jnp.float32)[None, :, None, None]
             biased_BNLS -= slopes_1N11 * distance_B1LS
-        weights_BNLS = masked_softmax(biased_BNLS, readable_BLS[:, None])
-        self.sow("intermediates", "scores_BNLS", scores_BNLS)
-        self.sow("intermediates", "weights_BNLS", weights_BNLS)
-        weights_BNLS = dropout(weights_BNLS, c.attention_dropout, dropout_key)
-        weights_BKGLS = weights_BNLS.reshape(scores_BKGLS.shape).astype(v_BSKH.dtype)
-        context_BLNH = jnp.einsum("bkgls,bskh->blkgh", weights_BKGLS, v_BSKH).reshape(q_BLNH.shape)
-        self.sow("intermediates", "context_BLNH", context_BLNH)
-        return context_BLNH
+        return masked_softmax(biased_BNLS, readable_BLS[:, None])
 
     def _with_cache(self, name: str, new_BLKH, start, num_slots: int):
         """What the cache holds, with new entries in their slots."""
@@ -277,45 +296,22 @@ class Attention(nn.Module):
         self.put_variable("cache", name, new_BSKH)
         return new_BSKH
 
-    def from_table(self, table_VD, tokens_BL, readable_BLS, row_R):
-        """What `__call__` returns at rows `row_R` of the flattened B·L, if x = table[tokens].
 
-        True of the first layer when positions enter by rotation alone. Then q, k and v
-        depend on the token, so V rows are projected in place of B·L; and the score of a
-        query on a key depends on (token, token, offset), so it is read from a table. The
-        weights that fall on equal tokens are added before they meet the values, which lets
-        a single head's output projection act on the V values too. Exact, without dropout
-        on the weights; float rounding differs.
-        """
-        c = self.config
-        length, vocab = tokens_BL.shape[1], table_VD.shape[0]
-        group = c.num_heads // c.num_kv_heads
-        q_VNH, v_VNH = self.query(table_VD), self.value(table_VD).repeat(group, axis=1)
-        k_VNH = self.key(table_VD).repeat(group, axis=1)
-        offset_O = np.arange(-(length - 1), length)
-        q_OVNH = jnp.broadcast_to(q_VNH, (len(offset_O), *q_VNH.shape))
-        if c.positions == "rope":  # qᵀ R(Δ) k = (R(-Δ) q)ᵀ k
-            angles = plane_angles(c.head_dim, c.rope_base, c.rope_scaling)
-            q_OVNH = rotate(q_OVNH, -offset_O[:, None, None], angles, c.rope_pairing)
-        scores_NVOW = jnp.einsum(
-            "ovnh,wnh->nvow", q_OVNH, k_VNH, preferred_element_type=jnp.float32
-        )
+def _scores(q_BLNH: jax.Array, k_BSKH: jax.Array) -> jax.Array:
+    """Raw scores_BNLS in float32; N/K neighbouring query heads share a key head."""
+    q_BLKGH = q_BLNH.reshape(*q_BLNH.shape[:2], k_BSKH.shape[2], -1, q_BLNH.shape[-1])
+    scores_BKGLS = jnp.einsum(
+        "blkgh,bskh->bkgls", q_BLKGH, k_BSKH, preferred_element_type=jnp.float32
+    )
+    return scores_BKGLS.reshape(scores_BKGLS.shape[0], -1, *scores_BKGLS.shape[3:])
 
-        example_R, position_R = row_R // length, row_R % length
-        key_token_RS = tokens_BL[example_R]
-        query_token_R1 = tokens_BL[example_R, position_R][:, None]
-        offset_index_RS = jnp.arange(length)[None] - position_R[:, None] + length - 1
-        scores_NRS = scores_NVOW[:, query_token_R1, offset_index_RS, key_token_RS]
-        weights_NRS = masked_softmax(
-            scores_NRS / math.sqrt(c.head_dim), readable_BLS[example_R, position_R][None]
-        )
-        num_rows, weights_RSN = len(row_R), jnp.moveaxis(weights_NRS, 0, -1)
-        mass_RVN = jnp.zeros((num_rows, vocab, c.num_heads), weights_RSN.dtype)
-        mass_RVN = mass_RVN.at[jnp.arange(num_rows)[:, None], key_token_RS].add(weights_RSN)
-        mass_RVN = mass_RVN.astype(v_VNH.dtype)
-        if c.num_heads == 1:
-            return mass_RVN[..., 0] @ self.out(v_VNH)
-        return self.out(jnp.einsum("rvn,vnh->rnh", mass_RVN, v_VNH))
+
+def _weighted(weights_BNLS: jax.Array, v_BSKH: jax.Array) -> jax.Array:
+    """Values summed with these weights, in the values' dtype: context_BLNH."""
+    batch, num_heads, length, num_slots = weights_BNLS.shape
+    weights_BKGLS = weights_BNLS.reshape(batch, v_BSKH.shape[2], -1, length, num_slots)
+    context_BLKGH = jnp.einsum("bkgls,bskh->blkgh", weights_BKGLS.astype(v_BSKH.dtype), v_BSKH)
+    return context_BLKGH.reshape(batch, length, num_heads, v_BSKH.shape[-1])
 
 
 def masked_softmax(scores: jax.Array, readable: jax.Array) -> jax.Array:
@@ -371,37 +367,25 @@ class Block(nn.Module):
     def at_rows(self, x_BLD, position_BL, readable_BLS, row_R, dropout_key):
         """The block's output at rows of the flattened B·L; only attention sees the others."""
         weights_key, rest_key = _split(dropout_key)
-        context_BLNH = self.attention.context(
-            self.attention_norm(x_BLD), position_BL, readable_BLS, weights_key
-        )
-        attended_RD = self.attention.out(take_rows(context_BLNH, row_R))
+        inputs = (self.attention_norm(x_BLD), position_BL, readable_BLS)
+        if self._asks_alone(x_BLD.shape, row_R.size, dropout_key):
+            context_RNH = self.attention.context_at(*inputs, row_R)
+        else:
+            context_RNH = take_rows(self.attention.context(*inputs, weights_key), row_R)
+        attended_RD = self.attention.out(context_RNH)
         return self.after_attention(take_rows(x_BLD, row_R), attended_RD, row_R, rest_key)
 
-    def at_last(self, x_BSD, position_BS, readable_BLS, last: int, dropout_key):
-        """The block's output at the `last` positions of each row, as rows of the flattened B·last.
-
-        Only keys and values see the others.
-        """
-        weights_key, rest_key = _split(dropout_key)
-        asked, normed_BSD = slice(-last, None), self.attention_norm(x_BSD)
-        inputs = (normed_BSD, position_BS, readable_BLS, weights_key)
-        if weights_key is None or self.config.attention_dropout == 0:
-            context_BLNH = self.attention.context(*inputs, asked=asked)
-        else:  # the mask of all weights, so that these are dropped as in the whole
-            context_BLNH = self.attention.context(*inputs)[:, asked]
-        row_BS = jnp.arange(x_BSD[..., 0].size).reshape(x_BSD.shape[:2])
-        x_RD, context_RNH = (_flat(x) for x in (x_BSD[:, asked], context_BLNH))
-        attended_RD = self.attention.out(context_RNH)
-        return self.after_attention(x_RD, attended_RD, row_BS[:, asked].ravel(), rest_key)
-
-    def at_rows_from_table(self, table_VD, tokens_BL, readable_BLS, row_R, dropout_key):
-        """`at_rows` for x_BLD = table_VD[tokens_BL], through `Attention.from_table`."""
-        _, rest_key = _split(dropout_key)
-        attended_RD = self.attention.from_table(
-            self.attention_norm(table_VD), tokens_BL, readable_BLS, row_R
+    def _asks_alone(self, shape_BLD, num_rows: int, dropout_key) -> bool:
+        """Whether `Attention.context_at` is exact, and its copies of the keys are no burden."""
+        c = self.config
+        # The masks of the weights, and of the adapters' inputs, are those of the whole.
+        exact = dropout_key is None or (c.attention_dropout == 0 and "lora" not in self.variables)
+        exact = exact and not self.is_mutable_collection("intermediates")
+        batch, length, _ = shape_BLD
+        # Copies as large as the keys themselves, or as the scores that are spared.
+        return exact and num_rows * c.num_kv_heads * c.head_dim <= batch * max(
+            c.num_kv_heads * c.head_dim, length * c.num_heads
         )
-        x_RD = table_VD[take_rows(tokens_BL, row_R)]
-        return self.after_attention(x_RD, attended_RD, row_R, rest_key)
 
     def after_attention(self, x, attended, row, dropout_key):
         """What follows attention, token by token: leading axes as those of `row`."""

@@ -170,8 +170,8 @@ def make_apply_fn(lora: LoRA) -> ApplyFn:
     {"lora": adapters} and frozen={"params": base}.
     """
 
-    def apply_fn(variables: Params, tokens_BL, *, scored_BL=None, valid_BL=None, rngs=None):
-        return lora.apply(variables, tokens_BL, scored_BL=scored_BL, valid_BL=valid_BL, rngs=rngs)
+    def apply_fn(variables: Params, tokens_BL, *, valid_BL=None, rows_R=None, rngs=None):
+        return lora.apply(variables, tokens_BL, valid_BL=valid_BL, rows_R=rows_R, rngs=rngs)
 
     return apply_fn
 

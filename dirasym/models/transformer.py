@@ -1,7 +1,6 @@
 """One transformer, causal or bidirectional, under one frozen configuration."""
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -96,27 +95,9 @@ class Transformer(nn.Module):
     """Token ids to logits.
 
     With `rngs={"dropout": key}` dropout is on, without it off.
-
-    Attributes:
-      config: hyperparameters.
-      scored_fraction: if set and `scored_BL` is given, what follows the last layer's
-        attention is computed at no more than this share of the B·L positions, the scored
-        ones; a batch with more scored positions is computed whole. Logits elsewhere are 0.
-        The same function of the parameters and the dropout key either way.
-      vmap_axis: name of a vmapped axis (of seeds) that must take that decision together:
-        under vmap a `lax.cond` with a batched predicate computes both branches.
-      scored_last: if set, what follows the last layer's attention is computed at so many last
-        positions of each row, whatever is scored. Logits elsewhere are 0.
-      scored_per_row: the caller's word that no row of `scored_BL` has more scored positions.
-        The final norm and the head are then computed at so many positions of each row, the
-        scored ones. Logits elsewhere are 0, and NaN in a row that breaks the word.
     """
 
     config: TransformerConfig
-    scored_fraction: float | None = None
-    vmap_axis: str | None = None
-    scored_last: int | None = None
-    scored_per_row: int | None = None
 
     def setup(self):
         c = self.config
@@ -159,14 +140,17 @@ class Transformer(nn.Module):
             init = "zeros" if c.head_init == "zeros" else None
             self.head = layers.dense(c, c.vocab_size, c.width, use_bias=c.head_bias, init=init)
 
-    def __call__(self, tokens_BL, *, scored_BL=None, valid_BL=None):
-        """int tokens_BL -> float32 logits_BLV.
+    def __call__(self, tokens_BL, *, valid_BL=None, rows_R=None):
+        """int tokens_BL -> float32 logits_BLV; with `rows_R`, logits_RV.
 
         Args:
           tokens_BL: ids in [0, vocab_size).
-          scored_BL: see `scored_fraction`.
           valid_BL: False at padding, which no position attends to. Position numbers count
             valid tokens, so left and right padding give the same answers.
+          rows_R: the positions that are asked, as indices into the flattened B·L; one of B·L or
+            more is not in use, and gets the last position's logits. After the last layer's
+            attention nothing is computed elsewhere (with `scan_layers`: after the last layer).
+            The same function of the parameters and the dropout key as the whole.
 
         Raises:
           ValueError: the sequence is longer than `max_len`.
@@ -178,47 +162,20 @@ class Transformer(nn.Module):
         position_BL = np.arange(length)[None]  # known, so that RoPE's angles are constants
         if valid_BL is not None:
             position_BL = jnp.maximum(jnp.cumsum(valid_BL, axis=1) - 1, 0)
-        readable_BLS = jnp.ones((1, length, length), bool)
-        if c.causal:
-            readable_BLS = jnp.tril(readable_BLS)
-        if valid_BL is not None:
-            readable_BLS = readable_BLS & valid_BL[:, None, :]
-        readable_BLS = jnp.broadcast_to(readable_BLS, (*tokens_BL.shape, length))
-        embed_key, layer_keys = None, [None] * c.num_layers
-        if self.has_rng("dropout"):
-            keys = jax.random.split(self.make_rng("dropout"), c.num_layers + 1)
-            embed_key, layer_keys = keys[0], keys[1:]
-            if not c.scan_layers:
-                layer_keys = list(layer_keys)
-        inputs = (tokens_BL, position_BL, readable_BLS, embed_key, layer_keys)
-
-        if scored_BL is not None and self.scored_per_row is not None:
-            return self._logits_at(self._hidden(*inputs), jnp.asarray(scored_BL))
-        if self.is_initializing() or c.scan_layers:
-            return self._all_rows(*inputs)
-        if self.scored_last is not None and not self.is_mutable_collection("intermediates"):
-            return self._at_last(*inputs)
-        if scored_BL is None or self.scored_fraction is None:
-            return self._all_rows(*inputs)
-        capacity = min(math.ceil(self.scored_fraction * tokens_BL.size), tokens_BL.size)
-        overflow = jnp.sum(scored_BL) > capacity
-        if self.vmap_axis is not None:
-            overflow = jax.lax.pmax(overflow, self.vmap_axis)
-        # The table knows offsets between slots, which are those between tokens if all are valid.
-        from_table = valid_BL is None and self._reads_tokens_alone(
-            tokens_BL, dropout=embed_key is not None
-        )
-        return nn.cond(
-            overflow,
-            # Recomputed, so that the branch in use need not hold room for this one's residuals.
-            nn.remat(lambda self: self._all_rows(*inputs)),
-            lambda self: self._at_rows(
-                *inputs,
-                jnp.flatnonzero(scored_BL, size=capacity, fill_value=scored_BL.size),
-                from_table,
-            ),
-            self,
-        )
+        readable_BLS = self.readable(tokens_BL.shape, valid_BL)
+        embed_key, layer_keys = self.dropout_keys()
+        x_BLD = self._embed(tokens_BL, position_BL, embed_key)
+        if rows_R is None:
+            return self.logits(self._blocks(x_BLD, position_BL, readable_BLS, layer_keys))
+        row_R = jnp.minimum(rows_R, tokens_BL.size - 1)
+        if c.scan_layers:
+            x_BLD = self._blocks(x_BLD, position_BL, readable_BLS, layer_keys)
+            return self.logits(layers.take_rows(x_BLD, row_R))
+        *before, last = self.blocks
+        for block, key in zip(before, layer_keys[:-1], strict=True):
+            x_BLD = block(x_BLD, position_BL, readable_BLS, key)
+        # Never recomputed, even with `remat`: its backward pass comes first.
+        return self.logits(last.at_rows(x_BLD, position_BL, readable_BLS, row_R, layer_keys[-1]))
 
     def extend(self, tokens_BL, start, valid_BS):
         """float32 logits_BLV of slots start..start+L-1 of sequences of S slots, causal models only.
@@ -240,73 +197,43 @@ class Transformer(nn.Module):
         position_BL = jnp.maximum(jnp.cumsum(valid_BS, axis=1) - 1, 0)[:, slot_L]
         readable_LS = jnp.arange(num_slots)[None] <= slot_L[:, None]
         readable_BLS = readable_LS[None] & valid_BS[:, None]
-        no_keys = [None] * c.num_layers
-        return self._all_rows(tokens_BL, position_BL, readable_BLS, None, no_keys, start)
+        x_BLD = self._embed(tokens_BL, position_BL, None)
+        no_keys = None if c.scan_layers else [None] * c.num_layers
+        return self.logits(self._blocks(x_BLD, position_BL, readable_BLS, no_keys, start))
 
-    def _all_rows(self, *inputs):
-        return self._logits(self._hidden(*inputs))
+    def readable(self, shape: tuple[int, int], valid_BL=None):
+        """Whether position s may be read from l: bool [B, L, S]."""
+        readable_BLS = jnp.ones((1, shape[1], shape[1]), bool)
+        if self.config.causal:
+            readable_BLS = jnp.tril(readable_BLS)
+        if valid_BL is not None:
+            readable_BLS = readable_BLS & valid_BL[:, None, :]
+        return jnp.broadcast_to(readable_BLS, (*shape, shape[1]))
 
-    def _hidden(self, tokens_BL, position_BL, readable_BLS, embed_key, layer_keys, start=None):
-        x_BLD = self._embed(tokens_BL, position_BL, embed_key)
-        if self.config.scan_layers:
-            keys = None if embed_key is None else layer_keys
-            x_BLD, _ = self.blocks(x_BLD, position_BL, readable_BLS, keys, start)
-        else:
-            for block, key in zip(self.blocks, layer_keys, strict=True):
-                x_BLD = block(x_BLD, position_BL, readable_BLS, key, start)
-        return x_BLD
+    def dropout_keys(self):
+        """The embedding's key and the layers': None for each without dropout.
 
-    def _at_rows(
-        self, tokens_BL, position_BL, readable_BLS, embed_key, layer_keys, row_R, from_table
-    ):
-        # Rows beyond the end (unused capacity) read the last row and write nowhere.
-        read_R = jnp.minimum(row_R, tokens_BL.size - 1)
-        *before, last = self.blocks
-        if from_table:
-            table_VD = self.embed(jnp.arange(self.config.vocab_size))
-            x_RD = last.at_rows_from_table(
-                table_VD, tokens_BL, readable_BLS, read_R, layer_keys[-1]
-            )
-        else:
-            x_BLD = self._embed(tokens_BL, position_BL, embed_key)
-            for block, key in zip(before, layer_keys[:-1], strict=True):
-                x_BLD = block(x_BLD, position_BL, readable_BLS, key)
-            x_RD = last.at_rows(x_BLD, position_BL, readable_BLS, read_R, layer_keys[-1])
-        logits_RV = self._logits(x_RD)
-        logits = jnp.zeros((tokens_BL.size, self.config.vocab_size), logits_RV.dtype)
-        logits = logits.at[row_R].set(logits_RV, mode="drop", unique_indices=True)
-        return logits.reshape(*tokens_BL.shape, -1)
-
-    def _at_last(self, tokens_BL, position_BL, readable_BLS, embed_key, layer_keys):
-        *before, last = self.blocks
-        x_BLD = self._embed(tokens_BL, position_BL, embed_key)
-        for block, key in zip(before, layer_keys[:-1], strict=True):
-            x_BLD = block(x_BLD, position_BL, readable_BLS, key)
-        x_RD = last.at_last(x_BLD, position_BL, readable_BLS, self.scored_last, layer_keys[-1])
-        batch, length = tokens_BL.shape
-        logits_BLV = self._logits(x_RD).reshape(batch, -1, self.config.vocab_size)
-        return jnp.pad(logits_BLV, ((0, 0), (length - logits_BLV.shape[1], 0), (0, 0)))
-
-    def _logits_at(self, x_BLD, scored_BL):
-        # Scored positions first, each once; rows with fewer go on with others.
-        place_BP = jnp.argsort(~scored_BL, axis=1)[:, : self.scored_per_row]
-        logits_BPV = self._logits(jnp.take_along_axis(x_BLD, place_BP[..., None], axis=1))
-        fits_B = scored_BL.sum(axis=1) <= self.scored_per_row
-        logits_BPV = jnp.where(fits_B[:, None, None], logits_BPV, jnp.nan)
-        logits_BLV = jnp.zeros((*scored_BL.shape, self.config.vocab_size), logits_BPV.dtype)
-        return logits_BLV.at[jnp.arange(len(scored_BL))[:, None], place_BP].set(
-            logits_BPV, unique_indices=True
-        )
-
-    def _reads_tokens_alone(self, tokens_BL, dropout: bool) -> bool:
-        """Whether `Attention.from_table` applies, and its V × V × offsets table is a saving."""
+        An array of layers' keys (or None for all) where layers are scanned, a list otherwise.
+        """
         c = self.config
-        exact = c.num_layers == 1 and c.positions in ("rope", "none")
-        if dropout:  # adapters may drop parts of their input, position by position
-            exact = exact and c.embed_dropout == c.attention_dropout == 0
-            exact = exact and "lora" not in self.variables
-        unread = not self.is_mutable_collection("intermediates")
-        return exact and unread and c.vocab_size**2 <= tokens_BL.size * c.width / 2
+        if not self.has_rng("dropout"):
+            return None, None if c.scan_layers else [None] * c.num_layers
+        keys = jax.random.split(self.make_rng("dropout"), c.num_layers + 1)
+        return keys[0], keys[1:] if c.scan_layers else list(keys[1:])
+
+    def logits(self, x):
+        """Final norm and head: float32 [..., V] from x [..., D]."""
+        x = self.final_norm(x)
+        logits = self.embed.attend(x) if self.config.tied_head else self.head(x)
+        return logits.astype(jnp.float32)
+
+    def _blocks(self, x_BLD, position_BL, readable_BLS, layer_keys, start=None):
+        if self.config.scan_layers:
+            x_BLD, _ = self.blocks(x_BLD, position_BL, readable_BLS, layer_keys, start)
+            return x_BLD
+        for block, key in zip(self.blocks, layer_keys, strict=True):
+            x_BLD = block(x_BLD, position_BL, readable_BLS, key, start)
+        return x_BLD
 
     def _embed(self, tokens_BL, position_BL, dropout_key):
         c = self.config
@@ -316,11 +243,6 @@ class Transformer(nn.Module):
         if c.positions == "sinusoidal":
             x_BLD = x_BLD + layers.sinusoids(position_BL, c.width).astype(x_BLD.dtype)
         return layers.dropout(x_BLD, c.embed_dropout, dropout_key)
-
-    def _logits(self, x):
-        x = self.final_norm(x)
-        logits = self.embed.attend(x) if self.config.tied_head else self.head(x)
-        return logits.astype(jnp.float32)
 
 
 class _ScannedBlock(nn.Module):
@@ -337,9 +259,9 @@ class _ScannedBlock(nn.Module):
 def make_apply_fn(model: Transformer) -> ApplyFn:
     """The model as an `ApplyFn` of its "params" collection."""
 
-    def apply_fn(params: Params, tokens_BL, *, scored_BL=None, valid_BL=None, rngs=None):
+    def apply_fn(params: Params, tokens_BL, *, valid_BL=None, rows_R=None, rngs=None):
         return model.apply(
-            {"params": params}, tokens_BL, scored_BL=scored_BL, valid_BL=valid_BL, rngs=rngs
+            {"params": params}, tokens_BL, valid_BL=valid_BL, rows_R=rows_R, rngs=rngs
         )
 
     return apply_fn

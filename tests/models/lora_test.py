@@ -11,6 +11,7 @@ import pytest
 from dirasym import models, objectives, training
 from dirasym.compile import compile_scan
 from dirasym.models import lora
+from dirasym.rows import PerRow
 from dirasym.types import Batch
 
 TOKENS = np.arange(12, dtype=np.int32).reshape(2, 6) % 11
@@ -84,22 +85,24 @@ def test_cached_calls_and_internals_are_those_of_the_merged_weights(scan_layers)
     chex.assert_trees_all_close(jnp.concatenate(pieces, axis=1), whole, atol=1e-5)
 
 
-def test_scored_positions_alone_give_the_adapters_the_same_gradients():
-    model = _model(scan_layers=True, tied_head=True)
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_scored_positions_alone_give_the_adapters_the_same_gradients(scan_layers):
+    model = _model(scan_layers=scan_layers, tied_head=True)
     _, variables = _variables(models.LoRA(model, _config()))
     scored_BL = np.broadcast_to(np.arange(6) >= 4, TOKENS.shape)
     batch = Batch(TOKENS, np.arange(2), 2, scored_BL=scored_BL)
 
-    def grads(scored_per_row):
-        adapted = models.LoRA(model.clone(scored_per_row=scored_per_row), _config())
+    def grads(capacity):
+        apply_fn = lora.make_apply_fn(models.LoRA(model, _config()))
 
         def loss(adapters):
-            apply_fn = lora.make_apply_fn(adapted)
-            return objectives.next_token(apply_fn, variables | {"lora": adapters}, batch)[0]
+            params = variables | {"lora": adapters}
+            return objectives.next_token(apply_fn, params, batch, capacity=capacity)[0]
 
         return jax.jit(jax.grad(loss))(variables["lora"])
 
-    chex.assert_trees_all_close(grads(2), grads(None), atol=1e-5)
+    for capacity in (PerRow(2), 0.5):
+        chex.assert_trees_all_close(grads(capacity), grads(None), atol=1e-5)
 
 
 def test_scanned_layers_have_adapters_of_their_own():

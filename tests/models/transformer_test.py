@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dirasym import models
-from dirasym.models import layers
+from dirasym.models import layers, token_table
 
 POSITIONS = ["rope", "alibi", "sinusoidal", "learned", "none"]
 
@@ -163,16 +163,55 @@ def test_scan_and_remat_change_nothing():
     chex.assert_shape(scores, (2, 3, 2, 6, 6))
 
 
-SCORED_CASES = {
-    "radd, from the token table": models.radd(11, width=16, max_len=8, dropout=0.0),
+ROW_CASES = {
+    "radd": models.radd(11, width=16, max_len=8, dropout=0.0),
     "several heads": models.radd(11, width=16, num_heads=4, num_kv_heads=2, dropout=0.0),
     "no positions": models.radd(11, width=16, num_heads=2, positions="none", dropout=0.0),
     "interleaved": models.radd(11, width=16, rope_pairing="interleaved", dropout=0.0),
     "causal": models.radd(11, width=16, causal=True, dropout=0.0),
     "two layers": models.radd(11, width=16, num_layers=2, dropout=0.0),
+    "alibi": models.radd(11, width=16, num_layers=2, positions="alibi", dropout=0.0),
     "gpt2": models.gpt2(11, num_layers=1, width=16, num_heads=2, max_len=8, dropout=0.0),
+    "scanned": models.gpt2(
+        11, num_layers=2, width=16, num_heads=2, max_len=8, dropout=0.0, scan_layers=True
+    ),
+    "remat": models.gpt2(11, num_layers=2, width=16, num_heads=2, dropout=0.0, remat=True),
     "attention only": models.attention_only(11, width=16),
 }
+# Many rows are taken out of all contexts; few have queries of their own.
+ROWS = {"many": np.array([0, 3, 4, 5, 11, 12, 13, 40, 41, 60, 62]), "few": np.array([1, 17, 95])}
+
+
+def _check_rows(make_apply_fn, config, rate, rows_R, **kwargs):
+    """Logits and gradients at rows are those of the whole model there."""
+    embed = rate if config.positions == "learned" else 0.0
+    config = dataclasses.replace(config, dropout=rate, embed_dropout=embed, attention_dropout=embed)
+    kwargs["rngs"] = {"dropout": jax.random.key(9)} if rate else None
+    model, params, tokens = _init(config, batch=16)
+    unused_R = np.append(rows_R, [tokens.size, tokens.size])
+
+    def loss(apply_fn, at, params):
+        logits = at(apply_fn(params, tokens))
+        return jnp.sum(jnp.sin(logits)), logits
+
+    def whole(params, tokens):
+        return models.make_apply_fn(model)(params, tokens, **kwargs)
+
+    def rows(params, tokens):
+        return make_apply_fn(model)(params, tokens, rows_R=unused_R, **kwargs)
+
+    def grad(apply_fn, at):
+        return jax.jit(jax.value_and_grad(functools.partial(loss, apply_fn, at), has_aux=True))
+
+    (_, want), want_grads = grad(whole, lambda x: x.reshape(-1, 11)[rows_R])(params)
+    (_, got), got_grads = grad(rows, lambda x: x[: len(rows_R)])(params)
+    chex.assert_trees_all_close(got, want, atol=1e-5)
+    # Some gradients are zero but for rounding (keys' biases): one scale for all leaves.
+    scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(want_grads))
+    chex.assert_trees_all_close(got_grads, want_grads, atol=1e-5 * scale)
+    unused = rows(params, tokens)[len(rows_R) :]
+    assert unused.shape == (2, 11) and bool(jnp.isfinite(unused).all())
+    return model, params, tokens
 
 
 # The quick suite runs each case once, with dropout or without.
@@ -182,136 +221,68 @@ SCORED_CASES = {
         pytest.param(
             name, rate, marks=[pytest.mark.slow] if (place % 2 == 0) == (rate == 0) else []
         )
-        for place, name in enumerate(SCORED_CASES)
+        for place, name in enumerate(ROW_CASES)
         for rate in (0.0, 0.3)
     ],
 )
-def test_scored_rows_give_the_plain_logits_and_gradients(name, rate):
-    embed = rate if "gpt2" in name else 0.0
-    config = dataclasses.replace(
-        SCORED_CASES[name], dropout=rate, embed_dropout=embed, attention_dropout=embed
-    )
-    rngs = {"dropout": jax.random.key(9)} if rate else None
-    plain, params, tokens = _init(config, batch=16)
-    scored = jax.random.uniform(jax.random.key(5), tokens.shape) < 0.5
-    fast = models.Transformer(config, scored_fraction=0.7)
-    if "table" in name:  # the case must take the path that it is named after
-        assert config.vocab_size**2 <= tokens.size * config.width / 2
-
-    def loss(model, params):
-        logits = _apply(model, {"params": params}, tokens, scored_BL=scored, rngs=rngs)
-        return jnp.sum(jnp.where(scored[..., None], jnp.sin(logits), 0.0)), logits
-
-    grad = jax.value_and_grad(loss, argnums=1, has_aux=True)
-    (want, want_logits), want_grads = grad(plain, params)
-    (got, got_logits), got_grads = jax.jit(grad, static_argnums=0)(fast, params)
-    chex.assert_trees_all_close(got_logits[scored], want_logits[scored], atol=1e-5)
-    chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-5)
-    # Some gradients are zero but for rounding (keys' biases): one scale for all leaves.
-    scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(want_grads))
-    chex.assert_trees_all_close(got_grads, want_grads, atol=1e-5 * scale)
+def test_rows_are_those_of_the_whole(name, rate):
+    for rows_R in ROWS.values():
+        _check_rows(models.make_apply_fn, ROW_CASES[name], rate, rows_R)
 
 
-@pytest.mark.parametrize(
-    ("causal", "positions", "rate"),
-    [
-        (True, "learned", 0.3),
-        (True, "rope", 0.0),
-        pytest.param(False, "alibi", 0.3, marks=pytest.mark.slow),
-        pytest.param(True, "alibi", 0.0, marks=pytest.mark.slow),
-    ],
-)
-def test_last_positions_alone_are_the_plain_logits_and_gradients_there(causal, positions, rate):
-    config = models.gpt2(
-        11, dropout=rate, num_layers=2, num_heads=2, width=16, max_len=8, causal=causal,
-        positions=positions,
-    )  # fmt: skip
-    rngs = {"dropout": jax.random.key(9)} if rate else None
-    plain, params, tokens = _init(config, batch=4)
-    fast = models.Transformer(config, scored_last=2)
-
-    def loss(model, params):
-        logits = _apply(model, {"params": params}, tokens, rngs=rngs)
-        return jnp.sum(jnp.sin(logits[:, -2:])), logits
-
-    grad = jax.value_and_grad(loss, argnums=1, has_aux=True)
-    (_, want), want_grads = grad(plain, params)
-    (_, got), got_grads = grad(fast, params)
-    chex.assert_trees_all_close(got[:, -2:], want[:, -2:], atol=1e-5)
-    chex.assert_trees_all_equal(got[:, :-2], jnp.zeros_like(got[:, :-2]))
-    scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(want_grads))
-    chex.assert_trees_all_close(got_grads, want_grads, atol=1e-5 * scale)
-    internals = models.make_internals_fn(fast)(params, tokens)  # of all positions, in every layer
-    assert internals["scores"].shape == (2, 4, 2, *tokens.shape[1:], *tokens.shape[1:])
+@pytest.mark.parametrize("name", ["causal", "alibi", "scanned"])
+def test_rows_are_those_of_the_whole_around_padding(name):
+    valid = np.broadcast_to(np.arange(6) // 2 != 1, (16, 6))
+    inside = {key: rows[rows % 6 // 2 != 1] for key, rows in ROWS.items()}
+    for rows_R in inside.values():
+        _check_rows(models.make_apply_fn, ROW_CASES[name], 0.0, rows_R, valid_BL=valid)
 
 
-@pytest.mark.parametrize(("scan_layers", "rate"), [(True, 0.3), (False, 0.0)])
-def test_no_more_scored_positions_than_promised(scan_layers, rate):
-    config = models.gpt2(
-        11, dropout=rate, num_layers=2, num_heads=2, width=16, max_len=8, scan_layers=scan_layers
-    )
-    rngs = {"dropout": jax.random.key(9)} if rate else None
-    plain, params, tokens = _init(config, batch=16)
-    scored = jax.random.uniform(jax.random.key(5), tokens.shape) < 0.3
-    most = int(scored.sum(axis=1).max())
-    assert 1 < most < tokens.shape[1] and int(scored.sum(axis=1).min()) < most
+@pytest.mark.parametrize("name", ["radd", "several heads", "no positions", "interleaved", "causal"])
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+def test_a_table_of_the_tokens_is_the_model(name, rate):
+    config = ROW_CASES[name]
+    taken = []
 
-    def loss(model, params):
-        logits = _apply(model, {"params": params}, tokens, scored_BL=scored, rngs=rngs)
-        return jnp.sum(jnp.where(scored[..., None], jnp.sin(logits), 0.0)), logits
+    def make_apply_fn(model):
+        apply_fn = token_table.make_apply_fn(model)
+        with_table = functools.partial(apply_fn, rngs={"dropout": jax.random.key(9)})
+        text = str(jax.make_jaxpr(lambda p, t: with_table(p, t, rows_R=np.arange(3)))(
+            model.init(jax.random.key(0), np.zeros((16, 6), int))["params"],
+            np.zeros((16, 6), int),
+        ))  # fmt: skip
+        taken.append("[11,16]" in text)
+        return apply_fn
 
-    grad = jax.jit(jax.value_and_grad(loss, argnums=1, has_aux=True), static_argnums=0)
-    (_, want), want_grads = grad(plain, params)
-    (_, got), got_grads = grad(models.Transformer(config, scored_per_row=most), params)
-    chex.assert_trees_all_close(got[scored], want[scored], atol=1e-5)
-    scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(want_grads))
-    chex.assert_trees_all_close(got_grads, want_grads, atol=1e-5 * scale)
-    (_, broken), _ = grad(models.Transformer(config, scored_per_row=most - 1), params)
-    breaks = scored.sum(axis=1) == most
-    assert bool(jnp.isnan(broken[breaks]).any(axis=(1, 2)).all())
-    chex.assert_trees_all_close(broken[~breaks][scored[~breaks]], want[~breaks][scored[~breaks]])
+    _check_rows(make_apply_fn, config, rate, ROWS["many"])
+    assert all(taken)
 
 
-def test_scored_rows_around_a_hole_and_outside_jit():
-    config = models.radd(11, width=16, max_len=8, dropout=0.3)
-    plain, params, tokens = _init(config, batch=16)
-    valid = jnp.arange(tokens.shape[1]) // 2 != 1  # positions count valid tokens, offsets do too
-    kwargs = {"valid_BL": jnp.broadcast_to(valid, tokens.shape)}
-    kwargs["rngs"] = {"dropout": jax.random.key(9)}
-    want = plain.apply({"params": params}, tokens, **kwargs)
-    fast = models.Transformer(config, scored_fraction=1.0)
-    got = fast.apply({"params": params}, tokens, scored_BL=kwargs["valid_BL"], **kwargs)
-    chex.assert_trees_all_close(got[:, valid], want[:, valid], atol=1e-5)
+def test_a_table_is_left_where_it_is_wrong_or_no_saving():
+    model, params, tokens = _init(ROW_CASES["radd"], batch=16)
+    fast, plain = token_table.make_apply_fn(model), models.make_apply_fn(model)
+    valid = np.broadcast_to(np.arange(6) // 2 != 1, tokens.shape)
+    rows_R = np.array([1, 6, 11])
+    for kwargs in (dict(valid_BL=valid, rows_R=rows_R), {}):
+        chex.assert_trees_all_equal(fast(params, tokens, **kwargs), plain(params, tokens, **kwargs))
+    for name in ("two layers", "gpt2", "alibi"):
+        with pytest.raises(ValueError, match="a table needs one layer"):
+            token_table.make_apply_fn(models.Transformer(ROW_CASES[name]))
 
 
-@pytest.mark.parametrize("share", [0.0, 0.2, 1.0])
-def test_more_scored_positions_than_capacity_fall_back(share):
-    config = models.radd(11, width=16, max_len=8, dropout=0.3)
-    rngs = {"dropout": jax.random.key(9)}  # the same masks, whichever branch
-    plain, params, tokens = _init(config, batch=16)
-    fast = models.Transformer(config, scored_fraction=0.3)
-    scored = jnp.arange(tokens.size).reshape(tokens.shape) < share * tokens.size
-    got = jax.jit(fast.apply)({"params": params}, tokens, scored_BL=scored, rngs=rngs)
-    want = _apply(plain, {"params": params}, tokens, rngs=rngs)
-    chex.assert_trees_all_close(got[scored], want[scored], atol=1e-5)
-    assert bool(jnp.isfinite(got).all())
-
-
-def test_seeds_under_vmap_take_the_fallback_together():
-    config = SCORED_CASES["radd, from the token table"]
-    plain, params, tokens = _init(config, batch=16)
-    fast = models.Transformer(config, scored_fraction=0.3, vmap_axis="seed")
-    two = jax.tree.map(lambda x: jnp.stack([x, 1.1 * x]), params)
-    share = jnp.array([0.1, 0.9])[:, None, None]
-    scored = jnp.arange(tokens.size).reshape(1, *tokens.shape) < share * tokens.size
-    apply = jax.vmap(
-        lambda p, s: _apply(fast, {"params": p}, tokens, scored_BL=s), axis_name="seed"
-    )
-    got = jax.jit(apply)(two, scored)
-    want = jax.vmap(lambda p: _apply(plain, {"params": p}, tokens))(two)
-    chex.assert_trees_all_close(got[scored], want[scored], atol=1e-4)
-    # One branch is computed, not both: the lowered program keeps a conditional.
-    assert "stablehlo.case" in jax.jit(apply).lower(two, scored).as_text()
+def test_nothing_is_computed_elsewhere_after_the_last_attention():
+    """Shapes of the products: the last query, MLP and head see the rows alone."""
+    model, params, tokens = _init(_config(mlp_width=24), batch=16)
+    for rows, queries in ((4, 4), (40, 16 * 6)):
+        jaxpr = jax.make_jaxpr(
+            lambda p, n=rows: model.apply({"params": p}, tokens, rows_R=jnp.arange(n))
+        )(params)
+        text = str(jaxpr)
+        assert f"f32[{rows},24]" in text and f"f32[{rows},11]" in text
+        assert text.count("f32[16,6,24]") and "f32[16,6,11]" not in text
+        ups = [e for e in jaxpr.eqns if e.primitive.name == "dot_general"]
+        asked = [e.outvars[0].aval.shape for e in ups if e.outvars[0].aval.shape[-2:] == (2, 8)]
+        assert sum(np.prod(shape) == queries * 16 for shape in asked) >= 1
 
 
 def test_bfloat16_computes_with_float32_parameters():

@@ -1,0 +1,163 @@
+"""How a model is asked for the logits of some positions alone.
+
+Rows are positions of a batch, as indices into the flattened B·L. Who asks says which positions are
+wanted, and a capacity, how many of them the model computes; with one it spares the model what
+follows the last attention elsewhere, and the asker an array of B·L·V:
+
+    None       every position is computed
+    0.6        so large a share of the B·L positions; a batch that wants more is computed whole
+               (by a `lax.cond`, whose residuals copy weights that are not trained)
+    PerRow(3)  a promise that no row of the batch wants more; a row that breaks it is read as NaN
+
+It changes the cost and nothing else.
+"""
+
+import dataclasses
+import functools
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from dirasym.types import ApplyFn, Array, Params, Rngs
+
+
+@dataclasses.dataclass(frozen=True)
+class PerRow:
+    """The caller's word that no row of a batch has more than `most` wanted positions.
+
+    Raises:
+      ValueError: fewer than one.
+    """
+
+    most: int
+
+    def __post_init__(self):
+        if self.most < 1:
+            raise ValueError(f"PerRow needs at least 1 position, got {self.most}")
+
+
+Capacity = float | PerRow | None
+
+
+def call(
+    apply_fn: ApplyFn,
+    params: Params,
+    tokens_BL: Array,
+    *,
+    rows_R: Array | None = None,
+    **optional: Any,
+) -> jax.Array:
+    """`apply_fn` with those of the optional arguments that are not None and that it names.
+
+    A foreign `apply_fn(params, tokens)` thus serves unchanged, except that padding cannot
+    be left out silently. Where it does not take `rows_R`, these are picked out of the whole.
+
+    Returns:
+      logits_BLV, or with `rows_R` logits_RV.
+
+    Raises:
+      TypeError: `valid_BL` is given and `apply_fn` does not take it.
+    """
+    given = {name: value for name, value in optional.items() if value is not None}
+    if rows_R is not None:
+        given["rows_R"] = rows_R
+    parameters = inspect.signature(apply_fn).parameters.values()
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        taken = {p.name for p in parameters}
+        if "valid_BL" in given and "valid_BL" not in taken:
+            raise TypeError("the batch has padding (valid_BL), and apply_fn takes no valid_BL")
+        given = {name: value for name, value in given.items() if name in taken}
+    logits = apply_fn(params, tokens_BL, **given)
+    if rows_R is not None and logits.ndim == 3:  # of the whole
+        logits = _flat(logits).at[rows_R].get(mode="clip")
+    return logits
+
+
+def read_at(
+    read: Callable[[jax.Array, jax.Array], jax.Array],
+    apply_fn: ApplyFn,
+    params: Params,
+    tokens_BL: Array,
+    wanted_BL: Array,
+    target_BL: Array,
+    *,
+    capacity: Capacity = None,
+    valid_BL: Array | None = None,
+    rngs: Rngs | None = None,
+) -> jax.Array:
+    """`read(logits, target)` at the wanted positions, and 0 elsewhere: [B, L].
+
+    Args:
+      read: from logits [.., V] and targets [..] to values [..].
+      apply_fn: the model.
+      params: its parameters.
+      tokens_BL: what it reads.
+      wanted_BL: bool, which positions are read. Others may hold any target for which `read`
+        is finite.
+      target_BL: int.
+      capacity: how many positions are computed; see the module.
+      valid_BL: False at padding.
+      rngs: of dropout.
+
+    Raises:
+      ValueError: a share outside (0, 1].
+    """
+    chex.assert_equal_shape([tokens_BL, wanted_BL, target_BL])
+    size, length = wanted_BL.size, wanted_BL.shape[1]
+    ask = functools.partial(call, apply_fn, params, tokens_BL, valid_BL=valid_BL, rngs=rngs)
+
+    def everywhere():
+        return jnp.where(wanted_BL, read(ask(), target_BL), 0.0)
+
+    def at(rows_R):
+        value_R = read(ask(rows_R=rows_R), _flat(target_BL).at[rows_R].get(mode="clip"))
+        value = jnp.zeros(size, value_R.dtype)
+        value = value.at[rows_R].set(value_R, mode="drop", unique_indices=True)
+        return value.reshape(wanted_BL.shape)
+
+    if capacity is None or (isinstance(capacity, PerRow) and capacity.most >= length):
+        return everywhere()
+    if isinstance(capacity, PerRow):
+        # Wanted positions first; what is left of a row's capacity is not in use.
+        place_BP = jnp.argsort(~wanted_BL, axis=1)[:, : capacity.most]
+        is_used_BP = jnp.take_along_axis(wanted_BL, place_BP, axis=1)
+        row_BP = jnp.arange(len(wanted_BL))[:, None] * length + place_BP
+        value_BL = at(jnp.where(is_used_BP, row_BP, size).ravel())
+        kept_B = jnp.sum(wanted_BL, axis=1) <= capacity.most
+        return value_BL * jnp.where(kept_B, 1.0, jnp.nan).astype(value_BL.dtype)[:, None]
+    if not 0 < capacity <= 1:
+        raise ValueError(f"capacity must be a share in (0, 1], PerRow or None, got {capacity!r}")
+    num_rows = min(math.ceil(capacity * size), size)
+    rows_R = jnp.flatnonzero(wanted_BL, size=num_rows, fill_value=size)
+    if num_rows == size:
+        return at(rows_R)
+    return jax.lax.cond(
+        _any_of_all(jnp.sum(wanted_BL) > num_rows),
+        # Recomputed, so that the branch in use need not hold room for this one's residuals.
+        jax.checkpoint(everywhere),
+        lambda: at(rows_R),
+    )
+
+
+@jax.custom_batching.custom_vmap
+def _any_of_all(condition: jax.Array) -> jax.Array:
+    """A condition that all entries of a vmapped axis (seeds, say) take together.
+
+    A `lax.cond` whose predicate has a batch axis computes both branches.
+    """
+    return condition
+
+
+@_any_of_all.def_vmap
+def _(axis_size, in_batched, condition):
+    return _any_of_all(jnp.any(condition) if in_batched[0] else condition), False
+
+
+def _flat(x_BL: jax.Array) -> jax.Array:
+    """[B, L, ...] as [B·L, ...]."""
+    return jnp.asarray(x_BL).reshape(-1, *x_BL.shape[2:])

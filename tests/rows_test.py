@@ -1,0 +1,188 @@
+"""Capacities change the cost of an objective and nothing else."""
+
+import functools
+
+import chex
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dirasym import metrics, models, objectives, rows
+from dirasym.rows import PerRow
+from dirasym.types import Batch
+
+MASK, VOCAB = 10, 11
+TOKENS = np.random.default_rng(0).integers(0, MASK, (16, 6)).astype(np.int32)
+SCORED = np.random.default_rng(1).random((16, 6)) < 0.4
+SCORED[:, 0] = False
+BATCH = Batch(TOKENS, np.arange(16), 16, scored_BL=SCORED)
+MOST = int(SCORED.sum(axis=1).max())
+SHARE = SCORED.mean() + 0.05
+MASKED = dict(mask_id=MASK)
+OBJECTIVES = {
+    "next_token": objectives.next_token,
+    "next_token_bos": functools.partial(objectives.next_token, bos_id=MASK),
+    "parallel_target": functools.partial(objectives.parallel_target, **MASKED),
+    "masked_diffusion": functools.partial(objectives.masked_diffusion, **MASKED),
+    "masked_lm": functools.partial(objectives.masked_lm, **MASKED, rate=0.8, vocab_size=VOCAB),
+}
+
+
+@functools.cache
+def _model(causal=False, **overrides):
+    preset = models.gpt2 if causal else models.radd
+    config = preset(VOCAB, dropout=0.2, num_layers=1, width=8, num_heads=2, max_len=8, **overrides)
+    model = models.Transformer(config)
+    params = jax.jit(model.init)(jax.random.key(0), TOKENS)["params"]
+    flat, unravel = jax.flatten_util.ravel_pytree(params)
+    params = unravel(flat + 0.1 * jax.random.normal(jax.random.key(1), flat.shape))
+    return models.make_apply_fn(model), params
+
+
+def _grads(objective, capacity, batch=BATCH, key=None, **overrides):
+    apply_fn, params = _model(**overrides)
+    key = jax.random.key(3) if key is None else key
+
+    def loss(params):
+        total, count, _ = objective(
+            apply_fn, params, batch, key, capacity=capacity, rngs={"dropout": jax.random.key(9)}
+        )
+        return total, count
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+
+
+def _check_close(got, want):
+    chex.assert_trees_all_close(got[0], want[0], rtol=1e-5)
+    scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(want[1]))
+    chex.assert_trees_all_close(got[1], want[1], atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_any_capacity_gives_the_plain_loss_and_gradients(name):
+    objective, causal = OBJECTIVES[name], "next" in name
+    want = _grads(objective, None, causal=causal)
+    # A share that suffices, one that does not, and a promise kept.
+    for capacity in (SHARE, 0.25, PerRow(MOST)):
+        _check_close(_grads(objective, capacity, causal=causal), want)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [dict(scan_layers=True), dict(remat=True), dict(scan_layers=True, remat=True)],
+    ids=str,
+)
+def test_so_do_scanned_and_recomputed_layers(overrides):
+    want = _grads(objectives.next_token, None, causal=True, **overrides)
+    for capacity in (SHARE, 0.1, PerRow(MOST)):
+        _check_close(_grads(objectives.next_token, capacity, causal=True, **overrides), want)
+
+
+def test_a_broken_promise_is_nan_and_its_gradients_are():
+    (loss, _), grads = _grads(objectives.next_token, PerRow(MOST - 1), causal=True)
+    assert np.isnan(loss) and all(bool(jnp.isnan(x).any()) for x in jax.tree.leaves(grads))
+    apply_fn, params = _model(causal=True)
+    nll_B = metrics.answer_log_likelihood(apply_fn, params, BATCH, capacity=PerRow(MOST - 1))
+    np.testing.assert_array_equal(np.isnan(nll_B), SCORED.sum(axis=1) == MOST)
+
+
+def _avals(jaxpr):
+    for eqn in jaxpr.eqns:
+        yield from (var.aval for var in eqn.outvars)
+        for value in eqn.params.values():
+            for inner in jax.tree.leaves(value, is_leaf=lambda x: hasattr(x, "eqns")):
+                if hasattr(inner, "jaxpr"):
+                    inner = inner.jaxpr
+                if hasattr(inner, "eqns"):
+                    yield from _avals(inner)
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_promise_has_no_array_of_all_logits_and_no_conditional(name, scan_layers):
+    causal = "next" in name
+    apply_fn, params = _model(causal=causal, scan_layers=scan_layers)
+
+    def largest(capacity):
+        def loss(params):
+            return OBJECTIVES[name](apply_fn, params, BATCH, jax.random.key(0), capacity=capacity)[
+                0
+            ]
+
+        jaxpr = jax.make_jaxpr(jax.grad(loss))(params)
+        logits = [a.size for a in _avals(jaxpr.jaxpr) if a.shape[-1:] == (VOCAB,) and a.ndim > 1]
+        return max(logits) // VOCAB, str(jaxpr)
+
+    positions, text = largest(PerRow(2))
+    assert positions <= 2 * 16 and " cond[" not in text
+    whole, _ = largest(None)
+    assert whole >= 16 * 5  # the count sees what is there
+    assert " cond[" in largest(0.5)[1]
+
+
+def test_seeds_under_vmap_take_the_fallback_together():
+    apply_fn, params = _model()
+    two = jax.tree.map(lambda x: jnp.stack([x, 1.1 * x]), params)
+    share = jnp.array([0.1, 0.9])[:, None, None]
+    wanted = jnp.arange(TOKENS.size).reshape(1, *TOKENS.shape) < share * TOKENS.size
+
+    def value(capacity, params, wanted_BL):
+        return rows.read_at(
+            objectives.token_nll, apply_fn, params, TOKENS, wanted_BL, TOKENS, capacity=capacity
+        )
+
+    def grads(capacity):
+        def loss(params, wanted_BL):
+            return value(capacity, params, wanted_BL).sum()
+
+        return jax.vmap(jax.value_and_grad(loss))
+
+    want = jax.jit(grads(None))(two, wanted)
+    for capacity in (0.3, 0.95):
+        chex.assert_trees_all_close(
+            jax.jit(grads(capacity))(two, wanted), want, rtol=1e-4, atol=1e-4
+        )
+        # One branch is computed, not both: the lowered program keeps a conditional.
+        assert "stablehlo.case" in jax.jit(grads(capacity)).lower(two, wanted).as_text()
+
+    def scanned(params):  # inside a scan, and under two axes
+        def body(total, wanted_BL):
+            return total + value(0.3, params, wanted_BL).sum(), None
+
+        return jax.lax.scan(body, 0.0, wanted)[0]
+
+    four = jax.tree.map(lambda x: jnp.stack([x, x]), two)
+    nested = jax.jit(jax.vmap(jax.vmap(jax.grad(scanned))))
+    each = jax.tree.map(
+        lambda x: x.sum(0), jax.vmap(lambda w: grads(None)(two, jnp.stack([w, w]))[1])(wanted)
+    )
+    chex.assert_trees_all_close(
+        jax.tree.map(lambda x: x[1], nested(four)), each, rtol=1e-3, atol=1e-3
+    )
+    assert "stablehlo.case" in nested.lower(four).as_text()
+
+
+def test_an_apply_fn_without_rows_is_called_whole():
+    def foreign(params, tokens):
+        return params[tokens]
+
+    def passing_on(params, tokens, **kwargs):
+        return params[tokens]
+
+    params = jax.random.normal(jax.random.key(0), (VOCAB, VOCAB))
+    rows_R = np.array([0, 7, 95, 96, 200])
+    for apply_fn in (foreign, passing_on, jax.jit(foreign)):
+        got = rows.call(apply_fn, params, TOKENS, rows_R=rows_R)
+        want = params[TOKENS.ravel()[np.minimum(rows_R, 95)]]
+        np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("capacity", [0.0, 1.5, -1])
+def test_bad_capacities(capacity):
+    apply_fn, params = _model()
+    with pytest.raises(ValueError, match="capacity must be a share"):
+        objectives.next_token(apply_fn, params, BATCH, capacity=capacity)
+    with pytest.raises(ValueError, match="PerRow"):
+        PerRow(0)
