@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dirasym.training import SEED_AXIS, Data, Metrics, StepFn, TrainState, scan_steps
+from dirasym.training import Data, Metrics, StepFn, TrainState, scan_steps
 
 Backend = Literal["jit", "pmap"]
 DATA_AXIS = "data"
@@ -76,8 +76,7 @@ def compile_scan(
     """Compiles `scan_steps`, as `compile_step` does a step: (state, data) -> (state, metrics).
 
     With `over_seeds` the state has a leading axis of seeds, all trained in one program, on the
-    same data or, with `data_per_seed`, on arrays that have a leading axis of seeds too; the axis
-    is named "seed" for models that must know it.
+    same data or, with `data_per_seed`, on arrays that have a leading axis of seeds too.
 
     Raises:
       ValueError: unknown backend, a batch that the devices cannot share evenly, or seeds
@@ -110,7 +109,7 @@ def compile_scan(
         steps = scan(step, localise=lambda batch: jax.lax.with_sharding_constraint(batch, split))
     if over_seeds:
         axes = (0, None, 0 if data_per_seed else None)
-        steps = jax.vmap(_frozen_apart(steps), in_axes=axes, axis_name=SEED_AXIS)
+        steps = jax.vmap(_frozen_apart(steps), in_axes=axes)
     else:
         steps = _frozen_apart(steps)
     return _jit(steps, PartitionSpec(), mesh, donate, shardings)

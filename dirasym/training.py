@@ -16,7 +16,6 @@ from dirasym.types import ApplyFn, Array, Batch, Params
 Metrics = dict[str, jax.Array]
 Data = dict[str, Array]  # `Batch` fields over a whole data set
 StepFn = Callable[..., tuple["TrainState", Metrics]]
-SEED_AXIS = "seed"
 # Folded into a run's key in place of a step, as no step reaches them.
 ORDER_STREAM = np.uint32(2**32 - 1)
 EVAL_STREAM = np.uint32(2**32 - 2)

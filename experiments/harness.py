@@ -120,7 +120,6 @@ def over_seeds(function: Callable, together: bool) -> Callable:
         return jax.jit(
             lambda state, *shared: jax.vmap(
                 lambda seed: function(seed.replace(frozen=state.frozen), *shared),
-                axis_name=training.SEED_AXIS,
             )(state.replace(frozen=None))
         )
     return jax.jit(lambda state, *shared: jax.tree.map(lambda x: x[None], function(state, *shared)))
