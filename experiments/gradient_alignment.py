@@ -56,7 +56,7 @@ class Config:
         if not settings(self):
             raise ValueError("nothing to run: the causal model of `full` has --layers=1 alone")
 
-    def toy(self, length: int, layers: int = 1, **changes) -> toy.Config:
+    def toy_config(self, length: int, layers: int = 1, **changes) -> toy.Config:
         """The toy task's configuration of one run."""
         sizes = dict(batch_size=self.batch_size, width=self.width, layers=layers)
         steps = dict(steps=self.steps, eval_every=self.eval_every)
@@ -64,7 +64,7 @@ class Config:
 
     def minimal(self) -> toy.Config:
         """Two letters, no padding, attention alone."""
-        return self.toy(
+        return self.toy_config(
             2,
             attention_only=True,
             dropout=0.0,
@@ -81,7 +81,7 @@ def settings(config: Config) -> list[tuple]:
         found += [("minimal", model, 2, 1, config.minimal()) for model in ("mdm", "arm")]
     if "full" in config.parts:
         found += [
-            ("full", model, length, layers, config.toy(length, layers))
+            ("full", model, length, layers, config.toy_config(length, layers))
             for model in config.models
             for layers in config.layers
             for length in config.lengths

@@ -54,9 +54,9 @@ class Config:
 
     def __post_init__(self):
         for init in self.inits:
-            self.toy(init)  # raises what does not fit
+            self.toy_config(init)  # raises what does not fit
 
-    def toy(self, init: str) -> toy.Config:
+    def toy_config(self, init: str) -> toy.Config:
         """The toy task from one initialisation."""
         return toy.Config(
             lengths=(self.length,),
@@ -70,7 +70,7 @@ class Config:
 def plan(config: Config, workdir: pathlib.Path) -> list[runs.Run]:
     """A run an initialisation."""
     del workdir
-    tasks = {init: toy.Task("mdm", config.length, config.toy(init)) for init in config.inits}
+    tasks = {init: toy.Task("mdm", config.length, config.toy_config(init)) for init in config.inits}
     return [
         task.run(
             {"init": init},

@@ -84,7 +84,8 @@ def cos_sin(offset: Any, angles: np.ndarray, dtype: Any) -> tuple[jax.Array, jax
     if not isinstance(offset, jax.core.Tracer):
         turn = np.multiply.outer(np.asarray(offset, np.float64), angles)
         return jnp.asarray(np.cos(turn), dtype), jnp.asarray(np.sin(turn), dtype)
-    if dtype == jnp.float32 and jnp.issubdtype(offset.dtype, jnp.integer):
+    is_known = not isinstance(angles, jax.Array)
+    if is_known and dtype == jnp.float32 and jnp.issubdtype(offset.dtype, jnp.integer):
         parts = np.round(angles / (2 * np.pi) * 2**32).astype(np.uint64).astype(np.uint32)
         turned = jnp.tensordot(offset.astype(jnp.uint32), parts, axes=0)
         turn = turned.astype(jnp.int32).astype(dtype) * np.float32(2 * np.pi / 2**32)

@@ -5,11 +5,10 @@ Figures 3 to 5, 12 and 13 of arXiv 2602.02133 (§5, App. D.4, E.1), and Theorem 
 
 import functools
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dirasym import models, training
@@ -65,8 +64,13 @@ def attention_to(task: toy.Task, per_cell: int, params) -> dict[str, tuple]:
 def gradients(task: toy.Task, examples: int, params) -> dict[str, jax.Array]:
     """Alignment of matched queries per block and of their means, and the first-order check."""
     ask = case_recall.queries(task.length, "masked")
-    matched = matched_rows(ask["forward"], examples)
-    loss_fwd, loss_rev = (query_loss(task, queries) for queries in ask.values())
+    rows = matched_rows(ask["forward"], examples)
+    matched = tuple(
+        recall.Cloze(q.tokens_EL[rows], q.position_E[rows], q.target_E[rows]) for q in ask.values()
+    )
+    # Without the table, so that every layer is one that the factored way knows.
+    apply_fn = models.make_apply_fn(models.Transformer(task.network))
+    loss_fwd, loss_rev = recall.paired_losses(apply_fn, mask_id=case_pairs.MASK)
     aligned = alignment.alignment(
         loss_fwd, loss_rev, params, blocks=BLOCKS, examples=matched, method="factored"
     )
@@ -84,15 +88,6 @@ def gradients(task: toy.Task, examples: int, params) -> dict[str, jax.Array]:
         "predicted": transfer.predicted,
         "measured": transfer.measured,
     }
-
-
-def query_loss(task: toy.Task, queries: case_pairs.Queries) -> Callable[..., jax.Array]:
-    """Loss of (params, row): −log P(the lowercase at [M]) in nats, dropout off."""
-    clozes = recall.Cloze(queries.tokens_EL, queries.position_E, queries.target_E)
-    # Without the table, so that every layer is one that the factored way knows.
-    apply_fn = models.make_apply_fn(models.Transformer(task.network))
-    loss = recall.query_loss(apply_fn, mask_id=case_pairs.MASK)
-    return lambda params, row: loss(params, jax.tree.map(lambda x: jnp.asarray(x)[row], clozes))
 
 
 def theorem_along(task: toy.Task, params) -> dict[str, jax.Array]:
