@@ -15,10 +15,8 @@ both directions, so that either wording is known before one direction of new fac
 
 import dataclasses
 import functools
-import pathlib
 import pydoc_data.topics
 import random
-import shutil
 from typing import Literal
 
 import jax
@@ -92,6 +90,8 @@ def run(experiment: harness.Experiment, config: Config) -> None:
         data = {"tokens_BL": batching.pack(tokenizer, texts(c), c.length)}
     except ValueError as error:
         raise flags.UsageError(str(error)) from None
+    if not c.causal and (data["tokens_BL"] == tokenizer.mask_id).any():
+        raise flags.UsageError(f"the text holds token {tokenizer.mask_id}, [M]: --mask_id")
     try:
         model, params = models.load_pretrained(
             c.model_id, causal=c.causal, scan_layers=True, dtype=jnp.dtype(c.dtype)
@@ -132,8 +132,9 @@ def run(experiment: harness.Experiment, config: Config) -> None:
     experiment.save_curves("adapt", history)
     directory = experiment.workdir / "model"
     ids = {"eos_token_id": tokenizer.eos_id, "mask_token_id": tokenizer.mask_id}
-    models.save_pretrained(directory, model, state.params, more_fields=ids)
-    shutil.copy(pathlib.Path(c.model_id) / "tokenizer.json", directory)
+    models.save_pretrained(
+        directory, model, state.params, tokenizer_from=c.model_id, more_fields=ids
+    )
     loss = history["loss"][:, 0] / (1 if c.causal else c.length)
     line = {
         "seed": c.seed,

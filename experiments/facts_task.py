@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import pathlib
-import tempfile
 from typing import Any, Literal
 
 import jax
@@ -283,8 +282,7 @@ class Task:
         if c.lora_rank:
             try:
                 params = {"lora": lora.init_adapters(module, self.base, init_key)}
-                with tempfile.TemporaryDirectory() as trial:  # refused now, not after training
-                    self._save_adapters(params["lora"], pathlib.Path(trial))
+                models.check_adapters(self.model, self.lora_config)
             except ValueError as error:
                 raise flags.UsageError(str(error)) from None
             frozen = {"params": self.base}
@@ -326,13 +324,7 @@ class Task:
     def save_adapters(self, state: training.TrainState, directory: pathlib.Path) -> None:
         """Writes the adapters, if there are any, in PEFT's format, to fit --model_id's weights."""
         if self.config.lora_rank:
-            self._save_adapters(state.params["lora"], directory)
-
-    def _save_adapters(self, adapters, directory: pathlib.Path) -> None:
-        fields = readers.read_json(pathlib.Path(self.config.model_id) / "config.json")
-        _, stored = hf_config.read(fields)
-        network = dataclasses.replace(self.model.config, causal=stored.causal)
-        models.save_adapters(directory, models.Transformer(network), adapters, self.lora_config)
+            models.save_adapters(directory, self.model, state.params["lora"], self.lora_config)
 
     # -----------------------------------------------------------------------------------
     # Questions

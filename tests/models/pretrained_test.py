@@ -96,6 +96,86 @@ def test_saving_leaves_no_stale_shard(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
 
 
+def test_saving_leaves_the_files_of_others(tmp_path):
+    kept = "model-ema.safetensors model_best.safetensors modelling.safetensors notes.md".split()
+    for name in kept:
+        (tmp_path / name).write_bytes(b"precious")
+    model, params = models.load_pretrained(FIXTURES / "llama")
+    models.save_pretrained(tmp_path, model, params, max_shard_bytes=3000)
+    models.save_pretrained(tmp_path, model, params)
+    written = ["config.json", "model.safetensors"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(kept + written)
+    assert all((tmp_path / name).read_bytes() == b"precious" for name in kept)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen2"])
+def test_a_model_that_looks_both_ways_keeps_its_type(name, tmp_path):
+    model, params = models.load_pretrained(FIXTURES / name, causal=False)
+    models.save_pretrained(tmp_path, model, params)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    assert fields["model_type"] == name and fields["is_causal"] is False
+    again, same = models.load_pretrained(tmp_path)
+    assert again.config == model.config and not again.config.causal
+    chex.assert_trees_all_equal(same, params)
+    causal, _ = models.load_pretrained(FIXTURES / name)
+    assert "is_causal" not in hf_config.write(causal.config)
+    other = dataclasses.replace(model.config, model_type="bert")
+    with pytest.raises(ValueError, match="model_type 'bert' is none of"):
+        models.save_pretrained(tmp_path, models.Transformer(other), params)
+
+
+def test_the_tokenizer_and_special_ids_go_with_the_weights(tmp_path):
+    source = _copy("llama", tmp_path / "source")
+    _edit_config(source, eos_token_id=[2, 5], pad_token_id=7, bos_token_id=None)
+    for name in ("tokenizer.json", "tokenizer_config.json", "README.md"):
+        (source / name).write_text(name)
+    model, params = models.load_pretrained(source)
+    out = tmp_path / "out"
+    more = {"mask_token_id": 9, "pad_token_id": 8}
+    models.save_pretrained(out, model, params, tokenizer_from=source, more_fields=more)
+    files = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+    assert sorted(p.name for p in out.iterdir()) == files
+    fields = json.loads((out / "config.json").read_text())
+    ids = {name: fields[name] for name in fields if name.endswith("token_id")}
+    assert ids == {"eos_token_id": [2, 5], "pad_token_id": 8, "mask_token_id": 9}
+    models.save_pretrained(source, model, params, tokenizer_from=source)  # its own
+    assert (source / "tokenizer.json").read_text() == "tokenizer.json"
+    with pytest.raises(ValueError, match="has no tokenizer"):
+        models.save_pretrained(out, model, params, tokenizer_from=FIXTURES / "llama")
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen2"])
+def test_transformers_loads_what_is_saved_without_a_warning(name, tmp_path):
+    """Weights and tokenizer; a model that looks both ways does so there."""
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    hf = pytest.importorskip("tokenizers")
+    source = _copy(name, tmp_path / "source")
+    tokenizer = hf.Tokenizer(hf.models.BPE({letter: n for n, letter in enumerate("abcd")}, []))
+    tokenizer.add_special_tokens(["</s>"])
+    tokenizer.save(str(source / "tokenizer.json"))
+    _edit_config(source, eos_token_id=4, bos_token_id=4)
+    model, params = models.load_pretrained(source, causal=False)
+    models.save_pretrained(tmp_path / "out", model, params, tokenizer_from=source)
+    code = (
+        "import sys, numpy, torch, transformers; path, out = sys.argv[1:]\n"
+        "ids = transformers.AutoTokenizer.from_pretrained(path)('abba')['input_ids']\n"
+        "model = transformers.AutoModelForCausalLM.from_pretrained(path).eval()\n"
+        "logits = model(torch.tensor([ids])).logits.detach().numpy()\n"
+        "numpy.savez(out, ids=ids, logits=logits)"
+    )
+    del transformers, torch
+    paths = [tmp_path / "out", tmp_path / "x.npz"]
+    strict = [sys.executable, "-W", "error::DeprecationWarning"]
+    done = subprocess.run([*strict, "-c", code, *paths], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "warn" not in done.stderr.lower() and "not used" not in done.stderr, done.stderr
+    found = np.load(tmp_path / "x.npz")
+    assert found["ids"].tolist() == [0, 1, 1, 0]
+    ours = jax.jit(model.apply)({"params": params}, found["ids"][None])
+    np.testing.assert_allclose(found["logits"], ours, atol=1e-4)
+
+
 def test_a_save_that_is_cut_short_leaves_no_configuration(tmp_path, monkeypatch):
     model, params = models.load_pretrained(FIXTURES / "gpt2")
     models.save_pretrained(tmp_path, model, params)
@@ -362,13 +442,75 @@ def test_bad_directories_are_named(tmp_path):
         ("qwen2", {"use_sliding_window": True}, "use_sliding_window=True"),
         ("qwen2", {"use_mrope": True}, "use_mrope=True"),
         ("qwen2", {"layer_types": ["sliding_attention"] * 2}, "layer_types"),
+        ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5 is not implemented"),
+        ("llama", {"num_key_value_heads": 0}, "num_key_value_heads=0 cannot be"),
+        ("llama", {"num_key_value_heads": -1}, "num_key_value_heads=-1 cannot be"),
+        ("llama", {"vocab_size": 2**31}, "vocab_size=2147483648 cannot be"),
+        ("llama", {"hidden_size": 10**400}, r"hidden_size=10+\.\.\.0+ cannot be"),
+        ("llama", {"rope_theta": float("nan")}, "rope_theta=nan cannot be"),
+        ("llama", {"rope_theta": 0.0}, "rope_theta=0.0 cannot be"),
+        ("llama", {"rope_theta": float("inf")}, "rope_theta=inf cannot be"),
+        ("llama", {"rms_norm_eps": 0}, "rms_norm_eps=0 cannot be"),
+        ("llama", {"attention_dropout": -0.1}, "attention_dropout=-0.1 cannot be"),
+        ("llama", {"is_causal": 1}, "is_causal=1 is not of type bool"),
+        (
+            "llama_grouped_scaled",
+            {"rope_scaling": {"rope_type": "llama3", "original_max_position_embeddings": "x"}},
+            "original_max_position_embeddings='x' is not of type int",
+        ),
+        ("llama", {"num_hidden_layers": 10**6}, "1000000 layers, but 21 tensors"),
     ],
 )
 def test_config_fields_that_change_the_computation_are_refused(name, fields, message, tmp_path):
     directory = _copy(name, tmp_path)
     _edit_config(directory, **fields)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as error:
         models.load_pretrained(directory)
+    assert str(directory) in str(error.value) and len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"_attn_implementation_autoset": True, "_commit_hash": "abc", "torchscript": False},
+        {"unsloth_fixed": True, "unsloth_version": "2025.1.1", "use_bfloat16": False},
+        {"temperature": 1.0, "num_beams": 1, "prefix": None, "add_cross_attention": False},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
+        {"rope_parameters": {"rope_theta": 10000.0, "partial_rotary_factor": 1.0}},
+        {"rope_scaling": {"rope_type": "linear", "factor": 1.0}, "is_causal": None},
+        {"rope_scaling": {"type": "linear", "factor": 1}, "partial_rotary_factor": 1.0},
+        {"is_causal": True, "pruned_heads": None},
+    ],
+)
+def test_config_fields_that_say_nothing_are_read_over(fields, tmp_path):
+    directory = _copy("llama", tmp_path)
+    _edit_config(directory, **fields)
+    assert models.load_pretrained(directory)[0] == models.load_pretrained(FIXTURES / "llama")[0]
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["../model.safetensors", "/model.safetensors", "..", ".", "", "a/b", "a\\b", None, 3, {}],
+)
+def test_an_index_names_files_of_its_directory(file, tmp_path):
+    directory = _copy("qwen2", tmp_path / "inside")
+    (tmp_path / "model.safetensors").write_bytes(
+        (FIXTURES / "llama/model.safetensors").read_bytes()
+    )
+    path = directory / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"]["model.norm.weight"] = file
+    path.write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="is no file of this directory"):
+        models.load_pretrained(directory)
+
+
+def test_a_whole_file_counts_before_an_index(tmp_path):
+    directory = _copy("llama", tmp_path)
+    index = {"weight_map": {"model.norm.weight": "model-00001-of-00009.safetensors"}}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    params = models.load_pretrained(directory)[1]
+    chex.assert_trees_all_equal(params, models.load_pretrained(FIXTURES / "llama")[1])
 
 
 def test_a_model_of_no_known_architecture_is_not_saved(tmp_path):

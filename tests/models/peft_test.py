@@ -84,6 +84,15 @@ def test_what_is_wrong_is_named(tmp_path):
         ({"a_later_variant": {"x": 1}}, "a_later_variant="),
         ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa'"),
         ({"peft_type": "IA3"}, "peft_type='IA3'"),
+        ({"r": "2"}, "r='2' cannot be"),
+        ({"r": None}, "r=None cannot be"),
+        ({"r": 2.5}, "r=2.5 cannot be"),
+        ({"r": 0}, "r=0 cannot be"),
+        ({"r": True}, "r=True cannot be"),
+        ({"lora_alpha": float("nan")}, "lora_alpha=nan cannot be"),
+        ({"lora_alpha": "x"}, "lora_alpha='x' cannot be"),
+        ({"lora_dropout": None}, "lora_dropout=None cannot be"),
+        ({"lora_dropout": 1.0}, "lora_dropout=1.0 cannot be"),
         ({"r": 4}, r"lora_A.weight has shape \(3, 16\), the model needs \(4, 16\)"),
     ):
         path.write_text(json.dumps(fields | change))
@@ -104,3 +113,32 @@ def test_what_is_wrong_is_named(tmp_path):
     adapters["blocks_1"]["attention"]["query"]["a"] = jnp.zeros((16, 3))
     with pytest.raises(ValueError, match="blocks_1/attention/query/a has no place"):
         models.save_adapters(tmp_path, model, adapters, config)
+
+
+def test_what_the_format_cannot_hold_is_known_before_training():
+    gpt2, _ = models.load_pretrained(FIXTURES / "gpt2")
+    llama, _ = models.load_pretrained(FIXTURES / "llama", causal=False)  # still LLaMA's names
+    models.check_adapters(llama, models.LoRAConfig(2, 4.0, "attention/query"))
+    targets, fused, _ = TARGETS["gpt2"]
+    models.check_adapters(gpt2, models.LoRAConfig(2, 4.0, targets, fused=fused))
+    for model, config, message in (
+        (llama, models.LoRAConfig(2, 4.0, "head$|query$"), "head/[ab] has no place"),
+        (gpt2, models.LoRAConfig(2, 4.0, targets), "needs fused="),
+        (llama, models.LoRAConfig(2, 4.0, "blocks_1/attention/query"), "have adapters and some"),
+        (llama, models.LoRAConfig(2, 4.0, "c_attn"), "match no linear layer"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            models.check_adapters(model, config)
+
+
+def test_one_tensor_under_two_names_is_refused(tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    model, _, config, adapters = _adapted("gpt2")
+    models.save_adapters(tmp_path, model, adapters, config)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    key = min(tensors)
+    tensors[key.replace(".weight", ".default.weight")] = tensors[key] + 1
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match="is there twice"):
+        models.load_adapters(tmp_path, model)

@@ -1,11 +1,13 @@
 """PEFT's adapter format (`adapter_config.json`, `adapter_model.safetensors`) ↔ LoRA adapters."""
 
 import json
+import math
 import os
 import pathlib
 import re
 import tempfile
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import flax.traverse_util
 import jax
@@ -13,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dirasym import readers
-from dirasym.models import hf_config, lora, pretrained
+from dirasym.models import hf_config, hf_layout, lora, pretrained
 from dirasym.models.lora import LoRA, LoRAConfig
 from dirasym.models.transformer import Transformer
 from dirasym.types import Params
@@ -50,10 +52,7 @@ def load_adapters(directory: str | os.PathLike, model: Transformer) -> tuple[LoR
     for name in sorted(fields.keys() - _FIXED.keys() - _FREE):
         if fields[name]:
             raise ValueError(f"{directory / _CONFIG}: {name}={fields[name]!r} is not implemented")
-    for name in ("r", "lora_alpha"):
-        if name not in fields:
-            raise ValueError(f"{directory / _CONFIG} lacks {name}")
-
+    rank, alpha, dropout = _settings(directory / _CONFIG, fields)
     layers = _layers(model)
     found: dict[str, dict[str, np.ndarray]] = {}
     path = directory / _WEIGHTS
@@ -61,15 +60,18 @@ def load_adapters(directory: str | os.PathLike, model: Transformer) -> tuple[LoR
         match = _KEY.fullmatch(key)
         if match is None or match["layer"] not in layers:
             raise ValueError(f"{path}: unknown key {key}")
-        found.setdefault(match["layer"], {})[match["side"]] = tensor
+        sides = found.setdefault(match["layer"], {})
+        if match["side"] in sides:
+            raise ValueError(f"{path}: {key} is there twice, with .default and without")
+        sides[match["side"]] = tensor
     kinds = sorted({params for layer in found for params, _ in [layers[layer]]})
     if not kinds:
         raise ValueError(f"{path} holds no adapter")
     config = LoRAConfig(
-        rank=fields["r"],
-        alpha=fields["lora_alpha"],
+        rank=rank,
+        alpha=alpha,
         targets="(" + "|".join(path for params in kinds for path in params) + ")$",
-        dropout=fields.get("lora_dropout", 0.0),
+        dropout=dropout,
         fused=lora.QKV if any(len(params) > 1 for params in kinds) else (),
     )
     shapes = _adapter_shapes(model, config)
@@ -101,6 +103,42 @@ def load_adapters(directory: str | os.PathLike, model: Transformer) -> tuple[LoR
     return config, flax.traverse_util.unflatten_dict(flat, sep="/")
 
 
+def _settings(path: pathlib.Path, fields: dict[str, Any]) -> tuple[int, float, float]:
+    """(rank, alpha, dropout). Raises ValueError for a value that cannot be."""
+    for name in ("r", "lora_alpha"):
+        if name not in fields:
+            raise ValueError(f"{path} lacks {name}")
+    rank, alpha, dropout = fields["r"], fields["lora_alpha"], fields.get("lora_dropout", 0.0)
+    can_be = {
+        "r": type(rank) is int and 1 <= rank < 2**31,
+        "lora_alpha": type(alpha) in (int, float) and 0 < alpha < math.inf,
+        "lora_dropout": type(dropout) in (int, float) and 0 <= dropout < 1,
+    }
+    for name, can in can_be.items():
+        if not can:
+            raise ValueError(f"{path}: {name}={fields[name]!r} cannot be")
+    return rank, alpha, dropout
+
+
+class _Module(NamedTuple):
+    """A layer of PEFT's format: its name, its number in the stack, and where its values are."""
+
+    layer: str
+    number: int
+    sources: dict[str, list[str]]  # paths of a and b; several are one module there
+
+
+def check_adapters(model: Transformer, config: LoRAConfig) -> None:
+    """Whether `save_adapters` could write adapters of `LoRA(model, config)`.
+
+    From names and shapes alone, so that training need not have run, nor weights be loaded.
+
+    Raises:
+      ValueError: as `save_adapters`, or as `LoRA` for targets that match no layer.
+    """
+    _modules(model, _adapter_shapes(model, config))
+
+
 def save_adapters(
     directory: str | os.PathLike, model: Transformer, adapters: Params, config: LoRAConfig
 ) -> None:
@@ -113,7 +151,41 @@ def save_adapters(
     """
     directory = pathlib.Path(directory)
     flat = flax.traverse_util.flatten_dict(adapters, sep="/")
-    tensors, modules, used, adapted = {}, set(), set(), {}
+    tensors, names = {}, set()
+    for module in _modules(model, flat):
+        for side, name in (("A", "a"), ("B", "b")):
+            parts = [np.asarray(flat[path]) for path in module.sources[name]]
+            if model.config.scan_layers:
+                parts = [part[module.number] for part in parts]
+            joined = np.concatenate(parts, axis=-1)
+            key = f"base_model.model.{module.layer}.lora_{side}.weight"
+            tensors[key] = np.ascontiguousarray(joined.T)
+        names.add(".".join(module.layer.split(f".{module.number}.")[1:]))
+    fields = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": config.rank,
+        "lora_alpha": config.alpha,
+        "lora_dropout": config.dropout,
+        "target_modules": sorted(names),
+        "bias": "none",
+        "fan_in_fan_out": hf_config.write(model.config)["model_type"] == "gpt2",
+        "inference_mode": True,
+    }
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory, prefix=".partial-") as folder:
+        partial = pathlib.Path(folder)
+        pretrained.write_safetensors(partial / _WEIGHTS, tensors)
+        text = json.dumps(fields, indent=2) + "\n"
+        (partial / _CONFIG).write_text(text, encoding="utf-8")
+        for name in (_WEIGHTS, _CONFIG):
+            os.replace(partial / name, directory / name)
+
+
+def _modules(model: Transformer, flat: Mapping[str, Any]) -> list[_Module]:
+    """The adapted layers of adapters by path. Raises ValueError as `save_adapters`."""
+    modules: list[_Module] = []
+    adapted: dict[tuple[str, ...], bool] = {}
     for layer, (params, number) in _layers(model).items():
         sources = {name: _paths(model, params, number, name) for name in ("a", "b")}
         has_adapter = any(path in flat for path in sources["b"])
@@ -121,49 +193,27 @@ def save_adapters(
             raise ValueError(f"some layers' {'/'.join(params)} have adapters and some have none")
         if not has_adapter:
             continue
-        for side, name in (("A", "a"), ("B", "b")):
-            for path in sources[name]:
-                if path not in flat:
-                    fused = lora.QKV if len(params) > 1 else ()
-                    raise ValueError(f"adapter {path} is missing: {layer} needs fused={fused}")
-            parts = [np.asarray(flat[path]) for path in sources[name]]
-            parts = [part[number] for part in parts] if model.config.scan_layers else parts
-            joined = np.concatenate(parts, axis=-1)
-            key = f"base_model.model.{layer}.lora_{side}.weight"
-            tensors[key] = np.ascontiguousarray(joined.T)
-            used.update(sources[name])
-        modules.add(".".join(layer.split(f".{number}.")[1:]))
+        for path in (*sources["a"], *sources["b"]):
+            if path not in flat:
+                fused = lora.QKV if len(params) > 1 else ()
+                raise ValueError(f"adapter {path} is missing: {layer} needs fused={fused}")
+        modules.append(_Module(layer, number, sources))
+    used = {path for module in modules for paths in module.sources.values() for path in paths}
     for path in sorted(flat.keys() - used):
         raise ValueError(f"adapter {path} has no place in PEFT's format")
-    fields = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "r": config.rank,
-        "lora_alpha": config.alpha,
-        "lora_dropout": config.dropout,
-        "target_modules": sorted(modules),
-        "bias": "none",
-        "fan_in_fan_out": hf_config.write(model.config)["model_type"] == "gpt2",
-        "inference_mode": True,
-    }
-    directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory, prefix=".partial-") as partial:
-        pretrained.write_safetensors(pathlib.Path(partial) / _WEIGHTS, tensors)
-        (pathlib.Path(partial) / _CONFIG).write_text(json.dumps(fields, indent=2) + "\n")
-        for name in (_WEIGHTS, _CONFIG):
-            os.replace(pathlib.Path(partial) / name, directory / name)
+    return modules
 
 
 def _layers(model: Transformer) -> dict[str, tuple[tuple[str, ...], int]]:
     """Linear layers by their name in transformers -> (our layers that it joins, layer number)."""
     architecture = hf_config.write(model.config)["model_type"]
     layers = {}
-    for row in pretrained.TABLES[architecture]:
+    for row in hf_layout.TABLES[architecture]:
         if "{n}" in row.key and row.params[0].endswith("/kernel"):
             params = tuple(path.removesuffix("/kernel") for path in row.params)
             for number in range(model.config.num_layers):
                 key = row.key.removesuffix(".weight").format(n=number)
-                layers[pretrained.PREFIX[architecture] + key] = (params, number)
+                layers[hf_layout.PREFIX[architecture] + key] = (params, number)
     return layers
 
 
