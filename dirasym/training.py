@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable
 
+import flax.linen as nn
 import flax.training.train_state
 import jax
 import jax.numpy as jnp
@@ -37,6 +38,11 @@ class TrainState(flax.training.train_state.TrainState):
     ema_params: Params | None = None
     frozen: Params | None = None
 
+    def weights(self) -> dict[str, Params]:
+        """What can be evaluated: "raw", and "ema" where there is one."""
+        averaged = {} if self.ema_params is None else {"ema": self.ema_params}
+        return {"raw": self.params, **averaged}
+
     def variables(self, params: Params) -> Params:
         """What `apply_fn` takes: `params`, with the frozen entries."""
         return params if self.frozen is None else {**self.frozen, **params}
@@ -62,6 +68,29 @@ def create_state(
         frozen=frozen,
     )
     return state.replace(step=jnp.zeros((), jnp.int32))  # an array, as after every later step
+
+
+def initializer(
+    model: nn.Module,
+    apply_fn: ApplyFn,
+    optimizer: optax.GradientTransformation,
+    *,
+    length: int = 1,
+    ema: bool = False,
+) -> Callable[[int], TrainState]:
+    """From a seed to the state at step 0 of a linen model's "params", all of one program.
+
+    The seed's key is split in two: one makes the parameters, from zeros of `length` tokens, the
+    other is the run's.
+    """
+    init = jax.jit(model.init)
+
+    def of_seed(seed: int) -> TrainState:
+        init_key, run_key = jax.random.split(jax.random.key(seed))
+        params = init(init_key, np.zeros((1, length), np.int32))["params"]
+        return create_state(apply_fn, params, optimizer, run_key, ema=ema)
+
+    return of_seed
 
 
 def make_optimizer(

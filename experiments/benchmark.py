@@ -97,7 +97,7 @@ def alternate(contenders: dict[str, Callable[[], object]], rounds: int) -> dict[
 def _jax_steps(length: int, config: Config, skip: bool) -> Callable[[], object]:
     """The experiment's own step, as it runs it: many in one dispatch."""
     task = toy.Task("mdm", length, toy.Config(lengths=(length,), batch_size=config.batch_size))
-    state, step = task.state(seed=0), task.step()
+    state, step = task.init(0), task.step()
     if not skip:
         objective = functools.partial(step.keywords["objective"], capacity=None)
         step = functools.partial(step, objective=objective)
@@ -199,7 +199,7 @@ def relations_epochs(num_epochs: int) -> dict[str, Callable[[], object]]:
         eval_every=num_epochs,
     )  # fmt: skip
     task = relations_task.Task(config)
-    state, train_data = task.state(seed=0), task.train_data()
+    state, train_data = task.init(0), task.train_data()
     epochs = task.compile(num_epochs, donate=False)
 
     torch.manual_seed(0)

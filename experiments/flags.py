@@ -1,18 +1,10 @@
 """The command line of every experiment: flags from a dataclass, presets, exit status.
 
-An experiment is a module with a configuration, whose fields become absl flags, presets, a
-function that says what is trained and one that reports:
+An experiment is a module with a frozen dataclass of flags (`flag`; its __post_init__ raises
+ValueError for values that do not fit together), presets, and two functions:
 
-    @dataclasses.dataclass(frozen=True)
-    class Config:
-        seeds: tuple[int, ...] = flag((0, 1, 2), "One run each.", kind="seed")
-        ...            # __post_init__ raises ValueError for values that do not fit together
-
-    def plan(config, workdir) -> list[runs.Run]: ...          # opens files, builds data
-    def report(workdir, config, all_runs) -> None: ...        # tables and figures
-
-    if __name__ == "__main__":
-        flags.main("name", Config, {"smoke": {"steps": 40}, ..}, report, plan)
+    def plan(config, workdir) -> list[runs.Run]: ...      # opens files, builds data
+    def report(workdir, config, all_runs) -> None: ...    # tables and figures
 
 Exit status: 0 done; 2 a bad flag or file, said in one line, nothing written; 3 the loss or the
 weights stopped being finite; 75 stopped before it was done, all saved: the same command goes on.
@@ -71,13 +63,9 @@ def flag(
 ) -> Any:
     """A configuration field that is also the flag of its name.
 
-    Args:
-      default: its value without a preset.
-      help_text: one line.
-      lower_bound: least value of a number, or of each in a list.
-      kind: what it is: a "seed" is one or more of what JAX and NumPy take; the devices share a
-        "batch_size"; in a "path" `~` is the home directory.
-      report_only: it changes no result: a finished work directory may be reported anew.
+    `lower_bound` is of a number, or of each in a list. `kind` says what it is: a "seed" is what
+    JAX and NumPy take; the devices share a "batch_size"; in a "path" `~` is the home directory.
+    What is `report_only` changes no result: a finished work directory may be reported anew.
     """
     metadata = dict(help=help_text, lower_bound=lower_bound, kind=kind, report_only=report_only)
     return dataclasses.field(default=default, metadata=metadata)
@@ -93,34 +81,17 @@ class _IntListParser(flags.ListParser):
 
 
 def define(config_type: type) -> None:
-    """One absl flag for each field made by `flag`, of the field's type.
-
-    int, float, bool and str; Literal choices as an enum; tuples as lists, `--Ks=1,5,8` or
-    `--Ks 1 5 8`.
-    """
+    """An absl flag a field: numbers, bool, str, Literal, or tuples (`--Ks=1,5` or `--Ks 1 5`)."""
     for field in dataclasses.fields(config_type):
-        name, kind, default, help_text = (
-            field.name,
-            field.type,
-            field.default,
-            field.metadata["help"],
-        )
-        bound = field.metadata["lower_bound"]
-        if typing.get_origin(kind) is tuple and typing.get_args(kind)[0] is int:
-            serializer = flags.ListSerializer(",")
-            flags.DEFINE(_IntListParser(), name, list(default), help_text, serializer=serializer)
-        elif typing.get_origin(kind) is tuple:
-            flags.DEFINE_list(name, list(default), help_text)
+        name, kind, default, text = field.name, field.type, field.default, field.metadata["help"]
+        if typing.get_origin(kind) is tuple:
+            parser = _IntListParser() if typing.get_args(kind)[0] is int else flags.ListParser()
+            flags.DEFINE(parser, name, list(default), text, serializer=flags.ListSerializer(","))
         elif typing.get_origin(kind) is Literal:
-            flags.DEFINE_enum(name, default, typing.get_args(kind), help_text)
-        elif kind is bool:
-            flags.DEFINE_bool(name, default, help_text)
-        elif kind is int:
-            flags.DEFINE_integer(name, default, help_text, lower_bound=bound)
-        elif kind is float:
-            flags.DEFINE_float(name, default, help_text, lower_bound=bound)
+            flags.DEFINE_enum(name, default, typing.get_args(kind), text)
         else:
-            flags.DEFINE_string(name, default, help_text)
+            makers = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float}
+            makers.get(kind, flags.DEFINE_string)(name, default, text)
 
 
 def read(config_type: type) -> Any:
@@ -151,17 +122,12 @@ def _value(field: dataclasses.Field) -> Any:
     return os.path.expanduser(value) if kind == "path" else value
 
 
-Report = Callable[[WorkDir, Any, Sequence[runs.Run]], None]
-Plan = Callable[[Any, pathlib.Path], Sequence[runs.Run]]
-Presets = Mapping[str, Mapping[str, Any]]
-
-
 def main(
     name: str,
     config_type: type,
-    presets: Presets,
-    report: Report,
-    plan: Plan = lambda config, workdir: (),
+    presets: Mapping[str, Mapping[str, Any]],
+    report: Callable[[WorkDir, Any, Sequence[runs.Run]], None],
+    plan: Callable[[Any, pathlib.Path], Sequence[runs.Run]] = lambda config, workdir: (),
 ) -> None:
     """Parses flags, plans, trains what is missing, reports, and exits with the status above."""
     define(config_type)
@@ -182,14 +148,14 @@ def main(
     app.run(absl_main, flags_parser=lambda argv: parse(argv, presets))
 
 
-def _run(name: str, config_type: type, report: Report, plan: Plan) -> None:
+def _run(name: str, config_type: type, report, plan) -> None:
     path = pathlib.Path(FLAGS.workdir or f"runs/{name}").expanduser()
     try:
         devices.start(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
         mesh = devices.mesh(FLAGS.num_devices, FLAGS.model_devices, FLAGS.backend)
-        how = dict(mesh=mesh, backend=FLAGS.backend, time_limit=FLAGS.time_limit)
-        how["together"] = {"yes": True, "no": False}.get(FLAGS.seeds_together, "auto")
-        how["shard"] = runs.parse_shard(FLAGS.shard) if FLAGS.shard else None
+        together = {"yes": True, "no": False}.get(FLAGS.seeds_together, "auto")
+        shard = runs.parse_shard(FLAGS.shard) if FLAGS.shard else None
+        how = dict(mesh=mesh, backend=FLAGS.backend, together=together, shard=shard)
         config = read(config_type)
         for field in dataclasses.fields(config) if mesh else ():
             if field.metadata["kind"] == "batch_size":
@@ -198,14 +164,14 @@ def _run(name: str, config_type: type, report: Report, plan: Plan) -> None:
         if FLAGS.dry_run:
             lines = runs.sweep(all_runs, seeds, path, dry_run=True, **how)
             return print(tables.plan_table(lines, devices.product_rate()))
-        runs.check(all_runs, seeds, mesh, FLAGS.backend, how["together"], how["shard"])
+        runs.check(all_runs, seeds, **how)
     except ValueError as error:
         raise UsageError(str(error)) from None
     fields = [f.name for f in dataclasses.fields(config) if not f.metadata["report_only"]]
     wanted = {"experiment": name, "backend": FLAGS.backend}
     wanted |= {field: getattr(config, field) for field in fields}
     workdir = WorkDir(path, wanted, results_path=getattr(config, "output", "") or None)
-    how |= dict(keep_checkpoints=FLAGS.keep_checkpoints, progress=FLAGS.progress)
+    how |= {name: FLAGS[name].value for name in ("time_limit", "keep_checkpoints", "progress")}
     runs.sweep(all_runs, seeds, workdir, **how)
     missing = sum(not workdir.is_done(run, seed) for run in all_runs for seed in seeds)
     if missing:
@@ -214,7 +180,7 @@ def _run(name: str, config_type: type, report: Report, plan: Plan) -> None:
         report(workdir, config, all_runs)
 
 
-def parse(argv: Sequence[str], presets: Presets) -> list[str]:
+def parse(argv: Sequence[str], presets: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Absl's parsing with presets, space-separated lists, and one-line errors (exit 2)."""
     try:
         rest = FLAGS(_join_lists(argv))
@@ -230,15 +196,14 @@ def parse(argv: Sequence[str], presets: Presets) -> list[str]:
 
 def _join_lists(argv: Sequence[str]) -> list[str]:
     """`--modes a b` as `--modes=a,b`, for flags that hold lists."""
-    joined, open_list = [], False
+    joined, in_list = [], False
     for word in argv:
-        if open_list and not word.startswith("-"):
+        if in_list and not word.startswith("-"):
             joined[-1] += ("," if "=" in joined[-1] else "=") + word
-            continue
-        name = word.lstrip("-").partition("=")[0]
-        is_list = name in FLAGS and isinstance(FLAGS[name].parser, flags.ListParser)
-        open_list = word.startswith("--") and is_list
-        joined.append(word)
+        else:
+            name = word.removeprefix("--").partition("=")[0]
+            in_list = name in FLAGS and isinstance(FLAGS[name].parser, flags.ListParser)
+            joined.append(word)
     return joined
 
 

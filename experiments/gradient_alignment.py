@@ -101,8 +101,8 @@ def plan(config: Config, workdir: pathlib.Path) -> list[runs.Run]:
             task.run(
                 dict(part=part, model=model, length=length, layers=layers),
                 functools.partial(alignment.measurements, task, config.examples, config.per_cell),
-                alignment.summarize,
-                finish if model == "mdm" else None,
+                summarize=alignment.summarize,
+                finish=finish if model == "mdm" else None,
             )
         )
     return planned

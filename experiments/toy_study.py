@@ -75,7 +75,7 @@ def plan(config: Config, workdir: pathlib.Path) -> list[runs.Run]:
         task.run(
             {"init": init},
             functools.partial(generate_in_orders, task, config.orders),
-            functools.partial(summarize, config.eval_every),
+            summarize=functools.partial(summarize, config.eval_every),
         )
         for init, task in tasks.items()
     ]

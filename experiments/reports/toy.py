@@ -1,7 +1,7 @@
 """Table 2 and the figures of `toy_reversal`, from its results and curves."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -10,19 +10,17 @@ from dirasym.workdir import WorkDir
 
 LABELS = {"mdm": "masked diffusion (MDM)", "arm": "autoregressive (ARM)"}
 COLORS = {"forward": "tab:blue", "reverse": "tab:orange"}
+DIRECTIONS = tuple(COLORS)
 
 
 def write(workdir: WorkDir, config, all_runs: Sequence[runs.Run], paper: dict) -> None:
     """Writes figures and report.md, and prints the table and the figures' paths."""
     results = workdir.results()
-    curves = {
-        (run.identity["model"], run.identity["length"]): workdir.stacked(run, config.seeds)
-        for run in all_runs
-    }
+    curves = {tuple(r.identity.values()): workdir.stacked(r, config.seeds) for r in all_runs}
     figures = {
         "accuracy": functools.partial(accuracy_bars, results, config, paper),
-        "probability": functools.partial(_probability_curves, curves, config),
-        "accuracy_over_training": functools.partial(_accuracy_curves, curves, config),
+        "probability": functools.partial(_over_training, curves, config, "p"),
+        "accuracy_over_training": functools.partial(_over_training, curves, config, "percent"),
         "reverse_panel": functools.partial(_reverse_panel, curves, config),
     }
     header = ["L", "model", "direction", "paper %", f"ours %, step {config.shown_step}"]
@@ -35,110 +33,84 @@ def write(workdir: WorkDir, config, all_runs: Sequence[runs.Run], paper: dict) -
     text = (
         "# Toy reversal: Table 2 of arXiv 2602.02133\n\n"
         f"{table}\n\n"
-        "Accuracy in percent: mean over seeds ± 95 % Student interval. MDM: moving average of "
-        f"the weights; ARM: raw weights. {config.generations} generations a letter and "
-        f"direction, so sampling adds a standard error of at most {error:.1f} to each seed. "
-        f"Batch {config.batch_size}."
+        "Accuracy in percent: mean over seeds ± 95 % Student interval. MDM: moving average of the "
+        f"weights; ARM: raw weights. Batch {config.batch_size}. {config.generations} generations a "
+        f"letter and direction: each seed has a standard error of at most {error:.1f} by sampling."
     )
     report.write(workdir.path, text, figures, printed=table)
 
 
-def _table_rows(results, config, paper):
+def _interval(values: Sequence[float]) -> str:
+    return report.with_interval(*metrics.student_interval(values))
+
+
+def _published(paper: dict, model: str, length: int, direction: str) -> float | None:
+    """Table 2's cell; None for a length that it does not have."""
+    column = DIRECTIONS.index(direction) + 2 * (model == "arm")
+    return paper[length][column] if length in paper else None
+
+
+def _table_rows(results, config, paper: dict) -> Iterator[list]:
     for length in config.lengths:
         for model in config.models:
             lines = report.select(results, model=model, length=length)
-            for number, direction in enumerate(("forward", "reverse")):
-                values = [line[f"{direction}_percent"] for line in lines]
-                raw, final = (
-                    metrics.student_interval([line[key] for line in lines])
-                    for key in (f"percent_{direction}_raw", f"final_{direction}_percent")
-                )
-                published = paper.get(length)
+            for direction in DIRECTIONS:
+                keys = ("{}_percent", "percent_{}_raw", "final_{}_percent")
+                shown, raw, final = ([x[key.format(direction)] for x in lines] for key in keys)
+                published = _published(paper, model, length, direction)
                 yield [
                     length,
                     model.upper(),
                     direction,
-                    f"{published[number + 2 * (model == 'arm')]:.2f}" if published else "",
-                    report.with_interval(*metrics.student_interval(values)),
-                    ", ".join(f"{value:.1f}" for value in values),
-                    report.with_interval(*raw) if model == "mdm" else "",
-                    report.with_interval(*final),
+                    "" if published is None else f"{published:.2f}",
+                    _interval(shown),
+                    ", ".join(f"{value:.1f}" for value in shown),
+                    _interval(raw) if model == "mdm" else "",
+                    _interval(final),
                 ]
 
 
-def accuracy_bars(results, config, paper):
+def accuracy_bars(results, config, paper: dict):
     """Table 2 as bars, one panel a model."""
     figure, axes = report.new_figure(1, len(config.models), (4.2, 3.2))
-    place = np.arange(len(config.lengths))
+    center = np.arange(len(config.lengths))
     for ax, model in zip(axes[0], config.models, strict=True):
-        for side, direction in enumerate(("forward", "reverse")):
-            x = place + 0.4 * (side - 0.5)
-            values = [
-                [
-                    line[f"{direction}_percent"]
-                    for line in report.select(results, model=model, length=length)
-                ]
-                for length in config.lengths
-            ]
+        for side, direction in enumerate(DIRECTIONS):
+            x = center + 0.4 * (side - 0.5)
+            of_length = [report.select(results, model=model, length=n) for n in config.lengths]
+            values = [[line[f"{direction}_percent"] for line in lines] for lines in of_length]
             ax.bar(x, [np.mean(v) for v in values], 0.36, color=COLORS[direction], label=direction)
             seeds_x = np.repeat(x, [len(v) for v in values])
             ax.plot(seeds_x, np.concatenate(values), "k.", ms=4, label="seed" if side else None)
-            for k, length in enumerate(config.lengths):
-                if length in paper:
-                    published = paper[length][side + 2 * (model == "arm")]
-                    label = "paper" if side and not k else None
-                    ax.plot(x[k] + 0.12, published, "kD", ms=5, mfc="white", label=label)
-        ax.set(
-            title=LABELS[model],
-            xticks=place,
-            xticklabels=[f"L = {length}" for length in config.lengths],
-            ylim=(0, 122),
-            yticks=range(0, 101, 20),
-            ylabel="accuracy (%)",
-        )
+            published = [_published(paper, model, n, direction) for n in config.lengths]
+            known = [k for k, value in enumerate(published) if value is not None]
+            label = "paper" if side and known else None
+            ax.plot(x[known] + 0.12, [published[k] for k in known], "kD", mfc="w", label=label)
+        ax.set(title=LABELS[model], ylim=(0, 122), yticks=range(0, 101, 20), ylabel="accuracy (%)")
+        ax.set_xticks(center, [f"L = {length}" for length in config.lengths])
         ax.legend(loc="upper center", ncols=4, fontsize="small", columnspacing=1.0)
     return figure
 
 
-def _probability_curves(curves, config):
-    """Figure 12, right: P(true token) over training, both directions, both models."""
+def _over_training(curves, config, measure: str):
+    """P(true token) of raw weights (Figure 12, right), or accuracy of all weights."""
     figure, axes = report.new_figure(1, len(config.lengths), (4.2, 3.2))
-    for column, length in enumerate(config.lengths):
-        ax = axes[0, column]
+    label, top = ("P(true token)", 1) if measure == "p" else ("accuracy (%)", 100)
+    for ax, length in zip(axes[0], config.lengths, strict=True):
         for model in config.models:
             c = curves[model, length]
-            for direction in ("forward", "reverse"):
-                report.plot_seeds(
-                    ax,
-                    c["eval_step"],
-                    c[f"p_{direction}_raw"],
-                    f"{model.upper()} {direction}",
-                    color=COLORS[direction],
-                    ls="-" if model == "mdm" else "--",
-                )
-        ax.set(title=f"L = {length}", xlabel="step", ylabel="P(true token)", ylim=(-0.02, 1.02))
-        ax.legend(fontsize="small")
-    return figure
-
-
-def _accuracy_curves(curves, config):
-    figure, axes = report.new_figure(1, len(config.lengths), (4.2, 3.2))
-    for column, length in enumerate(config.lengths):
-        ax = axes[0, column]
-        for model in config.models:
-            c = curves[model, length]
-            for direction in ("forward", "reverse"):
-                for weights, style in (("raw", ":" if model == "mdm" else "--"), ("ema", "-")):
-                    if f"percent_{direction}_{weights}" in c:
-                        report.plot_seeds(
-                            ax,
-                            c["eval_step"],
-                            c[f"percent_{direction}_{weights}"],
-                            f"{model.upper()} {direction} ({weights})",
-                            color=COLORS[direction],
-                            ls=style,
-                        )
-        ax.set(title=f"L = {length}", xlabel="step", ylabel="accuracy (%)", ylim=(-2, 102))
+            for direction in DIRECTIONS:
+                for weights in ("raw",) if measure == "p" or model == "arm" else ("raw", "ema"):
+                    solid = model == "mdm" and (measure == "p" or weights == "ema")
+                    report.plot_seeds(
+                        ax,
+                        c["eval_step"],
+                        c[f"{measure}_{direction}_{weights}"],
+                        f"{model.upper()} {direction} ({weights})",
+                        color=COLORS[direction],
+                        ls="-" if solid else "--" if model == "arm" else ":",
+                    )
+        ax.set(title=f"L = {length}", xlabel="step", ylabel=label, ylim=(-0.02 * top, 1.02 * top))
         ax.legend(fontsize="x-small")
     return figure
 
@@ -146,19 +118,16 @@ def _accuracy_curves(curves, config):
 def _reverse_panel(curves, config):
     """Figure 11: at each position, the right lowercase against the best wrong token."""
     figure, axes = report.new_figure(len(config.models), len(config.lengths), (4.2, 2.8))
+    lines = ("right", "right lowercase", "tab:red"), ("wrong", "largest wrong, `0` apart", "black")
     for row, model in enumerate(config.models):
-        for column, length in enumerate(config.lengths):
-            ax, position = axes[row, column], np.arange(1, length)
-            c = curves[model, length]
+        for ax, length in zip(axes[row], config.lengths, strict=True):
             weights = "ema" if model == "mdm" else "raw"
             moment = config.shown_step // config.eval_every
-            for key, label, color in (
-                ("panel_right", "right lowercase", "tab:red"),
-                ("panel_wrong", "largest wrong, `0` apart", "black"),
-            ):
-                values_LS = c[f"{key}_{weights}"][moment].T[1:]
-                report.plot_seeds(ax, position, values_LS, label, color=color, marker=".")
-            ax.set(title=f"{model.upper()}, L = {length}", xlabel="position", ylabel="probability")
-            ax.set_ylim(bottom=0)
+            for name, label, color in lines:
+                values_LS = curves[model, length][f"panel_{name}_{weights}"][moment].T[1:]
+                style = dict(color=color, marker=".")
+                report.plot_seeds(ax, np.arange(1, length), values_LS, label, **style)
+            title = f"{model.upper()}, L = {length}"
+            ax.set(title=title, xlabel="position", ylabel="probability", ylim=(0, None))
             ax.legend(fontsize="small")
     return figure

@@ -2,17 +2,16 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
-import numpy as np
 
 from dirasym import models, objectives, runs, training
 from dirasym.analysis import case_recall
 from dirasym.data import case_pairs
 from dirasym.models import token_table
+from dirasym.rows import masked_share
 from experiments.flags import flag
 
 
@@ -50,45 +49,14 @@ class Config:
             raise ValueError(f"--top_k={self.top_k} exceeds the {case_pairs.VOCAB_SIZE} tokens")
         if self.ema_decay >= 1:
             raise ValueError(f"--ema_decay={self.ema_decay} must be below 1")
-        for length in self.lengths:
-            case_pairs.placements(length)
-            model_config("mdm", length, self)
-        if self.steps % self.eval_every:
-            raise ValueError(
-                f"--steps={self.steps} is not a multiple of --eval_every={self.eval_every}"
-            )
         if self.report_step > self.steps or self.report_step % self.eval_every:
-            raise ValueError(
-                f"--report_step={self.report_step} is not a multiple of --eval_every="
-                f"{self.eval_every} up to --steps={self.steps}"
-            )
+            wanted = f"a multiple of --eval_every={self.eval_every} up to --steps={self.steps}"
+            raise ValueError(f"--report_step={self.report_step} is not {wanted}")
 
     @property
     def shown_step(self) -> int:
         """The step that tables and panels show."""
         return self.report_step or self.steps
-
-
-def model_config(model: str, length: int, config: Config) -> models.TransformerConfig:
-    """RADD (MDM) or GPT-2 (ARM) with one head, as in App. D.2 but for what flags change."""
-    size = dict(
-        vocab_size=case_pairs.VOCAB_SIZE,
-        num_layers=config.layers,
-        num_heads=1,
-        width=config.width,
-        max_len=length,
-    )
-    if model == "arm":
-        return models.gpt2(dropout=config.dropout, **size)
-    size |= dict(
-        positions=config.positions,
-        embed_std=config.embed_std or None,
-        dropout=config.dropout,
-        head_init=config.head_init,
-    )
-    if config.attention_only:
-        return models.attention_only(residual=False, **size)
-    return models.radd(norm_bias_init=config.norm_bias_init, **size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,8 +69,16 @@ class Task:
 
     @property
     def network(self) -> models.TransformerConfig:
-        """Its configuration."""
-        return model_config(self.model, self.length, self.config)
+        """RADD (MDM) or GPT-2 (ARM) with one head, as in App. D.2 but for what flags change."""
+        c, vocab_size = self.config, case_pairs.VOCAB_SIZE
+        size = dict(num_layers=c.layers, num_heads=1, width=c.width, max_len=self.length)
+        if self.model == "arm":
+            return models.gpt2(vocab_size, dropout=c.dropout, **size)
+        size |= dict(positions=c.positions, embed_std=c.embed_std or None, head_init=c.head_init)
+        if c.attention_only:
+            return models.attention_only(vocab_size, residual=False, dropout=c.dropout, **size)
+        init = c.norm_bias_init
+        return models.radd(vocab_size, norm_bias_init=init, dropout=c.dropout, **size)
 
     @functools.cached_property
     def apply_fn(self):
@@ -111,51 +87,26 @@ class Task:
         make = token_table.make_apply_fn if exact else models.make_apply_fn
         return make(models.Transformer(self.network))
 
-    def state(self, seed: int) -> training.TrainState:
-        """Step 0 of one seed."""
-        init_key, run_key = jax.random.split(jax.random.key(seed))
-        init = jax.jit(models.Transformer(self.network).init)
-        params = init(init_key, np.zeros((1, self.length), np.int32))["params"]
-        return training.create_state(
-            self.apply_fn, params, self.optimizer, run_key, ema=self.model == "mdm"
-        )
-
     @functools.cached_property
-    def optimizer(self):
-        """Adam behind a warm-up."""
+    def init(self) -> Callable[[int], training.TrainState]:
+        """Step 0 of a seed."""
         c = self.config
-        return training.make_optimizer(c.learning_rate, warmup_steps=c.warmup_steps)
-
-    @property
-    def capacity(self) -> float:
-        """The share of its positions that an MDM's batch predicts, but for one in a thousand.
-
-        Half of the tokens are masked on average; stratified levels keep the spread small.
-        """
-        spread = math.sqrt(1 / (6 * self.length * self.config.batch_size))
-        return min(1.0, 0.5 + 3 * spread)
+        optimizer = training.make_optimizer(c.learning_rate, warmup_steps=c.warmup_steps)
+        model = models.Transformer(self.network)
+        return training.initializer(model, self.apply_fn, optimizer, ema=self.model == "mdm")
 
     def step(self):
         """state, batch -> state, metrics."""
-        c = self.config
+        c, train = self.config, training.train_step
         if self.model == "arm":
             objective = functools.partial(objectives.next_token, bos_id=case_pairs.MASK)
-            return functools.partial(training.train_step, objective=objective)
-        objective = functools.partial(
-            objectives.masked_diffusion,
-            mask_id=case_pairs.MASK,
-            weighting=c.weighting,
-            capacity=self.capacity,
-        )
-        return functools.partial(training.train_step, objective=objective, ema_decay=c.ema_decay)
+            return functools.partial(train, objective=objective)
+        room = masked_share(c.batch_size, self.length)
+        how = dict(mask_id=case_pairs.MASK, weighting=c.weighting, capacity=room)
+        objective = functools.partial(objectives.masked_diffusion, **how)
+        return functools.partial(train, objective=objective, ema_decay=c.ema_decay)
 
-    def run(
-        self,
-        identity: Mapping[str, Any],
-        evaluate: Callable[[training.TrainState], Mapping[str, jax.Array]],
-        summarize: Callable[[Mapping[str, np.ndarray]], Mapping[str, Any]],
-        finish: Callable[..., Mapping[str, Any]] | None = None,
-    ) -> runs.Run:
+    def run(self, identity: Mapping[str, Any], evaluate: Callable, **rest: Any) -> runs.Run:
         """Its training, for any seed; `evaluate` is compiled."""
         c, data = self.config, {"tokens_BL": case_pairs.training_set(self.length)}
         return runs.Run(
@@ -165,21 +116,16 @@ class Task:
             num_steps=c.steps,
             eval_every=c.eval_every,
             batch_size=c.batch_size,
-            init=self.state,
+            init=self.init,
             evaluate=jax.jit(evaluate),
-            summarize=summarize,
-            finish=finish,
+            **rest,
         )
 
     def evaluate(self, state: training.TrainState) -> dict[str, jax.Array]:
         """Both directions, for the raw weights and (MDM) their moving average."""
-        weights = {"raw": state.params}
-        if state.ema_params is not None:
-            weights["ema"] = state.ema_params
         key = jax.random.fold_in(state.key, training.EVAL_STREAM)
-        return case_recall.evaluate(
-            self.apply_fn, weights, self.length, key, kind=self.kind, **self.sampling
-        )
+        how = dict(kind=self.kind, **self.sampling)
+        return case_recall.evaluate(self.apply_fn, state.weights(), self.length, key, **how)
 
     @property
     def kind(self) -> case_recall.Kind:
@@ -189,5 +135,4 @@ class Task:
     @property
     def sampling(self) -> dict[str, Any]:
         """How it generates, as `case_recall` takes it."""
-        c = self.config
-        return dict(generations=c.generations, top_k=c.top_k, order=c.order)
+        return {name: getattr(self.config, name) for name in ("generations", "top_k", "order")}

@@ -38,7 +38,7 @@ def _toy(*arguments, **kwargs):
         (["--lengths=1"], "length must be at least 2"),
         (["--lengths=3,four"], "not a list of integers"),
         (["--seeds=0,1,0"], "--seeds repeats a value: 0,1,0"),
-        (["--steps=7"], "not a multiple of --eval_every=2"),
+        (["--steps=7"], "num_steps=7 is not a multiple of eval_every=2"),
         (["--batch_size=6", "--num_devices=4"], "batch of 6 is not divisible by 4 devices"),
         (["--width=7"], "head_dim must be even"),
         (["--num_devices=99"], "99"),
@@ -174,8 +174,8 @@ def _parse(*words, presets=None):
 
 
 def test_the_study_refuses_what_its_runs_would():
-    with pytest.raises(ValueError, match="--steps=7 is not a multiple of --eval_every=2"):
-        toy_study.Config(steps=7, eval_every=2)
+    with pytest.raises(ValueError, match="num_steps=7 is not a multiple of eval_every=2"):
+        toy_study.plan(toy_study.Config(steps=7, eval_every=2), None)
 
 
 def test_another_process_may_come_before_the_directory_is_made(tmp_path, monkeypatch):
@@ -190,6 +190,7 @@ def test_another_process_may_come_before_the_directory_is_made(tmp_path, monkeyp
         ("draws", "0,4294967296", "--test_draws=4294967296 is not between 0"),
         ("Ks", "3,-1", "--test_Ks: -1 is below 0"),
         ("rate", "inf", "--test_rate=inf is not finite"),
+        ("rate", "-1", "--test_rate: -1.0 is below 0"),
     ],
 )
 def test_what_a_flag_is_decides_what_it_takes(kind, bad, words):
@@ -221,7 +222,7 @@ def test_presets_set_defaults_and_flags_override_them():
 
 
 def test_flag_errors(capsys):
-    for words in (["--test_rate=-1"], ["--test_kind=z"], ["--test_Ks=1,x"], ["word"]):
+    for words in (["--test_rate=x"], ["--test_kind=z"], ["--test_Ks=1,x"], ["word"]):
         with pytest.raises(SystemExit) as exit_:
             _parse(*words)
         assert exit_.value.code == 2

@@ -11,7 +11,7 @@ def test_the_minimal_encoder_is_the_theorems_full_model():
     config = gradient_alignment.Config(width=8, examples=26)
     task = toy.Task("mdm", 2, config.minimal())
     measure = jax.jit(lambda state: alignment.measurements(task, 26, 2, state))
-    values = measure(task.state(seed=0))
+    values = measure(task.init(0))
     rows = alignment.matched_rows(case_pairs.mask_queries(2, "forward"), 26)
     letters = case_pairs.mask_queries(2, "forward").letter_E[rows]
     for block, layer in (("W_Q", "query"), ("W_K", "key"), ("W_V", "value")):
