@@ -17,7 +17,7 @@ class Mean(NamedTuple):
     """A mean that can be merged: a sum and the count that it is over."""
 
     total: jax.Array | float
-    count: jax.Array | float
+    count: jax.Array | float  # type: ignore[assignment]  # hides tuple.count
 
     def merge(self, other: "Mean") -> "Mean":
         """The mean over both sets; exact, unlike a mean of means."""
@@ -46,7 +46,7 @@ class Bounds(NamedTuple):
     high: float
 
 
-def student_interval(values: Sequence[float], level: float = 0.95) -> Interval:
+def student_interval(values: Array | Sequence[float], level: float = 0.95) -> Interval:
     """Student's t interval of the mean over independent runs (seeds): mean ± t_{n-1}·s/√n.
 
     >>> mean, half_width = student_interval([1.0, 2.0, 3.0])

@@ -52,7 +52,7 @@ class Alignment:
     @property
     def undefined(self) -> dict[str, str]:
         """Why a cosine is NaN, by block: a zero gradient (a saturated or unused block), or NaNs."""
-        reasons = {}
+        reasons: dict[str, str] = {}
         for block in self.cosine:
             for fault, has_fault in (("zero", lambda x: x == 0), ("not finite", _is_not_finite)):
                 sides = [
@@ -112,8 +112,8 @@ def alignment(
     if examples is None:
         if method == "factored":
             raise ValueError("method 'factored' compares examples: pass examples")
-        grads = [formed_gradient(loss, params) for loss in (loss_fwd, loss_rev)]
-        return _compare(*grads, block_of_leaf)
+        fwd, rev = (formed_gradient(loss, params) for loss in (loss_fwd, loss_rev))
+        return _compare(fwd, rev, block_of_leaf)
     if method == "factored":
         gradient_fwd, gradient_rev, direct = factored_gradients(
             (loss_fwd, *one_alone), (loss_rev, *one_alone), params, paths
@@ -241,8 +241,8 @@ def update_ratios(
     Raises:
       ValueError: updates of another structure than the parameters, or as `alignment`.
     """
-    _, block_of_leaf = _blocks(params, blocks)
-    if jax.tree.structure(updates) != jax.tree.structure(params):
+    paths, block_of_leaf = _blocks(params, blocks)
+    if _blocks(updates, None)[0] != paths:
         raise ValueError("updates must have the structure of params")
     squares_up, squares_down = (
         _sum_blocks([jnp.sum(x**2) for x in jax.tree.leaves(tree)], block_of_leaf)
@@ -260,18 +260,11 @@ def _blocks(params: Params, blocks: BlockOf) -> tuple[list[str], list[str | None
     for path, (_, leaf) in zip(paths, flat, strict=True):
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             raise TypeError(f"params: {path} is {jnp.result_type(leaf)}; gradients need floats")
-    if blocks is None:
-        name = str
-    elif isinstance(blocks, str | re.Pattern):
-        pattern = re.compile(blocks)
-
-        def name(path):
-            match = pattern.search(path)
-            return match and (match.group(1) if pattern.groups else match.group(0))
-
+    if isinstance(blocks, str | re.Pattern):
+        matches = [re.compile(blocks).search(path) for path in paths]
+        names = [match and match[min(match.re.groups, 1)] for match in matches]
     else:
-        name = blocks
-    names = [name(path) for path in paths]
+        names = [path if blocks is None else blocks(path) for path in paths]
     if blocks is not None and not any(names):
         raise ValueError(f"blocks matches no parameter; paths are like {paths[0]!r}")
     if TOTAL in names:

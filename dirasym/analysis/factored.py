@@ -47,9 +47,10 @@ def formed_gradient(loss: Loss, params: Params, *example: Any) -> Gradient:
 
 def inner_product(first: Formed | Factors, second: Formed | Factors) -> jax.Array:
     """⟨first, second⟩ in float32 or better."""
-    if isinstance(first, Formed):
+    if isinstance(first, Formed) and isinstance(second, Formed):
         return jnp.vdot(_wide(first.value), _wide(second.value))
-    return sum(_use_inner(a, b) for a in first.uses for b in second.uses)
+    assert isinstance(first, Factors) and isinstance(second, Factors), "both or neither formed"
+    return sum((_use_inner(a, b) for a in first.uses for b in second.uses), start=jnp.zeros(()))
 
 
 def _use_inner(first, second):
@@ -180,7 +181,8 @@ def _factored_gradient(loss, params, factorable, direct, example) -> Gradient:
     )
     scaled, size = _scaled([*direct_grads, *cotangents])
     direct_grads, cotangents = scaled[: len(direct)], scaled[len(direct) :]
-    gradients: list[Formed | Factors] = [Factors(())] * len(leaves)
+    gradients: dict[int, Formed | Factors] = {}
+    uses: dict[int, list] = {n: [] for n in range(len(leaves)) if n not in direct}
     for n, grad in zip(direct, direct_grads, strict=True):
         gradients[n] = Formed(grad)
     for call, cotangent, x in zip(calls, cotangents, inputs, strict=True):
@@ -190,8 +192,9 @@ def _factored_gradient(loss, params, factorable, direct, example) -> Gradient:
             use = cotangent.reshape(-1, cotangent.shape[-1]), x.reshape(-1, x.shape[-1])
         else:
             use = x, cotangent.reshape(len(x), -1)
-        gradients[call.leaf] = Factors((*gradients[call.leaf].uses, use))
-    return Gradient(gradients, size)
+        uses[call.leaf].append(use)
+    gradients |= {n: Factors(tuple(pairs)) for n, pairs in uses.items()}
+    return Gradient([gradients[n] for n in range(len(leaves))], size)
 
 
 def _interceptor(leaves: Sequence[Any], handle: Callable) -> Callable:
@@ -220,6 +223,7 @@ def _matrix_name(module: nn.Module, method: str) -> str | None:
 
     A subclass that overrides the method, or another `dot_general`, may compute anything.
     """
+    layer: type[nn.Module]
     if isinstance(module, nn.Embed):
         layer, name, plain = nn.Embed, "embedding", method in ("__call__", "attend")
     elif isinstance(module, nn.Dense | nn.DenseGeneral) and method == "__call__":

@@ -74,7 +74,7 @@ class UnstableStepError(ValueError):
 
 def descend(
     field: Field,
-    loss: Callable[[State], jax.Array],
+    loss: Callable[[State], Array],
     state: State,
     *,
     step_size: float,
@@ -172,7 +172,7 @@ class BilinearFlow(NamedTuple):
             c_VV = (c_VV + c_VV.mT) / 2
         return self.gram_VV @ c_VV @ self.gram_VV
 
-    def loss(self, c_VV: Array) -> jax.Array:
+    def loss(self, c_VV: Array) -> Array:
         """Mean cross-entropy of the pairs that train, in nats."""
         return pair_loss(self.logits(c_VV), self.context_E, self.target_E)
 

@@ -4,7 +4,6 @@ Corollary B.2 on given parameters or along a trajectory, Lemma B.7 without its a
 and Propositions B.8 and B.10 by simulation.
 """
 
-import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -17,6 +16,7 @@ from dirasym.analysis.theorem_b1 import (
     Blocks,
     OneLayer,
     Query,
+    TheoremB1,
     block_inner,
     check_arguments,
     square,
@@ -70,20 +70,19 @@ def check_corollary_b2(
     """
     if not isinstance(params, OneLayer):
         params = jax.tree.map(lambda *x: jnp.stack(x), *params)
-    if params.h_M.ndim == 2:
-        first = jax.tree.map(lambda x: x[0], params)
-        check_arguments(first, delta_fwd, delta_rev, target, angles, pairing)
-        check = functools.partial(
-            check_corollary_b2,
-            delta_fwd=delta_fwd,
-            delta_rev=delta_rev,
-            target=target,
-            angles=angles,
-            pairing=pairing,
-        )
-        return jax.vmap(lambda p: check(p))(params)
-    kwargs = dict(angles=angles, pairing=pairing)
-    b1 = theorem_b1(params, delta_fwd, delta_rev, target, **kwargs)
+    assert isinstance(params, OneLayer)
+    one = params if params.h_M.ndim == 1 else jax.tree.map(lambda x: x[0], params)
+    angles = check_arguments(one, delta_fwd, delta_rev, target, angles, pairing)
+
+    def check(params: OneLayer) -> CorollaryB2:
+        b1 = theorem_b1(params, delta_fwd, delta_rev, target, angles=angles, pairing=pairing)
+        return _corollary_b2(params, b1, target)
+
+    return check(params) if params.h_M.ndim == 1 else jax.vmap(check)(params)
+
+
+def _corollary_b2(params: OneLayer, b1: TheoremB1, target: Array | int) -> CorollaryB2:
+    """The assumptions, and what follows, from the theorem's ingredients."""
     # The cosine is that of the gradients over α max|e|, whose squares do not underflow.
     fwd, rev = (_over_its_size(query) for query in (b1.fwd, b1.rev))
     inner, fwd_square, rev_square = (

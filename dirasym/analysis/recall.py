@@ -224,8 +224,8 @@ def paired_queries(
         if masked:
             whole = f"{statement.prompt} {statement.answer}"
             (offsets,) = tokenizer.offsets([whole])
-            found = whole_name.search(whole)
-            start, stop = batching.token_span(offsets, *found.span())
+            (place, *_) = (match.span() for match in whole_name.finditer(whole))
+            start, stop = batching.token_span(offsets, *place)
             row = [*prompt, *answer]
             forward.append((*_after_blanks(tokenizer, row[:start], row[start:stop]), row[stop:]))
         else:

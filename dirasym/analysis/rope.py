@@ -94,14 +94,15 @@ def conditional_correlation(
         or widths that do not match.
     """
     xp = _namespace(w, rho, delta_fwd, delta_rev, angles)
-    w, rho = xp.asarray(w), xp.asarray(rho)
+    w, rho = (xp.asarray(x) for x in (w, rho))
     if not w.ndim or not (isinstance(w, jax.core.Tracer) or (w >= 0).all()):
         raise ValueError(f"w must be weights [..., D/2] of planes, not negative, got {w}")
     _check_distances(delta_fwd=delta_fwd, delta_rev=delta_rev)
-    _check_rho(rho, w.shape[-1])
-    angles = _angles(2 * w.shape[-1], angles)
+    num_planes = np.shape(w)[-1]
+    _check_rho(rho, num_planes)
+    angles = _angles(2 * num_planes, angles)
     fwd, rev = (_turns(xp, d, angles) for d in (delta_fwd, delta_rev))
-    shape = np.broadcast_shapes(w.shape, rho.shape, fwd.shape, rev.shape)
+    shape = np.broadcast_shapes(*(np.shape(x) for x in (w, rho, fwd, rev)))
     w, rho, fwd, rev = (xp.broadcast_to(x, shape) for x in (w, rho, fwd, rev))
     covariance = (w * (xp.cos(fwd + rev) + rho * xp.cos(fwd - rev))).sum(-1)
     variances = [(w * (1 + rho * xp.cos(2 * turn))).sum(-1) for turn in (fwd, rev)]

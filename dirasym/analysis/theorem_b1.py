@@ -102,7 +102,7 @@ class OneLayer:
             h_B=embed_VD[context],
         )
         row = jnp.asarray(target) - (jnp.asarray(target) > mask_id)
-        angles = plane_angles(config.head_dim, config.rope_base, config.rope_scaling)
+        angles = plane_angles(config.width, config.rope_base, config.rope_scaling)
         return model, dict(target=row, angles=angles, pairing=config.rope_pairing)
 
 
@@ -208,11 +208,11 @@ def theorem_b1(
         a token, an unknown pairing.
       TypeError: parameters that are not floats, by name.
     """
-    angles = check_arguments(params, delta_fwd, delta_rev, target, angles, pairing)
+    theta = check_arguments(params, delta_fwd, delta_rev, target, angles, pairing)
     q_M, k_B = params.W_Q @ params.h_M, params.W_K @ params.h_B
     v_B = params.W_V @ params.h_B
     C = params.W_O @ v_B
-    turn = functools.partial(rotate, angles=angles, pairing=pairing)
+    turn = functools.partial(rotate, angles=theta, pairing=pairing)
     total = jnp.asarray(delta_fwd) + jnp.asarray(delta_rev)
     k_R_k, q_R_q = k_B @ turn(k_B, total), q_M @ turn(q_M, total)
     fwd, rev = (
@@ -225,7 +225,8 @@ def theorem_b1(
         return query._replace(mu=query.abs_mu, **norms)
 
     inner = block_inner(params, v_B, fwd, rev, k_R_k, q_R_q)
-    scale = block_inner(params, v_B, *map(size_alone, (fwd, rev)), square(k_B), square(q_M))
+    sizes = size_alone(fwd), size_alone(rev), square(k_B), square(q_M)
+    scale = block_inner(params, v_B, *sizes)
     return TheoremB1(inner, fwd, rev, q_M, k_B, v_B, C, k_R_k, q_R_q, scale)
 
 
@@ -309,9 +310,11 @@ def neglected_terms(
     none = dict(own_score=False, own_value=False, other_tokens=False)
     theorem = inner(**none)
     full = inner(**dict.fromkeys(none, True))
-    effects = [jax.tree.map(jnp.subtract, inner(**(none | {name: True})), theorem) for name in none]
-    interaction = jax.tree.map(lambda f, t, *e: f - t - sum(e), full, theorem, *effects)
-    return Neglected(theorem, full, *effects, interaction)
+    score, value, tokens = (
+        jax.tree.map(jnp.subtract, inner(**(none | {name: True})), theorem) for name in none
+    )
+    interaction = jax.tree.map(lambda f, t, *e: f - t - sum(e), full, theorem, score, value, tokens)
+    return Neglected(theorem, full, score, value, tokens, interaction)
 
 
 def block_inner(params: OneLayer, v_B, fwd: Query, rev: Query, k_R_k, q_R_q) -> Blocks:
@@ -414,7 +417,7 @@ def square(x: jax.Array) -> jax.Array:
     return x @ x
 
 
-def check_arguments(params: OneLayer, delta_fwd, delta_rev, target, angles, pairing) -> Array:
+def check_arguments(params: OneLayer, delta_fwd, delta_rev, target, angles, pairing) -> Any:
     """The RoPE plane angles, once everything fits; raises as `theorem_b1` says."""
     for name, leaf in vars(params).items():
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
