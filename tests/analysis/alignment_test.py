@@ -122,11 +122,16 @@ def test_factored_equals_direct_equals_the_definition(kwargs, left_over):
     factored = _alignment(*losses, method="factored")(params, examples=examples)
     scale = float((jnp.linalg.norm(g_fwd, axis=-1) * jnp.linalg.norm(g_rev, axis=-1)).max())
     np.testing.assert_allclose(direct.inner["total"], want, atol=1e-5 * scale)
-    for name in ("inner", "norm_fwd", "norm_rev"):
-        chex.assert_trees_all_close(
-            getattr(factored, name), getattr(direct, name), atol=1e-5 * scale
-        )
-    # In "total" alone: the gradient of a key's bias is zero but for rounding.
+    for block in direct.inner:
+        if "attention/key/bias" in block:  # its gradient is zero but for rounding
+            assert np.max(direct.norm_fwd[block]) < 1e-6 * np.max(direct.norm_fwd["total"])
+            continue
+        size = np.asarray(direct.norm_fwd[block] * direct.norm_rev[block])
+        error = np.abs(factored.inner[block] - direct.inner[block])
+        assert (error <= 1e-5 * size).all() and (size > 0).all(), block
+        for name in ("norm_fwd", "norm_rev"):
+            got, want_norm = getattr(factored, name)[block], getattr(direct, name)[block]
+            np.testing.assert_allclose(got, want_norm, rtol=1e-5, err_msg=block)
     np.testing.assert_allclose(factored.cosine["total"], direct.cosine["total"], atol=1e-5)
     assert {path.split("/")[-1] for path in factored.direct} <= left_over
     assert len(direct.direct) == len(jax.tree.leaves(params))
@@ -139,7 +144,9 @@ def test_layers_it_cannot_factor_are_named_and_still_right():
     factored = _alignment(*losses, method="factored")(params, examples=examples)
     assert any(path.startswith("blocks") and "kernel" in path for path in factored.direct)
     assert "head/kernel" not in factored.direct
-    chex.assert_trees_all_close(factored.inner, direct.inner, atol=1e-5)
+    for block, inner in direct.inner.items():
+        size = np.asarray(direct.norm_fwd[block] * direct.norm_rev[block])
+        assert (np.abs(factored.inner[block] - inner) <= 1e-5 * size).all(), block
 
 
 class _Doubled(nn.Dense):
