@@ -13,6 +13,7 @@ import numpy as np
 
 from dirasym import models, training
 from dirasym.analysis import alignment, attention, case_recall, lemmas, recall, theorem_b1
+from dirasym.analysis.neglected import neglected_terms
 from dirasym.data import case_pairs
 from experiments.systems import toy
 
@@ -102,7 +103,7 @@ def theorem_along(task: toy.Task, params) -> dict[str, jax.Array]:
     how |= dict(delta_fwd=1, delta_rev=1)
     targets = how.pop("target")
     over_letters = functools.partial(jax.vmap, in_axes=(theorem_b1.OneLayer(*[None] * 5, h_B=0), 0))
-    terms = over_letters(lambda m, target: theorem_b1.neglected_terms(m, target=target, **how))
+    terms = over_letters(lambda m, target: neglected_terms(m, target=target, **how))
     check = over_letters(lambda m, target: lemmas.check_corollary_b2(m, target=target, **how))
     neglected, corollary = terms(model, targets), check(model, targets)
     return {

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dirasym import models
-from dirasym.analysis import alignment, recall, theorem_b1
+from dirasym.analysis import alignment, neglected, recall, theorem_b1
 from dirasym.models import layers
 
 WIDTHS, VOCABULARIES, DRAWS = (2, 6, 32), (2, 40), 8
@@ -142,7 +142,7 @@ def test_other_angles_and_pairings(pairing):
 def test_angles_may_be_given_to_a_program_with_traced_distances():
     params = _order_one(np.random.default_rng(5), 6, 5, jnp.float32)
     how = dict(angles=jnp.asarray(layers.plane_angles(6, 50.0)), pairing="half")
-    for function in (theorem_b1.theorem_b1_autodiff, theorem_b1.neglected_terms):
+    for function in (theorem_b1.theorem_b1_autodiff, neglected.neglected_terms):
         want = function(params, 2, 7, 1, **how)
         got = jax.jit(lambda *deltas, f=function: f(params, *deltas, 1, **how))(2, 7)
         got, want = (np.array(jax.tree.leaves(x)) for x in (got, want))
@@ -153,10 +153,10 @@ def test_neglected_terms_add_up_to_the_full_model():
     with jax.enable_x64(True):
         rng = np.random.default_rng(6)
         params = _draw(rng, 8, 5, jnp.float64)
-        others = theorem_b1.Others(
+        others = neglected.Others(
             jnp.asarray(rng.normal(size=(3, 8))), jnp.array([-1, 2, 3]), jnp.array([-3, 1, 2])
         )
-        parts = theorem_b1.neglected_terms(params, 1, 2, 4, others=others)
+        parts = neglected.neglected_terms(params, 1, 2, 4, others=others)
         want = theorem_b1.theorem_b1(params, 1, 2, 4).inner
         chex.assert_trees_all_close(parts.theorem, want, rtol=1e-10)
         total = jax.tree.map(
@@ -205,10 +205,10 @@ def test_parameters_of_a_transformer_are_the_theorems(pairing, scanned, tied):
             params, config, mask_id=mask_id, context=context, target=target
         )
         assert one_layer.W_O.shape == (6, 6) and how["target"] == 2
-        others = theorem_b1.Others(
+        others = neglected.Others(
             params["embed"]["embedding"][other][None], jnp.array([1]), jnp.array([-1])
         )
-        full = theorem_b1.neglected_terms(one_layer, 2, 2, others=others, **how).full
+        full = neglected.neglected_terms(one_layer, 2, 2, others=others, **how).full
 
         apply_fn = models.make_apply_fn(model.clone(config=replace(config, dtype=jnp.float64)))
         pair = tuple(recall.Cloze(rows[[e]], np.array([2 * e]), np.array([target])) for e in (0, 1))
@@ -249,7 +249,7 @@ def test_bad_input_names_the_argument():
         for function in (
             theorem_b1.theorem_b1,
             theorem_b1.theorem_b1_autodiff,
-            theorem_b1.neglected_terms,
+            neglected.neglected_terms,
         ):
             with pytest.raises(TypeError, match=f"{field} is int"):
                 function(ints, 1, 1, 0)
