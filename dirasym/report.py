@@ -112,3 +112,16 @@ def plot_seeds(axes, x_T: np.ndarray, y_TS: np.ndarray, label: str, **style: Any
     (line,) = axes.plot(x_T, y_TS.mean(axis=1), label=label, **style)
     if y_TS.shape[1] > 1:
         axes.plot(x_T, y_TS, color=line.get_color(), ls=line.get_linestyle(), lw=0.6, alpha=0.5)
+
+
+def plot_boxes(axes, x_T: np.ndarray, values_TX: np.ndarray, **style: Any) -> None:
+    """A box a moment (quartiles, whiskers to 1.5 of their distance) over all that is finite."""
+    width = 0.6 * np.min(np.diff(x_T)) if len(x_T) > 1 else 0.6
+    finite = [row[np.isfinite(row)] for row in values_TX.reshape(len(values_TX), -1)]
+    axes.boxplot(finite, positions=x_T, widths=width, showfliers=False, manage_ticks=False, **style)
+
+
+def plot_band(axes, x_X: np.ndarray, mean_X: np.ndarray, low_X, high_X, **style: Any) -> None:
+    """A line in its interval."""
+    (line,) = axes.plot(x_X, mean_X, **style)
+    axes.fill_between(x_X, low_X, high_X, color=line.get_color(), alpha=0.25, lw=0)

@@ -11,12 +11,11 @@ Expected  minimal: cosine near 1 and both probabilities rising together, the ARM
 
 import dataclasses
 import functools
+import itertools
 import pathlib
-from collections.abc import Sequence
 from typing import Literal
 
 from dirasym import runs
-from dirasym.workdir import WorkDir
 from experiments import flags
 from experiments.flags import flag
 from experiments.reports import alignment as tables
@@ -52,66 +51,48 @@ class Config:
     examples: int = flag(64, "Matched placements whose gradients are compared.", 2)
     per_cell: int = flag(2, "Placements a letter and distance whose attention is read.", 1)
 
-    def __post_init__(self):
-        if not settings(self):
-            raise ValueError("nothing to run: the causal model of `full` has --layers=1 alone")
-
     def toy_config(self, length: int, layers: int = 1, **changes) -> toy.Config:
         """The toy task's configuration of one run."""
         sizes = dict(batch_size=self.batch_size, width=self.width, layers=layers)
         steps = dict(steps=self.steps, eval_every=self.eval_every)
         return toy.Config(lengths=(length,), seeds=self.seeds, **(sizes | steps | changes))
 
-    def minimal(self) -> toy.Config:
-        """Two letters, no padding, attention alone."""
-        return self.toy_config(
-            2,
-            attention_only=True,
-            dropout=0.0,
-            steps=self.minimal_steps,
-            eval_every=self.minimal_every,
-            warmup_steps=self.minimal_warmup,
-        )
-
-
-def settings(config: Config) -> list[tuple]:
-    """(part, model, length, layers, the toy task's configuration) of every run."""
-    found = []
-    if "minimal" in config.parts:
-        found += [("minimal", model, 2, 1, config.minimal()) for model in ("mdm", "arm")]
-    if "full" in config.parts:
-        found += [
-            ("full", model, length, layers, config.toy_config(length, layers))
-            for model in config.models
-            for layers in config.layers
-            for length in config.lengths
-            if model == "mdm" or layers == 1
-        ]
-    return found
-
 
 def plan(config: Config, workdir: pathlib.Path) -> list[runs.Run]:
-    """A run a setting."""
+    """A run a part, model, length and depth."""
     del workdir
-    planned = []
-    for part, model, length, layers, toy_config in settings(config):
-        task = toy.Task(model, length, toy_config)
-        finish = functools.partial(alignment.correlation_by_distance, task, config.per_cell)
-        planned.append(
-            task.run(
-                dict(part=part, model=model, length=length, layers=layers),
-                functools.partial(alignment.measurements, task, config.examples, config.per_cell),
-                summarize=alignment.summarize,
-                finish=finish if model == "mdm" else None,
-            )
-        )
-    return planned
+    two_letters = config.toy_config(
+        2,
+        attention_only=True,
+        dropout=0.0,
+        steps=config.minimal_steps,
+        eval_every=config.minimal_every,
+        warmup_steps=config.minimal_warmup,
+    )
+    minimal = [("minimal", toy.Task(model, 2, two_letters)) for model in ("mdm", "arm")]
+    full = [
+        ("full", toy.Task(model, length, config.toy_config(length, layers)))
+        for model, layers, length in itertools.product(config.models, config.layers, config.lengths)
+        if model == "mdm" or layers == 1
+    ]
+    found = [(part, task) for part, task in minimal + full if part in config.parts]
+    if not found:
+        raise flags.UsageError("nothing to run: the causal model of `full` has --layers=1 alone")
+    return [run_of(part, task, config) for part, task in found]
 
 
-def report(workdir: WorkDir, config: Config, all_runs: Sequence[runs.Run]) -> None:
-    """The table and Figures 3 to 5, 12 and 13."""
-    tables.write(workdir, config, all_runs, alignment.STEP_LENGTHS)
+def run_of(part: str, task: toy.Task, config: Config) -> runs.Run:
+    """One training with its measurements."""
+    identity = dict(part=part, model=task.model, length=task.length, layers=task.config.layers)
+    measure = functools.partial(alignment.measurements, task, config.examples, config.per_cell)
+    finish = functools.partial(alignment.correlation, task, config.per_cell)
+    return task.run(
+        identity,
+        measure,
+        summarize=alignment.summarize,
+        finish=finish if task.model == "mdm" else None,
+    )
 
 
 if __name__ == "__main__":
-    flags.main("gradient_alignment", Config, PRESETS, report, plan)
+    flags.main("gradient_alignment", Config, PRESETS, tables.write, plan)

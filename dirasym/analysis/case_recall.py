@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dirasym import decoding, metrics
+from dirasym.analysis import attention
 from dirasym.data import case_pairs
 from dirasym.data.case_pairs import MASK, PAD, VOCAB_SIZE, Queries
 from dirasym.rows import PerRow
@@ -135,3 +136,38 @@ def evaluate(
         for row, name in enumerate(weights)
         for column, label in enumerate(columns)
     }
+
+
+def sampled_queries(length: int, per_cell: int) -> dict[str, Queries]:
+    """Both directions of up to `per_cell` placements of each letter and distance."""
+    ask = queries(length, "masked")
+    first_E = np.minimum(ask["forward"].position_E, ask["forward"].context_E)
+    distance_E = ask["forward"].distance_E
+    chosen_E = np.zeros(len(first_E), bool)
+    for distance in range(1, length):
+        starts = np.linspace(0, length - distance - 1, per_cell).astype(int)
+        chosen_E |= (distance_E == distance) & np.isin(first_E, starts)
+    return {name: jax.tree.map(lambda x: x[chosen_E], asked) for name, asked in ask.items()}
+
+
+def attention_to_context(
+    internals: attention.Internals, params: Params, asked: dict[str, Queries]
+) -> dict[str, attention.AttentionTo]:
+    """Attention from [M] to the uppercase of every row, in both directions."""
+    return {
+        direction: attention.attention_to(internals, params, q.tokens_EL, q.position_E, q.context_E)
+        for direction, q in asked.items()
+    }
+
+
+def score_correlation(
+    internals: attention.Internals, params: Params, length: int, per_cell: int
+) -> attention.DistanceCorrelation:
+    """Figure 3: Corr(S_fwd, S_rev) over letters against Δ1+Δ2; see `attention`."""
+    asked = sampled_queries(length, per_cell)
+    paid = attention_to_context(internals, params, asked)
+    scores = [
+        attention.by_distance(paid[name].scores, q.letter_E, q.distance_E)
+        for name, q in asked.items()
+    ]
+    return attention.distance_correlation(*scores, resamples=200)

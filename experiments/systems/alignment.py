@@ -12,15 +12,12 @@ import jax
 import numpy as np
 
 from dirasym import models, training
-from dirasym.analysis import alignment, attention, case_recall, lemmas, recall, theorem_b1
-from dirasym.analysis.neglected import neglected_terms
+from dirasym.analysis import case_recall, recall, tracking
 from dirasym.data import case_pairs
 from experiments.systems import toy
 
 # A block of parameters: what the first match in the path says.
 BLOCKS = r"embed|query|key|value|out|up|down|head|norm"
-STEP_LENGTHS = np.logspace(-2, -1, 5)  # η‖g_fwd‖ of the first-order check
-ASSUMPTIONS = ("non_saturated", "signals_aligned", "margins_agree", "rope_positive")
 DIRECTIONS = case_recall.DIRECTIONS
 
 
@@ -29,101 +26,30 @@ def measurements(
 ) -> dict[str, jax.Array]:
     """Everything that is tracked over training, of the raw weights.
 
-    Args:
-      task: the model.
-      examples: matched placements whose gradients are compared.
-      per_cell: placements a letter and distance whose attention is read.
-      state: of training.
+    `examples` matched placements have their gradients compared; of each letter and distance the
+    attention of `per_cell` placements is read.
     """
     params, ask = state.params, case_recall.queries(task.length, task.kind)
     read = functools.partial(case_recall.true_probability, task.apply_fn, params, kind=task.kind)
     values = {f"p_{direction}": read(queries) for direction, queries in ask.items()}
     if task.model == "arm":
         return values
-    for direction, (_, paid) in attention_to(task, per_cell, params).items():
+    model = models.Transformer(task.network)
+    asked = case_recall.sampled_queries(task.length, per_cell)
+    internals = models.make_internals_fn(model)
+    for direction, paid in case_recall.attention_to_context(internals, params, asked).items():
         values[f"weight_{direction}"] = paid.weights.mean(-1)
-    values |= gradients(task, examples, params)
-    if task.config.attention_only:
-        values |= theorem_along(task, params)
-    return values
-
-
-def attention_to(task: toy.Task, per_cell: int, params) -> dict[str, tuple]:
-    """(queries, attention from [M] to the uppercase) of each direction."""
-    internals = models.make_internals_fn(models.Transformer(task.network))
-    return {
-        direction: (
-            queries,
-            attention.attention_to(
-                internals, params, queries.tokens_EL, queries.position_E, queries.context_E
-            ),
-        )
-        for direction, queries in attention_queries(task.length, per_cell).items()
-    }
-
-
-def gradients(task: toy.Task, examples: int, params) -> dict[str, jax.Array]:
-    """Alignment of matched queries per block and of their means, and the first-order check."""
-    ask = case_recall.queries(task.length, "masked")
     rows = matched_rows(ask["forward"], examples)
     matched = tuple(
         recall.Cloze(q.tokens_EL[rows], q.position_E[rows], q.target_E[rows]) for q in ask.values()
     )
     # Without the table, so that every layer is one that the factored way knows.
-    apply_fn = models.make_apply_fn(models.Transformer(task.network))
-    loss_fwd, loss_rev = recall.paired_losses(apply_fn, mask_id=case_pairs.MASK)
-    aligned = alignment.alignment(
-        loss_fwd, loss_rev, params, blocks=BLOCKS, examples=matched, method="factored"
-    )
-    values = {f"cosine/{block}": x for block, x in aligned.cosine.items()}
-    values |= {f"inner/{block}": x for block, x in aligned.inner.items()}
-    mean_fwd, mean_rev = (
-        lambda p, loss=loss: jax.vmap(loss, (None, 0))(p, matched).mean()
-        for loss in (loss_fwd, loss_rev)
-    )
-    of_means = alignment.alignment(mean_fwd, mean_rev, params)
-    rates = STEP_LENGTHS / of_means.norm_fwd["total"]
-    transfer = alignment.first_order_transfer(mean_fwd, mean_rev, params, rates)
-    return values | {
-        "cosine_of_means": of_means.cosine["total"],
-        "predicted": transfer.predicted,
-        "measured": transfer.measured,
-    }
-
-
-def theorem_along(task: toy.Task, params) -> dict[str, jax.Array]:
-    """Theorem B.1 at Δ₁ = Δ₂ = 1 for every letter, and what it neglects in the full model."""
-    model, how = theorem_b1.OneLayer.from_transformer(
-        params,
-        task.network,
-        mask_id=case_pairs.MASK,
-        context=case_pairs.UPPER,
-        target=case_pairs.LOWER,
-    )
-    how |= dict(delta_fwd=1, delta_rev=1)
-    targets = how.pop("target")
-    over_letters = functools.partial(jax.vmap, in_axes=(theorem_b1.OneLayer(*[None] * 5, h_B=0), 0))
-    terms = over_letters(lambda m, target: neglected_terms(m, target=target, **how))
-    check = over_letters(lambda m, target: lemmas.check_corollary_b2(m, target=target, **how))
-    neglected, corollary = terms(model, targets), check(model, targets)
-    return {
-        **{f"theorem/{block}": getattr(neglected.theorem, block) for block in theorem_b1.BLOCKS},
-        **{f"full/{block}": getattr(neglected.full, block) for block in theorem_b1.BLOCKS},
-        **{f"assumption/{name}": getattr(corollary, name) for name in ASSUMPTIONS},
-        "theorem_cosine": corollary.cosine,
-    }
-
-
-def attention_queries(length: int, per_cell: int) -> dict[str, case_pairs.Queries]:
-    """Both directions of up to `per_cell` placements of each letter and distance."""
-    ask = case_recall.queries(length, "masked")
-    first_E = np.minimum(ask["forward"].position_E, ask["forward"].context_E)
-    distance_E = ask["forward"].distance_E
-    chosen_E = np.zeros(len(first_E), bool)
-    for distance in range(1, length):
-        starts = np.linspace(0, length - distance - 1, per_cell).astype(int)
-        chosen_E |= (distance_E == distance) & np.isin(first_E, starts)
-    return {name: jax.tree.map(lambda x: x[chosen_E], queries) for name, queries in ask.items()}
+    losses = recall.paired_losses(models.make_apply_fn(model), mask_id=case_pairs.MASK)
+    values |= tracking.track_alignment(*losses, params, matched, BLOCKS)
+    if task.config.attention_only:
+        pairs = dict(context=case_pairs.UPPER, target=case_pairs.LOWER)
+        values |= tracking.track_theorem(params, task.network, mask_id=case_pairs.MASK, **pairs)
+    return values
 
 
 def matched_rows(queries: case_pairs.Queries, count: int) -> np.ndarray:
@@ -132,17 +58,14 @@ def matched_rows(queries: case_pairs.Queries, count: int) -> np.ndarray:
     return np.random.default_rng(0).permutation(total)[:count]
 
 
-def correlation_by_distance(
+def correlation(
     task: toy.Task, per_cell: int, state: training.TrainState, folder: pathlib.Path
 ) -> dict[str, np.ndarray]:
-    """Figure 3: Corr(S_fwd, S_rev) at the last step, [layers, heads, total distance]."""
+    """Figure 3 at the last step: `correlation_mean`, .. [layers, heads, total distance]."""
     del folder
-    scores = [
-        attention.by_distance(paid.scores, queries.letter_E, queries.distance_E)
-        for queries, paid in attention_to(task, per_cell, state.params).values()
-    ]
-    correlation = attention.distance_correlation(*scores, resamples=200)
-    return {f"correlation_{name}": x for name, x in correlation._asdict().items()}
+    internals = models.make_internals_fn(models.Transformer(task.network))
+    found = case_recall.score_correlation(internals, state.params, task.length, per_cell)
+    return {f"correlation_{name}": x for name, x in found._asdict().items()}
 
 
 def summarize(history: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -152,7 +75,7 @@ def summarize(history: Mapping[str, np.ndarray]) -> dict[str, Any]:
         return last
     median_T = np.median(history["cosine/total"], axis=-1)
     error_TR = np.abs(history["predicted"] - history["measured"])
-    slopes_T = np.polyfit(np.log(STEP_LENGTHS), np.log(error_TR.T), 1)[0]
+    slopes_T = np.polyfit(np.log(tracking.STEP_LENGTHS), np.log(error_TR.T), 1)[0]
     return last | {
         "median_cosine_min": float(median_T[1:].min()),
         "median_cosine_last": float(median_T[-1]),

@@ -1,6 +1,7 @@
 import jax
 import numpy as np
 
+from dirasym.analysis import case_recall
 from dirasym.data import case_pairs
 from experiments import gradient_alignment
 from experiments.systems import alignment, toy
@@ -9,7 +10,7 @@ from experiments.systems import alignment, toy
 def test_the_minimal_encoder_is_the_theorems_full_model():
     """Blocks of the trained network's own gradients are those that `neglected_terms` calls full."""
     config = gradient_alignment.Config(width=8, examples=26)
-    task = toy.Task("mdm", 2, config.minimal())
+    task = toy.Task("mdm", 2, config.toy_config(2, attention_only=True, dropout=0.0))
     measure = jax.jit(lambda state: alignment.measurements(task, 26, 2, state))
     values = measure(task.init(0))
     rows = alignment.matched_rows(case_pairs.mask_queries(2, "forward"), 26)
@@ -21,7 +22,7 @@ def test_the_minimal_encoder_is_the_theorems_full_model():
 
 
 def test_attention_is_read_at_every_letter_and_distance():
-    ask = alignment.attention_queries(6, per_cell=2)
+    ask = case_recall.sampled_queries(6, per_cell=2)
     forward, reverse = ask["forward"], ask["reverse"]
     cells = set(zip(forward.letter_E.tolist(), forward.distance_E.tolist(), strict=True))
     assert len(cells) == 26 * 5
