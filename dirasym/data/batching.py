@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dirasym import keys
 from dirasym.data.text import name_pattern, normalise
 from dirasym.data.tokenizers import Tokenizer
 
@@ -212,6 +213,8 @@ def batch_indices(
     slots = first_slot + jnp.arange(num_steps * batch_size)
     num_epochs = (num_steps * batch_size - 1) // num_examples + 2  # that many can be touched
 
+    key = keys.threefry(key)
+
     def shuffled(epoch):
         return jax.random.permutation(jax.random.fold_in(key, epoch), num_examples)
 
@@ -245,6 +248,8 @@ def epoch_indices(
     epoch_steps = -(-num_examples // batch_size)
     step_T = jnp.asarray(first_step) + jnp.arange(num_steps)
     num_epochs = (num_steps - 1) // epoch_steps + 2  # that many can be touched
+
+    key = keys.threefry(key)
 
     def shuffled(epoch):
         order = jax.random.permutation(jax.random.fold_in(key, epoch), num_examples)

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dirasym import keys
+
 Positions = Literal["rope", "alibi", "sinusoidal", "learned", "none"]
 
 # ---------------------------------------------------------------------------------------
@@ -189,18 +191,18 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None, row: jax.Array | N
     """
     if key is None or rate == 0:
         return x
-    drop_below = round(rate * 2**16)
+    key, drop_below = keys.threefry(key), round(rate * 2**16)
     if row is None:
         bits = _bits16(key, x.size)
     else:
-        keys = jax.vmap(lambda r: jax.random.fold_in(key, r))(row.ravel())
-        bits = jax.vmap(lambda k: _bits16(k, x.shape[-1]))(keys)
+        row_keys = jax.vmap(lambda r: jax.random.fold_in(key, r))(row.ravel())
+        bits = jax.vmap(lambda k: _bits16(k, x.shape[-1]))(row_keys)
     scale = (bits.reshape(x.shape) >= drop_below).astype(x.dtype) / (1 - drop_below / 2**16)
     return x * scale
 
 
 def _bits16(key: jax.Array, size: int) -> jax.Array:
-    """`size` uniform draws of uint16, the words of split keys: half the cost of `random.bits`."""
+    """`size` uniform uint16, words of split Threefry keys: half the cost of `random.bits`."""
     words = jax.random.key_data(jax.random.split(key, (size + 3) // 4))
     return jax.lax.bitcast_convert_type(words, jnp.uint16).ravel()[:size]
 
