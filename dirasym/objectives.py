@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dirasym import keys
 from dirasym.rows import Capacity, PerRow, read_at
 from dirasym.types import ApplyFn, Array, Batch, Params, Rngs
 
@@ -68,9 +69,7 @@ def next_token(
       sum: nats. count: scored tokens. aux: {}.
     """
     del key
-    scored_BL = scored_tokens(batch)
-    if bos_id is None:
-        scored_BL = scored_BL[:, 1:]
+    _, _, scored_BL, _ = _shifted(batch, bos_id)
     nll_BL = next_token_nll(apply_fn, params, batch, bos_id=bos_id, capacity=capacity, rngs=rngs)
     return jnp.sum(nll_BL), jnp.sum(scored_BL).astype(jnp.float32), {}
 
@@ -84,18 +83,11 @@ def next_token_nll(
     capacity: Capacity = None,
     rngs: Rngs | None = None,
 ) -> jax.Array:
-    """The terms of `next_token` in nats, 0 for what is not scored: [B, L], without BOS [B, L-1]."""
-    tokens_BL = jnp.asarray(batch.tokens_BL)
-    scored_BL = scored_tokens(batch)
-    if bos_id is None:
-        inputs_BL, targets_BL, scored_BL = tokens_BL[:, :-1], tokens_BL[:, 1:], scored_BL[:, 1:]
-        valid_BL = None if batch.valid_BL is None else batch.valid_BL[:, :-1]
-    else:
-        inputs_BL = jnp.pad(tokens_BL[:, :-1], ((0, 0), (1, 0)), constant_values=bos_id)
-        targets_BL = tokens_BL
-        valid_BL = batch.valid_BL
-        if valid_BL is not None:
-            valid_BL = jnp.pad(valid_BL[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    """The terms of `next_token` in nats, 0 for what is not scored: [B, L], without BOS [B, L-1].
+
+    Rows with padding have their tokens moved to the left end first, and the terms with them.
+    """
+    inputs_BL, targets_BL, scored_BL, valid_BL = _shifted(batch, bos_id)
     return read_at(
         token_nll,
         apply_fn,
@@ -107,6 +99,25 @@ def next_token_nll(
         valid_BL=valid_BL,
         rngs=rngs,
     )
+
+
+def _shifted(batch: Batch, bos_id: int | None):
+    """What a causal model reads, its targets, which are scored, and what is valid to read."""
+    tokens_BL, scored_BL = jnp.asarray(batch.tokens_BL), scored_tokens(batch)
+    valid_BL = batch.valid_BL
+    if valid_BL is not None:  # a token follows the one before it, and none follows padding
+        order_BL = jnp.argsort(~jnp.asarray(valid_BL), axis=1)
+        tokens_BL, scored_BL, valid_BL = (
+            jnp.take_along_axis(jnp.asarray(x), order_BL, axis=1)
+            for x in (tokens_BL, scored_BL, valid_BL)
+        )
+        valid_BL = valid_BL[:, :-1]
+    if bos_id is None:
+        return tokens_BL[:, :-1], tokens_BL[:, 1:], scored_BL[:, 1:], valid_BL
+    inputs_BL = jnp.pad(tokens_BL[:, :-1], ((0, 0), (1, 0)), constant_values=bos_id)
+    if valid_BL is not None:
+        valid_BL = jnp.pad(valid_BL, ((0, 0), (1, 0)), constant_values=True)
+    return inputs_BL, tokens_BL, scored_BL, valid_BL
 
 
 def parallel_target(
@@ -130,9 +141,7 @@ def parallel_target(
     """
     del key
     scored_BL = scored_tokens(batch)
-    nll_BL = denoising_nll(
-        apply_fn, params, batch, scored_BL, scored_BL, mask_id=mask_id, capacity=capacity, rngs=rngs
-    )
+    nll_BL = denoising_nll(apply_fn, params, batch, scored_BL, scored_BL, mask_id, capacity, rngs)
     return jnp.sum(nll_BL), jnp.sum(scored_BL).astype(jnp.float32), {}
 
 
@@ -175,8 +184,9 @@ def masked_diffusion(
 
     (Ou et al., 2025: λ-DCE, t-DCE, and k-DCE, which is the any-order autoregressive loss.)
     A set of k of n tokens weighs (k-1)!(n-k)!/n! in each, if `schedule` runs from 0 to 1.
-    `stratified` draws one level in each of `batch.global_size` equal cells of (0, 1], example
-    `index` in cell `index`, which keeps the law of the mean and cuts its variance.
+    `stratified` deals the examples of the global batch that are there (`batch.size_B`) one each
+    of as many equal cells of (0, 1], in an order drawn with `key`, and draws a level in each cell.
+    An example's level is uniform as before; the variance of their mean is less.
     The mask token itself gets probability 0 everywhere. With `per_token` an example's sum is
     divided by how many tokens it scores, as LLaDA's fine-tuning divides by the answer's length.
 
@@ -190,31 +200,25 @@ def masked_diffusion(
       sequence. aux: "tokens", how many were predicted; "token_nll", their unweighted nats.
 
     Raises:
-      ValueError: an unknown weighting, or "k" with units.
+      ValueError: an unknown weighting, "k" with units, or an empty global batch.
     """
+    if batch.global_size < 1:
+        raise ValueError(f"global_size must be positive, got {batch.global_size}")
     scored_BL, noised_BL = scored_tokens(batch), _noised(batch)
-    uniform_B, place_BL = _example_uniforms(_example_keys(batch, key), scored_BL.shape[1])
+    uniform_B, place_BL = uniforms(batch, example_keys(batch, key))
     if batch.unit_BL is not None:
         if weighting == "k":
             raise ValueError("weighting 'k' counts tokens, and cannot hide units of several")
-        chex.assert_equal_shape([batch.unit_BL, place_BL])
         unit_BL = jnp.asarray(batch.unit_BL)
         place_BL = jnp.take_along_axis(place_BL, unit_BL, axis=1, mode="clip")
     if stratified:
-        uniform_B = (batch.index_B + uniform_B) / batch.global_size
+        uniform_B = _stratified(batch, key, uniform_B)
     masked_BL, weight_B = corrupt(
         uniform_B, place_BL, noised_BL, weighting=weighting, schedule=schedule
     )
     predicted_BL = masked_BL & scored_BL
     nll_BL = denoising_nll(
-        apply_fn,
-        params,
-        batch,
-        masked_BL,
-        predicted_BL,
-        mask_id=mask_id,
-        capacity=capacity,
-        rngs=rngs,
+        apply_fn, params, batch, masked_BL, predicted_BL, mask_id, capacity, rngs
     )
     count = jnp.sum(jnp.any(scored_BL, axis=1)).astype(jnp.float32)
     if per_token:
@@ -247,22 +251,13 @@ def any_order(
       sum: nats. count: examples with a scored token. aux: {}.
     """
     scored_BL = scored_tokens(batch)
-    _, place_BL = _example_uniforms(_example_keys(batch, key), scored_BL.shape[1])
+    _, place_BL = uniforms(batch, example_keys(batch, key))
     order_BL = jnp.argsort(jnp.where(scored_BL, place_BL, jnp.inf), axis=1)
     rank_BL = jnp.argsort(order_BL, axis=1)
 
     def reveal(rank, total):
         hidden_BL, now_BL = (scored_BL & x for x in (rank_BL >= rank, rank_BL == rank))
-        nll_BL = denoising_nll(
-            apply_fn,
-            params,
-            batch,
-            hidden_BL,
-            now_BL,
-            mask_id=mask_id,
-            capacity=PerRow(1),
-            rngs=rngs,
-        )
+        nll_BL = denoising_nll(apply_fn, params, batch, hidden_BL, now_BL, mask_id, PerRow(1), rngs)
         return total + jnp.sum(nll_BL)
 
     longest = jnp.max(jnp.sum(scored_BL, axis=1))
@@ -334,38 +329,34 @@ def masked_lm(
     if random and vocab_size is None:
         raise ValueError("masked_lm needs vocab_size to draw random tokens")
     scored_BL, noised_BL = scored_tokens(batch), _noised(batch)
-    keys_B = _example_keys(batch, key)
-    length = scored_BL.shape[1]
-    _, place_BL = _example_uniforms(keys_B, length)
-    _, fate_BL = _example_uniforms(jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys_B), length)
+    keys_B = example_keys(batch, key)
+    _, place_BL = uniforms(batch, keys_B)
+    _, fate_BL = uniforms(batch, jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys_B))
     selected_BL = (place_BL <= rate) & noised_BL
     masked_BL = selected_BL & (fate_BL > keep + random)
     tokens_BL = jnp.asarray(batch.tokens_BL)
     if random:
         num_drawn = vocab_size - (0 <= mask_id < vocab_size)
         drawn_BL = jax.vmap(
-            lambda k: jax.random.randint(jax.random.fold_in(k, 2), (length,), 0, num_drawn)
+            lambda k: jax.random.randint(
+                jax.random.fold_in(k, 2), tokens_BL.shape[1:], 0, num_drawn
+            )
         )(keys_B)
+        drawn_BL = _by_token(batch, drawn_BL)
         drawn_BL = drawn_BL + (drawn_BL >= mask_id)
         randomised_BL = selected_BL & (fate_BL > keep) & (fate_BL <= keep + random)
         tokens_BL = jnp.where(randomised_BL, drawn_BL, tokens_BL)
     predicted_BL = selected_BL & scored_BL
     nll_BL = denoising_nll(
-        apply_fn,
-        params,
-        batch,
-        masked_BL,
-        predicted_BL,
-        mask_id=mask_id,
-        capacity=capacity,
-        rngs=rngs,
-        tokens_BL=tokens_BL,
+        apply_fn, params, batch, masked_BL, predicted_BL, mask_id, capacity, rngs, tokens_BL
     )
     return jnp.sum(nll_BL), jnp.sum(predicted_BL).astype(jnp.float32), {}
 
 
 def scored_tokens(batch: Batch) -> jax.Array:
     """Tokens whose prediction counts: never padding."""
+    fields = (batch.tokens_BL, batch.scored_BL, batch.noised_BL, batch.valid_BL, batch.unit_BL)
+    chex.assert_equal_shape([x for x in fields if x is not None])
     scored_BL = batch.scored_BL
     if scored_BL is None:
         scored_BL = jnp.ones(jnp.shape(batch.tokens_BL), bool)
@@ -379,14 +370,36 @@ def _noised(batch: Batch) -> jax.Array:
     return batch.noised_BL if batch.valid_BL is None else batch.noised_BL & batch.valid_BL
 
 
-def _example_keys(batch: Batch, key: jax.Array) -> jax.Array:
-    return jax.vmap(lambda index: jax.random.fold_in(key, index))(batch.index_B)
+def example_keys(batch: Batch, key: jax.Array) -> jax.Array:
+    """A key for each example, that of its index in the global batch: [B]."""
+    key = keys.threefry(key)
+    return jax.vmap(lambda index: jax.random.fold_in(key, index))(jnp.asarray(batch.index_B))
 
 
-def _example_uniforms(keys_B: jax.Array, length: int) -> tuple[jax.Array, jax.Array]:
-    """Per example one uniform for its level and one per position, all in (0, 1]."""
-    uniform_BL = 1 - jax.vmap(lambda key: jax.random.uniform(key, (length + 1,)))(keys_B)
-    return uniform_BL[:, 0], uniform_BL[:, 1:]
+def uniforms(batch: Batch, keys_B: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Per example one uniform for its level [B] and one per token [B, L], all in (0, 1]."""
+    shape = (jnp.shape(batch.tokens_BL)[1] + 1,)
+    uniform_BL = 1 - jax.vmap(lambda key: jax.random.uniform(key, shape))(keys_B)
+    return uniform_BL[:, 0], _by_token(batch, uniform_BL[:, 1:])
+
+
+def _by_token(batch: Batch, drawn_BL: jax.Array) -> jax.Array:
+    """Draws in the order of an example's tokens, wherever its padding is."""
+    if batch.valid_BL is None:
+        return drawn_BL
+    number_BL = jnp.maximum(jnp.cumsum(batch.valid_BL, axis=1) - 1, 0)
+    return jnp.take_along_axis(drawn_BL, number_BL, axis=1)
+
+
+def _stratified(batch: Batch, key: jax.Array, uniform_B: jax.Array) -> jax.Array:
+    """(cell + uniform) / cells, with the cells dealt out among the examples that are there."""
+    size = batch.global_size if batch.size_B is None else jnp.maximum(batch.size_B[0], 1)
+    index_N = jnp.arange(batch.global_size)
+    order_key = jax.random.fold_in(keys.threefry(key), keys.BEYOND)
+    draw_N = jax.random.uniform(order_key, index_N.shape)
+    cell_N = jnp.argsort(jnp.argsort(jnp.where(index_N < size, draw_N, jnp.inf)))
+    cell_B = cell_N[jnp.clip(batch.index_B, 0, size - 1)]
+    return (cell_B + uniform_B) / size
 
 
 def denoising_nll(
@@ -395,7 +408,6 @@ def denoising_nll(
     batch: Batch,
     masked_BL: Array,
     predicted_BL: Array,
-    *,
     mask_id: int,
     capacity: Capacity = None,
     rngs: Rngs | None = None,

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from dirasym import keys
 from dirasym.data import batching
 from dirasym.objectives import Objective
 from dirasym.types import ApplyFn, Array, Batch, Params
@@ -62,7 +63,7 @@ def create_state(
         apply_fn=apply_fn,
         params=params,
         tx=optimizer,
-        key=key,
+        key=keys.threefry(key),
         # A copy: two names of one buffer cannot both be donated.
         ema_params=jax.tree.map(jnp.copy, params) if ema else None,
         frozen=frozen,
@@ -227,7 +228,9 @@ def scan_steps(
             rows = jax.tree.map(lambda x: x[indices_B], data)
             if whole_epochs:
                 scored_BL = rows.get("scored_BL", jnp.ones(rows["tokens_BL"].shape, bool))
-                rows["scored_BL"] = scored_BL & (indices_B >= 0)[:, None]
+                is_there_B = indices_B >= 0
+                rows["scored_BL"] = scored_BL & is_there_B[:, None]
+                rows["size_B"] = jnp.broadcast_to(jnp.sum(is_there_B), is_there_B.shape)
             batch = Batch(**rows, index_B=jnp.arange(batch_size), global_size=batch_size)
             return step(state, localise(batch))
 

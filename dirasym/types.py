@@ -35,11 +35,12 @@ class Batch:
       index_B: int32 position of each example in the *global* batch, 0..global_size-1.
         All per-example randomness is `fold_in(key, index)`, so it depends neither on
         the number of devices nor on gradient accumulation.
-      global_size: examples in the global batch (static): the number of strata for
-        noise levels.
+      global_size: examples in the global batch (static).
       scored_BL: bool, the tokens whose prediction counts; all when None.
       noised_BL: bool, the tokens that masked objectives may hide; `scored_BL` when None.
       valid_BL: bool, False at padding, which attention never reads; all when None.
+      size_B: int32, how many examples of the global batch are there, those of index 0..size-1:
+        the same number in each row. `global_size` when None; fewer in an epoch's last batch.
       unit_BL: int32, the place of the first token of the unit that a token belongs to;
         `objectives.masked_diffusion` alone reads it, and hides a unit's tokens together. Each
         token is its own unit when None.
@@ -51,6 +52,7 @@ class Batch:
     scored_BL: Array | None = None
     noised_BL: Array | None = None
     valid_BL: Array | None = None
+    size_B: Array | None = None
     unit_BL: Array | None = None
 
 

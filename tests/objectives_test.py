@@ -112,18 +112,6 @@ def test_the_three_forms_have_the_enumerated_expectation(weighting):
     )
 
 
-def test_stratified_levels_fill_every_cell_once():
-    seen = []
-
-    def spy(params, tokens):
-        seen.append(np.asarray(tokens == MASK).mean(axis=1))
-        return jnp.zeros((*tokens.shape, VOCAB))
-
-    batch = _batch(np.zeros((8, 2000)))
-    objectives.masked_diffusion(spy, {}, batch, jax.random.key(1), mask_id=MASK)
-    np.testing.assert_allclose(seen[0], (np.arange(8) + 0.5) / 8, atol=0.5 / 8 + 0.05)
-
-
 def test_the_mask_token_is_never_predicted():
     def certain_of_mask(params, tokens):
         return jnp.zeros((*tokens.shape, VOCAB)).at[..., MASK].set(50.0)
