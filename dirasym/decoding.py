@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from typing import Any, Literal
 
+import chex
 import jax
 import jax.numpy as jnp
 
+from dirasym import keys
 from dirasym.objectives import exclude
 from dirasym.rows import call
 from dirasym.types import ApplyFn, Array, Params
@@ -14,7 +16,11 @@ Order = Literal["random", "left_to_right", "right_to_left"]
 
 
 def top_k_sample(key: jax.Array, logits_V: jax.Array, top_k: int | None) -> jax.Array:
-    """One token from the renormalised `top_k` most probable (all for None, the best for 1)."""
+    """One token from the renormalised `top_k` most probable (all for None, the best for 1).
+
+    Drawn in float32 or what is wider of the logits: in bfloat16 noise ties, and the first wins.
+    """
+    logits_V = logits_V.astype(jnp.promote_types(logits_V.dtype, jnp.float32))
     if top_k is None:
         return jax.random.categorical(key, logits_V)
     best_K, token_K = jax.lax.top_k(logits_V, top_k)
@@ -30,15 +36,21 @@ def left_to_right(
     prompt_length: int,
     bos_id: int,
     top_k: int | None,
+    index_B: Array | None = None,
 ) -> jax.Array:
     """Continues prompts with a causal model that reads BOS first: tokens_BL.
 
     Positions `prompt_length`.. of `prompt_BL` are overwritten, one after another. Row b
-    draws from `fold_in(key, b)`.
+    draws from `fold_in(key, index_B[b])`, with b itself when None.
+
+    Raises:
+      ValueError: a `prompt_length` outside 0..L.
     """
     prompt_BL = jnp.asarray(prompt_BL)
     num_rows, length = prompt_BL.shape
-    keys_B = _row_keys(key, num_rows)
+    if not 0 <= prompt_length <= length:
+        raise ValueError(f"prompt_length must be in 0..{length}, got {prompt_length}")
+    keys_B = _row_keys(key, num_rows, index_B)
 
     def fill(tokens_BL, position):
         inputs_BL = jnp.pad(tokens_BL[:, :-1], ((0, 0), (1, 0)), constant_values=bos_id)
@@ -60,20 +72,22 @@ def unmask(
     top_k: int | None,
     order: Order = "random",
     num_steps: int | None = None,
+    index_B: Array | None = None,
 ) -> jax.Array:
     """Fills every [M] of a batch with a masked model: tokens_BL.
 
     The masked positions of a row are ranked by `order` (a fresh uniform permutation for
     "random"). In each of `num_steps` steps the next share of them is revealed, each drawn
     from its own conditional given what stood before the step; one position a step when
-    None. `num_steps=1` reveals all at once. [M] itself is never drawn.
+    None. `num_steps=1` reveals all at once. [M] itself is never drawn. Row b draws from
+    `fold_in(key, index_B[b])`, with b itself when None.
 
     Raises:
       ValueError: an unknown order, or no steps.
     """
     tokens_BL = jnp.asarray(tokens_BL)
     num_rows, length = tokens_BL.shape
-    keys_B = _row_keys(key, num_rows)
+    keys_B = _row_keys(key, num_rows, index_B)
     if order == "random":
         order_keys_B = jax.vmap(lambda k: jax.random.fold_in(k, length))(keys_B)
         place_BL = jax.vmap(lambda k: jax.random.uniform(k, (length,)))(order_keys_B)
@@ -183,6 +197,7 @@ def remask(
     num_steps: int = 32,
     block_length: int = 32,
     remasking: Literal["low_confidence", "random"] = "low_confidence",
+    index_B: Array | None = None,
 ) -> jax.Array:
     """LLaDA's generation (Nie et al., 2025, Algorithms 4 and 5): int32 [B, num_new].
 
@@ -190,7 +205,8 @@ def remask(
     right, each in num_steps / blocks steps; a step predicts every [M] at its likeliest token
     and keeps, of the block's predictions, an even share: the most probable ones
     ("low_confidence" ones are masked again) or random ones. [M] itself is never predicted.
-    `num_steps` = `num_new` reveals one token a step. Padding as in `greedy`.
+    `num_steps` = `num_new` reveals one token a step. Padding as in `greedy`. At random, row b
+    draws from `fold_in(key, index_B[b])`, with b itself when None.
 
     Raises:
       ValueError: blocks or steps that do not divide evenly, an unknown remasking, or no key
@@ -207,6 +223,7 @@ def remask(
     tokens_BS = jnp.pad(prompt_BL, padding, constant_values=mask_id)
     valid_BS = jnp.pad(jnp.asarray(valid_BL), padding, constant_values=True)
     num_rows, num_slots = tokens_BS.shape
+    keys_B = None if key is None else _row_keys(key, num_rows, index_B)
     first_R = num_slots * jnp.arange(num_rows).repeat(block_length) + jnp.tile(
         jnp.arange(block_length), num_rows
     )
@@ -219,10 +236,11 @@ def remask(
         logits_BPV = exclude(logits_RV, mask_id).reshape(num_rows, block_length, -1)
         guess_BP = jnp.argmax(logits_BPV, axis=-1).astype(tokens_BS.dtype)
         if remasking == "random":
-            score_BS = jax.random.uniform(jax.random.fold_in(key, step), tokens_BS.shape)
-            score_BP = jax.lax.dynamic_slice_in_dim(score_BS, start, block_length, axis=1)
+            step_keys_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, step)
+            score_BP = jax.vmap(lambda k: jax.random.uniform(k, (block_length,)))(step_keys_B)
         else:
-            score_BP = jnp.max(jax.nn.log_softmax(logits_BPV, axis=-1), axis=-1)
+            wide_BPV = logits_BPV.astype(jnp.promote_types(logits_BPV.dtype, jnp.float32))
+            score_BP = jnp.max(jax.nn.log_softmax(wide_BPV, axis=-1), axis=-1)
         is_open_BP = tokens_BP == mask_id
         score_BP = jnp.where(is_open_BP, score_BP, -jnp.inf)
         share, extra = divmod(block_length, steps_per_block)
@@ -244,8 +262,10 @@ def check_blocks(num_new: int, num_steps: int, block_length: int) -> int:
     return num_steps // num_blocks
 
 
-def _row_keys(key: jax.Array, num_rows: int) -> jax.Array:
-    return jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(num_rows))
+def _row_keys(key: jax.Array, num_rows: int, index_B: Array | None) -> jax.Array:
+    index_B = jnp.arange(num_rows) if index_B is None else jnp.asarray(index_B)
+    chex.assert_shape(index_B, (num_rows,))
+    return jax.vmap(jax.random.fold_in, (None, 0))(keys.threefry(key), index_B)
 
 
 def _sample_rows(keys_B, step, logits_BV, top_k) -> jax.Array:

@@ -8,7 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.stats
 
-from dirasym.objectives import corrupt, denoising_nll, exclude, next_token_nll, scored_tokens
+from dirasym.objectives import (
+    corrupt,
+    denoising_nll,
+    example_keys,
+    exclude,
+    next_token_nll,
+    scored_tokens,
+    uniforms,
+)
 from dirasym.rows import Capacity, call, read_at
 from dirasym.types import ApplyFn, Array, Batch, Params
 
@@ -233,7 +241,7 @@ def masked_log_likelihood(
       apply_fn: the model.
       params: its parameters.
       batch: `scored_BL` says what is masked and asked.
-      key: for k and M.
+      key: for k and M; example `index` of the batch draws from fold_in(key, index).
       mask_id: [M], never predicted.
       num_samples: at least 2.
       counts: how the mask count k is drawn from 1..n: "uniform" each sample for itself, or
@@ -248,18 +256,16 @@ def masked_log_likelihood(
         raise ValueError(f"counts must be stratified or uniform, got {counts!r}")
     if num_samples < 2:
         raise ValueError(f"a standard error needs 2 samples, got {num_samples}")
-    tokens_BL, scored_BL = jnp.asarray(batch.tokens_BL), scored_tokens(batch)
+    scored_BL, keys_B = scored_tokens(batch), example_keys(batch, key)
 
     def sample(number):
-        level_key, place_key = jax.random.split(jax.random.fold_in(key, number))
-        uniform_B = 1 - jax.random.uniform(level_key, tokens_BL.shape[:1])
+        uniform_B, place_BL = uniforms(
+            batch, jax.vmap(jax.random.fold_in, (0, None))(keys_B, number)
+        )
         if counts == "stratified":
             uniform_B = (number + uniform_B) / num_samples
-        place_BL = jax.random.uniform(place_key, tokens_BL.shape)
         masked_BL, weight_B = corrupt(uniform_B, place_BL, scored_BL, weighting="k")
-        nll_BL = denoising_nll(
-            apply_fn, params, batch, masked_BL, masked_BL, mask_id=mask_id, capacity=capacity
-        )
+        nll_BL = denoising_nll(apply_fn, params, batch, masked_BL, masked_BL, mask_id, capacity)
         return -weight_B * jnp.sum(nll_BL, axis=1)
 
     samples_SB = jax.lax.map(sample, jnp.arange(num_samples))
