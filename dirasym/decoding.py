@@ -88,16 +88,8 @@ def unmask(
     tokens_BL = jnp.asarray(tokens_BL)
     num_rows, length = tokens_BL.shape
     keys_B = _row_keys(key, num_rows, index_B)
-    if order == "random":
-        order_keys_B = jax.vmap(lambda k: jax.random.fold_in(k, length))(keys_B)
-        place_BL = jax.vmap(lambda k: jax.random.uniform(k, (length,)))(order_keys_B)
-    elif order in ("left_to_right", "right_to_left"):
-        place_L = jnp.arange(length) if order == "left_to_right" else -jnp.arange(length)
-        place_BL = jnp.broadcast_to(place_L, tokens_BL.shape)
-    else:
-        raise ValueError(f"order must be random, left_to_right or right_to_left, got {order!r}")
     masked_BL = tokens_BL == mask_id
-    rank_BL = jnp.argsort(jnp.argsort(jnp.where(masked_BL, place_BL, jnp.inf), axis=1), axis=1)
+    rank_BL = _ranks(masked_BL, order, keys_B)
     masked_B = jnp.sum(masked_BL, axis=1)
     num_steps = length if num_steps is None else num_steps
     if num_steps < 1:
@@ -133,6 +125,20 @@ def unmask(
         return tokens_BL.at[jnp.arange(num_rows)[:, None], place_BP].set(new_BP), None
 
     return jax.lax.scan(reveal, tokens_BL, jnp.arange(num_steps))[0]
+
+
+def _ranks(masked_BL: jax.Array, order: Order, keys_B: jax.Array) -> jax.Array:
+    """When the masked positions of a row are revealed, from 0; the others come after them."""
+    length = masked_BL.shape[1]
+    if order == "random":
+        order_keys_B = jax.vmap(lambda k: jax.random.fold_in(k, length))(keys_B)
+        place_BL = jax.vmap(lambda k: jax.random.uniform(k, (length,)))(order_keys_B)
+    elif order in ("left_to_right", "right_to_left"):
+        place_L = jnp.arange(length) if order == "left_to_right" else -jnp.arange(length)
+        place_BL = jnp.broadcast_to(place_L, masked_BL.shape)
+    else:
+        raise ValueError(f"order must be random, left_to_right or right_to_left, got {order!r}")
+    return jnp.argsort(jnp.argsort(jnp.where(masked_BL, place_BL, jnp.inf), axis=1), axis=1)
 
 
 def greedy(
