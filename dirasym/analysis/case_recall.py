@@ -21,6 +21,7 @@ from dirasym.types import ApplyFn, Params
 Kind = Literal["masked", "causal"]
 Order = Literal["random", "left_to_right", "right_to_left", "at_once"]
 DIRECTIONS = ("forward", "reverse")
+CHUNK_TOKENS = 2**16  # read in one call; they bound the memory of an evaluation
 
 
 def queries(length: int, kind: Kind) -> dict[str, Queries]:
@@ -73,12 +74,30 @@ def generation_percent(
 
 
 def true_probability(apply_fn: ApplyFn, params: Params, asked: Queries, *, kind: Kind) -> jax.Array:
-    """Mean P(true letter) over all placements of one direction (App. D.4)."""
+    """Mean P(true letter) over all placements of one direction (App. D.4).
+
+    There are 13·L(L−1) placements of a masked model's: they are read `CHUNK_TOKENS` at a time.
+    """
     reading = dict(bos_id=MASK) if kind == "causal" else dict(excluded_id=MASK, capacity=PerRow(1))
-    p_EL = metrics.target_probability(
-        apply_fn, params, asked.tokens_EL, asked.target_E, asked.asked_EL, **reading
-    )
-    return p_EL.sum() / asked.asked_EL.sum()
+
+    def total(tokens_EL, target_E, asked_EL):
+        return metrics.target_probability(
+            apply_fn, params, tokens_EL, target_E, asked_EL, **reading
+        ).sum()
+
+    rows = (asked.tokens_EL, asked.target_E, asked.asked_EL)
+    num_rows, length = asked.tokens_EL.shape
+    chunk = max(CHUNK_TOKENS // length, 1)
+    if num_rows <= chunk:
+        return total(*rows) / asked.asked_EL.sum()
+    # What fills the last chunk asks for nothing.
+    missing = -num_rows % chunk
+    chunks = [
+        jnp.pad(x, ((0, missing), *[(0, 0)] * (x.ndim - 1))).reshape(-1, chunk, *x.shape[1:])
+        for x in rows
+    ]
+    totals = jax.lax.map(lambda one: total(*one), tuple(chunks))
+    return totals.sum() / asked.asked_EL.sum()
 
 
 def reverse_panel(apply_fn: ApplyFn, params: Params, length: int, *, kind: Kind) -> jax.Array:
