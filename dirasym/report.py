@@ -125,3 +125,71 @@ def plot_band(axes, x_X: np.ndarray, mean_X: np.ndarray, low_X, high_X, **style:
     """A line in its interval."""
     (line,) = axes.plot(x_X, mean_X, **style)
     axes.fill_between(x_X, low_X, high_X, color=line.get_color(), alpha=0.25, lw=0)
+
+
+def over_training(
+    panels: Mapping[str, Mapping[str, np.ndarray]],
+    lines: Mapping[str, tuple[str, str]],
+    ylabel: str,
+    *,
+    log: bool = False,
+):
+    """A figure of curves against the step, a panel a run.
+
+    Args:
+      panels: from a title to curves [time, seed] and their "eval_step" [time].
+      lines: from a curve's key to its label and color.
+      ylabel: of all.
+      log: whether the vertical axis is logarithmic.
+    """
+    figure, axes = new_figure(1, len(panels))
+    for ax, (title, curves) in zip(axes[0], panels.items(), strict=True):
+        for key, (label, color) in lines.items():
+            plot_seeds(ax, curves["eval_step"], curves[key], label, color=color)
+        ax.set(title=title, xlabel="step", ylabel=ylabel, yscale="log" if log else "linear")
+    axes[0, 0].legend()
+    return figure
+
+
+def gradients(panels: Mapping[str, Mapping[str, np.ndarray]]):
+    """Figures 7 (left) and 14 of arXiv 2602.02133: two directions' gradients over training.
+
+    Args:
+      panels: from a title to "gradient_cosine_total" and "gradient_inner_total" [time, seed,
+        example], and "eval_step" [time]. Cosines are drawn as boxes over examples and seeds,
+        inner products as their mean.
+    """
+    figure, axes = new_figure(2, len(panels))
+    for (above, below), (title, curves) in zip(axes.T, panels.items(), strict=True):
+        step = curves["eval_step"]
+        cosine, inner = (
+            curves[f"gradient_{name}_total"].reshape(len(step), -1) for name in ("cosine", "inner")
+        )
+        plot_boxes(above, step, cosine)
+        below.plot(step, inner.mean(axis=1))
+        for ax in (above, below):
+            ax.axhline(0, color="gray", lw=0.8)
+        above.set(title=title, ylabel="cosine, forward and reverse")
+        below.set(xlabel="step", ylabel="mean inner product")
+    return figure
+
+
+def attention(panels: Mapping[str, Mapping[str, np.ndarray]]):
+    """Figure 6 of arXiv 2602.02133: a line a layer, mean over heads and seeds, a dot a head.
+
+    Args:
+      panels: from a title to "attention_mean" [seed, layer, head, total] and
+        "attention_total" [seed, total]: the correlation of `attention.name_correlation`.
+    """
+    figure, axes = new_figure(1, len(panels))
+    for ax, (title, curves) in zip(axes[0], panels.items(), strict=True):
+        heads_SLNT, total = curves["attention_mean"], curves["attention_total"][0]
+        for layer, heads_SNT in enumerate(heads_SLNT.swapaxes(0, 1)):
+            color, mean_T = f"C{layer % 10}", heads_SNT.mean(axis=(0, 1))
+            ax.plot(total, mean_T, "-", color=color, label=f"layer {layer}")
+            ax.plot(total, heads_SNT.reshape(-1, len(total)).T, ".", color=color, ms=2)
+        ax.axhline(0, color="gray", lw=0.8)
+        ax.set(title=title, xlabel="Δ1 + Δ2", ylabel="Corr(S_fwd, S_rev)")
+        if heads_SLNT.shape[1] <= 8:
+            ax.legend()
+    return figure

@@ -6,7 +6,7 @@ Question  The same pretrained weights, causal mask removed and trained on by mas
 Command   python -m experiments.adapt_masked --model_id=DIR --workdir=OUT [--causal]
           then python -m experiments.facts --model_id=OUT/model --models=mdm|arm ...
 Cost      the budget is steps × batch_size × length tokens; an accelerator for real models.
-Expected  the loss in nats a sequence falls; no published number.
+Expected  the loss in nats a token falls; no published number.
 
 Text: the topics of Python's own documentation (`pydoc_data.topics`) and invented facts of all
 three kinds, other ones than `facts` asks about by default; with `--both_ways` they are told in
@@ -15,19 +15,22 @@ both directions, so that either wording is known before one direction of new fac
 
 import dataclasses
 import functools
+import pathlib
 import pydoc_data.topics
 import random
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 
-from dirasym import models, objectives, training
-from dirasym.compile import compile_scan
+from dirasym import objectives, pretraining, runs, training
+from dirasym import report as tables
 from dirasym.data import batching, facts
 from dirasym.models import hf_config
-from experiments import facts_task, flags, harness
+from dirasym.workdir import WorkDir
+from experiments import flags
 from experiments.flags import flag
+from experiments.systems.facts import open_pretrained
 
 PRESETS = {"smoke": dict(steps=4, save_every=2, length=16), "quick": dict(steps=200), "paper": {}}
 FACTS_SEED = 1_000_003  # no seed that `facts` is likely to be given
@@ -37,17 +40,17 @@ FACTS_SEED = 1_000_003  # no seed that `facts` is likely to be given
 class Config:
     """One flag a field."""
 
-    model_id: str = flag("", "Hugging Face directory of a causal model.")
+    model_id: str = flag("", "Hugging Face directory of a causal model.", kind="path")
     mask_id: int = flag(-1, "Id of [M]; -1: config.json's, or the last.", -1)
     steps: int = flag(5000, "Train steps.", 1)
     save_every: int = flag(100, "Steps between checkpoints.", 1)
-    batch_size: int = flag(8, "Sequences a step.", 1)
+    batch_size: int = flag(8, "Sequences a step.", 1, kind="batch_size")
     length: int = flag(128, "Tokens of a sequence.", 2)
     learning_rate: float = flag(1e-4, "AdamW's, after warm-up.", 0)
     warmup_steps: int = flag(100, "Steps of linear warm-up.", 0)
     weight_decay: float = flag(0.1, "AdamW's.", 0)
     dtype: Literal["float32", "bfloat16"] = flag("float32", "Of activations.")
-    seed: int = flag(0, "Of the order and the noise.")
+    seed: int = flag(0, "Of the order and the noise.", kind="seed")
     causal: bool = flag(False, "The control: keep the causal mask, predict the next token.")
     num_pairs: int = flag(250, "Invented parent–child pairs in the text.", 1)
     both_ways: bool = flag(False, "Tell the invented facts in both directions.")
@@ -58,7 +61,11 @@ class Config:
             raise ValueError(
                 f"--steps={self.steps} is not a multiple of --save_every={self.save_every}"
             )
-        facts_task.open_tokenizer(self)
+
+    @property
+    def seeds(self) -> tuple[int]:
+        """There is one model to be had."""
+        return (self.seed,)
 
 
 def texts(config: Config) -> list[str]:
@@ -82,72 +89,63 @@ def texts(config: Config) -> list[str]:
     return read
 
 
-def run(experiment: harness.Experiment, config: Config) -> None:
-    """Trains from the last checkpoint and writes WORKDIR/model."""
+def plan(config: Config, workdir: pathlib.Path) -> list[runs.Run]:
+    """One run, which leaves WORKDIR/model."""
     c = config
-    tokenizer = facts_task.open_tokenizer(c)
-    try:
-        data = {"tokens_BL": batching.pack(tokenizer, texts(c), c.length)}
-    except ValueError as error:
-        raise flags.UsageError(str(error)) from None
-    if not c.causal and (data["tokens_BL"] == tokenizer.mask_id).any():
-        raise flags.UsageError(f"the text holds token {tokenizer.mask_id}, [M]: --mask_id")
-    try:
-        model, params = models.load_pretrained(
-            c.model_id, causal=c.causal, scan_layers=True, dtype=jnp.dtype(c.dtype)
-        )
-        hf_config.write(model.config)  # what is trained can be saved
-    except (ValueError, ImportError) as error:
-        raise flags.UsageError(f"--model_id: {error}") from None
+    settings = dict(causal=c.causal, scan_layers=True, dtype=jnp.dtype(c.dtype))
+    tokenizer, model, params = open_pretrained(c.model_id, c.mask_id, **settings)
+    rows_NL = batching.pack(tokenizer, texts(c), c.length)
+    if not c.causal and (rows_NL == tokenizer.mask_id).any():
+        raise ValueError(f"the text holds token {tokenizer.mask_id}, [M]: --mask_id")
+    hf_config.write(model.config)  # what is trained can be saved
     if model.config.max_len is not None and c.length > model.config.max_len:
-        raise flags.UsageError(
-            f"--length={c.length} exceeds the model's context of {model.config.max_len}"
-        )
-    state = training.create_state(
-        models.make_apply_fn(model),
-        params,
-        training.make_optimizer(
-            c.learning_rate, warmup_steps=c.warmup_steps, weight_decay=c.weight_decay
-        ),
-        jax.random.key(c.seed),
-    )
+        raise ValueError(f"--length={c.length} exceeds the context of {model.config.max_len}")
     masked_diffusion = functools.partial(
         objectives.masked_diffusion,
         mask_id=tokenizer.mask_id,
         weighting="t",
         schedule=objectives.llada_schedule,
     )
-    steps = compile_scan(
-        functools.partial(
-            training.train_step, objective=objectives.next_token if c.causal else masked_diffusion
+    trained = pretraining.Pretraining(
+        workdir,
+        {"causal": c.causal},
+        model,
+        rows_NL,
+        objectives.next_token if c.causal else masked_diffusion,
+        training.make_optimizer(
+            c.learning_rate, warmup_steps=c.warmup_steps, weight_decay=c.weight_decay
         ),
-        num_steps=c.save_every,
+        num_steps=c.steps,
+        eval_every=c.save_every,
         batch_size=c.batch_size,
-        backend=flags.FLAGS.backend,
-        mesh=experiment.mesh,
+        start=lambda key: params,  # handed over: the first step of the one run overwrites them
+        summarize=functools.partial(summarize, c),
+        more_fields={"eos_token_id": tokenizer.eos_id, "mask_token_id": tokenizer.mask_id},
+        tokenizer_from=c.model_id,
     )
-    state, history = experiment.train(
-        "adapt", state, steps, data, num_steps=c.steps, steps_per_call=c.save_every
-    )
-    experiment.save_curves("adapt", history)
-    directory = experiment.workdir / "model"
-    ids = {"eos_token_id": tokenizer.eos_id, "mask_token_id": tokenizer.mask_id}
-    models.save_pretrained(
-        directory, model, state.params, tokenizer_from=c.model_id, more_fields=ids
-    )
-    loss = history["loss"][:, 0] / (1 if c.causal else c.length)
-    line = {
-        "seed": c.seed,
-        "causal": c.causal,
+    return [trained.run()]
+
+
+def summarize(config: Config, history: runs.History) -> Mapping[str, Any]:
+    """What was read, and the loss between the first and the last two checkpoints."""
+    c = config
+    loss = history["loss"] / (1 if c.causal else c.length)
+    return {
         "tokens_read": c.steps * c.batch_size * c.length,
         "first_nats_per_token": float(loss[: c.save_every].mean()),
         "last_nats_per_token": float(loss[-c.save_every :].mean()),
-        "run_wall_time_sec": float(history["wall_time_sec"]),
     }
-    experiment.record([line], keys=("seed",))
-    print(line)
-    print(directory)
+
+
+def report(workdir: WorkDir, config: Config, all_runs: Sequence[runs.Run]) -> None:
+    """The losses, and where the model is."""
+    line = workdir.line(all_runs[0], config.seed)
+    keys = ("tokens_read", "first_nats_per_token", "last_nats_per_token")
+    table = tables.table(keys, [[line[key] for key in keys]])
+    text = f"# {'Next tokens' if config.causal else 'Masked diffusion'} from {config.model_id}"
+    printed = f"{table}\n{workdir.path / 'model'}"
+    tables.write(workdir.path, f"{text}\n\n{table}", {}, printed=printed)
 
 
 if __name__ == "__main__":
-    harness.main("adapt_masked", Config, PRESETS, run)
+    flags.main("adapt_masked", Config, PRESETS, report, plan)

@@ -7,9 +7,12 @@ Expected  docs/figures/toy_accuracy.png, toy_study.png and facts_names.png as th
 """
 
 import pathlib
+from collections.abc import Mapping
+
+import numpy as np
 
 from dirasym import report, results
-from experiments import facts_report, toy_reversal, toy_study
+from experiments import toy_reversal, toy_study
 from experiments.reports import toy as toy_report
 from experiments.reports import toy_study as toy_study_report
 from experiments.systems import toy
@@ -43,12 +46,33 @@ def main(folder: pathlib.Path = DOCS / "figures") -> None:
     }
     by_seed = sorted(longest.values(), key=lambda line: line["seed"])
     curves = toy_study_report.figure(by_seed, study.inits, study.orders)
-    names = facts_report.reverse_bars(
-        {label: _lines(*place) for label, place in REVERSE_QUESTIONS.items()}
-    )
+    names = reverse_bars({label: _lines(*place) for label, place in REVERSE_QUESTIONS.items()})
     figures = {"toy_accuracy": bars, "toy_study": curves, "facts_names": names}
     for name, figure in figures.items():
         print(report.save_figure(figure, folder, name))
+
+
+def reverse_bars(lines_by_name: Mapping[str, list[dict]]):
+    """What reverse questions are answered with, run by run: a bar a mean, a dot a seed."""
+    figure, axes = report.new_figure(1, 1, size=(1.1 * len(lines_by_name) + 1, 3.4))
+    ax, width = axes[0, 0], 0.27
+    kinds = {
+        "exact": "percent",
+        "repeats the question": "copied_percent",
+        "choice": "choice_percent",
+    }
+    for offset, (label, measure) in enumerate(kinds.items(), -1):
+        for place, lines in enumerate(lines_by_name.values()):
+            values = [line[f"reverse_{measure}"] for line in lines]
+            color, at = f"C{offset + 1}", place + offset * width
+            label_once = label if place == 0 else None
+            ax.bar(at, np.mean(values), width, color=color, alpha=0.6, label=label_once)
+            ax.plot([at] * len(values), values, "k.", ms=3)
+    ax.margins(x=0.01)
+    ax.set_xticks(range(len(lines_by_name)), list(lines_by_name), fontsize=7)
+    ax.set(ylabel="reverse questions (%)")
+    figure.legend(loc="outside upper center", ncols=3)
+    return figure
 
 
 def _lines(folder: str, *files: str) -> list[dict]:

@@ -10,7 +10,8 @@ ORDER = (  # each imports those before it alone
     *("types", "files", "readers", "processes", "leaves", "results", "keys"),
     *("data", "rows", "models", "objectives", "decoding", "metrics", "likelihood"),
     *("training", "sharding", "compile", "devices", "seeds", "checkpoints"),
-    *("stopping", "progress", "workdir", "runs", "analysis", "report", "reading"),
+    *("finetuning", "stopping", "progress", "workdir", "runs", "analysis", "pretraining"),
+    *("report", "reading"),
 )
 FORBIDDEN = {  # though they come before it
     "models": ["data"],

@@ -21,8 +21,12 @@ def test_the_five_lines(capsys):
 
 def test_every_experiment_is_listed():
     root = README.parent / "experiments"
-    runnable = {path.stem for path in root.glob("*.py") if "harness.main(" in path.read_text()}
-    listed = set(re.findall(r"^\| `([a-z_]+)` \|", README.read_text(), re.MULTILINE))
+    runnable = {
+        ".".join(path.relative_to(root).with_suffix("").parts)
+        for path in root.rglob("*.py")
+        if re.search(r"^    (flags|harness)\.main\(", path.read_text(), re.MULTILINE)
+    }
+    listed = set(re.findall(r"^\| `([a-z_.]+)` \|", README.read_text(), re.MULTILINE))
     assert runnable - {"harness"} == listed
 
 

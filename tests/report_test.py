@@ -49,3 +49,40 @@ def test_committed_results_draw_the_figures_of_the_docs(tmp_path):
     redraw.main(tmp_path)
     drawn = {path.stem for path in tmp_path.glob("*.png")}
     assert drawn == {"toy_accuracy", "toy_study", "facts_names"}
+
+
+def test_gradients_are_drawn_as_boxes_over_examples_and_seeds():
+    pytest.importorskip("matplotlib")
+    rng = np.random.default_rng(0)
+    curves = {
+        "eval_step": np.array([0, 10, 20]),
+        "gradient_cosine_total": rng.uniform(-1, 1, (3, 2, 5)),
+        "gradient_inner_total": rng.normal(size=(3, 2, 5)),
+    }
+    curves["gradient_cosine_total"][1, 0, 0] = np.nan
+    above, below = report.gradients({"one": curves}).axes
+    medians = [line for line in above.get_lines() if set(line.get_ydata()) != {0}]
+    medians = {tuple(np.mean(line.get_xdata(), keepdims=True)): line.get_ydata() for line in medians
+               if len(set(line.get_ydata())) == 1 and len(line.get_xdata()) == 2}  # fmt: skip
+    for step, cosine in zip(curves["eval_step"], curves["gradient_cosine_total"], strict=True):
+        want = np.nanmedian(cosine)
+        assert any(np.allclose(y, want) for (x,), y in medians.items() if x == step)
+    inner = below.get_lines()[0]
+    np.testing.assert_array_equal(inner.get_xdata(), curves["eval_step"])
+    np.testing.assert_allclose(inner.get_ydata(), curves["gradient_inner_total"].mean(axis=(1, 2)))
+
+
+def test_attention_is_drawn_by_layer_and_head():
+    pytest.importorskip("matplotlib")
+    mean = np.random.default_rng(0).normal(size=(2, 3, 4, 5))  # seeds, layers, heads, totals
+    total = np.arange(2, 7)
+    curves = {"attention_mean": mean, "attention_total": np.stack([total, total])}
+    (ax,) = report.attention({"one": curves}).axes
+    lines = ax.get_lines()
+    for layer in range(3):
+        whole, *heads = lines[9 * layer : 9 * layer + 9]
+        assert whole.get_label() == f"layer {layer}"
+        np.testing.assert_allclose(whole.get_ydata(), mean[:, layer].mean(axis=(0, 1)))
+        for head, line in enumerate(heads):
+            np.testing.assert_array_equal(line.get_ydata(), mean[head // 4, layer, head % 4])
+            np.testing.assert_array_equal(line.get_xdata(), total)

@@ -17,8 +17,6 @@ TOO_LONG = {
     "dirasym/models/transformer.py:Transformer",
     "dirasym/training.py:train_step",
     "experiments/benchmark.py:_torch_steps",
-    "experiments/facts_task.py",
-    "experiments/facts_task.py:Task",
     "experiments/harness.py",
     "experiments/harness.py:Experiment",
     "experiments/harness.py:Experiment.train",

@@ -12,7 +12,10 @@ medians and intervals over questions are taken by whoever reports them.
 """
 
 import functools
-from collections.abc import Callable, Hashable, Sequence
+import itertools
+import re
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -21,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dirasym.data import batching, text
-from dirasym.data.facts import FactSet, Query
+from dirasym.data.facts import FactSet, Query, Statement
 from dirasym.data.tokenizers import Tokenizer
 from dirasym.objectives import exclude, token_nll
 from dirasym.rows import call
@@ -189,7 +192,7 @@ def choice_among(
 
 
 def paired_queries(
-    data: FactSet, tokenizer: Tokenizer, *, masked: bool
+    data: FactSet, tokenizer: Tokenizer, *, masked: bool, limit: int | None = None
 ) -> tuple[Cloze, Cloze] | None:
     """The theory's two questions about each fact that is trained in one direction.
 
@@ -202,6 +205,7 @@ def paired_queries(
       data: the facts.
       tokenizer: of the texts.
       masked: the kind of model.
+      limit: at most so many pairs.
 
     Returns:
       The forward and the reverse questions, as many of each; None where there are none.
@@ -211,11 +215,7 @@ def paired_queries(
     """
     forward: list[tuple[Ids, Ids, Ids]] = []  # what is before, what is asked, what is after
     reverse: list[tuple[Ids, Ids, Ids]] = []
-    for query in data.reverse:
-        whole_name = text.name_pattern([query.answers[0]])
-        statement = next((s for s in data.train if whole_name.search(s.prompt)), None)
-        if statement is None:
-            continue
+    for query, statement in itertools.islice(_told(data), limit):
         (prompt, asked), (answer, entity) = batching.split_answers(
             tokenizer,
             [statement.prompt, query.prompt],
@@ -224,7 +224,8 @@ def paired_queries(
         if masked:
             whole = f"{statement.prompt} {statement.answer}"
             (offsets,) = tokenizer.offsets([whole])
-            (place, *_) = (match.span() for match in whole_name.finditer(whole))
+            named = text.name_pattern(query.answers[:1]).finditer(whole)
+            (place, *_) = (match.span() for match in named)
             start, stop = batching.token_span(offsets, *place)
             row = [*prompt, *answer]
             forward.append((*_after_blanks(tokenizer, row[:start], row[start:stop]), row[stop:]))
@@ -239,6 +240,24 @@ def paired_queries(
         for side in (forward, reverse)
     )
     return first, second
+
+
+def _told(data: FactSet) -> Iterator[tuple[Query, Statement]]:
+    """Each reverse query with the first statement whose prompt names its answer.
+
+    Only statements with the rarest word of the name are searched: many facts take linear time.
+    """
+    by_word: dict[str, list[Statement]] = defaultdict(list)
+    for statement in data.train:
+        for word in set(re.findall(r"\w+", statement.prompt)):
+            by_word[word].append(statement)
+    for query in data.reverse:
+        whole_name = text.name_pattern(query.answers[:1])
+        words = re.findall(r"\w+", query.answers[0])
+        few = min((by_word.get(word, []) for word in words), key=len, default=data.train)
+        statement = next((s for s in few if whole_name.search(s.prompt)), None)
+        if statement is not None:
+            yield query, statement
 
 
 def first_token_questions(

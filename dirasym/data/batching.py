@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dirasym import keys
+from dirasym.data.facts import FactSet
 from dirasym.data.text import name_pattern, normalise
 from dirasym.data.tokenizers import Tokenizer
 
@@ -127,6 +128,54 @@ def encode_rows(
             for start, stop in [*found, (answer - first, answer - first + len(ids))]:
                 unit_L[first + start : first + stop] = first + start
         fields["unit_BL"] = unit_BL
+    return fields
+
+
+def encode_facts(
+    tokenizer: Tokenizer,
+    facts: FactSet,
+    *,
+    masked: bool,
+    noising: Literal["whole", "names", "answer"] = "whole",
+    max_len: int | None = None,
+) -> dict[str, np.ndarray]:
+    """The statements of a fact set as training rows, for a causal or a masked model.
+
+    A causal model is scored on answers and their ends. A masked model's rows go on with ends,
+    which are hidden and scored like any token.
+
+    Args:
+      tokenizer: of the model.
+      facts: whose `train` is told.
+      masked: which of the two.
+      noising: of a masked model: any token is hidden by itself ("whole"), answers and names in
+        prompts are hidden as wholes ("names"), or the answer alone is hidden ("answer").
+      max_len: the model's context.
+
+    Returns:
+      Fields of a `Batch`, as `encode_rows`.
+
+    Raises:
+      ValueError: as `encode_rows`, or a statement that holds [M].
+    """
+    names = None
+    if masked and noising == "names":
+        names = {query.answers[0] for query in facts.forward + facts.reverse}
+        names |= {statement.answer for statement in facts.train}
+    fields = encode_rows(
+        tokenizer,
+        [statement.prompt for statement in facts.train],
+        [f" {statement.answer}" for statement in facts.train],
+        ends="fill" if masked else "one",
+        names=names,
+        max_len=max_len,
+    )
+    if masked:
+        del fields["valid_BL"]  # all are
+        if noising != "answer":
+            fields["scored_BL"] = np.ones_like(fields["scored_BL"])
+        if (fields["tokens_BL"] == tokenizer.mask_id).any():
+            raise ValueError(f"the statements hold token {tokenizer.mask_id}, [M]")
     return fields
 
 

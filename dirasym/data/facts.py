@@ -36,6 +36,15 @@ class FactSet(NamedTuple):
     forward: tuple[Query, ...]
     reverse: tuple[Query, ...]
 
+    def texts(self) -> list[str]:
+        """All that is told, and every question with every right answer."""
+        asked = [
+            (query.prompt, answer)
+            for query in self.forward + self.reverse
+            for answer in query.answers
+        ]
+        return [f"{prompt} {answer}" for prompt, answer in [*self.train, *asked]]
+
 
 class ParentChild(NamedTuple):
     """A row of the parent–child file; `parents` are all that the file names for the child."""

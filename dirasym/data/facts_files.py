@@ -20,8 +20,60 @@ from dirasym.data.facts import (
     Statement,
     Triple,
     invent_names,
+    invent_parent_child,
+    invent_person_description,
+    invent_triples,
+    parent_child,
+    relation_facts,
 )
 from dirasym.data.text import name_pattern
+
+PaperSet = Literal["p2c", "c2p", "p2d", "d2p", "trex"]
+
+
+def paper_set(
+    name: PaperSet,
+    path: str | os.PathLike = "",
+    *,
+    num_pairs: int = 250,
+    both_ways: int = 0,
+    both_ways_from: Literal["invented", "file"] = "invented",
+    name_words: int = 2,
+    seed: int = 0,
+) -> FactSet:
+    """One of the five sets of arXiv 2602.02133 (App. C), named by the direction trained.
+
+    Args:
+      name: parent to child or back, person to description or back, or T-REx.
+      path: the folder of the public files; everything is invented when empty.
+      num_pairs: parent–child pairs asked about.
+      both_ways: further pairs, trained in both directions and never asked.
+      both_ways_from: whether these are invented, or further pairs of the file.
+      name_words: words in an invented parent's or child's name.
+      seed: of everything drawn.
+
+    Raises:
+      ValueError: a file is missing or cannot be used, or there are too few facts.
+    """
+    folder = pathlib.Path(path)
+    if name in ("p2c", "c2p"):
+        pairs = invent_parent_child(num_pairs + both_ways, seed, name_words)
+        if path:
+            from_file = both_ways_from == "file"
+            count = num_pairs + both_ways * from_file
+            read = read_parent_child(folder / "parent_child_pairs.csv", count, seed)
+            pairs = read + ([] if from_file else pairs[num_pairs:])
+        return parent_child(pairs[:num_pairs], name, pairs[num_pairs:])
+    if name in ("p2d", "d2p"):
+        if path:
+            return read_person_description(folder, name, seed=seed)
+        return invent_person_description(direction=name, seed=seed)
+    if not path:
+        return relation_facts(invent_triples(seed=seed))
+    files_found = sorted(folder.glob("*.json"))
+    if not files_found:
+        raise ValueError(f"{folder} holds no .json file")
+    return relation_facts(read_trex(files_found, seed=seed))
 
 
 def read_parent_child(

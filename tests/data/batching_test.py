@@ -182,3 +182,39 @@ def test_texts_are_packed_one_after_another():
     np.testing.assert_array_equal(rows, [[0, 1, 3], [2, 0, 1], [3, 2, 3]])
     with pytest.raises(ValueError, match="has 9 tokens, a row 10"):
         batching.pack(characters, ["ab", "cab", "c"], 10)
+
+
+FACTS = facts.FactSet(
+    (facts.Statement("Ann Bo's child is", "Cy"), facts.Statement("Dee's child is", "Ed Fay")),
+    (facts.Query("Ann Bo's child is", ("Cy",)),),
+    (facts.Query("Cy's parent is", ("Ann Bo",)),),
+)
+
+
+def test_facts_for_a_causal_model_score_answers_and_their_ends():
+    words = tokenizers.Words(FACTS.texts())
+    rows = batching.encode_facts(words, FACTS, masked=False)
+    scored = zip(rows["tokens_BL"], rows["scored_BL"], strict=True)
+    assert [words.decode(row[seen]) for row, seen in scored] == ["Cy <eos>", "Ed Fay <eos>"]
+    assert rows["valid_BL"].sum(axis=1).tolist() == [7, 7]
+
+
+def test_facts_for_a_masked_model_go_on_with_ends_and_hide_what_they_should():
+    words = tokenizers.Words(FACTS.texts())
+    whole, names, answer = (
+        batching.encode_facts(words, FACTS, masked=True, noising=noising)
+        for noising in ("whole", "names", "answer")
+    )
+    for rows in (whole, names, answer):
+        assert "valid_BL" not in rows
+        np.testing.assert_array_equal(rows["tokens_BL"], whole["tokens_BL"])
+    assert whole["scored_BL"].all() and names["scored_BL"].all()
+    assert "unit_BL" not in whole and "unit_BL" not in answer
+    # Ann Bo 's child is Cy <eos> | Dee 's child is Ed Fay <eos>
+    np.testing.assert_array_equal(names["unit_BL"], [[0, 0, 2, 3, 4, 5, 6], [0, 1, 2, 3, 4, 4, 6]])
+    np.testing.assert_array_equal(answer["scored_BL"].sum(axis=1), [2, 3])
+    with pytest.raises(ValueError, match="has 7 tokens, the context 6"):
+        batching.encode_facts(words, FACTS, masked=True, max_len=6)
+    words.mask_id = words.encode(["Cy"])[0][0]
+    with pytest.raises(ValueError, match=r"the statements hold token \d+, \[M\]"):
+        batching.encode_facts(words, FACTS, masked=True)

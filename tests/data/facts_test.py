@@ -145,3 +145,29 @@ def test_answers_of_the_public_files_round_trip_in_words():
     tokenizer = tokenizers.Words(texts)
     decoded = [tokenizer.decode(ids) for ids in tokenizer.encode(texts)]
     assert [x for x, y in zip(texts, decoded, strict=True) if x != y] == []
+
+
+@pytest.mark.parametrize("name", ["p2c", "c2p", "p2d", "d2p", "trex"])
+def test_the_papers_sets_are_had_by_name(name, tmp_path):
+    data = facts_files.paper_set(name, num_pairs=4, both_ways=3, seed=5)
+    assert data == facts_files.paper_set(name, num_pairs=4, both_ways=3, seed=5)
+    assert data != facts_files.paper_set(name, num_pairs=4, both_ways=3, seed=6)
+    if name in ("p2c", "c2p"):
+        assert len(data.forward) == len(data.reverse) == 4 and len(data.train) == 4 + 2 * 3
+        asked = {answer for query in data.forward + data.reverse for answer in query.answers}
+        assert not asked & {statement.answer for statement in data.train[4:]}
+    with pytest.raises(ValueError, match=str(tmp_path)):
+        facts_files.paper_set(name, tmp_path)
+
+
+def test_pairs_told_both_ways_are_invented_or_of_the_file(tmp_path):
+    rows = "".join(f"C{n},P{n},x,y\n" for n in range(9))
+    (tmp_path / "parent_child_pairs.csv").write_text("child,parent,a,b\n" + rows)
+    how = dict(num_pairs=4, both_ways=3, seed=1)
+    invented = facts_files.paper_set("p2c", tmp_path, **how)
+    of_file = facts_files.paper_set("p2c", tmp_path, both_ways_from="file", **how)
+    assert invented.forward == of_file.forward and invented.train[:4] == of_file.train[:4]
+    told = [{statement.answer[0] for statement in data.train[4:]} for data in (invented, of_file)]
+    assert told[1] == {"C", "P"} and not told[0] <= {"C", "P"}
+    with pytest.raises(ValueError, match="gives 9, but 10 were asked for"):
+        facts_files.paper_set("p2c", tmp_path, num_pairs=4, both_ways=6, both_ways_from="file")

@@ -9,15 +9,18 @@ import jax
 import numpy as np
 import pytest
 
-from dirasym import models
+from dirasym import models, readers
 from dirasym.analysis import recall
 from dirasym.data import facts, tokenizers
-from experiments import adapt_masked, facts_task, harness
+from experiments import adapt_masked
+from experiments import facts as page
+from experiments.flags import UsageError
+from experiments.systems import facts as system
 
 ROOT = pathlib.Path(__file__).parents[2]
 FIXTURES = ROOT / "tests/fixtures"
 PUBLIC = ROOT.parent / "shared/data/reversal_curse"
-TINY = facts_task.Config(
+TINY = system.Config(
     num_pairs=4, both_ways=3, name_words=2, width=16, layers=1, heads=2, kv_heads=1, seeds=(0,),
     epochs=1, eval_epochs=1, gradient_examples=2, attention_examples=3, attention_distance=3,
 )  # fmt: skip
@@ -34,10 +37,13 @@ def _run(command: str, workdir: str, **environment: str):
     )
 
 
-def _tokenizer(data):
-    texts = [" ".join(text) for text in data.train]
-    texts += [f"{q.prompt} {x}" for q in data.forward + data.reverse for x in q.answers]
-    return tokenizers.Words(texts)
+def _task(kind, data="p2c", **changes):
+    """What is trained and asked, of TINY with some changes."""
+    config = dataclasses.replace(TINY, data=(data,), **changes)
+    opened = None
+    if config.model_id:
+        opened = system.open_pretrained(config.model_id, config.mask_id, scan_layers=True)
+    return system.Task(data, kind, config, opened)
 
 
 ROWS = 260  # of the embedding below: 256 bytes, the end of text, and [M] last
@@ -64,74 +70,40 @@ def _tiny_directory(tmp_path, tokens=257):
     return directory
 
 
-@pytest.mark.parametrize("model", ["mdm", "arm"])
-def test_a_run_is_evaluated_both_ways(model):
-    config = TINY if model == "mdm" else dataclasses.replace(TINY, gradient_examples=0)
-    task = facts_task.Task("p2c", model, config)
-    state = task.state(0)
+@pytest.mark.parametrize("kind", ["mdm", "arm"])
+def test_a_run_is_evaluated_both_ways(kind, tmp_path):
+    task = _task(kind, **({} if kind == "mdm" else dict(gradient_examples=0)))
+    state = task.trained.state(0)
     values = task.evaluate(state)
     for name in ("forward", "reverse"):
-        assert 0 <= values[f"{name}_p"][0] < 0.5 and values[f"{name}_percent"].shape == (1,)
-        assert 1 <= values[f"{name}_rank"][0] <= task.tokenizer.vocab_size
-    if model == "mdm":
-        assert values["gradient_cosine_total"].shape == (1, 2)
-        found = task.attention_correlation(state)
-        assert found["mean"].shape == (1, 2, 5) and np.isfinite(found["mean"]).all()
-
-
-def _first_answers(task, direction):
-    """First token of each question's answer."""
-    return task.asked[direction][0].target_E
-
-
-def test_a_choice_is_among_answers_that_their_first_tokens_tell_apart():
-    class Certain(facts_task.Task):
-        """Gives tokens the logits `favoured`, whatever it is asked."""
-
-        def __init__(self, favoured):
-            super().__init__("p2c", "arm", dataclasses.replace(TINY, gradient_examples=0))
-            logits = np.zeros(self.tokenizer.vocab_size, np.float32)
-            for place, token in enumerate(favoured(self)):
-                logits[token] = 20 - place
-            self.apply_fn = lambda variables, tokens, valid_BL: np.broadcast_to(
-                logits, (*tokens.shape, len(logits))
-            )
-            self.answers = lambda variables, key: ["?"] * len(self.data.forward + self.data.reverse)
-
-        def share(self):
-            values = self.evaluate(self.state(0))
-            return values["forward_choice_percent"][0], values["reverse_choice_percent"][0]
-
-    # Four pairs: naming one child to all is right once; words of no answer do not matter.
-    first_child = Certain(lambda task: [2, *_first_answers(task, "forward")[:1]])
-    assert first_child.share() == (25.0, 0.0)
-    # Equally probable answers are no choice.
-    assert Certain(lambda task: []).share() == (0.0, 0.0)
-    # Nor is a word of the question a rival: the child itself, asked for its parent.
-    copies = Certain(lambda task: [_first_answers(task, way)[0] for way in ("forward", "reverse")])
-    assert copies.share() == (25.0, 25.0)
+        assert 0 <= values[f"{name}_p"] < 0.5 and 0 <= values[f"{name}_percent"] <= 100
+        assert 1 <= values[f"{name}_rank"] <= task.tokenizer.vocab_size
+    found = task.finish(state, tmp_path)
+    if kind == "mdm":
+        assert values["gradient_cosine_total"].shape == (2,)
+        mean = found["attention_mean"]
+        assert mean.shape == (1, 2, 5) and np.isfinite(mean).all()
+    assert kind == "mdm" or not found
 
 
 def test_answers_that_begin_alike_are_no_choice():
-    task = facts_task.Task("p2d", "mdm", dataclasses.replace(TINY, data=("p2d",)))
-    # All forward answers begin with "the".
-    assert not task.asked["forward"][1].is_asked_E.any()
-    assert task.asked["reverse"][1].is_asked_E.all()
-    assert np.isnan(task.evaluate(task.state(0))["forward_choice_percent"][0])
+    task = _task("mdm", "p2d")  # all forward answers begin with "the"
+    assert not task.questions.first["forward"][1].is_asked_E.any()
+    assert task.questions.first["reverse"][1].is_asked_E.all()
+    assert np.isnan(task.evaluate(task.trained.state(0))["forward_choice_percent"])
 
 
 def test_names_are_noised_as_wholes_in_rows_that_go_on_with_ends():
-    task = facts_task.Task("p2c", "mdm", dataclasses.replace(TINY, noising="names"))
-    unit = task.arrays["unit_BL"]
-    assert unit.shape == task.arrays["tokens_BL"].shape
-    np.testing.assert_array_equal(unit[0], [0, 0, 2, 3, 4, 5, 5, 7])
+    rows = _task("mdm", noising="names").rows
+    assert rows["unit_BL"].shape == rows["tokens_BL"].shape
+    np.testing.assert_array_equal(rows["unit_BL"][0], [0, 0, 2, 3, 4, 5, 5, 7])
 
 
 @pytest.mark.skipif(not PUBLIC.exists(), reason="public files are not here")
 def test_pairs_told_both_ways_can_come_from_the_file():
     config = dataclasses.replace(TINY, data_path=str(PUBLIC), both_ways_from="file")
-    asked = facts_task.fact_set("p2c", dataclasses.replace(config, both_ways=0))
-    told = facts_task.fact_set("p2c", config)
+    asked = system.fact_set("p2c", dataclasses.replace(config, both_ways=0))
+    told = system.fact_set("p2c", config)
     assert told.forward == asked.forward and told.train[:4] == asked.train
     assert len(told.train) == 4 + 2 * 3
     names = {name for query in asked.forward + asked.reverse for name in query.answers}
@@ -139,19 +111,18 @@ def test_pairs_told_both_ways_can_come_from_the_file():
 
 
 def test_causal_rows_score_answers_and_masked_rows_go_on_with_ends():
-    causal, masked = (facts_task.Task("p2c", model, TINY) for model in ("arm", "mdm"))
-    tokens = causal.arrays["tokens_BL"]
-    assert (tokens[~causal.arrays["valid_BL"]] == causal.tokenizer.pad_id).all()
-    assert causal.arrays["scored_BL"].sum(axis=1).max() == 3  # two words and the end
-    assert "valid_BL" not in masked.arrays and masked.arrays["scored_BL"].all()
-    answer = dataclasses.replace(TINY, noising="answer")
-    scored = facts_task.Task("p2c", "mdm", answer).arrays["scored_BL"]
+    causal, masked = (_task(kind) for kind in ("arm", "mdm"))
+    rows = causal.rows
+    assert (rows["tokens_BL"][~rows["valid_BL"]] == causal.tokenizer.pad_id).all()
+    assert rows["scored_BL"].sum(axis=1).max() == 3  # two words and the end
+    assert "valid_BL" not in masked.rows and masked.rows["scored_BL"].all()
+    scored = _task("mdm", noising="answer").rows["scored_BL"]
     assert not scored[:, :4].any() and scored[:, -1].all()
 
 
 def test_paired_queries_ask_for_the_first_entity():
     data = facts.parent_child(facts.invent_parent_child(3, words=1), "p2c")
-    tokenizer = _tokenizer(data)
+    tokenizer = tokenizers.Words(data.texts())
     pair = recall.paired_queries(data, tokenizer, masked=True)
     statement, query = data.train[0], data.reverse[0]
     parent = query.answers[0]
@@ -167,41 +138,44 @@ def test_paired_queries_ask_for_the_first_entity():
 
 @pytest.mark.parametrize("name", ["c2p", "p2d", "d2p", "trex"])
 def test_every_data_set_can_be_invented(name):
-    data = facts_task.fact_set(name, TINY)
+    data = system.fact_set(name, TINY)
     assert data.train and data.forward and data.reverse
-    assert recall.paired_queries(data, _tokenizer(data), masked=True) is not None
+    assert recall.paired_queries(data, tokenizers.Words(data.texts()), masked=True) is not None
 
 
 def test_weights_that_do_not_fit_are_named(tmp_path):
-    with pytest.raises(harness.UsageError, match="no tokenizer"):
-        facts_task.Task("p2c", "arm", dataclasses.replace(TINY, model_id=str(FIXTURES / "llama")))
-    big = str(_tiny_directory(tmp_path, tokens=270))
-    with pytest.raises(harness.UsageError, match="has 270 tokens, the embedding 260"):
-        facts_task.Task("p2c", "arm", dataclasses.replace(TINY, model_id=big))
-    with pytest.raises(harness.UsageError, match=r"nowhere.*config\.json"):
-        facts_task.Task("p2c", "arm", dataclasses.replace(TINY, model_id="nowhere"))
-    with pytest.raises(harness.UsageError, match="the context has 128"):
-        facts_task.Task("p2c", "arm", dataclasses.replace(TINY, max_new=200))
+    with pytest.raises(UsageError, match="no tokenizer"):
+        _task("arm", model_id=str(FIXTURES / "llama"))
+    with pytest.raises(UsageError, match="has 270 tokens, the embedding 260"):
+        _task("arm", model_id=str(_tiny_directory(tmp_path, tokens=270)))
+    with pytest.raises(UsageError, match=r"nowhere.*config\.json"):
+        _task("arm", model_id="nowhere")
+    with pytest.raises(ValueError, match="the context has 128"):
+        _task("arm", max_new=200)
 
 
 def test_settings_of_decoding_are_refused_before_training():
-    config = dataclasses.replace(TINY, decode_steps=3, max_new=4, block_length=2)
-    with pytest.raises(harness.UsageError, match="3 steps do not divide into 2 blocks"):
-        facts_task.Task("p2c", "mdm", config)
+    with pytest.raises(ValueError, match="3 steps do not divide into 2 blocks"):
+        _task("mdm", decode_steps=3, max_new=4, block_length=2)
 
 
 def test_adapters_that_could_not_be_saved_are_refused_before_training(tmp_path):
-    config = dataclasses.replace(TINY, model_id=str(_tiny_directory(tmp_path)), lora_rank=2)
-    config = dataclasses.replace(config, lora_targets="head$")
-    with pytest.raises(harness.UsageError, match=r"head/a has no place|match no linear layer"):
-        facts_task.Task("p2c", "arm", config).state(0)
+    model_id = str(_tiny_directory(tmp_path))
+    for targets in ("head$", "c_attn"):
+        with pytest.raises(ValueError, match=r"head/a has no place|match no linear layer"):
+            _task("arm", model_id=model_id, lora_rank=2, lora_targets=targets)
+
+
+def test_a_correlation_of_too_few_names_is_refused_before_training():
+    with pytest.raises(ValueError, match="of 2 names, 3 are needed"):
+        _task("mdm", num_pairs=2, both_ways=0)
+    _task("arm", num_pairs=2, both_ways=0)  # a causal model has no such figure
 
 
 def test_special_ids_must_be_in_the_vocabulary(tmp_path):
     directory = _tiny_directory(tmp_path)
     path = directory / "config.json"
     fields = json.loads(path.read_text())
-    config = dataclasses.replace(TINY, model_id=str(directory))
     for change, message in (
         ({"mask_token_id": 260}, "mask_token_id 260 is not below the vocabulary's 260"),
         ({"eos_token_id": 300}, "eos_token_id 300 is not below"),
@@ -209,31 +183,65 @@ def test_special_ids_must_be_in_the_vocabulary(tmp_path):
         ({"eos_token_id": 259, "mask_token_id": None}, "cannot be the end of text, 259"),
     ):
         path.write_text(json.dumps(fields | change))
-        with pytest.raises(harness.UsageError, match=message):
-            facts_task.open_tokenizer(config)
+        with pytest.raises(UsageError, match=message):
+            system.open_pretrained(directory, -1)
     path.write_text(json.dumps(fields | {"mask_token_id": None}))
-    assert facts_task.open_tokenizer(config).mask_id == 259
+    assert system.open_pretrained(directory, -1).tokenizer.mask_id == 259
+    assert system.open_pretrained(directory, 257).tokenizer.mask_id == 257
     tokenizer = directory / "tokenizer.json"
     vocab = json.loads(tokenizer.read_text())
     vocab["model"]["vocab"]["far"] = 500  # few tokens, but one of a high id
     tokenizer.write_text(json.dumps(vocab))
-    with pytest.raises(harness.UsageError, match="has 501 tokens, the embedding 260"):
-        facts_task.open_tokenizer(config)
+    with pytest.raises(UsageError, match="has 501 tokens, the embedding 260"):
+        system.open_pretrained(directory, -1)
 
 
-def test_lora_on_a_directory_trains_adapters_alone(tmp_path):
+@pytest.mark.parametrize("kind", ["mdm", "arm"])
+def test_lora_on_a_directory_trains_adapters_alone(kind, tmp_path):
     model_id = str(_tiny_directory(tmp_path))
-    config = dataclasses.replace(TINY, model_id=model_id, lora_rank=2, gradient_examples=0)
-    task = facts_task.Task("p2c", "mdm", config)
-    assert not task.model.config.causal and task.tokenizer.mask_id == 259
-    state = task.state(0)
+    task = _task(kind, model_id=model_id, lora_rank=2, gradient_examples=0)
+    assert task.trained.model.config.causal == (kind == "arm") and task.tokenizer.mask_id == 259
+    state = task.trained.state(0)
     assert set(state.params) == {"lora"} and set(state.frozen) == {"params"}
-    task.save_adapters(state, tmp_path / "adapters")
+    task.finish(state, tmp_path / "adapters")
     base, _ = models.load_pretrained(model_id)  # under the names of the weights they adapt
     assert models.load_adapters(tmp_path / "adapters", base)[0].rank == 2
-    assert task.evaluate(state)["forward_percent"].shape == (1,)
-    with pytest.raises(harness.UsageError, match="match no linear layer"):
-        facts_task.Task("p2c", "mdm", dataclasses.replace(config, lora_targets="c_attn")).state(0)
+    assert np.isfinite(task.evaluate(state)["forward_p"])
+
+
+def test_weights_are_read_once_for_all_runs(tmp_path, monkeypatch):
+    calls = []
+    load = models.load_pretrained
+    monkeypatch.setattr(models, "load_pretrained", lambda *x, **y: calls.append(x) or load(*x, **y))
+    config = dataclasses.replace(
+        TINY, model_id=str(_tiny_directory(tmp_path)), data=("p2c", "c2p"), gradient_examples=0
+    )
+    planned = page.plan(config, tmp_path / "x")
+    assert len(calls) == 1 and not (tmp_path / "x").exists()
+    assert [run.name for run in planned] == [
+        f"data={data},model={kind}" for data in ("p2c", "c2p") for kind in ("mdm", "arm")
+    ]
+    first, again = planned[0].init(0), planned[0].init(1)
+    for one, other in zip(*map(jax.tree.leaves, (first.params, again.params)), strict=True):
+        assert one.unsafe_buffer_pointer() != other.unsafe_buffer_pointer()  # each may be donated
+
+
+def test_facts_of_ones_own_are_trained_one_way_and_asked_both_ways(tmp_path):
+    (tmp_path / "capitals.csv").write_text(
+        "country,city\nFrance,Paris\nPeru,Lima\nChad,N'Djamena\n"
+    )
+    given = dict(
+        pairs=str(tmp_path / "capitals.csv"), columns=("country", "city"),
+        forward="The capital of {a} is {b}", reverse="{b} is the capital of {a}",
+    )  # fmt: skip
+    task = _task("mdm", "pairs", **given)
+    assert task.facts.train[1] == ("The capital of Peru is", "Lima")
+    assert task.facts.reverse[2] == ("N'Djamena is the capital of", ("Chad",))
+    assert task.identity == {"data": "pairs", "model": "mdm"}
+    with pytest.raises(ValueError, match=r"--data=pairs: .*capitals.csv has no column 'a'"):
+        _task("mdm", "pairs", **given | dict(columns=("a", "b")))
+    with pytest.raises(ValueError, match=r"--data=pairs: .*lacks \{a\}"):
+        _task("mdm", "pairs", **given | dict(reverse="{b} is a capital"))
 
 
 @pytest.mark.parametrize(
@@ -241,13 +249,21 @@ def test_lora_on_a_directory_trains_adapters_alone(tmp_path):
     [
         (dict(lora_rank=4), "--lora_rank needs weights"),
         (dict(epochs=7, eval_epochs=2), "--epochs=7 is not a multiple"),
-        (dict(data=("trex",), data_path="/nowhere"), "holds no .json file"),
         (dict(attention_examples=2), "3 or more, or 0"),
+        (dict(lora_dropout=1.0), "--lora_dropout=1.0 must be below 1"),
+        (dict(both_ways_from="file"), "--both_ways_from=file needs --data_path"),
+        (dict(data=("pairs",), pairs="x.csv"), "--data=pairs needs --pairs=FILE, --forward"),
+        (dict(columns=("a",)), "--columns=a must be two"),
     ],
 )
 def test_configurations_that_cannot_be_are_named(fields, message):
-    with pytest.raises((ValueError, harness.UsageError), match=message):
+    with pytest.raises(ValueError, match=message):
         dataclasses.replace(TINY, **fields)
+
+
+def test_facts_that_are_not_there_are_named():
+    with pytest.raises(ValueError, match=r"--data=trex: .*holds no .json file"):
+        _task("mdm", "trex", data_path="/nowhere")
 
 
 def test_a_missing_file_ends_in_one_line_and_writes_nothing(tmp_path):
@@ -278,9 +294,12 @@ def test_adapted_weights_are_a_model_of_the_same_size(model, tmp_path):
     control = " --causal" if model == "arm" else ""
     done = _run(command + control, f"--workdir={tmp_path}/x")
     assert done.returncode == 0, done.stderr
-    config = dataclasses.replace(TINY, model_id=str(tmp_path / "x/model"))
-    task = facts_task.Task("p2c", model, config)
-    assert task.model.config.causal == (model == "arm") and task.tokenizer.mask_id == 259
+    task = _task(model, model_id=str(tmp_path / "x/model"))
+    assert task.trained.model.config.causal == (model == "arm")
+    assert task.tokenizer.mask_id == 259
+    (line,) = readers.read_json_lines(tmp_path / "x/results.jsonl")
+    assert line[1]["causal"] == (model == "arm") and line[1]["seed"] == 0
+    assert line[1]["tokens_read"] == 4 * 8 * 16
 
 
 def test_the_text_of_an_adaptation_can_tell_facts_both_ways_and_repeat_them(tmp_path):
@@ -343,12 +362,12 @@ def test_seeds_that_share_weights_among_devices_train_apart(tmp_path):
         f"--workdir={tmp_path}/x",
         XLA_FLAGS="--xla_force_host_platform_device_count=2",
     )
-    assert done.returncode == 2 and "--model_devices=1" in done.stderr, done.stderr
+    assert done.returncode == 2 and "without axis 'model'" in done.stderr, done.stderr
     assert done.stderr.count("\n") == 1 and not (tmp_path / "x").exists()
 
 
 def test_weights_are_not_shared_among_devices_that_are_not_there(tmp_path):
     command = "-m experiments.facts --preset=smoke --model_devices=2"
     done = _run(command, f"--workdir={tmp_path}/x")
-    assert done.returncode == 2 and "--model_devices=2 needs --num_devices" in done.stderr
+    assert done.returncode == 2 and "model_devices=2 needs num_devices" in done.stderr
     assert done.stderr.count("\n") == 1 and not (tmp_path / "x").exists()

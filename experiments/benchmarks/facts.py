@@ -3,7 +3,7 @@
 Question  At SmolLM2-135M's shape, random weights in float32, batch 8: a LoRA step (rank 32 on
           the attention projections, AdamW, clip 1, loss on the last 4 of 16 tokens, as answers
           are scored in facts) and greedy decoding of 32 tokens.
-Command   pip install torch transformers peft && python -m experiments.benchmark_facts
+Command   pip install torch transformers peft && python -m experiments.benchmarks.facts
 Cost      about 5 minutes on 2 quiet CPU cores; 2 on a GPU, where both sides multiply in TF32
           and memory is the device's.
 Expected  at least 1.0 times PyTorch in the step, 1.5 times in decoding; peak memory not above it.
@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import json
 import os
+import pathlib
 import resource
 import subprocess
 import sys
@@ -27,8 +28,9 @@ from dirasym.compile import compile_step
 from dirasym.models import lora, pretrained
 from dirasym.rows import PerRow
 from dirasym.types import Batch
-from experiments import flags, harness
-from experiments.benchmark import alternate, torch_device
+from dirasym.workdir import WorkDir
+from experiments import flags
+from experiments.benchmarks import common
 from experiments.flags import flag
 
 SMOLLM2 = dict(
@@ -57,16 +59,18 @@ class Config:
             raise ValueError(f"--num_scored={self.num_scored} must be below --length={self.length}")
 
 
-def run(experiment: harness.Experiment, config: Config) -> None:
+def plan(config: Config, workdir: pathlib.Path) -> list:
+    """Nothing is trained; raises UsageError without PyTorch's side."""
+    del config, workdir
+    common.need("torch", "transformers", "peft")
+    return []
+
+
+def measure(workdir: WorkDir, config: Config, planned: list) -> None:
     """Measures memory, then times both cases, and prints the table."""
-    try:
-        import peft  # noqa: F401
-        import torch  # noqa: F401
-        import transformers  # noqa: F401
-    except ImportError as error:
-        raise flags.UsageError(f"the benchmark needs PyTorch's side: {error}") from None
+    del planned
     # Compiling takes memory too, on a GPU to try kernels: the second reads the first's programs.
-    cache = str((experiment.workdir / "compilation").absolute())
+    cache = str((workdir.path / "compilation").absolute())
     peak = {
         (case, name): _peak_in_its_own_process(case, name, config, cache)
         for case in CASES
@@ -75,7 +79,7 @@ def run(experiment: harness.Experiment, config: Config) -> None:
     rows = []
     for case, count in (("LoRA step", config.steps), ("greedy decoding", 1)):
         contenders = {name: make(config) for name, make in CASES[case].items()}
-        seconds = alternate(contenders, config.rounds)
+        seconds = common.alternate(contenders, config.rounds)
         for name, best in seconds.items():
             ratio = seconds["PyTorch"] / best
             rows.append(
@@ -88,11 +92,11 @@ def run(experiment: harness.Experiment, config: Config) -> None:
         "nothing else, libraries included, or the most that it held on a GPU; JAX's with its "
         "programs from the compilation cache, and beside it that of the process that compiled them."
     )
-    experiment.write_report(text, [], printed=table)
+    report.write(workdir.path, text, {}, printed=table)
 
 
 def _peak_in_its_own_process(case: str, name: str, config: Config, cache: str) -> float:
-    code = "import sys; from experiments import benchmark_facts as b; b.print_peak(*sys.argv[1:])"
+    code = "import sys; from experiments.benchmarks import facts as b; b.print_peak(*sys.argv[1:])"
     arguments = (case, name.split(",")[0], json.dumps(dataclasses.asdict(config)))
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
@@ -185,7 +189,7 @@ def _torch_model(config: Config):
         num_attention_heads=9, num_key_value_heads=3, intermediate_size=1536,
         max_position_embeddings=8192, tie_word_embeddings=True, bos_token_id=0, eos_token_id=None,
     )  # fmt: skip
-    return transformers.LlamaForCausalLM(settings).to(torch_device())
+    return transformers.LlamaForCausalLM(settings).to(common.torch_device())
 
 
 def _torch_steps(config: Config) -> Callable[[], object]:
@@ -198,7 +202,7 @@ def _torch_steps(config: Config) -> Callable[[], object]:
     )
     trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, 5e-5, weight_decay=0.1)
-    tokens = torch.from_numpy(_tokens(config)).long().to(torch_device())
+    tokens = torch.from_numpy(_tokens(config)).long().to(common.torch_device())
     labels = torch.where(torch.from_numpy(_scored(config)).to(tokens.device), tokens, -100)
     adapted.train()
 
@@ -237,4 +241,4 @@ CASES = {
 }
 
 if __name__ == "__main__":
-    harness.main("benchmark_facts", Config, PRESETS, run)
+    flags.main("benchmark_facts", Config, PRESETS, measure, plan)

@@ -1,0 +1,246 @@
+"""The questions of a fact set, put to a model: in words, by first tokens, and in pairs.
+
+asked = Questions.of(facts, tokenizer, masked=True)
+generate = asked.generator(apply_fn)
+found = asked.recall(apply_fn, params, asked.said(generate, params, key))
+found["reverse"].text.exact_E.mean(), found["reverse"].token.p_E.mean()
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+
+from dirasym import decoding
+from dirasym.analysis.alignment import Alignment, BlockOf, alignment
+from dirasym.analysis.recall import (
+    Among,
+    Cloze,
+    Ids,
+    TextRecall,
+    TokenRecall,
+    first_token_questions,
+    in_chunks,
+    paired_losses,
+    text_recall,
+    token_recall,
+)
+from dirasym.data import batching
+from dirasym.data.facts import FactSet, Query
+from dirasym.data.tokenizers import Tokenizer
+from dirasym.rows import call
+from dirasym.types import ApplyFn, Array, Params
+
+Generate = Callable[[Params, jax.Array, Array, Array], Array]
+
+
+class Recalled(NamedTuple):
+    """What a model makes of the questions of one direction, [E] each.
+
+    Attributes:
+      text: of what it says.
+      token: of the first token of each question's first answer.
+    """
+
+    text: TextRecall
+    token: TokenRecall
+
+    def summary(self) -> dict[str, float]:
+        """Means over questions, as results say them.
+
+        "percent" of exact matches, "begun_percent", "copied_percent"; "choice_percent" of the
+        questions where a choice can be asked, NaN where there is none; "p", the mean
+        probability, and "rank", the median one.
+        """
+        choice_E = self.token.choice_E[np.isfinite(self.token.choice_E)]
+        return {
+            "percent": 100 * np.mean(self.text.exact_E),
+            "begun_percent": 100 * np.mean(self.text.begun_E),
+            "copied_percent": 100 * np.mean(self.text.copied_E),
+            "choice_percent": 100 * np.mean(choice_E) if len(choice_E) else np.nan,
+            "p": np.mean(self.token.p_E),
+            "rank": np.median(self.token.rank_E),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Questions:
+    """The questions of a fact set in tokens: the forward ones, then the reverse ones.
+
+    Attributes:
+      queries: E questions.
+      sides: which of them are "forward", which "reverse".
+      tokens_EL, valid_EL: what is asked, filled up on the right, for a model to go on.
+      num_new: tokens that an answer may take.
+      first: by direction, the first token of each first answer and among what it is chosen
+        (see `recall.first_token_questions`). A masked model reads `num_new` [M] in its place.
+      tokenizer: its ids.
+      mask_id: [M]; None where a causal model is asked.
+    """
+
+    queries: tuple[Query, ...]
+    sides: dict[str, slice]
+    tokens_EL: np.ndarray
+    valid_EL: np.ndarray
+    num_new: int
+    first: dict[str, tuple[Cloze, Among]]
+    tokenizer: Tokenizer
+    mask_id: int | None
+
+    @classmethod
+    def of(
+        cls,
+        facts: FactSet,
+        tokenizer: Tokenizer,
+        *,
+        masked: bool,
+        num_new: int = 0,
+        max_len: int | None = None,
+    ) -> "Questions":
+        """The questions of a fact set.
+
+        Args:
+          facts: whose `forward` and `reverse` are asked.
+          tokenizer: of the model; with a `mask_id` if the model is masked.
+          masked: whether a masked model is asked, or a causal one.
+          num_new: tokens that an answer may take; 0: the longest right one and its end.
+          max_len: the model's context.
+
+        Raises:
+          ValueError: the longest question and its answer exceed the context, a masked model
+            without [M], or text that the tokenizer cannot hold (see `batching.split_answers`).
+        """
+        if masked and tokenizer.mask_id is None:
+            raise ValueError("a masked model needs [M], and its tokenizer has none: give a mask_id")
+        queries = facts.forward + facts.reverse
+        pairs = [(query.prompt, f" {answer}") for query in queries for answer in query.answers]
+        prompts, answers = batching.split_answers(tokenizer, *zip(*pairs, strict=True))
+        num_new = num_new or max(map(len, answers)) + 1
+        first = np.cumsum([0, *(len(query.answers) for query in queries)])[:-1]
+        tokens_EL, valid_EL = batching.pad([prompts[n] for n in first], tokenizer.pad_id)
+        needed = tokens_EL.shape[1] + num_new
+        if max_len is not None and needed > max_len:
+            raise ValueError(
+                f"the longest question and {num_new} tokens after it are {needed}, "
+                f"the context has {max_len}"
+            )
+        split = len(facts.forward)
+        return cls(
+            queries,
+            {"forward": slice(split), "reverse": slice(split, None)},
+            tokens_EL,
+            valid_EL,
+            num_new,
+            {
+                name: first_token_questions(side, tokenizer, masked=masked, num_new=num_new)
+                for name, side in (("forward", facts.forward), ("reverse", facts.reverse))
+            },
+            tokenizer,
+            tokenizer.mask_id if masked else None,
+        )
+
+    def generator(
+        self,
+        model_fn: Callable[..., Any],
+        *,
+        num_steps: int = 0,
+        block_length: int = 0,
+        remasking: Literal["low_confidence", "random"] = "low_confidence",
+    ) -> Generate:
+        """How a model answers, compiled: by `decoding.remask` if it is masked, else by `greedy`.
+
+        Args:
+          model_fn: a masked model's `apply_fn`, or a causal one's `extend_fn`.
+          num_steps: of a masked model; 0: one a token.
+          block_length: its tokens a block; 0: all are one.
+          remasking: see `decoding.remask`.
+
+        Raises:
+          ValueError: steps that do not divide into blocks, or tokens that do not.
+        """
+        if self.mask_id is None:
+            how = dict(num_new=self.num_new, eos_id=self.tokenizer.eos_id)
+            return jax.jit(
+                lambda params, key, *prompts: decoding.greedy(model_fn, params, *prompts, **how)
+            )
+        sizes = (self.num_new, num_steps or self.num_new, block_length or self.num_new)
+        decoding.check_blocks(*sizes)
+        how = dict(zip(("num_new", "num_steps", "block_length"), sizes, strict=True))
+        how |= dict(mask_id=self.mask_id, remasking=remasking)
+        return jax.jit(
+            lambda params, key, *prompts: decoding.remask(model_fn, params, *prompts, key, **how)
+        )
+
+    def said(
+        self, generate: Generate, params: Params, key: jax.Array, *, chunk_size: int = 64
+    ) -> list[str]:
+        """What the model says to each question, up to the end of text.
+
+        Args:
+          generate: (params, key, tokens_BL, valid_BL) -> ids [B, `num_new`].
+          params: the model's.
+          key: chunk number n is given `fold_in(key, n)`.
+          chunk_size: questions a call.
+        """
+        new_EN = in_chunks(
+            lambda number, *chunk: generate(params, jax.random.fold_in(key, number), *chunk),
+            (self.tokens_EL, self.valid_EL),
+            chunk_size,
+        )
+        texts = []
+        for row_N in new_EN:
+            end = np.flatnonzero(row_N == self.tokenizer.eos_id)
+            texts.append(self.tokenizer.decode(row_N[: end[0]] if len(end) else row_N))
+        return texts
+
+    def recall(
+        self, apply_fn: ApplyFn, params: Params, said: Sequence[str], *, chunk_size: int = 64
+    ) -> dict[str, Recalled]:
+        """By direction, what was `said` and what the model makes of the first tokens."""
+        found = {}
+        for name, side in self.sides.items():
+            prompts, answers = zip(*self.queries[side], strict=True)
+            questions, among = self.first[name]
+            reading = dict(mask_id=self.mask_id, among=among, chunk_size=chunk_size)
+            token = token_recall(apply_fn, params, questions, **reading)
+            found[name] = Recalled(text_recall(said[side], prompts, answers), token)
+        return found
+
+
+def pair_alignment(
+    apply_fn: ApplyFn,
+    params: Params,
+    pairs: tuple[Cloze, Cloze],
+    *,
+    mask_id: int | None = None,
+    variables: Callable[[Params], Params] = lambda params: params,
+    blocks: BlockOf = r"(embed|attention|mlp|head)",
+    chunk_size: int = 1,
+) -> Alignment:
+    """Gradients of the forward and the reverse question of each fact, compared.
+
+    Args:
+      apply_fn: the model.
+      params: those of its parameters with respect to which gradients are taken.
+      pairs: of `recall.paired_queries`.
+      mask_id: [M] of a masked model.
+      variables: from these parameters to all that `apply_fn` takes (`TrainState.variables`).
+      blocks: as of `alignment`.
+      chunk_size: facts at a time.
+    """
+
+    def of_params(params, tokens_BL, **optional):
+        return call(apply_fn, variables(params), tokens_BL, **optional)
+
+    losses = paired_losses(of_params, mask_id=mask_id)
+    return alignment(*losses, params, examples=pairs, blocks=blocks, chunk_size=chunk_size)
+
+
+def answer_tokens(facts: FactSet, tokenizer: Tokenizer, limit: int | None = None) -> list[Ids]:
+    """The first trained answers by their letters, each once, in tokens as they follow a prompt."""
+    prompts = {statement.answer: statement.prompt for statement in facts.train}
+    names = sorted(prompts)[:limit]
+    asked = [prompts[name] for name in names]
+    return batching.split_answers(tokenizer, asked, [f" {name}" for name in names])[1]

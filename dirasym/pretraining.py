@@ -1,0 +1,122 @@
+"""Training on rows of text, for the model that it ends with and that other runs start from."""
+
+import contextlib
+import dataclasses
+import functools
+import importlib.util
+import pathlib
+import pydoc_data.topics
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from dirasym import files, models, runs, training
+from dirasym.objectives import Objective
+from dirasym.types import Params
+from dirasym.workdir import WorkDir
+
+
+def documentation() -> str:
+    """English that every Python carries: the topics of its own documentation, in ASCII."""
+    text = "\n\n".join(pydoc_data.topics.topics.values())
+    return text.encode("ascii", "ignore").decode()
+
+
+def init_params(model: models.Transformer, key: jax.Array) -> Params:
+    """Parameters from nothing."""
+    return jax.jit(model.init)(key, np.zeros((1, 1), np.int32))["params"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretraining:
+    """Rows of text, a model and what is done to it; it ends in WORKDIR/model.
+
+    Attributes:
+      workdir: where it is trained; the directory around it exists.
+      identity: what it is known by.
+      model: its configuration must be one that Hugging Face's files can hold.
+      tokens_NL: int32; all tokens are scored.
+      objective, optimizer, num_steps, eval_every, batch_size: of the training.
+      start: from a seed's key to the parameters at step 0; None to begin from nothing.
+      summarize: as of `runs.Run`.
+      more_fields: of the model's config.json.
+      tokenizer_from: a directory whose tokenizer goes with the model.
+
+    Raises:
+      ValueError: safetensors, in which the model is kept, is missing.
+    """
+
+    workdir: pathlib.Path
+    identity: Mapping[str, Any]
+    model: models.Transformer
+    tokens_NL: np.ndarray
+    objective: Objective
+    optimizer: optax.GradientTransformation
+    num_steps: int
+    eval_every: int
+    batch_size: int
+    start: Callable[[jax.Array], Params] | None = None
+    summarize: Callable[[runs.History], Mapping[str, Any]] = lambda history: {}
+    more_fields: Mapping[str, Any] | None = None
+    tokenizer_from: str | None = None
+
+    def __post_init__(self):
+        if importlib.util.find_spec("safetensors") is None:
+            raise ValueError("pretraining needs safetensors: pip install 'dirasym[hf]'")
+
+    def init(self, seed: int) -> training.TrainState:
+        """Step 0."""
+        key = jax.random.key(seed)
+        if self.start is not None:
+            params = self.start(key)
+        else:
+            init_key, key = jax.random.split(key)
+            params = init_params(self.model, init_key)
+        apply_fn = models.make_apply_fn(self.model)
+        return training.create_state(apply_fn, params, self.optimizer, key)
+
+    def run(self) -> runs.Run:
+        """To be swept in its work directory."""
+        data = {"tokens_BL": self.tokens_NL}
+        return runs.Run(
+            self.identity,
+            data=lambda seed: data,
+            step=functools.partial(training.train_step, objective=self.objective),
+            num_steps=self.num_steps,
+            eval_every=self.eval_every,
+            batch_size=self.batch_size,
+            init=self.init,
+            summarize=self.summarize,
+            finish=self._save,
+        )
+
+    def _save(self, state: training.TrainState, folder: pathlib.Path) -> dict[str, Any]:
+        del folder
+        models.save_pretrained(
+            self.workdir / "model",
+            self.model,
+            state.params,
+            more_fields=self.more_fields,
+            tokenizer_from=self.tokenizer_from,
+        )
+        return {}
+
+    def params(self, **how: Any) -> Params:
+        """What it ends with, for a run that starts there: trained now if it is not done.
+
+        By a sweep of its own with seed 0 and `how` (see `runs.sweep`), which is resumed and kept
+        as any is; processes that want the same (shards) wait for one another. In a dry run
+        (under `jax.eval_shape`) nothing is trained.
+        """
+        if isinstance(jnp.zeros(()), jax.core.Tracer):
+            return self.init(0).params
+        with contextlib.ExitStack() as stack:
+            if jax.process_index() == 0:
+                lock = self.workdir.with_name(f".{self.workdir.name}.lock")
+                stack.enter_context(files.locked(lock, wait=True))
+            runs.sweep([self.run()], [0], WorkDir(self.workdir, self.identity), **how)
+        return models.load_pretrained(self.workdir / "model")[1]

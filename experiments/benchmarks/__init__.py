@@ -1,0 +1,1 @@
+"""How fast our programs are beside other ways of doing the same, on one machine."""

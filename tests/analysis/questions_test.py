@@ -1,0 +1,140 @@
+"""What a fact set asks, as a model reads it; known answers go through in tests/experiments."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dirasym.analysis import questions, recall
+from dirasym.analysis.questions import Questions
+from dirasym.data.facts import FactSet, Query, Statement
+from dirasym.data.tokenizers import Characters, Words
+
+FACTS = FactSet(
+    (Statement("Ann Bo's child is", "Cy"), Statement("Dee's child is", "Ed Fay Gil")),
+    (
+        Query("Ann Bo's child is", ("Cy", "Kim Lo Mae Ned Ole")),
+        Query("Dee's child is", ("Ed Fay",)),
+    ),
+    (Query("Cy's parent is", ("Ann Bo",)),),
+)
+WORDS = Words(FACTS.texts())
+
+
+def test_questions_are_the_forward_and_then_the_reverse_ones():
+    asked = Questions.of(FACTS, WORDS, masked=True)
+    assert asked.num_new == 6  # Kim Lo Mae Ned Ole, and the end
+    rows = [row[valid] for row, valid in zip(asked.tokens_EL, asked.valid_EL, strict=True)]
+    assert [WORDS.decode(row) for row in rows] == [query.prompt for query in asked.queries]
+    assert asked.queries == FACTS.forward + FACTS.reverse
+    assert [asked.queries[side] for side in asked.sides.values()] == [FACTS.forward, FACTS.reverse]
+    cloze, _ = asked.first["forward"]
+    assert (cloze.tokens_EL[0] == WORDS.mask_id).sum() == 6
+    assert WORDS.decode(cloze.target_E) == "Cy Ed"
+    cloze, _ = Questions.of(FACTS, WORDS, masked=False, num_new=2).first["reverse"]
+    assert WORDS.decode(cloze.tokens_EL[0]) == "Cy's parent is" and cloze.position_E == [3]
+
+
+def test_what_is_said_ends_at_the_end_of_text():
+    asked = Questions.of(FACTS, WORDS, masked=False)
+    keys = []
+
+    def generate(params, key, tokens_BL, valid_BL):
+        keys.append(jax.random.key_data(key).tolist())
+        says = {"Ann": "Cy", "Dee": "Ed Fay Gil Kim Lo Mae", "Cy": "Ann Bo"}
+        ids = [WORDS.encode([says[WORDS.decode(row[:1])]])[0] for row in np.asarray(tokens_BL)]
+        junk = WORDS.encode(["Ole"])[0]  # behind the end
+        return np.array([(row + [WORDS.eos_id] + junk * 6)[:6] for row in ids])
+
+    key = jax.random.key(3)
+    said = asked.said(generate, None, key, chunk_size=2)
+    assert said == ["Cy", "Ed Fay Gil Kim Lo Mae", "Ann Bo"]
+    want = [jax.random.key_data(jax.random.fold_in(key, n)).tolist() for n in (0, 1)]
+    assert keys == want
+
+
+def test_a_summary_takes_means_medians_and_leaves_out_what_cannot_be_asked():
+    found = questions.Recalled(
+        recall.TextRecall(np.array([1, 0, 0, 0]) > 0, np.array([1, 1, 0, 0]) > 0, np.arange(4) > 0),
+        recall.TokenRecall(
+            np.array([0.1, 0.2, 0.3, 0.8]), np.zeros(4), np.array([1, 9, 4, 2]),
+            np.array([1.0, 0.0, np.nan, 1.0]),
+        ),
+    )  # fmt: skip
+    got = found.summary()
+    assert list(got) == [
+        "percent",
+        "begun_percent",
+        "copied_percent",
+        "choice_percent",
+        "p",
+        "rank",
+    ]
+    np.testing.assert_allclose(list(got.values()), [25, 50, 75, 200 / 3, 0.35, 3])
+    none = found.token._replace(choice_E=np.full(4, np.nan))
+    assert np.isnan(found._replace(token=none).summary()["choice_percent"])
+
+
+def test_questions_that_cannot_be_are_named():
+    with pytest.raises(ValueError, match="and 6 tokens after it are 11, the context has 10"):
+        Questions.of(FACTS, WORDS, masked=True, max_len=10)
+    Questions.of(FACTS, WORDS, masked=True, max_len=11)
+    with pytest.raises(ValueError, match=r"needs \[M\]"):
+        Questions.of(FACTS, Characters(), masked=True)
+    asked = Questions.of(FACTS, WORDS, masked=True)
+    with pytest.raises(ValueError, match="6 new tokens do not divide into blocks of 4"):
+        asked.generator(lambda params, tokens_BL: None, block_length=4)
+    with pytest.raises(ValueError, match="4 steps do not divide into 3 blocks"):
+        asked.generator(lambda params, tokens_BL: None, block_length=2, num_steps=4)
+
+
+def test_answers_are_read_once_each_as_they_follow_their_prompt():
+    facts = FACTS._replace(train=FACTS.train * 2)
+    tokens = questions.answer_tokens(facts, WORDS)
+    assert [WORDS.decode(row) for row in tokens] == ["Cy", "Ed Fay Gil"]
+    assert len(questions.answer_tokens(facts, WORDS, 1)) == 1
+
+
+def test_gradients_are_of_what_is_trained_alone():
+    """−log softmax(a·b·x): of a with b frozen at 2, ⟨,⟩ is 4 times that of b = 1 at a·b = 1."""
+    pairs = recall.paired_queries(FACTS, WORDS, masked=True)
+    x_V = jnp.arange(WORDS.vocab_size) / 10
+
+    def apply_fn(params, tokens_BL):
+        return (params["head"] * params["frozen"] * x_V)[None, None].repeat(
+            tokens_BL.shape[1], axis=1
+        )
+
+    inner = []
+    for head, frozen in ((1.0, 1.0), (0.5, 2.0)):
+        got = questions.pair_alignment(
+            lambda params, tokens_BL, valid_BL: apply_fn(params, tokens_BL),
+            {"head": jnp.float32(head)},
+            pairs,
+            mask_id=WORDS.mask_id,
+            variables=lambda trained, frozen=frozen: {**trained, "frozen": jnp.float32(frozen)},
+        )
+        assert set(got.inner) == {"head", "total"}
+        inner.append(np.asarray(got.inner["head"]))
+    np.testing.assert_allclose(inner[1], 4 * inner[0], rtol=1e-5)
+
+
+def test_ten_thousand_facts_are_asked_in_seconds():
+    names = [f"n{number}" for number in range(20_000)]
+    pairs = list(zip(names[::2], names[1::2], strict=True))
+    facts = FactSet(
+        tuple(Statement(f"{a}'s child is", b) for a, b in pairs),
+        tuple(Query(f"{a}'s child is", (b,)) for a, b in pairs),
+        tuple(Query(f"{b}'s parent is", (a,)) for a, b in pairs),
+    )
+    start = time.process_time()
+    words = Words(facts.texts())
+    asked = Questions.of(facts, words, masked=True)
+    forward, reverse = recall.paired_queries(facts, words, masked=True)
+    taken = time.process_time() - start
+    assert len(forward.target_E) == len(reverse.target_E) == len(pairs)
+    assert asked.first["reverse"][1].is_asked_E.all()
+    assert len(recall.paired_queries(facts, words, masked=True, limit=3)[0].target_E) == 3
+    assert taken < 60, taken
