@@ -82,7 +82,7 @@ class Stopping:
 
     def fetch(self, tree: Any) -> Any:
         """Arrays on the host; while they are computed, signals are heard."""
-        leaves = [x for x in jax.tree.leaves(tree) if isinstance(x, jax.Array)]
+        leaves: list[Any] = [x for x in jax.tree.leaves(tree) if isinstance(x, jax.Array)]
         if jax.process_count() == 1:
             while not all(x.is_ready() for x in leaves):
                 time.sleep(0.002)

@@ -71,6 +71,7 @@ class ApplyFn(Protocol):
         self,
         params: Params,
         tokens_BL: Array,
+        /,
         *,
         valid_BL: Array | None = None,
         rows_R: Array | None = None,

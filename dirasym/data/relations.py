@@ -196,7 +196,7 @@ def _entities(
     count = min(size**word_size, 2 * size)
     entities = []
     for alphabet in alphabets:
-        words = {}  # keeps the order of drawing
+        words: dict[tuple, None] = {}  # keeps the order of drawing
         while len(words) < count:
             words[tuple(rng.choice(alphabet, word_size))] = None
         entities.append(np.array(list(words)))

@@ -50,7 +50,7 @@ class Tokenizer(Protocol):
 class Characters:
     """One id a character, by default printable ASCII and the newline. Needs no file."""
 
-    mask_id = None
+    mask_id: int | None = None
 
     def __init__(self, symbols: str = "\n" + "".join(map(chr, range(32, 127)))):
         self.symbols = symbols
@@ -323,8 +323,8 @@ def from_directory(directory: str | os.PathLike, *, mask_id: int | None = None) 
         raise ValueError(
             f"{directory}: the tokenizer has {_num_tokens(tokenizer)} tokens, the embedding {size}"
         )
-    named = [directory / name for name in ("tokenizer_config.json", "special_tokens_map.json")]
-    named = [readers.read_json(file) for file in named if file.is_file()]
+    files = [directory / name for name in ("tokenizer_config.json", "special_tokens_map.json")]
+    named = [readers.read_json(file) for file in files if file.is_file()]
     ids = {}
     for name in ("eos", "pad", "mask"):
         given = fields.get(f"{name}_token_id")

@@ -108,7 +108,7 @@ class _Interceptor:
     def __init__(self, config: LoRAConfig):
         self._config = config
         # Inputs of fused layers and their products with A, by path: the siblings reuse them.
-        self._products: dict[tuple[str, ...], tuple[jax.Array, jax.Array]] = {}
+        self._products: dict[tuple[str, ...], tuple[Any, Any]] = {}
         self.matched = False
 
     def __call__(self, next_fun, args, kwargs, context):
@@ -131,7 +131,8 @@ class _Interceptor:
 
     def _product(self, layer: nn.Module, layer_input: jax.Array, x: jax.Array) -> jax.Array:
         """dropout(x) A, computed once for fused layers that are given the same input."""
-        config, scope, name = self._config, layer.scope, "a"
+        config, name = self._config, "a"
+        scope: Any = layer.scope
         fused = layer.name in config.fused
         if fused:
             scope, name = scope.parent, FUSED_A

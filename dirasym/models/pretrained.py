@@ -108,7 +108,8 @@ def assemble(
 
     params: dict[str, jax.Array] = {}
     key_of: dict[str, str] = {}
-    tied_key, tied_value = None, None
+    tied_key: str | None = None
+    tied_value: np.ndarray | None = None
     for path, key, tensor in tensors:
         name = layout.bare(key)
         if name in layout.buffers:
@@ -139,7 +140,7 @@ def assemble(
     if missing:
         keys = "key" if len(missing) == 1 else "keys"
         raise ValueError(f"{source}: missing {keys} {', '.join(missing)}")
-    if tied_key is not None:
+    if tied_value is not None:
         embedding = np.asarray(params["embed/embedding"])
         if not np.array_equal(embedding, tied_value.astype(embedding.dtype)):
             raise ValueError(f"{source}: {tied_key} differs from the embedding that it is tied to")

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import flax.linen as nn
 import jax
@@ -289,7 +289,11 @@ def apply_extend(model: nn.Module, variables: Params, cache: Any, tokens_BL, sta
 
 def make_tokens_apply_fn(model: nn.Module) -> ApplyFn:
     """A model that takes token ids and nothing else, as an `ApplyFn` of its "params" collection."""
-    return lambda params, tokens_BL: model.apply({"params": params}, tokens_BL)
+
+    def apply_fn(params: Params, tokens_BL):
+        return model.apply({"params": params}, tokens_BL)
+
+    return cast(ApplyFn, apply_fn)  # callers pass what it names
 
 
 def make_internals_fn(model: Transformer) -> Callable[[Params, Any], dict[str, jax.Array]]:
