@@ -105,12 +105,12 @@ class Pretraining:
         )
         return {}
 
-    def params(self, **how: Any) -> Params:
+    def params(self, how: Callable[[], Mapping[str, Any]] = dict) -> Params:
         """What it ends with, for a run that starts there: trained now if it is not done.
 
-        By a sweep of its own with seed 0 and `how` (see `runs.sweep`), which is resumed and kept
-        as any is; processes that want the same (shards) wait for one another. In a dry run
-        (under `jax.eval_shape`) nothing is trained.
+        By a sweep of its own with seed 0, which is resumed and kept as any is; processes that
+        want the same (shards) wait for one another. In a dry run (under `jax.eval_shape`) nothing
+        is trained, and `how`, which gives keywords of `runs.sweep`, is not called.
         """
         if isinstance(jnp.zeros(()), jax.core.Tracer):
             return self.init(0).params
@@ -118,5 +118,5 @@ class Pretraining:
             if jax.process_index() == 0:
                 lock = self.workdir.with_name(f".{self.workdir.name}.lock")
                 stack.enter_context(files.locked(lock, wait=True))
-            runs.sweep([self.run()], [0], WorkDir(self.workdir, self.identity), **how)
+            runs.sweep([self.run()], [0], WorkDir(self.workdir, self.identity), **how())
         return models.load_pretrained(self.workdir / "model")[1]

@@ -193,3 +193,13 @@ def attention(panels: Mapping[str, Mapping[str, np.ndarray]]):
         if heads_SLNT.shape[1] <= 8:
             ax.legend()
     return figure
+
+
+def plot_intervals(axes, x: Sequence[float], intervals: Sequence[Any], label: str) -> None:
+    """Means as points joined by a line, with bars as wide as their intervals where there are any.
+
+    `intervals` are those of `metrics`.
+    """
+    means = [interval.mean for interval in intervals]
+    half_widths = np.nan_to_num([interval.half_width for interval in intervals])
+    axes.errorbar(x, means, half_widths, marker="o", ms=4, capsize=3, label=label)

@@ -22,6 +22,7 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dirasym.types import ApplyFn, Array, Params, Rngs
 
@@ -50,6 +51,17 @@ def masked_share(batch_size: int, length: int) -> float:
     Half of the tokens are masked on average, with a variance of 1 / (6·B·L) of the share.
     """
     return min(1.0, 0.5 + 3 * math.sqrt(1 / (6 * batch_size * length)))
+
+
+def usual_share(wanted_NL: Array, batch_size: int) -> float:
+    """A capacity for batches drawn from so many rows: the share of their positions that is wanted.
+
+    One batch in ten thousand wants more (four standard deviations of the mean), which costs
+    time and nothing else.
+    """
+    count_N = np.sum(wanted_NL, axis=1)
+    most = count_N.mean() + 4 * count_N.std() / math.sqrt(batch_size)
+    return min(1.0, float(most) / wanted_NL.shape[1])
 
 
 def call(

@@ -1,6 +1,8 @@
 """Ends a sweep cleanly: at a signal, at Ctrl-C, or before a time limit."""
 
 import contextlib
+import contextvars
+import math
 import signal
 import threading
 import time
@@ -25,6 +27,9 @@ class Stopping:
     A signal lets the segment at hand (steps up to the next evaluation) end and be saved. One
     that takes longer than `GRACE`, or a second signal, ends it at once: the run then goes on
     from the checkpoint before. Several processes of one run stop at the same step.
+
+    Inside of another (a run that needs a model which a sweep of its own trains) it also keeps
+    the other's time, and tells it of signals.
     """
 
     def __init__(self, time_limit: float | None = None):
@@ -35,12 +40,19 @@ class Stopping:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Stopping":
+        self._outer = _INNERMOST.get()
+        self._token = _INNERMOST.set(self)
+        if self._outer is not None and self._outer._deadline is not None:
+            self._deadline = min(self._outer._deadline, self._deadline or math.inf)
         if threading.current_thread() is threading.main_thread():  # elsewhere Python forbids it
             self._before = {s: signal.signal(s, self._heard) for s in _SIGNALS}
             self._before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._out_of_patience)
         return self
 
     def __exit__(self, *_) -> None:
+        _INNERMOST.reset(self._token)
+        if self._outer is not None:
+            self._outer._reason = self._outer._reason or self._reason
         if self._before:
             signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in self._before.items():
@@ -97,3 +109,8 @@ class Stopping:
             reason = reason or ("another process" if asked.any() else "")
         if reason:
             raise Stopped(f"stopped by {reason}: {where}; the same command resumes it")
+
+
+_INNERMOST: contextvars.ContextVar[Stopping | None] = contextvars.ContextVar(
+    "innermost", default=None
+)

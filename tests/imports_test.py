@@ -11,7 +11,7 @@ ORDER = (  # each imports those before it alone
     *("data", "rows", "models", "objectives", "decoding", "metrics", "likelihood"),
     *("training", "sharding", "compile", "devices", "seeds", "checkpoints"),
     *("finetuning", "stopping", "progress", "workdir", "runs", "analysis", "pretraining"),
-    *("report", "reading"),
+    *("world_a", "report", "reading"),
 )
 FORBIDDEN = {  # though they come before it
     "models": ["data"],

@@ -329,3 +329,17 @@ def test_the_example_of_the_docs_is_killed_and_resumes(tmp_path):
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert finish(cut) == want
+
+
+def test_a_sweep_inside_a_sweep_keeps_its_time_and_tells_it_of_signals():
+    with stopping.Stopping(time_limit=0), stopping.Stopping(time_limit=9) as inner:
+        with pytest.raises(stopping.Stopped, match="the time limit"):
+            inner.check("here")
+    with stopping.Stopping() as outer:
+        with stopping.Stopping() as inner:
+            inner.check("here")
+            signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(stopping.Stopped, match="SIGTERM"):
+            outer.check("here")
+    with stopping.Stopping() as alone:
+        alone.check("here")

@@ -14,6 +14,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from dirasym.analysis.factored import (
     Gradient,
@@ -231,6 +232,34 @@ def first_order_transfer(
         return loss_rev(jax.tree.map(lambda p, g: p - rate * g, params, step))
 
     return Transfer(-rates * slope, jax.lax.map(after, rates) - start)
+
+
+def compare_steps(
+    loss_fwd: Loss,
+    loss_rev: Loss,
+    params: Params,
+    optimizer: optax.GradientTransformation,
+    opt_state: optax.OptState,
+    *,
+    blocks: BlockOf = None,
+) -> dict[str, jax.Array]:
+    """What each of two losses would do to the parameters at one moment of training.
+
+    Returns:
+      Per block, and for all in "total": "cosine/BLOCK" of their gradients, "norm_forward/BLOCK"
+      and "norm_inverse/BLOCK" of these, and "update_forward/BLOCK" and "update_inverse/BLOCK",
+      ‖update‖ / ‖weights‖ of the optimizer's step on each loss alone.
+    """
+    compared = alignment(loss_fwd, loss_rev, params, blocks=blocks)
+    found = {
+        "cosine": compared.cosine,
+        "norm_forward": compared.norm_fwd,
+        "norm_inverse": compared.norm_rev,
+    }
+    for name, loss in (("update_forward", loss_fwd), ("update_inverse", loss_rev)):
+        updates, _ = optimizer.update(jax.grad(loss)(params), opt_state, params)
+        found[name] = update_ratios(updates, params, blocks=blocks)
+    return {f"{name}/{block}": x for name, values in found.items() for block, x in values.items()}
 
 
 def update_ratios(

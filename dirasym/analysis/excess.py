@@ -7,7 +7,7 @@ model can represent: see `exact_floor`. Its zero is reached by an oracle and by 
 
 import math
 from collections.abc import Hashable, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -109,6 +109,109 @@ def clean_loss(
 
     nats = jax.lax.map(batch_nats, jnp.arange(0, num_examples, batch_size))
     return jnp.sum(nats / num_examples)
+
+
+class Case(NamedTuple):
+    """A map in one direction as a model reads it.
+
+    Attributes:
+      of: the map.
+      direction: of it.
+      data: `Batch` fields [n, ..], a row a pair.
+      floor: the least loss that they allow the model's factorisation.
+    """
+
+    of: string_maps.StringMap
+    direction: string_maps.Direction
+    data: dict[str, Any]
+    floor: Floor
+
+
+def make_case(
+    of: string_maps.StringMap,
+    direction: string_maps.Direction,
+    data: dict[str, Any],
+    kind: FloorKind,
+    *,
+    length_known: bool = False,
+) -> Case:
+    """The case of these rows, with the floor of their scored tokens: see `exact_floor`."""
+    rows = zip(data["tokens_BL"], data["scored_BL"], strict=True)
+    targets = [tokens_L[scored_L].tolist() for tokens_L, scored_L in rows]
+    sources, _ = of.oriented(direction)
+    return Case(of, direction, data, exact_floor(sources, targets, kind, length_known=length_known))
+
+
+def epoch_losses(
+    loss_T: np.ndarray, count_T: np.ndarray, num_epochs: int, num_examples: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Training losses of each epoch: (mean of its batches' losses, Σ nats / examples).
+
+    The first is the paper's, where a small last batch weighs as much as a whole one; the second
+    is in nats per string.
+
+    Args:
+      loss_T: of each step, nats per count.
+      count_T: of each step, e.g. scored tokens.
+      num_epochs: each of equally many steps.
+      num_examples: of an epoch.
+    """
+    steps = (num_epochs, -1)
+    nats_T = np.float64(loss_T) * count_T  # 40000 pairs are many to add
+    means, sums = loss_T.reshape(steps).mean(axis=1), nats_T.reshape(steps).sum(axis=1)
+    return means, sums / num_examples
+
+
+def in_all_units(
+    case: Case, token_means: np.ndarray, train_nats: np.ndarray, clean_nats: np.ndarray
+) -> dict[str, Any]:
+    """A run's excess loss in every unit, with all that it is made of, as JSON values.
+
+    Args:
+      case: what was learned.
+      token_means: the paper's training loss of each epoch, nats per token.
+      train_nats: of each epoch, nats per string.
+      clean_nats: of each evaluation, nats per string, the weights still.
+
+    Returns:
+      "excess_loss", the published number (mean loss per token − `theoretical_min`);
+      "excess_nats_per_string" of training and "eval_excess_nats_per_string", above the floor;
+      "excess_bits_per_stored_bit", of the latter; curves of these; floors and bits.
+    """
+    floor, bits = case.floor, case.of.bits_to_store(case.direction)
+    published = case.of.published_floor(case.direction)
+    train, clean = (np.float64(x) - floor.nats_per_string for x in (train_nats, clean_nats))
+    return {
+        "theoretical_min": published,
+        "excess_loss": float(token_means[-1]) - published,
+        "excess_nats_per_string": float(train[-1]),
+        "eval_excess_nats_per_string": float(clean[-1]),
+        "floor_nats_per_string": floor.nats_per_string,
+        "floor_kind": floor.kind,
+        "tokens_per_target": floor.tokens_per_target,
+        "bits_to_store_per_pair": bits,
+        "excess_bits_per_stored_bit": excess_bits_per_stored_bit(float(clean[-1]), bits),
+        "train_curve": token_means.tolist(),
+        "excess_nats_per_string_curve": train.tolist(),
+        "eval_excess_nats_per_string_curve": clean.tolist(),
+    }
+
+
+def half_learned(epoch_T: Sequence[float], excess_T: Sequence[float]) -> float:
+    """The epoch at which the excess falls to half of its first value; NaN if it does not.
+
+    Between two evaluations by a straight line.
+
+    Example:
+      >>> half_learned([0, 10, 20], [8.0, 6.0, 2.0])
+      15.0
+    """
+    excess_T, half = np.asarray(excess_T, float), excess_T[0] / 2
+    below = np.flatnonzero(excess_T <= half)
+    if len(below) == 0 or below[0] == 0:
+        return math.nan
+    last = slice(below[0] - 1, below[0] + 1)
+    return float(np.interp(-half, -excess_T[last], epoch_T[last]))
 
 
 def excess_bits_per_stored_bit(excess_nats_per_string: float, bits_per_pair: float) -> float:

@@ -14,15 +14,24 @@ Three numbers belong to a direction, and they are not the same number:
 Entropies are those of the data set itself, in nats per string.
 """
 
+import dataclasses
+import functools
 import math
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
+from itertools import chain
+from typing import Literal
 
 import numpy as np
+
+from dirasym.data.batching import encode_rows
+from dirasym.data.tokenizers import Tokenizer
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 Pairs = tuple[list[str], list[str]]
+Direction = Literal["forward", "inverse"]
+DIRECTIONS: tuple[Direction, ...] = ("forward", "inverse")
 
 
 def generate_pairs(K: int, n_pairs: int, str_len: int, seed: int) -> Pairs:
@@ -96,6 +105,57 @@ def _distinct_strings(rng: np.random.RandomState, count: int, str_len: int) -> l
     return list(strings)[:count]
 
 
+@dataclasses.dataclass(frozen=True)
+class StringMap:
+    """A map with both of its directions, known by its numbers; its pairs are drawn when asked for.
+
+    Attributes:
+      K: how many A share a B; in an exchangeable map, also how many B share an A.
+      n_pairs, str_len, seed: as of `generate_pairs`.
+      exchangeable: the control, `exchangeable_pairs`.
+
+    Raises:
+      ValueError: as these two.
+
+    Example:
+      >>> (a, *_), (b, *_) = StringMap(5, 50, seed=47).oriented("inverse")
+      >>> texts([a], [b])
+      (['x: osr2i580 y:'], [' hghiiqxq'])
+    """
+
+    K: int
+    n_pairs: int
+    str_len: int = 8
+    seed: int = 0
+    exchangeable: bool = False
+
+    def __post_init__(self):
+        self.bits_to_store("forward")  # names what cannot be
+
+    @functools.cached_property
+    def pairs(self) -> Pairs:
+        """(A, B)."""
+        generate = exchangeable_pairs if self.exchangeable else generate_pairs
+        return generate(self.K, self.n_pairs, self.str_len, self.seed)
+
+    def oriented(self, direction: Direction) -> Pairs:
+        """(sources, targets)."""
+        first, second = self.pairs
+        return (first, second) if direction == "forward" else (second, first)
+
+    def published_floor(self, direction: Direction) -> float:
+        """What the paper subtracts from the mean loss per token: ln K, or 0 for a function."""
+        is_function = direction == "forward" and not self.exchangeable
+        return 0.0 if is_function else math.log(self.K)
+
+    def bits_to_store(self, direction: Direction) -> float:
+        """log₂ of how many maps the direction could have been, per pair."""
+        if self.exchangeable:
+            return exchangeable_bits_to_store(self.K, self.n_pairs, self.str_len)
+        both = bits_to_store(self.K, self.n_pairs, self.str_len)
+        return both[DIRECTIONS.index(direction)]
+
+
 def to_ids(strings: Sequence[str]) -> np.ndarray:
     """Places of their characters in the alphabet: int32 [n, length], for equal lengths."""
     place = {character: n for n, character in enumerate(ALPHABET)}
@@ -108,6 +168,22 @@ def texts(sources: Sequence[str], targets: Sequence[str]) -> tuple[list[str], li
     Loss falls on the answer alone; its leading space is part of it.
     """
     return [f"x: {source} y:" for source in sources], [f" {target}" for target in targets]
+
+
+def encode(
+    tokenizer: Tokenizer, maps: Iterable[StringMap]
+) -> dict[tuple[StringMap, Direction], dict[str, np.ndarray]]:
+    """Both directions of the maps as rows of one length: see `texts` and `encode_rows`.
+
+    Raises:
+      ValueError: as `encode_rows`.
+    """
+    keys = [(of, direction) for of in maps for direction in DIRECTIONS]
+    sources, targets = zip(*(of.oriented(direction) for of, direction in keys), strict=True)
+    rows = encode_rows(tokenizer, *texts([*chain(*sources)], [*chain(*targets)]))
+    ends = np.cumsum([of.n_pairs for of, _ in keys])[:-1]
+    parts = {name: np.split(x, ends) for name, x in rows.items()}
+    return {key: {name: x[n] for name, x in parts.items()} for n, key in enumerate(keys)}
 
 
 def joint_floor(sources: Sequence[Hashable], targets: Sequence[Hashable]) -> float:

@@ -6,6 +6,13 @@ from typing import Any
 from dirasym.models import layers
 from dirasym.models.transformer import TransformerConfig
 
+GPT2_SIZES: dict[str, dict[str, int]] = {
+    "gpt2": dict(num_layers=12, width=768, num_heads=12),
+    "gpt2-medium": dict(num_layers=24, width=1024, num_heads=16),
+    "gpt2-large": dict(num_layers=36, width=1280, num_heads=20),
+    "gpt2-xl": dict(num_layers=48, width=1600, num_heads=25),
+}
+
 
 def radd(vocab_size: int, **overrides) -> TransformerConfig:
     """RADD's encoder (Ou et al., 2025) at the size of the toy task: one layer, width 256.

@@ -1,3 +1,4 @@
+import doctest
 import itertools
 import math
 import os
@@ -134,3 +135,41 @@ def test_bits_count_the_maps_of_a_small_world():
 
 def test_texts():
     assert string_maps.texts(["ab12"], ["cd34"]) == (["x: ab12 y:"], [" cd34"])
+
+
+@pytest.mark.parametrize("exchangeable", [False, True])
+def test_a_map_has_both_directions(exchangeable):
+    of = string_maps.StringMap(5, 50, 4, seed=3, exchangeable=exchangeable)
+    make = string_maps.exchangeable_pairs if exchangeable else string_maps.generate_pairs
+    first, second = make(5, 50, 4, 3)
+    assert of.oriented("forward") == (first, second)
+    assert of.oriented("inverse") == (second, first)
+    floors = [of.published_floor(direction) for direction in string_maps.DIRECTIONS]
+    assert floors == ([math.log(5)] * 2 if exchangeable else [0.0, math.log(5)])
+    bits = tuple(of.bits_to_store(direction) for direction in string_maps.DIRECTIONS)
+    if exchangeable:
+        assert bits == (string_maps.exchangeable_bits_to_store(5, 50, 4),) * 2
+    else:
+        assert bits == string_maps.bits_to_store(5, 50, 4) and bits[0] < bits[1]
+    with pytest.raises(ValueError, match="multiple of"):
+        string_maps.StringMap(5, 49, exchangeable=exchangeable)
+
+
+def test_maps_become_rows_of_one_length():
+    tokenizer = tokenizers.Characters()
+    maps = [string_maps.StringMap(1, 4, 3), string_maps.StringMap(2, 6, 5)]
+    rows = string_maps.encode(tokenizer, maps)
+    assert list(rows) == [(of, d) for of in maps for d in string_maps.DIRECTIONS]
+    for (of, direction), fields in rows.items():
+        assert {x.shape for x in fields.values()} == {(of.n_pairs, 17)}
+        for source, target, tokens, scored, valid in zip(
+            *of.oriented(direction),
+            *(fields[f"{n}_BL"] for n in ("tokens", "scored", "valid")),
+            strict=True,
+        ):
+            assert tokenizer.decode(tokens[valid]) == f"x: {source} y: {target}"
+            assert tokenizer.decode(tokens[scored]) == f" {target}"
+
+
+def test_the_examples_of_the_docstrings():
+    assert doctest.testmod(string_maps).failed == 0
