@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+import os
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -54,6 +55,23 @@ def can_draw() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
+def _matplotlib():
+    """The library, whatever MPLBACKEND says: a notebook's may not exist here, and none is needed.
+
+    Raises:
+      ImportError: it is missing; says which extra has it.
+    """
+    if not can_draw():
+        raise ImportError("figures need matplotlib: pip install 'dirasym[plots]'")
+    backend = os.environ.pop("MPLBACKEND", None)
+    try:
+        import matplotlib.figure
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
+    return matplotlib
+
+
 def new_figure(rows: int = 1, columns: int = 1, size: tuple[float, float] = (4.0, 3.0)):
     """A figure and its axes [rows, columns], in the house style.
 
@@ -62,11 +80,7 @@ def new_figure(rows: int = 1, columns: int = 1, size: tuple[float, float] = (4.0
     Raises:
       ImportError: matplotlib is missing; says which extra has it.
     """
-    if not can_draw():
-        raise ImportError("figures need matplotlib: pip install 'dirasym[plots]'")
-    import matplotlib
-    import matplotlib.figure
-
+    matplotlib = _matplotlib()
     with matplotlib.rc_context(STYLE):
         size = (size[0] * columns, size[1] * rows)
         figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
@@ -75,10 +89,8 @@ def new_figure(rows: int = 1, columns: int = 1, size: tuple[float, float] = (4.0
 
 def save_figure(figure, directory: pathlib.Path, name: str) -> pathlib.Path:
     """Writes NAME.png and NAME.pdf and returns the path of the PNG."""
-    import matplotlib
-
     directory.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context(STYLE):
+    with _matplotlib().rc_context(STYLE):
         figure.savefig(directory / f"{name}.pdf")
         figure.savefig(directory / f"{name}.png", dpi=160)
     return directory / f"{name}.png"
