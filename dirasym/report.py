@@ -1,6 +1,5 @@
 """From results and curves to tables and figures. Reads files and arrays; no JAX here."""
 
-import importlib.util
 import math
 import os
 import pathlib
@@ -51,21 +50,25 @@ def select(results: Iterable[Mapping[str, Any]], **values: Any) -> list[Mapping[
 
 
 def can_draw() -> bool:
-    """Whether matplotlib is there."""
-    return importlib.util.find_spec("matplotlib") is not None
+    """Whether matplotlib is there, and can be imported."""
+    try:
+        _matplotlib()
+    except ImportError:
+        return False
+    return True
 
 
 def _matplotlib():
     """The library, whatever MPLBACKEND says: a notebook's may not exist here, and none is needed.
 
     Raises:
-      ImportError: it is missing; says which extra has it.
+      ImportError: it is missing or broken; says which extra has it.
     """
-    if not can_draw():
-        raise ImportError("figures need matplotlib: pip install 'dirasym[plots]'")
     backend = os.environ.pop("MPLBACKEND", None)
     try:
         import matplotlib.figure
+    except ImportError as error:
+        raise ImportError("figures need matplotlib: pip install 'dirasym[plots]'") from error
     finally:
         if backend is not None:
             os.environ["MPLBACKEND"] = backend
