@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -42,6 +46,46 @@ def test_every_seed_is_drawn_and_their_mean():
     assert [line.get_label() for line in axes[0, 0].get_lines()].count("two seeds") == 1
     report.plot_seeds(axes[0, 0], x_T, y_TS[:, :1], "one seed")
     assert len(axes[0, 0].get_lines()) == 4  # its mean is the seed
+
+
+def test_boxes_and_bands_hold_their_arrays():
+    pytest.importorskip("matplotlib")
+    _, axes = report.new_figure(1, 2)
+    values_TX = np.array([[1.0, 2.0, 3.0, np.nan], [10.0, 30.0, 20.0, 40.0]])
+    report.plot_boxes(axes[0, 0], np.array([0, 100]), values_TX)
+    medians = [line for line in axes[0, 0].get_lines() if len(set(line.get_ydata())) == 1]
+    found = {(line.get_xdata().mean(), line.get_ydata()[0]) for line in medians}
+    assert {(0.0, 2.0), (100.0, 25.0)} <= found
+    report.plot_band(axes[0, 1], [1, 2], [5.0, 6.0], [4.0, 5.5], [7.0, 9.0])
+    (line,) = axes[0, 1].get_lines()
+    np.testing.assert_array_equal(line.get_ydata(), [5, 6])
+    (band,) = axes[0, 1].collections
+    corners = {tuple(point) for point in band.get_paths()[0].vertices}
+    assert {(1, 4), (1, 7), (2, 5.5), (2, 9)} <= corners
+
+
+def test_a_report_without_matplotlib_keeps_its_text(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(report, "can_draw", lambda: False)
+    report.write(tmp_path, "# Title", {"one": lambda: 1 / 0}, printed="| table |")
+    text = (tmp_path / "report.md").read_text()
+    assert text.startswith("# Title\n\nNo figures") and "pip install" in text
+    assert capsys.readouterr().out.splitlines() == ["| table |", str(tmp_path / "report.md")]
+
+
+def test_a_backend_that_is_not_there_does_not_matter(tmp_path):
+    pytest.importorskip("matplotlib")
+    script = "from dirasym import report; print(report.can_draw()); report.new_figure()"
+    env = os.environ | {"MPLBACKEND": "module://no.such.backend"}
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True)
+    assert done.stdout == "True\n" and done.returncode == 0, done.stderr
+
+
+def test_the_plan_says_hours_at_a_rate():
+    line = {"run": "a", "seeds": 2, "steps": 10, "parameters": 5, "flops": 7.2e15}
+    header, _, row, rate = report.plan_table([line], 1e12).splitlines()
+    assert header == "| run | seeds | steps | parameters | flops | hours, at least |"
+    assert row == "| a | 2 | 10 | 5 | 7.2e+15 | 2 |" and "1000 GFLOP/s" in rate
+    assert report.plan_table([], 1.0) == "nothing to train"
 
 
 def test_committed_results_draw_the_figures_of_the_docs(tmp_path):
