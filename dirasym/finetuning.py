@@ -77,7 +77,7 @@ class Trainable:
         """
         init_key, run_key = jax.random.split(jax.random.key(seed))
         frozen = None
-        if self.adapters is not None:
+        if isinstance(self.module, LoRA):
             params = {"lora": lora.init_adapters(self.module, self.base, init_key)}
             frozen = {"params": self.base}
         elif self.base is not None:

@@ -81,7 +81,7 @@ class Pretraining:
 
     def run(self) -> runs.Run:
         """To be swept in its work directory."""
-        data = {"tokens_BL": self.tokens_NL}
+        data: training.Data = {"tokens_BL": self.tokens_NL}
         return runs.Run(
             self.identity,
             data=lambda seed: data,

@@ -32,6 +32,7 @@ TARGETS = [
     "dirasym/analysis/attention.py",
     "dirasym/analysis/excess.py",
     "dirasym/analysis/factored.py",
+    "dirasym/analysis/questions.py",
     "dirasym/analysis/recall.py",
     "experiments/*_report.py",
     "experiments/reports/*.py",

@@ -18,7 +18,6 @@ from dirasym.analysis.alignment import Alignment, BlockOf, alignment
 from dirasym.analysis.recall import (
     Among,
     Cloze,
-    Ids,
     TextRecall,
     TokenRecall,
     first_token_questions,
@@ -160,17 +159,28 @@ class Questions:
         Raises:
           ValueError: steps that do not divide into blocks, or tokens that do not.
         """
-        if self.mask_id is None:
-            how = dict(num_new=self.num_new, eos_id=self.tokenizer.eos_id)
+        new, eos_id, mask_id = self.num_new, self.tokenizer.eos_id, self.mask_id
+        if mask_id is None:
             return jax.jit(
-                lambda params, key, *prompts: decoding.greedy(model_fn, params, *prompts, **how)
+                lambda params, key, tokens_BL, valid_BL: decoding.greedy(
+                    model_fn, params, tokens_BL, valid_BL, num_new=new, eos_id=eos_id
+                )
             )
-        sizes = (self.num_new, num_steps or self.num_new, block_length or self.num_new)
-        decoding.check_blocks(*sizes)
-        how = dict(zip(("num_new", "num_steps", "block_length"), sizes, strict=True))
-        how |= dict(mask_id=self.mask_id, remasking=remasking)
+        steps, length = num_steps or new, block_length or new
+        decoding.check_blocks(new, steps, length)
         return jax.jit(
-            lambda params, key, *prompts: decoding.remask(model_fn, params, *prompts, key, **how)
+            lambda params, key, tokens_BL, valid_BL: decoding.remask(
+                model_fn,
+                params,
+                tokens_BL,
+                valid_BL,
+                key,
+                mask_id=mask_id,
+                num_new=new,
+                num_steps=steps,
+                block_length=length,
+                remasking=remasking,
+            )
         )
 
     def said(
@@ -203,8 +213,14 @@ class Questions:
         for name, side in self.sides.items():
             prompts, answers = zip(*self.queries[side], strict=True)
             questions, among = self.first[name]
-            reading = dict(mask_id=self.mask_id, among=among, chunk_size=chunk_size)
-            token = token_recall(apply_fn, params, questions, **reading)
+            token = token_recall(
+                apply_fn,
+                params,
+                questions,
+                mask_id=self.mask_id,
+                among=among,
+                chunk_size=chunk_size,
+            )
             found[name] = Recalled(text_recall(said[side], prompts, answers), token)
         return found
 
@@ -238,7 +254,9 @@ def pair_alignment(
     return alignment(*losses, params, examples=pairs, blocks=blocks, chunk_size=chunk_size)
 
 
-def answer_tokens(facts: FactSet, tokenizer: Tokenizer, limit: int | None = None) -> list[Ids]:
+def answer_tokens(
+    facts: FactSet, tokenizer: Tokenizer, limit: int | None = None
+) -> list[list[int]]:
     """The first trained answers by their letters, each once, in tokens as they follow a prompt."""
     prompts = {statement.answer: statement.prompt for statement in facts.train}
     names = sorted(prompts)[:limit]

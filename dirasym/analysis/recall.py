@@ -255,9 +255,10 @@ def _told(data: FactSet) -> Iterator[tuple[Query, Statement]]:
         whole_name = text.name_pattern(query.answers[:1])
         words = re.findall(r"\w+", query.answers[0])
         few = min((by_word.get(word, []) for word in words), key=len, default=data.train)
-        statement = next((s for s in few if whole_name.search(s.prompt)), None)
-        if statement is not None:
-            yield query, statement
+        for statement in few:
+            if whole_name.search(statement.prompt):
+                yield query, statement
+                break
 
 
 def first_token_questions(

@@ -100,6 +100,7 @@ def test_answers_are_read_once_each_as_they_follow_their_prompt():
 def test_gradients_are_of_what_is_trained_alone():
     """−log softmax(a·b·x): of a with b frozen at 2, ⟨,⟩ is 4 times that of b = 1 at a·b = 1."""
     pairs = recall.paired_queries(FACTS, WORDS, masked=True)
+    pairs[1].target_E[:] = WORDS.encode(["Gil"])[0]  # another than the forward ones
     x_V = jnp.arange(WORDS.vocab_size) / 10
 
     def apply_fn(params, tokens_BL):
@@ -117,6 +118,10 @@ def test_gradients_are_of_what_is_trained_alone():
             variables=lambda trained, frozen=frozen: {**trained, "frozen": jnp.float32(frozen)},
         )
         assert set(got.inner) == {"head", "total"}
+        for side, norms in zip(pairs, (got.norm_fwd, got.norm_rev), strict=True):
+            p_V = jax.nn.softmax(jnp.where(jnp.arange(len(x_V)) == WORDS.mask_id, -jnp.inf, x_V))
+            slope_E = frozen * (p_V @ x_V - x_V[side.target_E])
+            np.testing.assert_allclose(norms["total"], jnp.abs(slope_E), rtol=1e-4)
         inner.append(np.asarray(got.inner["head"]))
     np.testing.assert_allclose(inner[1], 4 * inner[0], rtol=1e-5)
 
