@@ -267,6 +267,10 @@ def update_ratios(
 ) -> dict[str, jax.Array]:
     """‖update‖ / ‖weights‖ of every block, and of all in "total"; `blocks` as for `alignment`.
 
+    >>> ratios = update_ratios({"a": jnp.array([0.3])}, {"a": jnp.array([-3.0])})
+    >>> f"{ratios['a']:.1f}"
+    '0.1'
+
     Raises:
       ValueError: updates of another structure than the parameters, or as `alignment`.
     """

@@ -32,7 +32,11 @@ def effective_logits(
 
 
 def gap(logits_PP: Array) -> jax.Array:
-    """How far each prompt's own answer stands above the mean of the others, in nats: [..., P]."""
+    """How far each prompt's own answer stands above the mean of the others, in nats: [..., P].
+
+    >>> gap([[3.0, 1.0], [0.0, 0.5]]).tolist()
+    [2.0, 0.5]
+    """
     logits_PP = jnp.asarray(logits_PP)
     num = logits_PP.shape[-1]
     own_P = jnp.diagonal(logits_PP, axis1=-2, axis2=-1)
