@@ -4,8 +4,10 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -75,15 +77,69 @@ def test_a_run_is_evaluated_both_ways(kind, tmp_path):
     task = _task(kind, **({} if kind == "mdm" else dict(gradient_examples=0)))
     state = task.trained.state(0)
     values = task.evaluate(state)
-    for name in ("forward", "reverse"):
-        assert 0 <= values[f"{name}_p"] < 0.5 and 0 <= values[f"{name}_percent"] <= 100
-        assert 1 <= values[f"{name}_rank"] <= task.tokenizer.vocab_size
+    assert all(np.isfinite(values[f"{name}_p"]) for name in ("forward", "reverse"))
     found = task.finish(state, tmp_path)
     if kind == "mdm":
         assert values["gradient_cosine_total"].shape == (2,)
         mean = found["attention_mean"]
         assert mean.shape == (1, 2, 5) and np.isfinite(mean).all()
     assert kind == "mdm" or not found
+
+
+@pytest.mark.parametrize("kind", ["mdm", "arm"])
+def test_what_a_known_model_answers_is_what_is_recorded(kind, monkeypatch):
+    """Its probabilities and its words are written down by hand, unlike in the two directions."""
+    task = _task(kind, gradient_examples=0)
+    size = task.tokenizer.vocab_size
+    common = task.tokenizer.encode(["'s"])[0][0]  # no answer's, and no question's first
+    rows, places, logits = [], [], []
+    shares = {"forward": [0.5, 0.4, 0.3, 0.6], "reverse": [0.05, 0.1, 0.2, 0.01]}
+    for name, (questions, _) in task.questions.first.items():
+        assert len(questions.target_E) == 4
+        for e, share in enumerate(shares[name]):
+            row_V = np.full(size, 1e-6)
+            row_V[common] = 0.45  # more probable than two of the forward answers, and all reverse
+            # The next fact's answer, a rival: less probable forward, more so in reverse.
+            row_V[questions.target_E[e - 1]] = 0.15
+            row_V[questions.target_E[e]] = share
+            if kind == "mdm":
+                row_V[task.tokenizer.mask_id] = 0  # excluded whatever its logit is
+            logits.append(np.log(row_V / row_V.sum() + (row_V == 0) * 1e3))
+            rows.append(questions.tokens_EL[e][questions.valid_EL[e]])
+            places.append(questions.position_E[e])
+    firsts = np.array([row[:2] for row in rows])  # a name of two words says which question it is
+    assert len(np.unique(firsts, axis=0)) == len(rows)
+
+    def apply_fn(variables, tokens_BL, *, valid_BL=None):
+        is_row_BR = (tokens_BL[:, None, :2] == firsts[None]).all(-1)
+        asked_BRL = is_row_BR[..., None] & (
+            np.arange(tokens_BL.shape[1])[None, None] == np.array(places)[None, :, None]
+        )
+        decoy_V = 9.0 * np.eye(size)[common]
+        said_BLV = jnp.einsum("brl,rv->blv", asked_BRL.astype(float), np.array(logits))
+        return jnp.where(asked_BRL.any(1)[..., None], said_BLV, decoy_V[None, None])
+
+    said = [query.answers[0] for query in task.questions.queries]
+    asked = [query.prompt for query in task.questions.queries]
+    said[1], said[2] = asked[1].split("'s")[0], f"{said[2]} and more"
+    said[4:] = ["nobody", said[5], f"{said[6]} too", " ".join(asked[7].split()[:2])]
+    state = task.trained.state(0)
+    monkeypatch.setattr(task, "trained", types.SimpleNamespace(apply_fn=apply_fn))
+    monkeypatch.setattr(type(task.questions), "said", lambda *_: said)
+    values = task.evaluate(state)
+    want_p = {
+        name: np.mean([x / (x + 0.6 + (size - 3 - (kind == "mdm")) * 1e-6) for x in shares[name]])
+        for name in shares
+    }
+    for name, percents, rank in (
+        ("forward", dict(percent=50, begun_percent=75, copied_percent=25), 1.5),
+        ("reverse", dict(percent=25, begun_percent=50, copied_percent=25), 3.0),
+    ):
+        assert values[f"{name}_rank"] == rank
+        assert values[f"{name}_p"] == pytest.approx(want_p[name], rel=1e-5)
+        assert values[f"{name}_choice_percent"] == (100 if name == "forward" else 25)
+        for measure, percent in percents.items():
+            assert values[f"{name}_{measure}"] == percent, (name, measure)
 
 
 def test_answers_that_begin_alike_are_no_choice():
