@@ -7,6 +7,7 @@ A few names to begin with; the rest is in the modules, in the order in which dat
 from dirasym.analysis.alignment import alignment, cross_alignment
 from dirasym.analysis.theorem_b1 import theorem_b1, theorem_b1_autodiff
 from dirasym.compile import compile_step
+from dirasym.data.pairs import Pairs
 from dirasym.models import (
     Transformer,
     TransformerConfig,
@@ -19,6 +20,7 @@ from dirasym.training import TrainState, create_state, train_step
 __version__ = "0.1.0"
 
 __all__ = [
+    "Pairs",
     "TrainState",
     "Transformer",
     "TransformerConfig",

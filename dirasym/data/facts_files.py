@@ -91,7 +91,8 @@ def read_parent_child(
         than asked for.
     """
     rows = [row for _, row in readers.read_table(path, ("child", "parent"))]
-    parents, children = defaultdict(list), defaultdict(set)
+    parents: dict[str, list[str]] = defaultdict(list)
+    children: dict[str, set[str]] = defaultdict(set)
     for row in rows:
         if row["parent"] not in parents[row["child"]]:
             parents[row["child"]].append(row["parent"])
@@ -133,8 +134,8 @@ def read_person_description(
     }
     named = parts["reverse" if direction == "p2d" else "forward"]
     persons = sorted({statement.answer for statement in named})
-    chosen = random.Random(seed).sample(persons, len(persons))
-    chosen = set(_first(chosen, num_persons, directory))
+    drawn = random.Random(seed).sample(persons, len(persons))
+    chosen = set(_first(drawn, num_persons, directory))
     pattern = name_pattern(persons)
 
     def about_chosen(statements):

@@ -84,9 +84,15 @@ class Words:
     Attributes:
       pad_id, eos_id, mask_id: 0, 1 and 2; `decode` writes them out.
       vocab_size: these three and every token seen.
+
+    Example:
+      >>> words = Words(["P!nk's child is Mary-Kate."])
+      >>> words.decode(words.encode(["Mary-Kate's child is P!nk"])[0])
+      "Mary-Kate's child is P!nk"
     """
 
-    pad_id, eos_id, mask_id = 0, 1, 2
+    pad_id, eos_id = 0, 1
+    mask_id: int | None = 2
     _WORD = re.compile(r"'s\b|\w+(?:[-'’.](?!s\b)\w+)*|[^\w\s]")
 
     def __init__(self, texts: Iterable[str]):
@@ -323,13 +329,13 @@ def from_directory(directory: str | os.PathLike, *, mask_id: int | None = None) 
         raise ValueError(
             f"{directory}: the tokenizer has {_num_tokens(tokenizer)} tokens, the embedding {size}"
         )
-    files = [directory / name for name in ("tokenizer_config.json", "special_tokens_map.json")]
-    named = [readers.read_json(file) for file in files if file.is_file()]
+    named = [directory / name for name in ("tokenizer_config.json", "special_tokens_map.json")]
+    maps = [readers.read_json(file) for file in named if file.is_file()]
     ids = {}
     for name in ("eos", "pad", "mask"):
         given = fields.get(f"{name}_token_id")
         given = (given[0] if given else None) if isinstance(given, list) else given
-        tokens = [of_file.get(f"{name}_token") for of_file in named]
+        tokens = [of_file.get(f"{name}_token") for of_file in maps]
         tokens = [x.get("content") if isinstance(x, dict) else x for x in tokens]
         ids[name] = _first_id(tokenizer, tokens) if given in (None, -1) else given
     if mask_id is not None:

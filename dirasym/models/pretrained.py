@@ -108,14 +108,13 @@ def assemble(
 
     params: dict[str, jax.Array] = {}
     key_of: dict[str, str] = {}
-    tied_key: str | None = None
-    tied_value: np.ndarray | None = None
+    tied: tuple[str, np.ndarray] | None = None
     for path, key, tensor in tensors:
         name = layout.bare(key)
         if name in layout.buffers:
             continue
         if name in layout.tied:
-            tied_key, tied_value = key, tensor
+            tied = key, tensor
             continue
         if name not in layout.weights:
             raise ValueError(f"{path}: unknown key {key}")
@@ -140,10 +139,10 @@ def assemble(
     if missing:
         keys = "key" if len(missing) == 1 else "keys"
         raise ValueError(f"{source}: missing {keys} {', '.join(missing)}")
-    if tied_value is not None:
+    if tied is not None:
         embedding = np.asarray(params["embed/embedding"])
-        if not np.array_equal(embedding, tied_value.astype(embedding.dtype)):
-            raise ValueError(f"{source}: {tied_key} differs from the embedding that it is tied to")
+        if not np.array_equal(embedding, tied[1].astype(embedding.dtype)):
+            raise ValueError(f"{source}: {tied[0]} differs from the embedding that it is tied to")
     return model, flax.traverse_util.unflatten_dict(params, sep="/")
 
 

@@ -13,6 +13,7 @@ def test_one_answer_written_in_several_ways():
         name.replace(" ", "\u00a0"),
         name.replace(" ", "  "),
         "Renée O ’ Neil ( the Rock )",
+        "Renée O’Neil （the Rock）",  # of full width
     ):
         assert text.is_exact_match(output, ("nobody", name)), output
     for output in (

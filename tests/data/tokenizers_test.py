@@ -247,6 +247,14 @@ def test_a_perfect_model_is_right_about_every_name_that_is_not_refused(kind):
     assert taken >= KINDS[kind], f"{taken} of {len(AWKWARD)}"
 
 
+def test_words_come_back_with_their_spaces():
+    prompts = [f'"So," {name}\'s child (now "grown") is' for name in AWKWARD]
+    texts = [f"{p} {name}" for p, name in zip(prompts, AWKWARD, strict=True)]
+    words = tokenizers.Words(texts)
+    for text_, ids in zip(texts, words.encode(texts), strict=True):
+        assert words.decode(ids) == " ".join(text_.split())
+
+
 def test_an_answer_is_encoded_as_it_stands_behind_its_prompt():
     """LLaMA 2's kind puts a space in front of every text that is encoded alone."""
     tokenizer = _hugging_face("LLaMA 2", ["Ann"])
