@@ -66,7 +66,7 @@ PARENT = {("Ann Bo", "Cy"): dict(Ann=0.7, Dee=0.1), ("Dee", "Ed Fay"): dict(Dee=
 # Attention from [M]: worth of a token after it and before it; Ed Fay counts as the mean of both.
 WORTH = {"Cy": (1.0, 2.0), "Ed": (4.0, -1.0), "Fay": (2.0, 7.0), "Hal": (-1.0, 1.0)}
 CONFIG = facts.Config(
-    seeds=(0, 7), epochs=1, eval_epochs=1, batch_size=3, learning_rate=0.0, gradient_examples=2,
+    seeds=(1, 7), epochs=1, eval_epochs=1, batch_size=3, learning_rate=0.0, gradient_examples=2,
     attention_examples=3, attention_distance=2,
 )  # fmt: skip
 
@@ -194,7 +194,7 @@ def done(request, tmp_path_factory):
 
 
 def test_every_number_of_a_result_line_is_the_known_one(done):
-    assert [line["seed"] for line in done.lines] == [0, 7]
+    assert [line["seed"] for line in done.lines] == [1, 7]
     for line in done.lines:
         assert (line["data"], line["model"]) == ("p2c", done.kind)
         for key, value in KNOWN.items():
@@ -237,7 +237,7 @@ def test_gradients_of_paired_questions_are_those_of_the_formula(done):
 
 
 def test_attention_is_correlated_over_names_by_distance(done):
-    history = done.workdir.curves(done.runs[0], 0)
+    history = done.workdir.curves(done.runs[0], 1)
     if done.kind == "arm":
         assert not [key for key in history if key.startswith("attention")]
         return
@@ -265,6 +265,8 @@ def test_tables_say_what_the_lines_say_beside_the_paper(done, capsys):
         == f"| P2C | {kind} | reverse | 50.0 ± 0.0 | 50.0 ± 0.0 | 50.0, 50.0 | {paper[1]} |"
     )
     text = (done.workdir.path / "report.md").read_text()
+    theirs = {"mdm": "84 / 45", "arm": "88 / 19; 90 / 0"}[done.kind]  # Tables 4 and 5, seed 1
+    assert f"| P2C | 1 | {kind} | 33.3 / 50.0 | 33.3 / 50.0 | {theirs} |" in text
     assert f"| P2C | 7 | {kind} | 33.3 / 50.0 | 33.3 / 50.0 |  |" in text
     assert f"| P2C | {kind} | forward | 33.3 | 66.7 | 33.3 | 66.7 | 0.400 | 1.0 |" in text
     assert f"| P2C | {kind} | reverse | 50.0 | 50.0 | 25.0 | 75.0 | 0.237 | 2.0 |" in text
