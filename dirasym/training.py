@@ -58,7 +58,19 @@ def create_state(
     ema: bool = False,
     frozen: Params | None = None,
 ) -> TrainState:
-    """State at step 0; the average, if any, starts at `params`."""
+    """State at step 0; the average, if any, starts at `params`.
+
+    The state has arrays of its own: a compiled step may overwrite them, and what the caller
+    gave stays the caller's.
+
+    Raises:
+      ValueError: float16 parameters, in which AdamW's ε is 0 and a zero gradient 0/0.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if leaf.dtype == jnp.float16:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise ValueError(f"{name} is float16: train in float32 or bfloat16")
+    params, key = jax.tree.map(jnp.copy, params), jnp.copy(key)
     state = TrainState.create(
         apply_fn=apply_fn,
         params=params,
@@ -109,15 +121,25 @@ def make_optimizer(
 
     Update n = 1, 2, .. has learning rate lr·min(n / warmup, 1); with `decay_steps` it then
     falls linearly, to 0 at update `decay_steps` + 1. Weight decay falls on every parameter.
+
+    Raises:
+      ValueError: a rate, decay, clip or ε that is negative or not finite, b1 or b2 outside [0, 1),
+        or negative steps; the argument is named.
     """
-
-    def schedule(count):
-        rate = jnp.minimum((count + 1) / max(warmup_steps, 1), 1.0)
-        if decay_steps is not None:
-            left = (decay_steps - count) / max(decay_steps - warmup_steps, 1)
-            rate = jnp.minimum(rate, jnp.maximum(left, 0.0))
-        return learning_rate * rate
-
+    sizes = dict(learning_rate=learning_rate, weight_decay=weight_decay, eps=eps)
+    sizes |= dict(clip_norm=clip_norm or 0, warmup_steps=warmup_steps, decay_steps=decay_steps or 0)
+    for name, value in sizes.items():
+        if not (np.isfinite(value) and value >= 0):
+            raise ValueError(f"{name} must be at least 0 and finite, got {value}")
+    for name, value in dict(b1=b1, b2=b2).items():
+        if not 0 <= value < 1:
+            raise ValueError(f"{name} must be in [0, 1), got {value}")
+    warmup = max(warmup_steps, 1)
+    rise = optax.linear_schedule(learning_rate / warmup, learning_rate, warmup - 1)
+    fall = optax.constant_schedule(learning_rate)
+    if decay_steps is not None:
+        fall = optax.linear_schedule(learning_rate, 0.0, max(decay_steps - warmup_steps, 1))
+    schedule = optax.join_schedules([rise, fall], [warmup_steps])
     adamw = optax.adamw(schedule, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
     if clip_norm is None:
         return adamw
@@ -159,6 +181,26 @@ def train_step(
         raise ValueError(
             f"batch of {len(batch.tokens_BL)} is not divisible by microbatches={microbatches}"
         )
+    sums = _summed(state, batch, objective, microbatches, dropout, axis_name)
+    if axis_name is not None:
+        sums = jax.lax.psum(sums, axis_name)
+    (total, aux), grads = sums
+    count = jnp.maximum(aux["count"], 1.0)
+    # A product, unlike a quotient, is fused into each of its readers.
+    grads = jax.tree.map(
+        lambda g, p: (g * (1 / count).astype(g.dtype)).astype(p.dtype), grads, state.params
+    )
+    state = state.apply_gradients(grads=grads)
+    if ema_decay is not None:
+        decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+        state = state.replace(
+            ema_params=optax.incremental_update(state.params, state.ema_params, 1 - decay)
+        )
+    return state, {**aux, "loss": total / count, "grad_norm": optax.tree.norm(grads)}
+
+
+def _summed(state, batch, objective, microbatches, dropout, axis_name):
+    """((Σ sum, Σ of the other sums), gradient of Σ sum) over this device's microbatches."""
     step_key = jax.random.fold_in(state.key, state.step)
     noise_key, dropout_key = jax.random.split(step_key)
     if axis_name is not None:
@@ -173,32 +215,20 @@ def train_step(
 
     grad = jax.value_and_grad(summed_loss, has_aux=True)
     if microbatches == 1:
-        sums = grad(state.params, batch, 0)
-    else:
-        parts = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), batch)
-        first = jax.tree.map(lambda x: x[0], parts)
-        zeros = jax.tree.map(
-            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(grad, state.params, first, 0)
-        )
+        return grad(state.params, batch, 0)
 
-        def add_part(sums, part_and_index):
-            return jax.tree.map(jnp.add, sums, grad(state.params, *part_and_index)), None
+    def wide(x):  # sums of many bfloat16 gradients lose their small parts
+        return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
-        sums, _ = jax.lax.scan(add_part, zeros, (parts, jnp.arange(microbatches)))
-    if axis_name is not None:
-        sums = jax.lax.psum(sums, axis_name)
+    def add_part(sums, part_and_index):
+        new = jax.tree.map(wide, grad(state.params, *part_and_index))
+        return jax.tree.map(jnp.add, sums, new), None
 
-    (total, aux), grads = sums
-    count = jnp.maximum(aux["count"], 1.0)
-    # A product, unlike a quotient, is fused into each of its readers.
-    grads = jax.tree.map(lambda g: g * (1 / count).astype(g.dtype), grads)
-    state = state.apply_gradients(grads=grads)
-    if ema_decay is not None:
-        decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
-        state = state.replace(
-            ema_params=optax.incremental_update(state.params, state.ema_params, 1 - decay)
-        )
-    return state, {**aux, "loss": total / count, "grad_norm": optax.tree.norm(grads)}
+    parts = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), batch)
+    first = jax.tree.map(lambda x: x[0], parts)
+    shapes = jax.eval_shape(lambda p: jax.tree.map(wide, grad(p, first, 0)), state.params)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return jax.lax.scan(add_part, zeros, (parts, jnp.arange(microbatches)))[0]
 
 
 def scan_steps(

@@ -181,3 +181,61 @@ def test_two_processes_agree_with_one(free_port):
     for process in processes:
         output, _ = process.communicate(timeout=300)
         assert process.returncode == 0, output
+
+
+def test_the_schedule_is_the_rate_of_its_docstring():
+    def rates(**kwargs):
+        optimizer = training.make_optimizer(1.0, clip_norm=None, b1=0.0, b2=0.0, eps=0.0, **kwargs)
+        params, found = jnp.ones(1), []
+        state = optimizer.init(params)
+        for _ in range(12):  # Adam without memory moves by the rate itself
+            updates, state = optimizer.update(jnp.ones(1), state, params)
+            found.append(-float(updates[0]))
+        return np.array(found)
+
+    n = np.arange(1, 13)
+    np.testing.assert_allclose(rates(), np.ones(12), rtol=1e-6)
+    np.testing.assert_allclose(rates(warmup_steps=1), np.ones(12), rtol=1e-6)
+    np.testing.assert_allclose(rates(warmup_steps=5), np.minimum(n / 5, 1), rtol=1e-6)
+    falling = np.maximum((10 - (n - 1)) / 7, 0)  # to 0 at update 11
+    want = np.where(n <= 3, n / 3, falling)
+    np.testing.assert_allclose(rates(warmup_steps=3, decay_steps=10), want, atol=1e-6)
+
+
+def test_an_optimizer_that_cannot_be_is_refused():
+    for name, value in dict(
+        learning_rate=np.nan, weight_decay=-1.0, eps=np.inf, clip_norm=-1.0, b1=2.0, b2=1.0
+    ).items():
+        with pytest.raises(ValueError, match=name):
+            training.make_optimizer(**{"learning_rate": 1.0, name: value})
+
+
+def test_what_the_caller_gave_stays_the_callers():
+    params, key = {"w": jnp.ones(3)}, jax.random.key(0)
+    state = training.create_state(None, params, optax.sgd(1.0), key)
+    donated = jax.jit(lambda s: s.replace(params={"w": s.params["w"] + 1}), donate_argnums=0)
+    donated(state)
+    np.testing.assert_array_equal(params["w"], 1)
+    assert jax.random.key_data(key).shape
+
+
+def test_float16_is_refused_by_name():
+    params = {"layer": {"w": jnp.ones(3, jnp.float16)}}
+    with pytest.raises(ValueError, match="layer/w is float16"):
+        training.create_state(None, params, optax.sgd(1.0), jax.random.key(0))
+
+
+def test_bfloat16_gradients_add_up_in_float32():
+    """256 equal microbatches give the gradient of one: bfloat16 sums stop growing at 256 ulps."""
+
+    def objective(apply_fn, params, batch, key, *, rngs=None):
+        del apply_fn, key, rngs
+        return (params["w"] * 1.01).sum() * len(batch.tokens_BL), np.float32(1), {}
+
+    params = {"w": jnp.ones(2, jnp.bfloat16)}
+    state = training.create_state(None, params, optax.sgd(1.0), jax.random.key(0))
+    batch = Batch(np.zeros((256, 1), np.int32), np.arange(256), 256)
+    step = functools.partial(training.train_step, objective=objective, dropout=False)
+    _, one = jax.jit(functools.partial(step, microbatches=1))(state, batch)
+    _, many = jax.jit(functools.partial(step, microbatches=256))(state, batch)
+    np.testing.assert_allclose(many["grad_norm"] * 256, one["grad_norm"], rtol=4e-3)
