@@ -335,7 +335,7 @@ def masked_lm(
     selected_BL = (place_BL <= rate) & noised_BL
     masked_BL = selected_BL & (fate_BL > keep + random)
     tokens_BL = jnp.asarray(batch.tokens_BL)
-    if random:
+    if random and vocab_size is not None:
         num_drawn = vocab_size - (0 <= mask_id < vocab_size)
         drawn_BL = jax.vmap(
             lambda k: jax.random.randint(
@@ -357,9 +357,10 @@ def scored_tokens(batch: Batch) -> jax.Array:
     """Tokens whose prediction counts: never padding."""
     fields = (batch.tokens_BL, batch.scored_BL, batch.noised_BL, batch.valid_BL, batch.unit_BL)
     chex.assert_equal_shape([x for x in fields if x is not None])
-    scored_BL = batch.scored_BL
-    if scored_BL is None:
+    if batch.scored_BL is None:
         scored_BL = jnp.ones(jnp.shape(batch.tokens_BL), bool)
+    else:
+        scored_BL = jnp.asarray(batch.scored_BL)
     return scored_BL if batch.valid_BL is None else scored_BL & batch.valid_BL
 
 
@@ -367,7 +368,8 @@ def _noised(batch: Batch) -> jax.Array:
     """Tokens that may be replaced: never padding, and the scored ones unless told otherwise."""
     if batch.noised_BL is None:
         return scored_tokens(batch)
-    return batch.noised_BL if batch.valid_BL is None else batch.noised_BL & batch.valid_BL
+    noised_BL = jnp.asarray(batch.noised_BL)
+    return noised_BL if batch.valid_BL is None else noised_BL & batch.valid_BL
 
 
 def example_keys(batch: Batch, key: jax.Array) -> jax.Array:

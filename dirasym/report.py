@@ -10,7 +10,7 @@ import numpy as np
 
 from dirasym import files
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,

@@ -217,7 +217,7 @@ class _Programs:
             self._how["shardings"] = functools.partial(sharding.shardings, mesh)
         self._made: dict[Any, Callable] = {}
 
-    def get(self, run: Run, **seeds: bool) -> Callable:
+    def get(self, run: Run, **seeds: Any) -> Callable:
         """`eval_every` steps of the run; `seeds` as `compile_scan` takes them."""
         key = run.step, run.eval_every, run.batch_size, run.whole_epochs, *seeds.items()
         if key not in self._made:
@@ -300,15 +300,16 @@ class _Group:
             found = [
                 saved.restore(like, last) for saved, like in zip(self.saved, bare, strict=True)
             ]
-            if None in found:
+            whole = [one for one in found if one is not None]
+            if len(whole) < len(found):
                 break
-            steps = [step for step, _, _ in found]
+            steps = [step for step, _, _ in whole]
             if len(set(steps)) == 1:
                 states = [
                     restored.replace(frozen=state.frozen)
-                    for (_, restored, _), state in zip(found, states, strict=True)
+                    for (_, restored, _), state in zip(whole, states, strict=True)
                 ]
-                return steps[0], states, [history for _, _, history in found]
+                return steps[0], states, [history for _, _, history in whole]
             last = min(steps)  # one of them is damaged, or was killed before the others
         if self.run.evaluate is None:
             return 0, states, [{} for _ in states]
@@ -335,13 +336,13 @@ class _Group:
                 raise
 
     def _log(self, state, history, metrics, step: int, seconds: float) -> History:
-        history = _extended(history, metrics)
-        if self.run.evaluate is not None:
-            history = self._evaluated(history, state, step)
+        history = self._evaluated(_extended(history, metrics), state, step)
         spent = history.get("wall_time_sec", np.zeros(())) + seconds
         return history | {"wall_time_sec": np.asarray(spent)}
 
     def _evaluated(self, history: History, state: TrainState, step: int) -> History:
+        if self.run.evaluate is None:
+            return history
         values = {"eval_step": step, **jax.device_get(self.run.evaluate(state))}
         return _extended(history, {key: np.asarray(x)[None] for key, x in values.items()})
 
@@ -366,11 +367,11 @@ def plan_line(run: Run, seeds: Sequence[int]) -> dict[str, Any]:
     The FLOPs are those of all steps and seeds, evaluations apart, before XLA optimizes.
     """
     state = jax.eval_shape(lambda: run.init(seeds[0]))
-    rows = {
+    rows: dict[str, Any] = {
         name: jax.ShapeDtypeStruct((run.batch_size, *np.shape(x)[1:]), np.asarray(x).dtype)
         for name, x in run.data(seeds[0]).items()
     }
-    index_B = jax.ShapeDtypeStruct((run.batch_size,), np.int32)
+    index_B: Any = jax.ShapeDtypeStruct((run.batch_size,), np.int32)
     batch = Batch(**rows, index_B=index_B, global_size=run.batch_size)
     cost = jax.jit(run.step).lower(state, batch).cost_analysis() or {}
     flops = float(cost.get("flops", float("nan")))

@@ -1,7 +1,7 @@
 """A pure train step, its state and optimizer, and many steps as one scan."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import flax.linen as nn
 import flax.training.train_state
@@ -16,7 +16,7 @@ from dirasym.objectives import Objective
 from dirasym.types import ApplyFn, Array, Batch, Params
 
 Metrics = dict[str, jax.Array]
-Data = dict[str, Array]  # `Batch` fields over a whole data set
+Data = Mapping[str, Array]  # `Batch` fields over a whole data set
 StepFn = Callable[..., tuple["TrainState", Metrics]]
 # Folded into a run's key in place of a step, as no step reaches them.
 ORDER_STREAM = np.uint32(2**32 - 1)

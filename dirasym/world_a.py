@@ -115,9 +115,9 @@ class Learner:
 
         values = {"nats_per_string": loss(clean, data, state.params)}
         if self.blocks is not None:
-            losses = (functools.partial(loss, self.objective, rows) for rows in probe)
+            fwd, rev = (functools.partial(loss, self.objective, rows) for rows in probe)
             values |= alignment.compare_steps(
-                *losses, state.params, state.tx, state.opt_state, blocks=self.blocks
+                fwd, rev, state.params, state.tx, state.opt_state, blocks=self.blocks
             )
         return values
 

@@ -24,7 +24,7 @@ from dirasym.analysis.factored import (
     inner_product,
 )
 from dirasym.analysis.precision import highest_precision
-from dirasym.types import Params
+from dirasym.types import Array, Params
 
 BlockOf = str | re.Pattern[str] | Callable[[str], str | None] | None
 Method = Literal["direct", "factored"]
@@ -210,7 +210,7 @@ class Transfer(NamedTuple):
 
 @highest_precision
 def first_order_transfer(
-    loss_fwd: Loss, loss_rev: Loss, params: Params, learning_rates: Sequence[float]
+    loss_fwd: Loss, loss_rev: Loss, params: Params, learning_rates: Sequence[float] | Array
 ) -> Transfer:
     """What a gradient step on the forward loss does to the reverse loss, for several η.
 

@@ -5,7 +5,7 @@ stands before; its BOS is the same token, `case_pairs.MASK`.
 """
 
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from dirasym.types import ApplyFn, Params
 
 Kind = Literal["masked", "causal"]
 Order = Literal["random", "left_to_right", "right_to_left", "at_once"]
-DIRECTIONS = ("forward", "reverse")
+DIRECTIONS: tuple[case_pairs.Direction, ...] = ("forward", "reverse")
 CHUNK_TOKENS = 2**16  # read in one call; they bound the memory of an evaluation
 
 
@@ -65,7 +65,9 @@ def generation_percent(
         )
     else:
         at_once = order == "at_once"
-        how = dict(order="random" if at_once else order, num_steps=1 if at_once else None)
+        how: dict[str, Any] = dict(
+            order="random" if at_once else order, num_steps=1 if at_once else None
+        )
         output_BL = decoding.unmask(
             apply_fn, params, tokens_BL, key, mask_id=MASK, top_k=top_k, **how
         )

@@ -184,7 +184,9 @@ def in_all_units(
     """
     floor, bits = case.floor, case.of.bits_to_store(case.direction)
     published = case.of.published_floor(case.direction)
-    train, clean = (np.float64(x) - floor.nats_per_string for x in (train_nats, clean_nats))
+    train, clean = (
+        np.asarray(x, np.float64) - floor.nats_per_string for x in (train_nats, clean_nats)
+    )
     return {
         "theoretical_min": published,
         "excess_loss": float(token_means[-1]) - published,
@@ -210,12 +212,12 @@ def half_learned(epoch_T: Sequence[float], excess_T: Sequence[float]) -> float:
       >>> half_learned([0, 10, 20], [8.0, 6.0, 2.0])
       15.0
     """
-    excess_T, half = np.asarray(excess_T, float), excess_T[0] / 2
-    below = np.flatnonzero(excess_T <= half)
+    falling_T, half = -np.asarray(excess_T, float), excess_T[0] / 2
+    below = np.flatnonzero(-falling_T <= half)
     if len(below) == 0 or below[0] == 0:
         return math.nan
     last = slice(below[0] - 1, below[0] + 1)
-    return float(np.interp(-half, -excess_T[last], epoch_T[last]))
+    return float(np.interp(-half, falling_T[last], epoch_T[last]))
 
 
 def excess_bits_per_stored_bit(excess_nats_per_string: float, bits_per_pair: float) -> float:

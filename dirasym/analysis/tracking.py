@@ -1,5 +1,6 @@
 """What is tracked along training, as flat dicts of arrays that join a run's history."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -76,7 +77,8 @@ def track_theorem(
     )
     how |= dict(delta_fwd=1, delta_rev=1)
     targets = how.pop("target")
-    over_pairs = functools.partial(jax.vmap, in_axes=(theorem_b1.OneLayer(*[None] * 5, h_B=0), 0))
+    h_B_alone: Any = dataclasses.replace(jax.tree.map(lambda _: None, model), h_B=0)
+    over_pairs = functools.partial(jax.vmap, in_axes=(h_B_alone, 0))
     terms = over_pairs(lambda m, target: neglected_terms(m, target=target, **how))
     check = over_pairs(lambda m, target: lemmas.check_corollary_b2(m, target=target, **how))
     neglected, corollary = terms(model, targets), check(model, targets)

@@ -322,8 +322,8 @@ def batch_at(arrays: Any, key: jax.Array, step: jax.Array | int, batch_size: int
       ValueError: arrays of unequal length, none at all, or an empty batch.
     """
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(arrays)]
-    lengths = {shape[0] if shape else None for shape in shapes}
-    if len(lengths) != 1 or None in lengths:
+    lengths = {shape[0] for shape in shapes if shape}
+    if len(lengths) != 1 or not all(shapes):
         raise ValueError(f"arrays must share one leading size, got shapes {shapes}")
     rows = batch_indices(key, step, 1, shapes[0][0], batch_size)[0]
     return jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows], arrays)

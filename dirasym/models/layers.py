@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dirasym import keys
+from dirasym.types import Array
 
 Positions = Literal["rope", "alibi", "sinusoidal", "learned", "none"]
 
@@ -54,7 +55,7 @@ def plane_angles(
     return angles * (keep + (1 - keep) / scaling.factor)
 
 
-def rotate(x: jax.Array, offset: jax.Array, angles: np.ndarray, pairing: str = "half") -> jax.Array:
+def rotate(x: jax.Array, offset: Array, angles: Array, pairing: str = "half") -> jax.Array:
     """R(offset) x, where plane s of `x` turns by offset·angles[s].
 
     Args:
@@ -76,7 +77,7 @@ def rotate(x: jax.Array, offset: jax.Array, angles: np.ndarray, pairing: str = "
     return turned.reshape(x.shape)
 
 
-def cos_sin(offset: Any, angles: np.ndarray, dtype: Any) -> tuple[jax.Array, jax.Array]:
+def cos_sin(offset: Any, angles: Array, dtype: Any) -> tuple[jax.Array, jax.Array]:
     """cos and sin of offset·angles [..., H/2], to the last digits of `dtype` at any offset.
 
     A float32 product offset·angle is off by 6e-8 of itself, which at 1000 tokens is 6e-5 of a
@@ -84,7 +85,7 @@ def cos_sin(offset: Any, angles: np.ndarray, dtype: Any) -> tuple[jax.Array, jax
     arithmetic modulo 2^32 parts of a turn.
     """
     if not isinstance(offset, jax.core.Tracer):
-        turn = np.multiply.outer(np.asarray(offset, np.float64), angles)
+        turn: Array = np.multiply.outer(np.asarray(offset, np.float64), angles)
         return jnp.asarray(np.cos(turn), dtype), jnp.asarray(np.sin(turn), dtype)
     is_known = not isinstance(angles, jax.Array)
     if is_known and dtype == jnp.float32 and jnp.issubdtype(offset.dtype, jnp.integer):
