@@ -81,7 +81,7 @@ class Trainable:
             params = {"lora": lora.init_adapters(self.module, self.base, init_key)}
             frozen = {"params": self.base}
         elif self.base is not None:
-            params = jax.tree.map(jnp.copy, self.base)  # the first step overwrites its own
+            params = self.base
         else:
             params = jax.jit(self.model.init)(init_key, jnp.zeros((1, 1), jnp.int32))["params"]
         return training.create_state(self.apply_fn, params, self.optimizer, run_key, frozen=frozen)

@@ -118,7 +118,7 @@ def plan(config: Config, workdir: pathlib.Path) -> list[runs.Run]:
         num_steps=c.steps,
         eval_every=c.save_every,
         batch_size=c.batch_size,
-        start=lambda key: params,  # handed over: the first step of the one run overwrites them
+        start=lambda key: params,
         summarize=functools.partial(summarize, c),
         more_fields={"eos_token_id": tokenizer.eos_id, "mask_token_id": tokenizer.mask_id},
         tokenizer_from=c.model_id,
