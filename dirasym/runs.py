@@ -8,11 +8,8 @@ script of your own as it serves the experiments.
 
 import dataclasses
 import functools
-import hashlib
-import json
 import os
 import pathlib
-import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol
@@ -29,10 +26,9 @@ from dirasym.seeds import by_seed, stack, unstack
 from dirasym.stopping import Stopping
 from dirasym.training import Data, StepFn, TrainState
 from dirasym.types import Array, Batch
-from dirasym.workdir import WorkDir
+from dirasym.workdir import WorkDir, name_of
 
 Shard = tuple[int, int]
-_LONGEST_NAME = 150  # bytes; file systems take 255, and ",seed=S.npz" follows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,12 +76,7 @@ class Run:
     @functools.cached_property
     def name(self) -> str:
         """The identity as a file name: `model=mdm,length=10`."""
-        name = ",".join(f"{key}={value}" for key, value in self.identity.items())
-        name = re.sub(r"[^\w=,.+-]", "_", name) or "run"
-        if len(name.encode()) > _LONGEST_NAME:
-            digest = hashlib.sha256(json.dumps(dict(self.identity)).encode()).hexdigest()
-            name = f"{name.encode()[: _LONGEST_NAME - 9].decode(errors='ignore')}-{digest[:8]}"
-        return name
+        return name_of(self.identity)
 
 
 def parse_shard(text: str) -> Shard:

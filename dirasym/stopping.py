@@ -114,3 +114,20 @@ class Stopping:
 _INNERMOST: contextvars.ContextVar[Stopping | None] = contextvars.ContextVar(
     "innermost", default=None
 )
+
+
+@contextlib.contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """SIGTERM raises Stopped and Ctrl-C KeyboardInterrupt at once: for work that loses nothing."""
+
+    def stop(number, _frame):
+        raise Stopped(f"stopped by {signal.Signals(number).name}; the same command goes on")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -18,6 +18,7 @@ import io
 import json
 import os
 import pathlib
+import re
 import sys
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,11 +31,22 @@ from jax.experimental import multihost_utils
 from dirasym import files, results
 from dirasym.checkpoints import Checkpoints, History, jax_settings
 
+_LONGEST_NAME = 150  # bytes; file systems take 255, and ",seed=S.npz" follows
 PACKAGES = ("dirasym", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 class WorkDirError(ValueError):
     """A directory that these runs cannot use; one line says why."""
+
+
+def name_of(identity: Mapping[str, Any]) -> str:
+    """An identity as a file name: `model=mdm,length=10`."""
+    name = ",".join(f"{key}={value}" for key, value in identity.items())
+    name = re.sub(r"[^\w=,.+-]", "_", name) or "run"
+    if len(name.encode()) > _LONGEST_NAME:
+        digest = hashlib.sha256(json.dumps(dict(identity)).encode()).hexdigest()
+        name = f"{name.encode()[: _LONGEST_NAME - 9].decode(errors='ignore')}-{digest[:8]}"
+    return name
 
 
 class Known(Protocol):
@@ -106,24 +118,25 @@ class WorkDir:
         lines = results.read_results(self.results_path)
         return [line for line in lines if line.get("exp_id") == self.exp_id]
 
-    def line(self, run: Known, seed: int) -> dict[str, Any] | None:
-        """The result line of a run and seed, or None."""
+    def line(self, run: Known, seed: int | None) -> dict[str, Any] | None:
+        """The result line of a run and seed (None for what has no seed), or None."""
         for line in self.results():
             if (line.get("run"), line.get("seed")) == (run.name, seed):
                 return line
         return None
 
-    def is_done(self, run: Known, seed: int) -> bool:
+    def is_done(self, run: Known, seed: int | None) -> bool:
         """Whether its result line and its curves are there to be read."""
         return self.line(run, seed) is not None and self._read_curves(run, seed) is not None
 
-    def record(self, run: Known, seed: int, line: Mapping[str, Any]) -> None:
+    def record(self, run: Known, seed: int | None, line: Mapping[str, Any]) -> None:
         """Adds a result line, in place of an earlier one of the same run and seed.
 
         No process goes on before it, and the curves saved before it, can be read.
         """
         if jax.process_index() == 0:
-            line = {"exp_id": self.exp_id, "run": run.name, **run.identity, "seed": seed, **line}
+            known = {"exp_id": self.exp_id, "run": run.name, **run.identity}
+            line = known | ({} if seed is None else {"seed": seed}) | dict(line)
             results.replace_results(self.results_path, [line], ("exp_id", "run", "seed"))
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("recorded")
@@ -131,11 +144,12 @@ class WorkDir:
     # -----------------------------------------------------------------------------------
     # Curves, checkpoints, files
 
-    def curves_path(self, run: Known, seed: int) -> pathlib.Path:
-        """DIR/curves/NAME,seed=S.npz."""
-        return self.path / "curves" / f"{run.name},seed={seed}.npz"
+    def curves_path(self, run: Known, seed: int | None) -> pathlib.Path:
+        """DIR/curves/NAME,seed=S.npz, or NAME.npz of what has no seed."""
+        name = run.name if seed is None else f"{run.name},seed={seed}"
+        return self.path / "curves" / f"{name}.npz"
 
-    def save_curves(self, run: Known, seed: int, history: History) -> None:
+    def save_curves(self, run: Known, seed: int | None, history: History) -> None:
         """Writes the curves of a run, and its scalars as CSV, each in one piece."""
         if jax.process_index() == 0:
             path = self.curves_path(run, seed)
@@ -145,7 +159,7 @@ class WorkDir:
             files.write_atomically(path, buffer.getvalue())
             files.write_atomically(path.with_suffix(".csv"), _csv(history))
 
-    def curves(self, run: Known, seed: int) -> History:
+    def curves(self, run: Known, seed: int | None) -> History:
         """What `save_curves` wrote.
 
         Raises:
@@ -156,7 +170,7 @@ class WorkDir:
             raise WorkDirError(f"{self.curves_path(run, seed)} is missing or damaged")
         return history
 
-    def _read_curves(self, run: Known, seed: int) -> History | None:
+    def _read_curves(self, run: Known, seed: int | None) -> History | None:
         try:
             with np.load(self.curves_path(run, seed), allow_pickle=False) as file:
                 return dict(file)

@@ -25,7 +25,7 @@ from absl import app, flags, logging
 from dirasym import checkpoints, devices, files, runs, sharding, training
 from dirasym import report as tables
 from dirasym.compile import check_divisible
-from dirasym.stopping import Stopped
+from dirasym.stopping import Stopped, stopped_by_signals
 from dirasym.workdir import WorkDir, WorkDirError
 
 FLAGS = flags.FLAGS
@@ -137,7 +137,8 @@ def main(
         if not FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # Orbax tells every rename
         try:
-            _run(name, config_type, report, plan)
+            with stopped_by_signals():
+                _run(name, config_type, report, plan)
         except (training.NonFiniteLossError, checkpoints.NonFiniteStateError) as error:
             leave(3, f"error: {error}")
         except (UsageError, WorkDirError, files.LockedError, checkpoints.CheckpointError) as error:

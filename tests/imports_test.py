@@ -10,12 +10,13 @@ ORDER = (  # each imports those before it alone
     *("types", "files", "readers", "processes", "leaves", "results", "keys"),
     *("data", "rows", "models", "objectives", "decoding", "metrics", "likelihood"),
     *("training", "sharding", "compile", "devices", "seeds", "checkpoints"),
-    *("finetuning", "stopping", "progress", "workdir", "runs", "analysis", "pretraining"),
-    *("world_a", "report", "reading"),
+    *("finetuning", "stopping", "progress", "workdir", "pieces", "runs", "analysis", "pretraining"),
+    *("world_a", "last_word", "report", "reading"),
 )
 FORBIDDEN = {  # though they come before it
     "models": ["data"],
-    "analysis": ["training", "compile", "checkpoints", "workdir", "runs"],  # it trains nothing
+    # It trains nothing.
+    "analysis": ["training", "compile", "checkpoints", "workdir", "pieces", "runs"],
     "report": [part for part in ORDER if part != "files"],
 }
 

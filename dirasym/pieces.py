@@ -1,0 +1,94 @@
+"""Work that trains nothing, recorded piece by piece: what is done is not done again.
+
+pieces.compute([Piece({"width": 16}, solve), ..], workdir="runs/mine")
+"""
+
+import dataclasses
+import functools
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import tqdm
+
+from dirasym.checkpoints import History
+from dirasym.stopping import Stopping
+from dirasym.workdir import WorkDir, name_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """An equation solved, a cell of a table, a sample drawn.
+
+    Attributes:
+      identity: what its result line is known by, the seed apart: JSON scalars.
+      work: does it, and returns the result line (JSON values) and the curves.
+      seed: of the work, if it draws anything.
+      has_curves: whether there are any; without, `work` returns {}.
+    """
+
+    identity: Mapping[str, Any]
+    work: Callable[[], tuple[Mapping[str, Any], History]]
+    seed: int | None = None
+    has_curves: bool = True
+
+    @functools.cached_property
+    def name(self) -> str:
+        """The identity as a file name: `width=16`."""
+        return name_of(self.identity)
+
+    def is_done(self, workdir: WorkDir) -> bool:
+        """Whether its result line, and its curves, are there to be read."""
+        if self.has_curves:
+            return workdir.is_done(self, self.seed)
+        return workdir.line(self, self.seed) is not None
+
+
+def compute(
+    pieces: Iterable[Piece],
+    workdir: WorkDir | str | os.PathLike,
+    *,
+    time_limit: float | None = None,
+    shard: tuple[int, int] | None = None,
+    progress: bool = True,
+) -> list[dict[str, Any]]:
+    """Does every piece that is not done, and returns the result lines; as `runs.sweep` does.
+
+    Args:
+      pieces: of different names and seeds.
+      workdir: a path, or an open `WorkDir`.
+      time_limit: minutes after which it stops; it stops earlier if no other piece would fit.
+      shard: (i, n) does the i-th of n parts, i from 0.
+      progress: a bar, on a terminal.
+
+    Raises:
+      ValueError: two pieces of one name and seed.
+      WorkDirError, LockedError: see `WorkDir`.
+      Stopped: SIGTERM, Ctrl-C or the time limit; the same call goes on.
+
+    Example:
+      >>> import tempfile
+      >>> square = Piece({"n": 3}, lambda: ({"square": 9}, {}), has_curves=False)
+      >>> [line["square"] for line in compute([square], tempfile.mkdtemp())]
+      [9]
+    """
+    pieces = list(pieces)
+    names = [(piece.name, piece.seed) for piece in pieces]
+    if len(set(names)) < len(names):
+        raise ValueError(f"repeated pieces: {sorted(map(str, names))}")
+    workdir = workdir if isinstance(workdir, WorkDir) else WorkDir(workdir)
+    mine = pieces if shard is None else pieces[shard[0] :: shard[1]]
+    with workdir.locked(shard), Stopping(time_limit) as stopping:
+        missing = [piece for piece in mine if not piece.is_done(workdir)]
+        silent = not (progress and sys.stderr.isatty())
+        for number, piece in enumerate(tqdm.tqdm(missing, disable=silent, leave=False), start=1):
+            with stopping.segment():
+                line, curves = piece.work()
+            if piece.has_curves:
+                workdir.save_curves(piece, piece.seed, curves)
+            workdir.record(piece, piece.seed, line)
+            if number < len(missing):
+                stopping.check(f"{number} of {len(missing)} pieces are done")
+    lines = [workdir.line(piece, piece.seed) for piece in mine]
+    return [line for line in lines if line is not None]
