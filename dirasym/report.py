@@ -218,3 +218,11 @@ def plot_intervals(axes, x: Sequence[float], intervals: Sequence[Any], label: st
     means = [interval.mean for interval in intervals]
     half_widths = np.nan_to_num([interval.half_width for interval in intervals])
     axes.errorbar(x, means, half_widths, marker="o", ms=4, capsize=3, label=label)
+
+
+def heat_map(axes, x_PP: np.ndarray) -> None:
+    """A matrix in colors, white at 0, with its color bar."""
+    limit = np.abs(x_PP).max()
+    image = axes.imshow(x_PP, cmap="RdBu_r", vmin=-limit, vmax=limit)
+    axes.grid(False)
+    axes.figure.colorbar(image, ax=axes)

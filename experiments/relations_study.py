@@ -11,15 +11,19 @@ Expected  The withheld direction stays above a uniform guess under every factor 
 """
 
 import dataclasses
-from typing import Literal
+import functools
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
-import numpy as np
-
-from dirasym import metrics, report
-from experiments import harness, relations, relations_task
+from dirasym import report, runs
+from dirasym.workdir import WorkDir
+from experiments import flags
 from experiments.flags import flag
+from experiments.reports import relations_study
+from experiments.systems import relations
 
-FACTORS = {  # of each factor, what differs from the base
+FACTORS: dict[str, dict[str, dict[str, Any]]] = {  # of each, what differs from the base
     "depth": {str(n): dict(n_layers=n) for n in (1, 2, 4, 8, 24)},
     "weight_decay": {str(x): dict(weight_decay=x) for x in (0.0, 0.1, 1.0, 3.0)},
     "dropout": {str(x): dict(dropout=x) for x in (0.0, 0.1, 0.3)},
@@ -37,16 +41,6 @@ PRESETS = {
     "quick": {},
     "paper": dict(vocab_size=800, embed_dim=768, num_epochs=1000, seeds=list(range(10))),
 }
-KEYS = {  # what is reported of a run, and how it is called
-    "train_nll": "training NLL",
-    "validation_nll": "withheld NLL",
-    "lowest_validation_nll": "its lowest",
-    "validation_nll_when_learned": "when training < 0.05",
-    "gap_given": "trained gap",
-    "gap_withheld": "withheld gap",
-    "asymmetry_trained": "asymmetry, trained both ways",
-    "asymmetry_withheld": "asymmetry, withheld",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +48,7 @@ class Config:
     """One flag a field."""
 
     factors: tuple[Literal[tuple(FACTORS)], ...] = flag(tuple(FACTORS), "What to vary.")
-    seeds: tuple[int, ...] = flag((0, 1, 2), "One run each.")
+    seeds: tuple[int, ...] = flag((0, 1, 2), "One run each.", kind="seed")
     vocab_size: int = flag(200, "Tokens to draw entities from.", 1)
     n_layers: int = flag(2, "Layers where depth does not vary.", 1)
     embed_dim: int = flag(64, "Width.", 1)
@@ -66,9 +60,9 @@ class Config:
             for changes in FACTORS[factor].values():
                 self.relations(changes)  # raises what does not fit
 
-    def relations(self, changes: dict) -> relations_task.Config:
+    def relations(self, changes: Mapping[str, Any]) -> relations.Config:
         """The reversal run with `changes`."""
-        base = relations_task.Config(
+        base = relations.Config(
             seeds=self.seeds,
             vocab_size=self.vocab_size,
             n_layers=self.n_layers,
@@ -82,81 +76,39 @@ class Config:
         return dataclasses.replace(base, **changes)
 
 
-def run(experiment: harness.Experiment, config: Config) -> None:
-    """Trains every value of every factor, and reports."""
+def plan(config: Config, workdir: pathlib.Path) -> list[runs.Run]:
+    """A run a value of a factor; the base, which most factors have, is compiled once."""
+    del workdir
+    learner_of = functools.cache(relations.learner)
+    all_runs = []
     for factor in config.factors:
         for value, changes in FACTORS[factor].items():
-            run_config = config.relations(changes)
-            for seeds in harness.seed_groups(config.seeds):
-                if not experiment.is_done(factor=factor, value=value, seed=seeds[-1]):
-                    train_and_record(experiment, run_config, factor, value, seeds)
-    write_report(experiment, config)
+            c = config.relations(changes)
+            more = {"task": c.task, "family": c.family, "num_train": None}
+            all_runs.append(learner_of(c).run({"factor": factor, "value": value}, more))
+    return all_runs
 
 
-def train_and_record(experiment, run_config, factor: str, value: str, seeds: list[int]) -> None:
-    """One group of seeds."""
-    devices = experiment.mesh.size if experiment.mesh is not None else 1
-    task = relations_task.Task(run_config, None, len(seeds) > 1, devices)
-    name = f"{factor}-{value}-seeds{'-'.join(map(str, seeds))}".replace(", ", "_").replace(" ", "_")
-    _, history = task.train(experiment, name, seeds)
-    experiment.save_curves(name, history)
-    lines = [
-        {
-            "factor": factor,
-            "value": value,
-            **relations.result_line(task, history, place, seed),
-        }
-        for place, seed in enumerate(seeds)
-    ]
-    experiment.record(lines, keys=("factor", "value", "seed"))
-
-
-def write_report(experiment: harness.Experiment, config: Config) -> None:
+def write_report(workdir: WorkDir, config: Config, all_runs: Sequence[runs.Run]) -> None:
     """A table and a figure for each factor."""
-    results = experiment.results()
-    tables, paths = [], []
-    for factor in config.factors:
-        figure = _figure(factor, results)
-        paths.append(report.save_figure(figure, experiment.workdir / "figures", factor))
-        rows = [
-            [value, *(relations.interval(report.select(lines, value=value), key) for key in KEYS)]
-            for lines in [report.select(results, factor=factor)]
-            for value in FACTORS[factor]
-        ]
-        tables.append(report.table([factor, *KEYS.values()], rows))
-    printed = "\n\n".join(tables)
+    del all_runs
+    lines = workdir.results()
+    printed = "\n\n".join(
+        relations_study.table(lines, factor, FACTORS[factor]) for factor in config.factors
+    )
+    figures = {
+        factor: functools.partial(relations_study.figure, lines, factor, FACTORS[factor])
+        for factor in config.factors
+    }
     text = (
         f"# What changes the reversal curse\n\n{printed}\n\nReversal sentences over "
         f"{config.vocab_size} tokens; a uniform guess costs "
-        f"{results[0]['uniform_nll']:.3f} nats. Base: GPT-2 of {config.n_layers} layers × "
+        f"{lines[0]['uniform_nll']:.3f} nats. Base: GPT-2 of {config.n_layers} layers × "
         f"{config.embed_dim}, {config.num_epochs} epochs, AdamW {config.lr:g}, weight decay 0.01, "
         f"no dropout. Mean over {len(config.seeds)} seeds ± 95 % Student interval."
     )
-    experiment.write_report(text, paths, printed=printed)
-
-
-def _figure(factor: str, results):
-    figure, axes = report.new_figure(1, 2, (4.2, 3.2))
-    place = np.arange(len(FACTORS[factor]))
-    shown = (
-        ("train_nll", "validation_nll", "validation_nll_when_learned"),
-        ("asymmetry_trained", "asymmetry_withheld"),
-    )
-    for ax, keys, ylabel in zip(axes[0], shown, ("NLL (nats)", "asymmetry"), strict=True):
-        for key in keys:
-            lines_V = [report.select(results, factor=factor, value=v) for v in FACTORS[factor]]
-            values_V = [[r[key] for r in lines if r.get(key) is not None] for lines in lines_V]
-            mean, half = np.array(
-                [metrics.student_interval(v) if v else (np.nan, np.nan) for v in values_V]
-            ).T
-            ax.errorbar(place, mean, np.nan_to_num(half), marker="o", capsize=3, label=KEYS[key])
-        ax.set(xticks=place, xticklabels=FACTORS[factor], xlabel=factor, ylabel=ylabel)
-        ax.set_ylim(bottom=0)
-    axes[0, 0].axhline(results[0]["uniform_nll"], color="black", ls=":", label="uniform guess")
-    for ax in axes[0]:
-        ax.legend(fontsize="x-small")
-    return figure
+    report.write(workdir.path, text, figures, printed=printed)
 
 
 if __name__ == "__main__":
-    harness.main("relations_study", Config, PRESETS, run)
+    flags.main("relations_study", Config, PRESETS, write_report, plan)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dirasym import report
-from experiments import redraw
+from experiments.tools import redraw
 
 
 def test_table():
@@ -90,7 +90,7 @@ def test_the_plan_says_hours_at_a_rate():
 
 def test_committed_results_draw_the_figures_of_the_docs(tmp_path):
     pytest.importorskip("matplotlib")
-    redraw.main(tmp_path)
+    redraw.draw(redraw.Config(str(tmp_path)))
     drawn = {path.stem for path in tmp_path.glob("*.png")}
     assert drawn == {"toy_accuracy", "toy_study", "facts_names"}
 
@@ -130,3 +130,13 @@ def test_attention_is_drawn_by_layer_and_head():
         for head, line in enumerate(heads):
             np.testing.assert_array_equal(line.get_ydata(), mean[head // 4, layer, head % 4])
             np.testing.assert_array_equal(line.get_xdata(), total)
+
+
+def test_a_heat_map_is_the_matrix_and_white_at_zero():
+    pytest.importorskip("matplotlib")
+    _, axes = report.new_figure()
+    x_PP = np.array([[1.0, -5.0], [2.0, 3.0]])
+    report.heat_map(axes[0, 0], x_PP)
+    (image,) = axes[0, 0].images
+    np.testing.assert_array_equal(image.get_array(), x_PP)
+    assert image.get_clim() == (-5, 5)

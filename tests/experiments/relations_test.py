@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import subprocess
@@ -7,11 +8,17 @@ import sys
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import crash_test, harness, relations_task
-from experiments.relations_task import Config, Task
+from dirasym import report, seeds
+from dirasym.compile import compile_scan
+from dirasym.workdir import WorkDir
+from experiments import relations, relations_study
+from experiments.reports import relations as relations_report
+from experiments.reports import relations_study as study_report
+from experiments.systems.relations import Config, learner
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 TINY = Config(
@@ -22,15 +29,21 @@ TINY = Config(
 
 def _task(**changes):
     config = dataclasses.replace(TINY, **changes)
-    return Task(config, config.sizes[0])
+    return learner(config, config.sizes[0])
+
+
+def _epoch(task, **how):
+    run = task.run({})
+    steps = dict(num_steps=task.steps_per_epoch, batch_size=run.batch_size, donate=False)
+    return compile_scan(run.step, **steps, **how)
 
 
 @pytest.mark.parametrize("task", ["reversal", "chain", "chain_related", "icl"])
 def test_batches_of_an_epoch_are_equal_and_blanks_score_nothing(task):
     task = _task(task=task)
-    data, num = task.train_data(), len(task.data.train_EL)
+    data, num = task.train_data, len(task.data.train_EL)
     assert len(data["tokens_BL"]) % task.steps_per_epoch == 0
-    assert len(data["tokens_BL"]) // task.steps_per_epoch <= task.config.batch_size
+    assert len(data["tokens_BL"]) // task.steps_per_epoch <= task.batch_size
     assert data["scored_BL"][:num].any(axis=1).all() and not data["scored_BL"][num:].any()
     assert data["scored_BL"].sum() == num * task.data.word_size
 
@@ -38,13 +51,13 @@ def test_batches_of_an_epoch_are_equal_and_blanks_score_nothing(task):
 @pytest.mark.parametrize("family", ["gpt2", "masked", "mlp", "gru"])
 def test_the_nll_is_that_of_the_last_word_and_the_network_need_not_see_it(family):
     task = _task(family=family)
-    state = task.state(0)
+    state = task.init(0)
     got = jax.jit(task.evaluate)(state)
     sentences = task.data.validation_EL
     prompts = sentences[:, :-1]
     if family == "masked":
         prompts = np.concatenate([prompts, np.full((len(prompts), 1), task.mask_id)], axis=1)
-    logits_EV = np.array(task.apply_fn(state.params, prompts)[:, -1], np.float64)
+    logits_EV = np.array(state.apply_fn(state.params, prompts)[:, -1], np.float64)
     if family == "masked":
         logits_EV[:, task.mask_id] = -np.inf
     own_E = logits_EV[np.arange(len(prompts)), sentences[:, -1]]
@@ -54,8 +67,8 @@ def test_the_nll_is_that_of_the_last_word_and_the_network_need_not_see_it(family
 
 def test_frozen_embeddings_stay_and_the_rest_moves_and_all_tokens_train_when_asked():
     task = _task(freeze_wte_wpe=True, weight_decay=0.5, lr=0.1, loss_whole_sequence=True)
-    before = jax.device_get(task.state(0).params)
-    state, metrics = task.compile(1)(task.state(0), task.train_data())
+    before = jax.device_get(task.init(0).params)
+    state, metrics = _epoch(task)(task.init(0), task.train_data)
     assert metrics["loss"].shape == (task.steps_per_epoch,)
     assert metrics["count"].sum() == 2 * len(task.data.train_EL)  # all tokens but the first
     after = jax.device_get(state.params)
@@ -64,16 +77,14 @@ def test_frozen_embeddings_stay_and_the_rest_moves_and_all_tokens_train_when_ask
             assert np.array_equal(old, new) == ("embed" in name), name
 
 
-@pytest.mark.slow  # training_test holds it for the shared code
+@pytest.mark.slow  # runs_test holds it for the shared code
 def test_seeds_in_one_program_are_the_seeds_alone():
     task = _task()
-    together = dataclasses.replace(task, together=True)
-    states = [task.state(seed) for seed in (0, 1)]
-    stacked = harness.stack_seeds(states, together=True)
-    both, metrics = together.compile(1)(stacked, task.train_data())
+    stacked = seeds.stack([task.init(seed) for seed in (0, 1)])
+    both, metrics = _epoch(task, over_seeds=True)(stacked, task.train_data)
     assert metrics["count"].sum() == 2 * len(task.data.train_EL)  # every sentence once
-    for place, state in enumerate(states):
-        alone, _ = task.compile(1)(state, task.train_data())
+    for place in (0, 1):
+        alone, _ = _epoch(task)(task.init(place), task.train_data)
         seed = jax.tree.map(lambda x: x[place], both.params)  # noqa: B023
         chex.assert_trees_all_close(seed, alone.params, atol=1e-4)
 
@@ -87,15 +98,18 @@ def test_seeds_in_one_program_are_the_seeds_alone():
         (dict(task="icl", word_size=2), "leave out --word_size"),
         (dict(task="chain_related", num_train=(5, 30)), "cannot give 30 triples"),
         (dict(num_epochs=3), "not a multiple of --eval_every=2"),
-        (dict(n_heads=3), "not divisible by num_heads"),
+        (dict(n_heads=3), "--embed_dim=8 --n_heads=3.*not divisible by num_heads"),
+        (dict(vocab_size=10**12), "--vocab_size=1000000000000 is above"),
+        (dict(word_size=10**9), "--word_size=1000000000 is above"),
         (dict(family="gru", dropout=0.1), "has no dropout"),
         (dict(dropout=1.0), r"dropout must be in \[0, 1\)"),
         (dict(pos_encode_type="rotary", n_heads=8), "head_dim must be even"),
     ],
 )
-def test_bad_flags(changes, words):
+def test_bad_flags(changes, words, tmp_path):
     with pytest.raises(ValueError, match=words):
-        dataclasses.replace(TINY, **changes)
+        relations.plan(dataclasses.replace(TINY, **changes), tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def _run(module, *arguments):
@@ -119,37 +133,263 @@ def test_the_command_writes_lines_figures_and_a_report(tmp_path):
     assert again.stdout == first.stdout
 
 
-def test_a_diverging_step_is_refused_before_anything_is_written(tmp_path):
-    workdir = tmp_path / "run"
-    result = _run("training_dynamics", f"--workdir={workdir}", "--preset=smoke", "--step_size=1e6")
+def test_a_flag_of_another_task_is_refused_and_a_preset_is_not(tmp_path):
+    arguments = [f"--workdir={tmp_path}/run", "--preset=smoke", "--task=reversal"]
+    result = _run("relations", *arguments, "--num_train=5,6")
     assert result.returncode == 2 and result.stderr.count("\n") == 1
-    assert "diverges" in result.stderr and "are stable" in result.stderr
-    assert not workdir.exists()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("module", ["training_dynamics", "relations_study"])
-def test_the_other_commands_run(module, tmp_path):
-    result = _run(module, f"--workdir={tmp_path}", "--preset=smoke")
-    assert result.returncode == 0, result.stderr
-    assert "figures/" in (tmp_path / "report.md").read_text()
-    assert list((tmp_path / "figures").glob("*.png"))
-
-
-@pytest.mark.slow
-def test_killed_runs_end_with_the_same_bits(tmp_path, monkeypatch):
-    program = (
-        "-m experiments.relations --preset=smoke --n_layers=1 --embed_dim=8 --seeds=0,1 "
-        "--num_epochs=20 --eval_every=1 --noprogress"
-    )
-    monkeypatch.setattr(crash_test, "PROGRAM", program.split())
-    finished, resumable = crash_test.kill_and_compare(tmp_path, kills=5, seed=0)
-    assert finished >= 1 and resumable >= 1
+    assert "--num_train is of --task=chain_related, not of reversal" in result.stderr
+    assert not (tmp_path / "run").exists()
+    result = _run("relations", *arguments, "--dry_run")
+    assert result.returncode == 0 and "task=reversal" in result.stdout
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_original_flags_are_here():
-    names = {field.name for field in dataclasses.fields(relations_task.Config)}
+    names = {field.name for field in dataclasses.fields(Config)}
     assert names >= {
         "pos_encode_type", "n_layers", "embed_dim", "vocab_size", "word_size", "num_epochs",
         "batch_size", "lr", "loss_whole_sequence", "freeze_wte_wpe",
     }  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------
+# A model whose logits are known goes through what is reported.
+
+FORWARD, REVERSE, WITHHELD = 3.0, 1.0, 2.0  # the answer's logit above all others
+
+
+def _table_task(strength, **changes):
+    """A task with the model logits(x_l | x_<l) = table[x_l-1, x_l], `strength` of each sentence."""
+    task = _task(**changes)
+    data = task.data
+    table = np.zeros((data.vocab_size,) * 3, np.float32)
+    for sentences, is_trained in ((data.train_EL, True), (data.validation_EL, False)):
+        for first, relation, last in sentences:
+            table[first, relation, last] = strength(int(relation), is_trained)
+
+    def apply_fn(params, tokens_BL):
+        before_BL = jnp.pad(tokens_BL[:, :-1], ((0, 0), (1, 0)))
+        return params[before_BL, tokens_BL]
+
+    return task, task.init(0).replace(params=jnp.asarray(table), apply_fn=apply_fn)
+
+
+def _nll(strength, vocab_size):
+    return math.log(math.exp(strength) + vocab_size - 1) - strength
+
+
+def test_a_known_table_gives_its_nll_gaps_and_asymmetries_in_both_directions():
+    def strength(relation, is_trained):
+        return (FORWARD if relation == 0 else REVERSE) if is_trained else WITHHELD
+
+    task, state = _table_task(strength, vocab_size=100)
+    line = task.summarize(
+        {key: np.asarray(x)[None] for key, x in task.evaluate(state).items()}
+        | {"eval_step": np.array([0])}
+    )
+    is_forward_E = task.data.train_EL[:, 1] == 0
+    vocab_size = task.data.vocab_size
+    trained = np.where(is_forward_E, _nll(FORWARD, vocab_size), _nll(REVERSE, vocab_size)).mean()
+    assert 0 < is_forward_E.mean() < 1
+    np.testing.assert_allclose(line["train_nll"], trained, rtol=1e-6)
+    np.testing.assert_allclose(line["validation_nll"], _nll(WITHHELD, vocab_size), rtol=1e-6)
+    gaps = {"a_to_b": FORWARD, "b_to_a": REVERSE, "given": FORWARD, "withheld": WITHHELD}
+    assert set(gaps) == set(task.data.panels)
+    for panel, want in gaps.items():
+        np.testing.assert_allclose(line[f"gap_{panel}"], want, rtol=1e-6)
+    # Diagonal blocks f·1 and r·1: |f − r| / (f + r).
+    np.testing.assert_allclose(line["asymmetry_trained"], 0.5, rtol=1e-5)
+    np.testing.assert_allclose(line["asymmetry_withheld"], 0.2, rtol=1e-5)
+    assert line["uniform_nll"] == math.log(task.data.num_candidates)
+
+
+def test_a_known_chain_gives_its_intransitivity():
+    task, state = _table_task(lambda relation, is_trained: 0.0, task="chain")
+    middle = set(task.data.panels["b_to_c"][:, 0])
+    table = np.zeros((task.data.vocab_size,) * 3, np.float32)
+    for first, relation, last in task.data.train_EL:
+        table[first, relation, last] = 4.0 if first not in middle else 2.0
+    for first, relation, last in task.data.validation_EL:
+        table[first, relation, last] = 0.5
+    got = task.evaluate(state.replace(params=jnp.asarray(table)))
+    np.testing.assert_allclose(got["gap_a_to_b"], 4, rtol=1e-6)
+    np.testing.assert_allclose(got["gap_b_to_c"], 2, rtol=1e-6)
+    np.testing.assert_allclose(got["intransitivity"], 1 - 0.5 / 2, rtol=1e-6)
+
+
+def test_heat_maps_are_the_logits_of_the_panels_and_cosines_of_the_embeddings():
+    def strength(relation, is_trained):
+        return (FORWARD if relation == 0 else REVERSE) if is_trained else WITHHELD
+
+    task, state = _table_task(strength, vocab_size=100)
+    embed_VD = np.random.default_rng(0).normal(size=(task.data.vocab_size, 3)).astype(np.float32)
+    # A table is no dict of modules: the embeddings beside it.
+    table = state.params
+    read = state.apply_fn
+    state = state.replace(
+        params={"embed": {"embedding": embed_VD}},
+        apply_fn=lambda params, tokens_BL: read(table, tokens_BL),
+    )
+    got = task.heat_maps(state, ROOT)
+    for panel, want in (("a_to_b", FORWARD), ("b_to_a", REVERSE)):
+        size = len(task.data.panels[panel])
+        np.testing.assert_allclose(got[f"weights_{panel}"], want * np.eye(size))
+    tokens = np.concatenate([task.data.validation_EL[:, 0], task.data.validation_EL[:, -1]])
+    a, b = embed_VD[tokens[0]], embed_VD[tokens[-1]]
+    cosine = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+    np.testing.assert_allclose(got["cosines"][0, -1], cosine, rtol=1e-5)
+    assert got["cosines"].shape == (len(tokens),) * 2
+
+
+def test_a_result_line_says_when_training_was_learned_and_what_validation_was_then():
+    task = _task(batch_size=10)
+    history = {
+        "eval_step": task.steps_per_epoch * np.array([0, 20, 40, 60]),
+        "train_nll": np.array([3.0, 0.06, 0.04, 0.01]),
+        "validation_nll": np.array([3.0, 2.0, 5.0, 7.0]),
+        "gap_given": np.array([0.0, 1.0, 2.0, 4.0]),
+    }
+    line = task.summarize(history)
+    assert line["epochs_to_learn"] == 40 and line["validation_nll_when_learned"] == 5
+    assert (line["train_nll"], line["validation_nll"]) == (0.01, 7)
+    assert line["lowest_validation_nll"] == 2 and line["gap_given"] == 4
+    never = task.summarize(history | {"train_nll": np.full(4, 0.05)})
+    assert never["epochs_to_learn"] is None and never["validation_nll_when_learned"] is None
+
+
+# ---------------------------------------------------------------------------------------
+# Tables and figures hold the numbers of results and curves.
+
+
+def _cells(table, row):
+    return [cell.strip() for cell in table.splitlines()[2 + row].strip("|").split("|")]
+
+
+@pytest.fixture
+def reported(tmp_path):
+    """A work directory with made-up curves of two sizes and two seeds."""
+    config = dataclasses.replace(TINY, task="chain_related", num_train=(5, 9), seeds=(3, 4))
+    all_runs = relations.plan(config, tmp_path)
+    workdir = WorkDir(tmp_path / "run")
+    rng = np.random.default_rng(0)
+    for run in all_runs:
+        for seed in config.seeds:
+            history = {
+                "eval_step": np.array([0, run.num_steps]),
+                **{f"{part}_nll": rng.uniform(1, 5, 2) for part in ("train", "validation")},
+                **{f"gap_{panel}": rng.normal(size=2) for panel in ("a_to_b", "withheld")},
+                "weights_a_to_b": rng.normal(size=(4, 4)),
+                "cosines": rng.uniform(-1, 1, (6, 6)),
+            }
+            workdir.save_curves(run, seed, history)
+            workdir.record(run, seed, run.summarize(history))
+    return workdir, config, all_runs
+
+
+def test_the_table_holds_means_and_intervals_over_seeds(reported, capsys):
+    workdir, config, all_runs = reported
+    relations_report.write(workdir, config, all_runs)
+    printed = capsys.readouterr().out
+    for row, run in enumerate(all_runs):
+        task, size, count, *cells = _cells(printed, row)
+        assert (task, size, count) == ("chain_related", str(config.num_train[row]), "2")
+        first, second = (workdir.line(run, seed) for seed in config.seeds)
+        for cell, key in zip(cells, relations_report.COLUMNS.values(), strict=True):
+            if first[key] is None:
+                assert cell == "none"
+                continue
+            mean = (first[key] + second[key]) / 2
+            half_width = 12.7062047 * abs(first[key] - second[key]) / 2  # Student's t, 1 degree
+            assert cell == f"{mean:.3f} ± {half_width:.3f}", key
+    assert printed.splitlines()[0].split(" | ")[3] == "training NLL"
+
+
+def test_figures_hold_the_curves(reported):
+    pytest.importorskip("matplotlib")
+    workdir, config, all_runs = reported
+    first_seeds = ("cosines", "weights_")
+    curves = {
+        size: workdir.stacked(run, config.seeds, seeds_first=first_seeds)
+        for size, run in zip(config.sizes, all_runs, strict=True)
+    }
+    epochs = {size: np.array([0, config.num_epochs]) for size in config.sizes}
+    results = workdir.results()
+    figure = relations_report.nll_figure(config, curves, epochs, results)
+    for ax, size in zip(figure.axes, config.sizes, strict=True):
+        lines = {line.get_label(): line for line in ax.get_lines()}
+        for part in ("train", "validation"):
+            np.testing.assert_array_equal(lines[part].get_xdata(), epochs[size])
+            mean_T = curves[size][f"{part}_nll"].mean(axis=1)
+            np.testing.assert_array_equal(lines[part].get_ydata(), mean_T)
+        uniform = report.select(results, num_train=size)[0]["uniform_nll"]
+        assert set(lines["uniform guess"].get_ydata()) == {uniform}
+        assert ax.get_title() == f"chain_related, {size} triples"
+
+    (ax, _) = relations_report.logit_figure(curves[9]).axes
+    logits = workdir.curves(all_runs[1], 3)["weights_a_to_b"]  # the first seed's
+    want = logits - logits.mean(axis=1, keepdims=True)
+    np.testing.assert_allclose(ax.images[0].get_array(), want)
+    assert ax.images[0].get_clim() == (-np.abs(want).max(), np.abs(want).max())
+
+    (ax, _) = relations_report.cosine_figure(curves[9]).axes
+    cosines = [workdir.curves(all_runs[1], seed)["cosines"] for seed in config.seeds]
+    np.testing.assert_allclose(ax.images[0].get_array(), np.mean(cosines, axis=0))
+
+    (ax,) = relations_report.gap_figure(curves[9], epochs[9]).axes
+    lines = {line.get_label(): line for line in ax.get_lines()}
+    np.testing.assert_array_equal(
+        lines["B after A →"].get_ydata(), curves[9]["gap_a_to_b"].mean(axis=1)
+    )
+    np.testing.assert_array_equal(
+        lines["withheld"].get_ydata(), curves[9]["gap_withheld"].mean(axis=1)
+    )
+
+    (ax,) = relations_report.size_figure(config, curves, epochs, results).axes
+    (container,) = ax.containers
+    points, _, (bars,) = container
+    np.testing.assert_array_equal(points.get_xdata(), [5, 9])
+    last = [curves[size]["validation_nll"][1] for size in (5, 9)]
+    np.testing.assert_allclose(points.get_ydata().astype(float), np.mean(last, axis=1))
+    heights = [segment[1, 1] - segment[0, 1] for segment in bars.get_segments()]
+    np.testing.assert_allclose(heights, 12.7062047 * np.abs(np.diff(last, axis=1))[:, 0], rtol=1e-6)
+
+
+def _study_lines():
+    return [
+        {"factor": "dropout", "value": value, "seed": seed, "uniform_nll": 2.0}
+        | {key: 10 * row + seed + place for place, key in enumerate(study_report.KEYS)}
+        | {"validation_nll_when_learned": None}
+        for row, value in enumerate(("0.0", "0.3"))
+        for seed in (0, 1)
+    ] + [{"factor": "depth", "value": "0.3", "seed": 0, "train_nll": 99.0, "uniform_nll": 2.0}]
+
+
+def test_the_study_tells_its_factors_and_values_apart():
+    table = study_report.table(_study_lines(), "dropout", ("0.0", "0.3"))
+    for row, value in enumerate(("0.0", "0.3")):
+        first, *cells = _cells(table, row)
+        assert first == value
+        for place, cell in enumerate(cells):
+            if place == 3:
+                assert cell == "none"
+            else:
+                assert cell == f"{10 * row + place + 0.5:.3f} ± 6.353"
+    pytest.importorskip("matplotlib")
+    figure = study_report.figure(_study_lines(), "dropout", ("0.0", "0.3"))
+    for ax, keys in zip(figure.axes, study_report.DRAWN.values(), strict=True):
+        drawn = {c.get_label(): c[0].get_ydata() for c in ax.containers}
+        assert list(drawn) == [study_report.KEYS[key] for key in keys]
+        for key in keys:
+            place = list(study_report.KEYS).index(key)
+            want = [np.nan] * 2 if place == 3 else [place + 0.5, place + 10.5]
+            np.testing.assert_allclose(drawn[study_report.KEYS[key]], want)
+
+
+def test_the_study_changes_one_factor_and_compiles_its_base_once(tmp_path):
+    config = relations_study.Config(factors=("dropout", "family", "loss"), vocab_size=40)
+    planned = {run.name: run for run in relations_study.plan(config, tmp_path)}
+    assert len(planned) == 3 + 4 + 3
+    base = planned["factor=family,value=gpt2"]
+    for same in ("factor=dropout,value=0.0", "factor=loss,value=last_word"):
+        assert planned[same].step is base.step and planned[same].evaluate is base.evaluate
+    assert planned["factor=dropout,value=0.3"].step is not base.step
