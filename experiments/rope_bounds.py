@@ -10,35 +10,27 @@ Expected  All 60 cells of Table 3; the trace below 0.435 at widths up to 256; sa
 """
 
 import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
-from dirasym import report
 from dirasym.analysis import rope
-from experiments import harness
+from dirasym.pieces import Piece
+from dirasym.workdir import WorkDir
+from experiments import flags, work
 from experiments.flags import flag
+from experiments.reports import rope_bounds
 
 PRESETS = {
     "smoke": dict(num_queries=64, num_keys=256),
     "quick": {},
     "paper": dict(num_queries=4096, num_keys=4096),
 }
-THRESHOLDS = (0.05, 0.10, 0.15, 0.20, 0.25, 0.30)
-# Table 3: lower bounds of Pr[Corr >= c], by Δ and m = D/2, for the thresholds above.
-PAPER_TABLE_3 = {
-    (10, 64): (0.981, 0.977, 0.972, 0.965, 0.956, 0.941),
-    (10, 128): (0.990, 0.988, 0.986, 0.982, 0.977, 0.970),
-    (20, 64): (0.967, 0.958, 0.947, 0.930, 0.903, 0.858),
-    (20, 128): (0.985, 0.981, 0.976, 0.969, 0.957, 0.938),
-    (30, 64): (0.958, 0.947, 0.930, 0.905, 0.863, 0.790),
-    (30, 128): (0.981, 0.976, 0.969, 0.958, 0.939, 0.906),
-    (40, 64): (0.955, 0.942, 0.923, 0.893, 0.843, 0.752),
-    (40, 128): (0.979, 0.974, 0.965, 0.952, 0.928, 0.885),
-    (50, 64): (0.965, 0.956, 0.942, 0.921, 0.887, 0.827),
-    (50, 128): (0.979, 0.973, 0.963, 0.949, 0.923, 0.874),
-}
-PAPER_LINE = 0.435  # for Δ up to 100
+UNEQUAL = (5, 34)  # distances where the bound of equal ones fails
+UNEQUAL_WIDTH = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,75 +40,69 @@ class Config:
     widths: tuple[int, ...] = flag((16, 32, 64, 128, 256), "Head widths D.")
     max_distance: int = flag(100, "Largest distance.", 1)
     sampled_width: int = flag(64, "Head width of the sampled correlations.", 2)
-    sampled_distances: tuple[int, ...] = flag((1, 2, 5, 10, 20, 50), "Distances sampled.")
+    sampled_distances: tuple[int, ...] = flag((1, 2, 5, 10, 20, 50), "Distances sampled.", 1)
     rhos: tuple[int, ...] = flag((0, 50, 100), "Alignments ρ of (A2), in percent.")
     num_queries: int = flag(1024, "Queries sampled.", 2)
     num_keys: int = flag(1024, "Keys sampled for each query.", 2)
-    seed: int = flag(0, "Of the samples.")
+    seed: int = flag(0, "Of the samples.", kind="seed")
 
     def __post_init__(self):
         for width in (*self.widths, self.sampled_width):
-            rope.trace(1, width)  # an odd width raises
-        if not all(delta >= 1 for delta in self.sampled_distances):
-            raise ValueError(f"--sampled_distances={self.sampled_distances} must be at least 1")
+            if not 2 <= width <= 10_000 or width % 2:
+                raise ValueError(f"head width {width} is not even, from 2 to 10000")
+        if self.max_distance > 10**6:
+            raise ValueError(f"--max_distance={self.max_distance} is above 1000000")
+        if max(self.num_queries, self.num_keys) > 10**5:
+            raise ValueError("--num_queries and --num_keys are at most 100000")
         if not all(0 <= rho <= 100 for rho in self.rhos):
             raise ValueError(f"--rhos={self.rhos} are percentages, 0 to 100")
 
 
-def run(experiment: harness.Experiment, config: Config) -> None:
-    """Computes, records every number, and reports."""
-    cells = table_3()
-    samples = sample_equal_distances(config)
-    unequal = sample_unequal_distances(config)
-    experiment.record(cells + samples + [unequal], keys=("what", "delta", "m", "threshold", "rho"))
-    figure = plot(config, samples)
-    path = report.save_figure(figure, experiment.workdir / "figures", "rope_bounds")
-    text = describe(config, cells, samples, unequal)
-    experiment.write_report(text, [path], printed=text)
+def pieces(config: Config) -> list[Piece]:
+    """A piece a cell of Table 3, and one a sampled correlation."""
+    cells = [
+        Piece(
+            {"what": "table_3", "delta": delta, "m": m, "threshold": threshold},
+            functools.partial(cell, delta, m, threshold, paper),
+            has_curves=False,
+        )
+        for (delta, m), published in rope_bounds.PAPER_TABLE_3.items()
+        for threshold, paper in zip(rope_bounds.THRESHOLDS, published, strict=True)
+    ]
+    equal = [
+        Piece(
+            {"what": "equal", "delta": delta, "rho": rho / 100},
+            functools.partial(sample, config, delta, delta, rho / 100),
+            has_curves=False,
+        )
+        for rho in config.rhos
+        for delta in config.sampled_distances
+    ]
+    small = dataclasses.replace(config, sampled_width=UNEQUAL_WIDTH)
+    unequal = Piece(
+        {"what": "unequal", "delta": "{}, {}".format(*UNEQUAL), "rho": 1.0},
+        functools.partial(sample, small, *UNEQUAL, 1.0),
+        has_curves=False,
+    )
+    return [*cells, *equal, unequal]
 
 
-def table_3() -> list[dict]:
-    """One line a cell: the bound, as the paper prints it, and what the paper prints."""
-    lines = []
-    for (delta, m), published in PAPER_TABLE_3.items():
-        for threshold, paper in zip(THRESHOLDS, published, strict=True):
-            value = float(rope.cantelli_lower_bound(delta, threshold, 2 * m))
-            lines.append(
-                {
-                    "what": "table_3",
-                    "delta": delta,
-                    "m": m,
-                    "threshold": threshold,
-                    "bound": value,
-                    "printed": as_printed(value),
-                    "paper": paper,
-                }
-            )
-    return lines
+def cell(delta: int, m: int, threshold: float, paper: float) -> tuple[dict[str, Any], dict]:
+    """Table 3: the bound, as the paper prints it, and what the paper prints."""
+    value = float(rope.cantelli_lower_bound(delta, threshold, 2 * m))
+    return {"bound": value, "printed": as_printed(value), "paper": paper}, {}
 
 
 def as_printed(value: float) -> float:
     """Rounded to four decimals, then truncated to three: what all of Table 3 shows."""
-    return np.floor(round(1e4 * value) / 10) / 1e3
+    return float(np.floor(round(1e4 * value) / 10) / 1e3)
 
 
-def sample_equal_distances(config: Config) -> list[dict]:
-    """E_q[Corr] at Δ₁ = Δ₂ by sampling, by the exact formula over sampled q, and the bound."""
-    lines = []
-    for rho in config.rhos:
-        for delta in config.sampled_distances:
-            lines.append({"what": "equal", "delta": delta, **_sample(config, delta, delta, rho)})
-    return lines
-
-
-def sample_unequal_distances(config: Config) -> dict:
-    """The trace bound does not carry over: D = 16, ρ = 1, Δ = (5, 34)."""
-    small = dataclasses.replace(config, sampled_width=16)
-    return {"what": "unequal", "delta": "5, 34", **_sample(small, 5, 34, 100)}
-
-
-def _sample(config: Config, delta_fwd: int, delta_rev: int, rho_percent: int) -> dict:
-    width, rho = config.sampled_width, rho_percent / 100
+def sample(
+    config: Config, delta_fwd: int, delta_rev: int, rho: float
+) -> tuple[dict[str, Any], dict]:
+    """E_q[Corr] by sampling, by the exact formula over sampled q, and the trace bound."""
+    width = config.sampled_width
     sampled = rope.monte_carlo_correlation(
         jax.random.key(config.seed),
         delta_fwd,
@@ -129,8 +115,7 @@ def _sample(config: Config, delta_fwd: int, delta_rev: int, rho_percent: int) ->
     # w of q ~ N(0, I) is uniform on the simplex.
     w = np.random.default_rng(config.seed).dirichlet(np.ones(width // 2), size=100_000)
     exact = rope.conditional_correlation(w, rho, delta_fwd, delta_rev)
-    return {
-        "rho": rho,
+    line = {
         "head_dim": width,
         "sampled": float(sampled.mean),
         "sampled_error": float(sampled.standard_error),
@@ -138,86 +123,15 @@ def _sample(config: Config, delta_fwd: int, delta_rev: int, rho_percent: int) ->
         "exact_error": float(exact.std(ddof=1) / np.sqrt(len(exact))),
         "bound": float(rope.trace(delta_fwd + delta_rev, width)),
     }
+    return line, {}
 
 
-def describe(config: Config, cells, samples, unequal) -> str:
-    """report.md without its figure."""
-    agree = sum(line["printed"] == line["paper"] for line in cells)
-    rows = [
-        [delta, m, *(f"{as_printed(rope.cantelli_lower_bound(delta, c, 2 * m)):.3f} ({p:.3f})"
-                     for c, p in zip(THRESHOLDS, published, strict=True))]
-        for (delta, m), published in PAPER_TABLE_3.items()
-    ]  # fmt: skip
-    deltas = np.arange(1, config.max_distance + 1)
-    integral = rope.cosine_integral_approximation(deltas)
-    traces = [
-        [
-            width,
-            f"{trace.min():.3f}",
-            deltas[trace.argmin()],
-            f"{np.abs(trace - integral).max():.3f}",
-        ]
-        for width in config.widths
-        for trace in [rope.trace(deltas, width)]
-    ]
-    header = ["ρ", "Δ₁, Δ₂", "sampled", "exact, over q", "difference in standard errors", "bound"]
-    errors = [np.hypot(line["sampled_error"], line["exact_error"]) for line in [*samples, unequal]]
-    correlations = [
-        [
-            line["rho"],
-            line["delta"],
-            report.with_interval(line["sampled"], line["sampled_error"], 4),
-            report.with_interval(line["exact"], line["exact_error"], 4),
-            f"{(line['sampled'] - line['exact']) / error:.1f}",
-            f"{line['bound']:.4f}",
-        ]
-        for line, error in zip([*samples, unequal], errors, strict=True)
-    ]
-    return "\n\n".join(
-        [
-            "# RoPE ties attention ahead to attention behind",
-            f"Table 3 of arXiv 2602.02133, ours (paper): {agree} of {len(cells)} cells agree.",
-            report.table(["Δ", "m", *(f"c = {c}" for c in THRESHOLDS)], rows),
-            f"Smallest (1/D) Tr R(Δ) for Δ = 1..{config.max_distance}; the integral's smallest is "
-            f"{integral.min():.5f}, and {PAPER_LINE} is a bound of the integral, not of the trace.",
-            report.table(["D", "smallest trace", "at Δ", "largest distance to integral"], traces),
-            f"Correlation of S_fwd and S_rev (± standard error); D = {config.sampled_width} at "
-            "equal distances, D = 16 at unequal ones, where the bound of equal distances fails by "
-            f"{unequal['bound'] - unequal['exact']:.4f}.",
-            report.table(header, correlations),
-        ]
-    )
-
-
-def plot(config: Config, samples):
-    """Left: the trace against distance. Right: sampled and exact correlation over the bound."""
-    figure, axes = report.new_figure(1, 2, (5.0, 3.4))
-    deltas = np.arange(1, config.max_distance + 1)
-    ax = axes[0, 0]
-    for width in config.widths:
-        ax.plot(deltas, rope.trace(deltas, width), lw=1, label=f"D = {width}")
-    ax.plot(deltas, rope.cosine_integral_approximation(deltas), "k--", label="integral")
-    ax.axhline(PAPER_LINE, color="tab:red", ls=":", label=f"{PAPER_LINE}")
-    ax.set(xlabel="distance Δ (tokens)", ylabel="(1/D) Tr R(Δ)")
-    ax.legend(fontsize="x-small", ncols=2)
-    ax, distances = axes[0, 1], np.array(config.sampled_distances)
-    for rho in config.rhos:
-        lines = report.select(samples, rho=rho / 100)
-        ax.errorbar(
-            distances,
-            [line["sampled"] for line in lines],
-            [1.96 * line["sampled_error"] for line in lines],
-            fmt="o",
-            ms=4,
-            color=f"C{config.rhos.index(rho)}",
-            label=f"sampled, ρ = {rho / 100:g}",
-        )
-        ax.plot(distances, [line["exact"] for line in lines], color=f"C{config.rhos.index(rho)}")
-    ax.plot(distances, rope.trace_bound(distances, config.sampled_width), "k--", label="bound")
-    ax.set(xscale="log", xlabel="Δ₁ = Δ₂ (tokens)", ylabel="E[Corr(S_fwd, S_rev | q)]")
-    ax.legend(fontsize="x-small")
-    return figure
+def compute(workdir: WorkDir, config: Config, planned: Sequence) -> None:
+    """Computes what is missing, and reports."""
+    del planned
+    if work.all_done(pieces(config), workdir):
+        rope_bounds.write(workdir, config)
 
 
 if __name__ == "__main__":
-    harness.main("rope_bounds", Config, PRESETS, run)
+    flags.main("rope_bounds", Config, PRESETS, compute)
