@@ -16,11 +16,6 @@ FILES = sorted(
 TOO_LONG = {
     "dirasym/models/transformer.py:Transformer",
     "dirasym/training.py:train_step",
-    "experiments/benchmark.py:_torch_steps",
-    "experiments/harness.py",
-    "experiments/harness.py:Experiment",
-    "experiments/harness.py:Experiment.train",
-    "experiments/training_dynamics.py",
 }
 # Lines of `experiments/` to read before one experiment is understood.
 TO_READ = {

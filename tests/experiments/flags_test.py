@@ -13,8 +13,8 @@ import pytest
 from absl import flags
 
 from dirasym.workdir import WorkDir
-from experiments import crash_test, toy_study
 from experiments import flags as house
+from experiments import toy_study
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 TINY = (
@@ -144,11 +144,6 @@ def test_a_finished_directory_is_not_trained_again(tmp_path):
     assert again.stdout == first.stdout
     # Its wall time is in the line, so a second training would show.
     assert (tmp_path / "results.jsonl").read_text().splitlines() == [line]
-
-
-def test_killed_runs_end_with_the_same_bits(tmp_path):
-    finished, resumable = crash_test.kill_and_compare(tmp_path, kills=10, seed=0)
-    assert finished >= 1 and resumable >= 1
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,11 +1,12 @@
 """The figures of docs/ that join several runs, drawn from the result lines under docs/results.
 
 Question  none: a run draws its own figures, and these show more runs than one.
-Command   python -m experiments.redraw
+Command   python -m experiments.tools.redraw
 Cost      seconds.
 Expected  docs/figures/toy_accuracy.png, toy_study.png and facts_names.png as they are on file.
 """
 
+import dataclasses
 import pathlib
 from collections.abc import Mapping
 
@@ -13,11 +14,13 @@ import numpy as np
 
 from dirasym import report, results
 from experiments import toy_reversal, toy_study
+from experiments.flags import flag
 from experiments.reports import toy as toy_report
 from experiments.reports import toy_study as toy_study_report
 from experiments.systems import toy
+from experiments.tools import command
 
-DOCS = pathlib.Path(__file__).parents[1] / "docs"
+DOCS = pathlib.Path(__file__).parents[2] / "docs"
 REVERSE_QUESTIONS = {  # bars, and where their result lines are
     "1 word\n60 both ways": ("facts_names", "w1b60"),
     "2 words\n60": ("facts_names", "w2b60"),
@@ -33,8 +36,18 @@ REVERSE_QUESTIONS = {  # bars, and where their result lines are
 }
 
 
-def main(folder: pathlib.Path = DOCS / "figures") -> None:
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One flag a field."""
+
+    folder: str = flag(str(DOCS / "figures"), "Where the figures go.", kind="path")
+
+
+def draw(config: Config) -> None:
     """Draws them and prints their paths."""
+    folder = pathlib.Path(config.folder)
+    if not folder.is_dir():
+        raise ValueError(f"--folder={folder} is no directory")
     table_2 = toy.Config(lengths=tuple(toy_reversal.PAPER_TABLE_2), report_step=1000)
     lines = _lines("toy_reversal", "results", "results_L40", "results_arm")
     bars = toy_report.accuracy_bars(lines, table_2, toy_reversal.PAPER_TABLE_2)
@@ -86,4 +99,4 @@ def _lines(folder: str, *files: str) -> list[dict]:
 
 
 if __name__ == "__main__":
-    main()
+    command.main(Config, draw)

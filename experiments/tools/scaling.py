@@ -1,7 +1,7 @@
 """What a LoRA step of the 8B models costs on 1, 8 and 64 devices; nothing is allocated.
 
-Question  Parameters, bytes per device and FLOPs per step (SPEC section 5, Scale).
-Command   python -m experiments.scaling --output=docs/scaling.md
+Question  Parameters, bytes per device and FLOPs per step at bfloat16 weights and rank-32 adapters.
+Command   python -m experiments.tools.scaling --output=docs/scaling.md
 Cost      18 compilations: 3 minutes of CPU time.
 Expected  the table of docs/scaling.md.
 
@@ -11,6 +11,7 @@ number of layers, so the two give all of them. (The analysis counts the body of 
 so scanned layers cannot be read off directly.)
 """
 
+import dataclasses
 import functools
 import json
 import math
@@ -21,20 +22,29 @@ import sys
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags
 
 from dirasym import files, models, objectives, report, sharding, training
 from dirasym.models import lora
 from dirasym.types import Batch
-
-FLAGS = flags.FLAGS
-flags.DEFINE_string("output", "docs/scaling.md", "The page to write.")
-flags.DEFINE_integer("devices", 0, "(Set by this script) devices to compile for.")
+from experiments.flags import flag
+from experiments.tools import command
 
 PRESETS = {"LLaMA-3.1-8B": models.llama, "Qwen2.5-7B": models.qwen2, "LLaDA-8B": models.llada}
 MESHES = {1: (1, 1), 8: (1, 8), 64: (8, 8)}  # devices: (data, model)
 BATCH_PER_DATA, LENGTH, RANK = 8, 128, 32
 TARGETS = r"attention/(query|key|value|out)$"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One flag a field."""
+
+    output: str = flag("docs/scaling.md", "The page to write.", kind="path")
+    devices: int = flag(0, "(Set by this script) devices to compile for.", 0)
+
+    def __post_init__(self):
+        if self.devices not in (0, *MESHES):
+            raise ValueError(f"--devices={self.devices} is not among {list(MESHES)}")
 
 
 def abstract_state(config, mesh):
@@ -109,18 +119,21 @@ def measure(devices: int) -> list[dict]:
     return lines
 
 
-def main(argv):
-    del argv
-    if FLAGS.devices:
-        print(json.dumps(measure(FLAGS.devices)))
+def write(config: Config) -> None:
+    """Measures in processes of their own, and writes the page."""
+    if config.devices:
+        print(json.dumps(measure(config.devices)))
         return
+    output = pathlib.Path(config.output)
+    if not os.access(output if output.exists() else output.parent, os.W_OK):
+        raise ValueError(f"--output={output} cannot be written")
     lines = []
     for devices in MESHES:
         environment = os.environ | {
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
             "JAX_PLATFORMS": "cpu",
         }
-        command = [sys.executable, "-m", "experiments.scaling", f"--devices={devices}"]
+        command = [sys.executable, "-m", "experiments.tools.scaling", f"--devices={devices}"]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
         lines += json.loads(done.stdout)
     lines.sort(key=lambda line: (list(PRESETS).index(line["model"]), line["devices"]))
@@ -142,7 +155,7 @@ def main(argv):
     )  # fmt: skip
     text = (
         "# Scale: the 8B models on 1, 8 and 64 devices\n\n"
-        "Written by `python -m experiments.scaling`; see there how each number is made.\n"
+        "Written by `python -m experiments.tools.scaling`; see there how each number is made.\n"
         f"A LoRA step (rank {RANK} on the attention projections) of {BATCH_PER_DATA} sequences of "
         f"{LENGTH} tokens for each place on the data axis; base weights bfloat16 and frozen, "
         "adapters and Adam's moments float32, layers rematerialised. Activations come on top.\n\n"
@@ -155,9 +168,9 @@ def main(argv):
         "counts a loop's body once, so scanned layers cannot be read off. It is the program of one "
         "device that is counted, after partitioning, as compiled for CPU.\n"
     )
-    files.write_atomically(pathlib.Path(FLAGS.output), text)
+    files.write_atomically(output, text)
     print(table)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command.main(Config, write)

@@ -1,0 +1,1 @@
+"""What serves the experiments and the docs, and trains nothing of its own."""

@@ -1,0 +1,226 @@
+"""Does a run that is killed again and again end with the same bits as one that is left alone?
+
+Question  Exact resume: SIGKILL by turns at random moments of a program's life and at random
+          changes of its work directory (checkpoints, curves, result lines, figures), restarts,
+          and compares parameters, result lines and curves with an undisturbed run, timing
+          fields apart.
+Command   python -m experiments.tools.crash_test --kills=100
+Cost      about 6 s a kill and experiment on 2 CPU cores.
+Expected  every finished run identical.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import time
+import types
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from dirasym import report, training
+from dirasym.pieces import Piece
+from dirasym.workdir import WorkDir
+from experiments import flags, relations, relations_study, toy_reversal, toy_study, work
+from experiments.flags import flag
+from experiments.systems import relations as relations_system
+from experiments.systems import toy
+
+PRESETS = {"smoke": dict(kills=2), "quick": dict(kills=20), "paper": dict(kills=100)}
+TIMING = ("run_wall_time_sec", "wall_time_sec")
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A small run of an experiment; `changes` are on top of its preset `smoke`."""
+
+    page: types.ModuleType
+    config_type: type
+    changes: dict[str, Any]
+
+    def config(self) -> Any:
+        """What the command line says."""
+        values = self.page.PRESETS["smoke"] | self.changes
+        lists = {key: tuple(x) if isinstance(x, list) else x for key, x in values.items()}
+        return self.config_type(**lists)
+
+    def arguments(self, path: pathlib.Path) -> list[str]:
+        """The command line after `python -m`."""
+        given = {
+            key: ",".join(map(str, x)) if isinstance(x, list) else x
+            for key, x in self.changes.items()
+        }
+        flags_given = [f"--{key}={value}" for key, value in given.items()]
+        where = [f"--workdir={path.absolute()}", "--noprogress"]
+        return [self.page.__name__, "--preset=smoke", *flags_given, *where]
+
+
+PROGRAMS = {
+    "toy_reversal": Program(
+        toy_reversal,
+        toy.Config,
+        {
+            "models": ["mdm"], "lengths": [3], "width": 8, "seeds": [0, 1], "steps": 8,
+            "eval_every": 4, "generations": 1,
+        },
+    ),
+    "toy_study": Program(
+        toy_study,
+        toy_study.Config,
+        {"inits": ["default"], "orders": ["random"], "steps": 8, "eval_every": 4},
+    ),
+    "relations": Program(
+        relations,
+        relations_system.Config,
+        {"embed_dim": 8, "seeds": [0, 1], "num_epochs": 6, "eval_every": 2},
+    ),
+    "relations_study": Program(relations_study, relations_study.Config, {"factors": ["loss"]}),
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One flag a field."""
+
+    experiment: tuple[Literal[tuple(PROGRAMS)], ...] = flag(tuple(PROGRAMS), "Which to kill.")
+    kills: int = flag(20, "How often to kill each.", 1)
+    seed: int = flag(0, "Of the moments.", kind="seed")
+
+
+def kill_all(workdir: WorkDir, config: Config, planned: Sequence) -> None:
+    """A piece an experiment, and a row of the table."""
+    del planned
+    pieces = [
+        Piece(
+            {"experiment": name},
+            functools.partial(
+                kill_and_compare, PROGRAMS[name], workdir.path / name, config.kills, config.seed
+            ),
+            has_curves=False,
+        )
+        for name in config.experiment
+    ]
+    if not work.all_done(pieces, workdir):
+        return
+    header = ["experiment", "kills", "at a change", "with a checkpoint", "ends, all identical"]
+    keys = ("experiment", "kills", "at_changes", "with_checkpoint", "finished")
+    table = report.table(header, [[line[key] for key in keys] for line in workdir.results()])
+    report.write(workdir.path, f"# Crash test\n\n{table}", {}, printed=table)
+
+
+def kill_and_compare(
+    program: Program, directory: pathlib.Path, kills: int, seed: int
+) -> tuple[dict[str, int], dict]:
+    """Kills the program `kills` times and lets it finish; raises unless every end is the same.
+
+    All lives share a compilation cache: the moments are drawn from the time that a warm run
+    takes, and would not reach the end of a cold compilation.
+
+    Returns:
+      The result line: kills, how many at a change of the directory, how many came after a
+      checkpoint was there, and how many lives reached their end.
+    """
+    path = directory / "run"
+    for _ in ("cold", "warm"):
+        shutil.rmtree(path, ignore_errors=True)
+        begin = time.monotonic()
+        _, words = _live(program, path)
+        duration = time.monotonic() - begin
+    want, changes = outcome(program, path), int(words.split()[-1])
+    shutil.rmtree(path)
+
+    rng = np.random.default_rng(seed)
+    line = {"kills": 0, "at_changes": 0, "with_checkpoint": 0, "finished": 0}
+    while True:
+        at_change = line["kills"] % 2 == 1
+        last_life = line["kills"] == kills
+        if last_life:
+            status, words = _live(program, path)
+        elif at_change:
+            status, words = _live(program, path, int(rng.integers(1, changes + 1)))
+        else:
+            status, words = _live(program, path, timeout=rng.uniform(0, 1.1 * duration))
+        if status == 0:
+            line["finished"] += 1
+            np.testing.assert_equal(outcome(program, path), want)
+            shutil.rmtree(path)
+            if last_life:
+                return line, {}
+        else:
+            line["kills"] += 1
+            line["at_changes"] += at_change
+            line["with_checkpoint"] += any(path.glob("checkpoints/*/[0-9]*/record.json"))
+
+
+def _live(
+    program: Program, path: pathlib.Path, at_change: int = 0, timeout: float | None = None
+) -> tuple[int, str]:
+    """One life of the program: 0 or −9 (killed), and its last words; raises if it fails."""
+    root = pathlib.Path(__file__).parents[2]
+    command = ["-m", "experiments.tools.dying", str(path.absolute()), str(at_change)]
+    process = subprocess.Popen(
+        [sys.executable, *command, *program.arguments(path)],
+        cwd=root,
+        env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(path.parent.absolute() / "compiled")},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        _, words = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        _, words = process.communicate()
+    finally:
+        process.kill()
+    if process.returncode not in (0, -9):
+        raise RuntimeError(f"the program failed:\n{words}")
+    return process.returncode, words
+
+
+def outcome(program: Program, path: pathlib.Path) -> dict[str, Any]:
+    """Everything that a run leaves, by name, but for time."""
+    config = program.config()
+    all_runs = list(program.page.plan(config, path))
+    found: dict[str, Any] = {}
+    workdir = _opened(path)
+    for run in all_runs:
+        for seed in config.seeds:
+            name = f"{run.name},seed={seed}"
+            curves = workdir.curves(run, seed)
+            line = workdir.line(run, seed)
+            saved = workdir.checkpoints(run, seed, digest=training.digest(run.data(seed)))
+            step, state, _ = saved.restore(run.init(seed).replace(frozen=None))
+            saved.close()
+            found[name] = {
+                "curves": {key: x for key, x in curves.items() if key not in TIMING},
+                "line": {key: x for key, x in line.items() if key not in TIMING},
+                "step": step,
+                "state": {
+                    jax.tree_util.keystr(place): np.asarray(_plain(leaf))
+                    for place, leaf in jax.tree_util.tree_leaves_with_path(state)
+                },
+            }
+    found["files"] = sorted(x.name for x in (path / "figures").iterdir())
+    return found
+
+
+def _opened(path: pathlib.Path) -> WorkDir:
+    """The work directory as its own configuration says."""
+    return WorkDir(path, json.loads((path / "config.json").read_text())["config"])
+
+
+def _plain(leaf):
+    is_key = jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key)
+    return jax.random.key_data(leaf) if is_key else leaf
+
+
+if __name__ == "__main__":
+    flags.main("crash_test", Config, PRESETS, kill_all)

@@ -1,0 +1,141 @@
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+from dirasym import models, sharding
+from experiments.benchmarks import alignment, common
+from experiments.tools import crash_test, scaling
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+SMALL = dict(
+    vocab_size=126_400, width=64, num_heads=4, num_kv_heads=2, mlp_width=96, max_len=128, remat=True
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", [models.llama, models.llada])
+def test_flops_are_linear_in_layers_and_near_those_of_the_matrix_products(preset):
+    mesh = sharding.make_mesh(1, 1)
+    flops = [scaling.step_flops(preset(num_layers=n, **SMALL), mesh) for n in (1, 2, 4)]
+    assert flops[2] == pytest.approx(flops[0] + 3 * (flops[1] - flops[0]), rel=1e-3)
+    tokens = scaling.BATCH_PER_DATA * scaling.LENGTH
+    layer = 2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 96
+    # Forward, backward and again forward; the head not again.
+    assert flops[0] > 4 * tokens * SMALL["vocab_size"] * 64 * 0.99 - 6 * tokens * layer
+    assert flops[1] - flops[0] > 5 * tokens * layer
+
+
+def _run(*command):
+    return subprocess.run(
+        [sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, env=os.environ
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (("tools.redraw", "--nosuch=1"), "nosuch"),
+        (("tools.redraw", "--folder=/nonexistent"), "/nonexistent is no directory"),
+        (("tools.scaling", "positional"), "unexpected argument 'positional'"),
+        (("tools.scaling", "--devices=-1"), "devices"),
+        (("tools.scaling", "--devices=3"), "--devices=3 is not among [1, 8, 64]"),
+        (("tools.scaling", "--output=/nonexistent/x.md"), "cannot be written"),
+        (("tools.scaling", "--workdir=x"), "--workdir has no effect here"),
+        (("benchmarks.alignment", "--width=7", "--model=transformer"), "--width=7: head_dim"),
+        (("benchmarks.steps", "--lengths=1"), "--lengths: 1 is below 2"),
+    ],
+)
+def test_a_bad_flag_ends_in_one_line(command, words):
+    result = _run(f"experiments.{command[0]}", *command[1:])
+    assert result.returncode == 2, result.stderr
+    assert words in result.stderr and result.stderr.count("\n") == 1 and result.stdout == ""
+
+
+def test_killed_runs_end_with_the_same_bits(tmp_path):
+    program = crash_test.PROGRAMS["toy_reversal"]
+    line, _ = crash_test.kill_and_compare(program, tmp_path, kills=8, seed=0)
+    assert line["kills"] == 8 and line["at_changes"] == 4
+    assert line["finished"] >= 1 and line["with_checkpoint"] >= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(set(crash_test.PROGRAMS) - {"toy_reversal"}))
+def test_killed_runs_of_other_experiments_do_too(name, tmp_path):
+    line, _ = crash_test.kill_and_compare(crash_test.PROGRAMS[name], tmp_path, kills=4, seed=0)
+    assert line["finished"] >= 1
+
+
+def test_every_experiment_that_trains_by_sweep_can_be_killed():
+    pages = {
+        path.stem
+        for path in (ROOT / "experiments").glob("*.py")
+        if re.search(r"^def plan\(.*-> list\[runs\.Run\]", path.read_text(), re.MULTILINE)
+    }
+    assert pages <= set(crash_test.PROGRAMS)
+
+
+def test_dying_counts_changes_of_its_directory_and_dies_before_the_one_asked_for(tmp_path):
+    (tmp_path / "in").mkdir()
+    script = tmp_path / "writes.py"
+    script.write_text(
+        "import pathlib\n"
+        "for name in ('in/a', 'b', 'in/c'):\n"
+        f"    pathlib.Path({str(tmp_path)!r}, name).write_text(name)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+
+    def run(number):
+        command = [sys.executable, "-m", "experiments.tools.dying", str(tmp_path / "in"), number]
+        return subprocess.run(
+            [*command, "writes"], env=environment, cwd=ROOT, capture_output=True, text=True
+        )
+
+    killed = run("2")
+    assert killed.returncode == -9
+    assert (tmp_path / "b").exists() and not (tmp_path / "in/c").exists()
+    lived = run("0")
+    assert lived.returncode == 0 and lived.stderr.splitlines()[-1] == "changes: 2"
+
+
+# ---------------------------------------------------------------------------------------
+# Benchmarks report what was timed.
+
+
+def test_the_fastest_call_of_each_contender_counts(monkeypatch):
+    clock = iter([0, 5, 10, 11, 20, 22, 30, 37])  # start and end, a and b, two rounds
+    monkeypatch.setattr(common.time, "perf_counter", lambda: next(clock))
+    calls = []
+    contenders = {name: lambda name=name: calls.append(name) for name in "ab"}
+    assert common.alternate(contenders, rounds=2) == {"a": 2, "b": 1}
+    assert calls == ["a", "b"] * 3  # once untimed
+
+
+def test_ratios_are_to_the_faster_pytorch():
+    seconds = {"JAX": 0.2, "PyTorch eager": 0.6, "PyTorch compiled": 0.5}
+    rows = common.against_torch({"step": seconds}, steps=10).splitlines()[2:]
+    assert rows[0] == "| step | JAX | 20.0 | 2.50 |"
+    assert rows[1] == "| step | PyTorch eager | 60.0 | 0.83 |"
+    assert rows[2] == "| step | PyTorch compiled | 50.0 | 1.00 |"
+
+
+def test_ways_are_compared_with_the_faster_that_forms_gradients():
+    seconds = {"vmap(grad)": 0.4, "lax.map over examples": 0.3, "factored, chunks of 8": 0.1}
+    megabytes = dict(zip(seconds, (8.0, 1.0, 2.0), strict=True))
+    rows = alignment.table(seconds, megabytes).splitlines()[2:]
+    assert rows[0] == "| vmap(grad) | 400 | 0.75 | 8 |"
+    assert rows[2] == "| factored, chunks of 8 | 100 | 3.00 | 2 |"
+
+
+def test_all_ways_of_the_alignment_benchmark_agree(tmp_path, capsys):
+    from dirasym.workdir import WorkDir
+
+    config = alignment.Config(width=16, layers=1, examples=4, rounds=1)
+    alignment.time_all(WorkDir(tmp_path), config, [])
+    printed = capsys.readouterr().out
+    difference = float(printed.split("largest difference of a cosine ")[1].split()[0][:-1])
+    assert 0 < difference < 1e-5
