@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dirasym import files
+from dirasym import files, intervals
 
 STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
@@ -42,6 +42,11 @@ def with_interval(mean: float, half_width: float, digits: int = 2) -> str:
     """`43.1 ± 2.0`, or the mean alone where there is no interval."""
     text = f"{mean:.{digits}f}"
     return text if math.isnan(half_width) else f"{text} ± {half_width:.{digits}f}"
+
+
+def mean_interval(values: Sequence[float], digits: int = 2) -> str:
+    """The mean over seeds with Student's 95 % interval: `43.1 ± 2.0`."""
+    return with_interval(*intervals.student_interval(values), digits)
 
 
 def select(results: Iterable[Mapping[str, Any]], **values: Any) -> list[Mapping[str, Any]]:
@@ -226,3 +231,13 @@ def heat_map(axes, x_PP: np.ndarray) -> None:
     image = axes.imshow(x_PP, cmap="RdBu_r", vmin=-limit, vmax=limit)
     axes.grid(False)
     axes.figure.colorbar(image, ax=axes)
+
+
+def plot_powers(axes, x_X: np.ndarray, y_TX: np.ndarray, step_T: np.ndarray, power: int) -> None:
+    """Curves in logarithms, darker with every step, and a guide of that power through the first."""
+    for row, (step, y_X) in enumerate(zip(step_T, y_TX, strict=True)):
+        label = f"step {step}" if row in (0, len(y_TX) - 1) else None
+        axes.loglog(x_X, y_X, ".-", color=str(0.8 - 0.8 * row / len(y_TX)), label=label)
+    guide_X = y_TX[0, -1] * (x_X / x_X[-1]) ** power
+    axes.loglog(x_X, guide_X, "r--", lw=1, label=f"slope {power}")
+    axes.legend(fontsize="x-small")

@@ -132,8 +132,7 @@ def main(
     """Parses flags, plans, trains what is missing, reports, and exits with the status above."""
     define(config_type)
 
-    def absl_main(argv):
-        del argv
+    def absl_main(_):
         if not FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # Orbax tells every rename
         try:
@@ -168,9 +167,9 @@ def _run(name: str, config_type: type, report, plan) -> None:
         runs.check(all_runs, seeds, **how)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    fields = [f.name for f in dataclasses.fields(config) if not f.metadata["report_only"]]
+    kept = [f.name for f in dataclasses.fields(config) if not f.metadata["report_only"]]
     wanted = {"experiment": name, "backend": FLAGS.backend}
-    wanted |= {field: getattr(config, field) for field in fields}
+    wanted |= {field: getattr(config, field) for field in kept}
     workdir = WorkDir(path, wanted, results_path=getattr(config, "output", "") or None)
     how |= {name: FLAGS[name].value for name in ("time_limit", "keep_checkpoints", "progress")}
     runs.sweep(all_runs, seeds, workdir, **how)
@@ -212,6 +211,5 @@ def leave(status: int, message: str) -> None:
     """Ends the program with one line on stderr."""
     print(message, file=sys.stderr, flush=True)
     sys.stdout.flush()
-    if status == 75:  # a segment that was broken off may still be computing: do not wait for it
-        os._exit(status)
-    sys.exit(status)
+    # A segment that was broken off may still be computing: do not wait for it.
+    (os._exit if status == 75 else sys.exit)(status)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dirasym import decoding, metrics, models, objectives
+from dirasym import decoding, likelihood, models, objectives
 from dirasym.types import Batch
 
 MASK = 10
@@ -152,7 +152,7 @@ def _answer_batch():
 def test_causal_answer_likelihood_is_a_product_of_conditionals():
     model, params = _model(True)
     batch = _answer_batch()
-    got = metrics.answer_log_likelihood(models.make_apply_fn(model), params, batch)
+    got = likelihood.answer_log_likelihood(models.make_apply_fn(model), params, batch)
     log_p = jax.nn.log_softmax(model.apply({"params": params}, batch.tokens_BL), -1)
     want = [log_p[0, 1, 3] + log_p[0, 2, 4], log_p[1, 0, 6] + log_p[1, 1, 7] + log_p[1, 2, 8]]
     chex.assert_trees_all_close(got, jnp.stack(want), atol=1e-5)
@@ -181,7 +181,7 @@ def test_masked_likelihood_is_the_mean_over_orders_within_its_error(counts):
     settings = dict(mask_id=MASK, num_samples=400, counts=counts)
     apply_fn = models.make_apply_fn(model)
     estimate = jax.jit(
-        lambda key: metrics.masked_log_likelihood(apply_fn, params, batch, key, **settings)
+        lambda key: likelihood.masked_log_likelihood(apply_fn, params, batch, key, **settings)
     )(jax.random.key(0))
     assert (estimate.standard_error > 0).all()
     assert (np.abs(estimate.mean - np.array(exact)) < 4 * estimate.standard_error).all()
@@ -189,6 +189,6 @@ def test_masked_likelihood_is_the_mean_over_orders_within_its_error(counts):
 
 def test_a_standard_error_needs_two_samples():
     with pytest.raises(ValueError, match="needs 2 samples"):
-        metrics.masked_log_likelihood(
+        likelihood.masked_log_likelihood(
             lambda *_: None, {}, _answer_batch(), jax.random.key(0), mask_id=MASK, num_samples=1
         )

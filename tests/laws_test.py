@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dirasym import decoding, keys, metrics, objectives
+from dirasym import decoding, keys, likelihood, objectives
 from dirasym.data import batching
 from dirasym.models import layers
 from dirasym.types import Batch
@@ -36,12 +36,12 @@ OBJECTIVES = {
     "any_order": functools.partial(objectives.any_order, **MASKED),
     "masked_lm": functools.partial(objectives.masked_lm, **MASKED, rate=0.7, vocab_size=VOCAB),
     "answer_log_likelihood": lambda apply_fn, params, batch, key: (
-        metrics.answer_log_likelihood(apply_fn, params, batch).sum(),
+        likelihood.answer_log_likelihood(apply_fn, params, batch).sum(),
         jnp.zeros(()),
         {},
     ),
     "masked_log_likelihood": lambda apply_fn, params, batch, key: (
-        metrics.masked_log_likelihood(
+        likelihood.masked_log_likelihood(
             apply_fn, params, batch, key, mask_id=MASK, num_samples=4
         ).mean.sum(),
         jnp.zeros(()),

@@ -3,66 +3,57 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dirasym import metrics, types
+from dirasym import intervals, likelihood, metrics, types
 from dirasym.data import case_pairs
-
-
-def test_means_merge_exactly():
-    values = np.random.default_rng(0).normal(size=7)
-    parts = [metrics.Mean(part.sum(), len(part)) for part in (values[:2], values[2:])]
-    np.testing.assert_allclose(parts[0].merge(parts[1]).value, values.mean())
-    assert np.isnan(metrics.Mean(0.0, 0).value)
-    mean = jax.jit(lambda x, n: metrics.Mean(x.sum(), n).value)
-    assert mean(jnp.arange(3.0), 2) == 1.5 and np.isnan(mean(jnp.zeros(3), 0))
 
 
 def test_student_interval_covers():
     draws = np.random.default_rng(1).normal(3.0, 2.0, size=(4000, 3))
     covered = 0
     for row in draws:
-        mean, half = metrics.student_interval(row)
+        mean, half = intervals.student_interval(row)
         covered += abs(mean - 3.0) < half
     np.testing.assert_allclose(covered / len(draws), 0.95, atol=0.012)
-    mean, half = metrics.student_interval([1.0, 2.0, 3.0])
+    mean, half = intervals.student_interval([1.0, 2.0, 3.0])
     np.testing.assert_allclose((mean, half), (2.0, 4.303 / np.sqrt(3)), rtol=1e-3)
-    assert np.isnan(metrics.student_interval([5.0]).half_width)
+    assert np.isnan(intervals.student_interval([5.0]).half_width)
     with pytest.raises(ValueError, match="values"):
-        metrics.student_interval([])
+        intervals.student_interval([])
 
 
 def test_wilson_interval():
     """The ends solve (p̂ − p)² = z² p(1 − p)/n, and cover at their level."""
     for successes, count, level, z in ((242, 250, 0.95, 1.959964), (3, 7, 0.8, 1.281552)):
-        share, low, high = metrics.wilson_interval(successes, count, level)
+        share, low, high = intervals.wilson_interval(successes, count, level)
         assert share == successes / count and 0 < low < share < high < 1
         for p in (low, high):
             np.testing.assert_allclose((share - p) ** 2, z**2 * p * (1 - p) / count, rtol=1e-5)
-    assert metrics.wilson_interval(0, 250)[:2] == (0, 0)
-    np.testing.assert_allclose(metrics.wilson_interval(0, 250).high, 0.0151, atol=1e-4)
-    assert metrics.wilson_interval(4, 4).high == 1
+    assert intervals.wilson_interval(0, 250)[:2] == (0, 0)
+    np.testing.assert_allclose(intervals.wilson_interval(0, 250).high, 0.0151, atol=1e-4)
+    assert intervals.wilson_interval(4, 4).high == 1
     for successes, count in ((5, 4), (-1, 4), (0, 0)):
         with pytest.raises(ValueError, match="no share"):
-            metrics.wilson_interval(successes, count)
+            intervals.wilson_interval(successes, count)
 
 
 def test_bootstrap_interval():
     values = np.random.default_rng(2).normal(3.0, 2.0, size=400)
-    got = metrics.bootstrap_interval(values, level=0.9)
+    got = intervals.bootstrap_interval(values, level=0.9)
     assert got.estimate == values.mean()
     error = values.std(ddof=1) / 20
     np.testing.assert_allclose(
         (got.low, got.high), got.estimate + 1.645 * error * np.array([-1, 1]), atol=0.15 * error
     )
-    skewed = metrics.bootstrap_interval(np.exp(values), np.median)
+    skewed = intervals.bootstrap_interval(np.exp(values), np.median)
     assert skewed.estimate == np.median(np.exp(values))
     assert skewed.low < np.exp(3) < skewed.high
-    assert metrics.bootstrap_interval(values, level=0.9) == got  # a seed of its own
-    assert metrics.bootstrap_interval(np.full(5, 7.0)) == (7, 7, 7)
-    assert np.isnan(metrics.bootstrap_interval([7.0])[1:]).all()
+    assert intervals.bootstrap_interval(values, level=0.9) == got  # a seed of its own
+    assert intervals.bootstrap_interval(np.full(5, 7.0)) == (7, 7, 7)
+    assert np.isnan(intervals.bootstrap_interval([7.0])[1:]).all()
     with pytest.raises(ValueError, match="no values"):
-        metrics.bootstrap_interval([])
+        intervals.bootstrap_interval([])
     with pytest.raises(ValueError, match="NaN"):
-        metrics.bootstrap_interval([1.0, np.nan])
+        intervals.bootstrap_interval([1.0, np.nan])
 
 
 def test_generation_success_is_anywhere():
@@ -107,13 +98,13 @@ def test_likelihoods_score_every_token_when_not_told():
     tokens_BL = np.ones((2, 4), np.int32)
     batch = types.Batch(tokens_BL=tokens_BL, index_B=np.arange(2), global_size=2)
     np.testing.assert_allclose(
-        metrics.answer_log_likelihood(flat, {}, batch), -3 * np.log(5), rtol=1e-6
+        likelihood.answer_log_likelihood(flat, {}, batch), -3 * np.log(5), rtol=1e-6
     )
-    masked = metrics.masked_log_likelihood(
+    masked = likelihood.masked_log_likelihood(
         flat, {}, batch, jax.random.key(0), mask_id=4, num_samples=4
     )
     np.testing.assert_allclose(masked.mean, -4 * np.log(4), rtol=1e-6)
 
 
 def test_proportion_error():
-    np.testing.assert_allclose(metrics.proportion_error(0.5, 2600), 0.0098, atol=1e-4)
+    np.testing.assert_allclose(intervals.proportion_error(0.5, 2600), 0.0098, atol=1e-4)

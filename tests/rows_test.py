@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dirasym import metrics, models, objectives, rows
+from dirasym import likelihood, models, objectives, rows
 from dirasym.rows import PerRow
 from dirasym.types import Batch
 
@@ -84,7 +84,7 @@ def test_a_broken_promise_is_nan_and_its_gradients_are():
     (loss, _), grads = _grads(objectives.next_token, PerRow(MOST - 1), causal=True)
     assert np.isnan(loss) and all(bool(jnp.isnan(x).any()) for x in jax.tree.leaves(grads))
     apply_fn, params = _model(causal=True)
-    nll_B = metrics.answer_log_likelihood(apply_fn, params, BATCH, capacity=PerRow(MOST - 1))
+    nll_B = likelihood.answer_log_likelihood(apply_fn, params, BATCH, capacity=PerRow(MOST - 1))
     np.testing.assert_array_equal(np.isnan(nll_B), SCORED.sum(axis=1) == MOST)
 
 

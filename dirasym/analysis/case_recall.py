@@ -171,6 +171,11 @@ def sampled_queries(length: int, per_cell: int) -> dict[str, Queries]:
     return {name: jax.tree.map(lambda x: x[chosen_E], asked) for name, asked in ask.items()}
 
 
+def sampled_rows(asked: Queries, count: int) -> np.ndarray:
+    """A fixed sample of rows: of both directions the same letters and positions."""
+    return np.random.default_rng(0).permutation(len(asked.target_E))[:count]
+
+
 def attention_to_context(
     internals: attention.Internals, params: Params, asked: dict[str, Queries]
 ) -> dict[str, attention.AttentionTo]:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dirasym import metrics
+from dirasym import intervals
 from dirasym.data import string_maps
 from dirasym.objectives import Objective
 from dirasym.types import ApplyFn, Batch, Params
@@ -232,7 +232,7 @@ def excess_bits_per_stored_bit(excess_nats_per_string: float, bits_per_pair: flo
 
 def directional_gap(
     forward: Sequence[float], inverse: Sequence[float], level: float = 0.95
-) -> metrics.Interval:
+) -> intervals.Interval:
     """Inverse excess − forward excess, paired by seed: mean and Student interval."""
     difference = np.subtract(np.asarray(inverse, float), np.asarray(forward, float))
-    return metrics.student_interval(difference, level)
+    return intervals.student_interval(difference, level)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from dirasym import metrics, report, runs
+from dirasym import report, runs
 from dirasym.analysis.tracking import ASSUMPTIONS, STEP_LENGTHS
 from dirasym.workdir import WorkDir
 
@@ -54,9 +54,8 @@ def _rows(results, all_runs: Sequence[runs.Run]) -> Iterator[list]:
         part, model, length, layers = run.identity.values()
         lines = report.select(results, **run.identity)
         paper = PAPER[part] if model == "mdm" and layers == 1 else ""
-        values = [[line[key] for line in lines if key in line] for key in COLUMNS.values()]
-        intervals = [metrics.student_interval(v) if v else None for v in values]
-        cells = [report.with_interval(*interval, 3) if interval else "" for interval in intervals]
+        values = ([line[key] for line in lines if key in line] for key in COLUMNS.values())
+        cells = [report.mean_interval(v, 3) if v else "" for v in values]
         yield [part, model.upper(), length, layers, paper, *cells]
 
 
@@ -164,13 +163,7 @@ def _first_order(curves):
     figure, axes = report.new_figure(1, len(measured), (3.4, 3.0))
     for ax, ((part, _, length, layers), c) in zip(axes[0], measured.items(), strict=True):
         error_TR = np.abs(c["predicted"] - c["measured"])[:, 0]
-        for row, step in enumerate(c["eval_step"]):
-            shade = str(0.8 - 0.8 * row / len(error_TR))
-            label = f"step {step}" if row in (0, len(error_TR) - 1) else None
-            ax.loglog(STEP_LENGTHS, error_TR[row], ".-", color=shade, label=label)
-        guide = error_TR[0, -1] * (STEP_LENGTHS / STEP_LENGTHS[-1]) ** 2
-        ax.loglog(STEP_LENGTHS, guide, "r--", lw=1, label="slope 2")
+        report.plot_powers(ax, STEP_LENGTHS, error_TR, c["eval_step"], 2)
         title = f"{part}, L = {length}, layers {layers}"
         ax.set(title=title, xlabel="η‖g_fwd‖", ylabel="error (nats)")
-        ax.legend(fontsize="x-small")
     return figure

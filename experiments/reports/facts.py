@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dirasym import metrics, report, runs
+from dirasym import report, runs
 from dirasym.workdir import WorkDir
 
 LABELS = {"mdm": "masked diffusion (MDM)", "arm": "autoregressive (ARM)"}
@@ -92,8 +92,8 @@ def _table_rows(run: runs.Run, lines: Lines, paper: Paper) -> Iterator[list[Any]
             data.upper(),
             model.upper(),
             direction,
-            report.with_interval(*metrics.student_interval(last), 1),
-            report.with_interval(*metrics.student_interval(best), 1),
+            report.mean_interval(last, 1),
+            report.mean_interval(best, 1),
             ", ".join(f"{value:.1f}" for value in last),
             " / ".join(
                 f"{published[n + side]:.1f}" for n in PAPER_COLUMNS[model] if len(published)

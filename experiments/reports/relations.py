@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import jax
 
-from dirasym import metrics, report, runs
+from dirasym import intervals, report, runs
 from dirasym.workdir import WorkDir
 
 PANELS = {
@@ -63,7 +63,7 @@ def write(workdir: WorkDir, config, all_runs: Sequence[runs.Run]) -> None:
 def interval(lines, key: str) -> str:
     """Mean and interval over the runs that have the value; `none` where no run has it."""
     values = [line[key] for line in lines if line.get(key) is not None]
-    return report.with_interval(*metrics.student_interval(values), 3) if values else "none"
+    return report.mean_interval(values, 3) if values else "none"
 
 
 def nll_figure(config, curves, epochs, results):
@@ -117,8 +117,8 @@ def size_figure(config, curves, epochs, results):
     last = len(epoch_T) - 1
     for row in sorted({*(2**n for n in range(last.bit_length())), last}):
         nll = [curves[size]["validation_nll"][row] for size in config.sizes]
-        intervals = [metrics.student_interval(x) for x in nll]
-        report.plot_intervals(ax, config.sizes, intervals, f"epoch {epoch_T[row]:g}")
+        found = [intervals.student_interval(x) for x in nll]
+        report.plot_intervals(ax, config.sizes, found, f"epoch {epoch_T[row]:g}")
     ax.axhline(results[0]["uniform_nll"], color="black", ls=":", label="uniform guess")
     ax.set(xlabel="triples that train on A ⇒ C", ylabel="withheld NLL (nats)", yscale="log")
     ax.set(xscale="log")

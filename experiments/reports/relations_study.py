@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from dirasym import metrics, report
+from dirasym import intervals, report
 from experiments.reports.relations import interval
 
 KEYS = {  # what is reported of a run, and how it is called
@@ -43,7 +43,7 @@ def figure(lines: Lines, factor: str, values: Iterable[str]):
         for key in keys:
             of_seeds_V = [[r[key] for r in seeds if r.get(key) is not None] for seeds in lines_V]
             mean, half = np.array(
-                [metrics.student_interval(v) if v else (np.nan, np.nan) for v in of_seeds_V]
+                [intervals.student_interval(v) if v else (np.nan, np.nan) for v in of_seeds_V]
             ).T
             ax.errorbar(place, mean, np.nan_to_num(half), marker="o", capsize=3, label=KEYS[key])
         ax.set(xticks=place, xticklabels=list(values), xlabel=factor, ylabel=ylabel)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from dirasym import metrics, report, runs
+from dirasym import intervals, report, runs
 from dirasym.workdir import WorkDir
 
 LABELS = {"mdm": "masked diffusion (MDM)", "arm": "autoregressive (ARM)"}
@@ -29,7 +29,7 @@ def write(workdir: WorkDir, config, all_runs: Sequence[runs.Run], paper: dict) -
     if config.shown_step == config.steps:  # one moment, one column
         header, rows = header[:-1], [row[:-1] for row in rows]
     table = report.table(header, rows)
-    error = 100 * metrics.proportion_error(0.5, 26 * config.generations)
+    error = 100 * intervals.proportion_error(0.5, 26 * config.generations)
     text = (
         "# Toy reversal: Table 2 of arXiv 2602.02133\n\n"
         f"{table}\n\n"
@@ -38,10 +38,6 @@ def write(workdir: WorkDir, config, all_runs: Sequence[runs.Run], paper: dict) -
         f"letter and direction: each seed has a standard error of at most {error:.1f} by sampling."
     )
     report.write(workdir.path, text, figures, printed=table)
-
-
-def _interval(values: Sequence[float]) -> str:
-    return report.with_interval(*metrics.student_interval(values))
 
 
 def _published(paper: dict, model: str, length: int, direction: str) -> float | None:
@@ -63,10 +59,10 @@ def _table_rows(results, config, paper: dict) -> Iterator[list]:
                     model.upper(),
                     direction,
                     "" if published is None else f"{published:.2f}",
-                    _interval(shown),
+                    report.mean_interval(shown),
                     ", ".join(f"{value:.1f}" for value in shown),
-                    _interval(raw) if model == "mdm" else "",
-                    _interval(final),
+                    report.mean_interval(raw) if model == "mdm" else "",
+                    report.mean_interval(final),
                 ]
 
 

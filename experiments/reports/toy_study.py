@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from dirasym import metrics, report
+from dirasym import report
 
 WEIGHTS = ("raw", "ema")
 Lines = Sequence[Mapping[str, Any]]
@@ -44,8 +44,8 @@ def _rows(lines: Lines, inits: Sequence[str], orders: Sequence[str]) -> Iterator
                     init,
                     order,
                     weights,
-                    report.with_interval(*metrics.student_interval(forward_TS[-1]), 1),
-                    report.with_interval(*metrics.student_interval(reverse_TS[-1]), 1),
+                    report.mean_interval(forward_TS[-1], 1),
+                    report.mean_interval(reverse_TS[-1], 1),
                     f"{reverse_TS[1:].min():.0f} to {reverse_TS[1:].max():.0f}",
                 ]
 

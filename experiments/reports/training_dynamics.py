@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dirasym import metrics, report
+from dirasym import intervals, report
 from dirasym.pieces import Piece
 from dirasym.workdir import WorkDir
 from experiments.systems.training_dynamics import CASES, ONE_LAYER_VOCAB
@@ -84,7 +84,7 @@ def bilinear_table(config, results) -> str:
     for width in config.widths:
         lines = _at(results, width)
         values = [
-            report.with_interval(*metrics.student_interval([r[key] for r in lines]), digits)
+            report.mean_interval([r[key] for r in lines], digits)
             for key, digits in columns.values()
         ]
         slower = np.mean([r["time"] / r["predicted_time"] for r in lines])
@@ -143,7 +143,7 @@ def width_figure(config, results):
         strict=True,
     ):
         seeds_WS = np.array([[r[key] for r in _at(results, w)] for w in config.widths])
-        mean, half_width = np.array([metrics.student_interval(x) for x in seeds_WS]).T
+        mean, half_width = np.array([intervals.student_interval(x) for x in seeds_WS]).T
         error = None if np.isnan(half_width).any() else half_width
         ax.errorbar(config.widths, mean, error, marker="o", capsize=3)
         ax.plot(config.widths, seeds_WS, "k.", ms=3, alpha=0.5)

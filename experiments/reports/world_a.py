@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dirasym import metrics, readers, report, runs
+from dirasym import intervals, readers, report, runs
 from dirasym.analysis import excess
 from dirasym.workdir import WorkDir
 
@@ -67,7 +67,7 @@ def families(results: Lines) -> list[Family]:
     return list(dict.fromkeys(map(family, results)))
 
 
-def gap(results: Lines, of: Family, K: int, unit: str) -> metrics.Interval | None:
+def gap(results: Lines, of: Family, K: int, unit: str) -> intervals.Interval | None:
     """Inverse − forward excess over the seeds that have both."""
     forward, inverse = (
         {line["seed"]: line[unit] for line in of.lines(results, K=K, direction=direction)}
@@ -133,7 +133,7 @@ def run_table(results: Lines, Ks: Sequence[int]) -> str:
             if lines:
                 one, paper = lines[0], of.published(K, list(NAMES).index(direction))
                 values = ([line[unit] for line in lines] for unit in UNITS)
-                means = [report.with_interval(*metrics.student_interval(x), 3) for x in values]
+                means = [report.mean_interval(x, 3) for x in values]
                 floor = f"{one['floor_nats_per_string']:.3f} {one['floor_kind']}"
                 tokens, bits = one["tokens_per_target"], one["bits_to_store_per_pair"]
                 seconds = np.mean([line["run_wall_time_sec"] for line in lines])

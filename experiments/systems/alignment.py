@@ -18,7 +18,6 @@ from experiments.systems import toy
 
 # A block of parameters: what the first match in the path says.
 BLOCKS = r"embed|query|key|value|out|up|down|head|norm"
-DIRECTIONS = case_recall.DIRECTIONS
 
 
 def measurements(
@@ -39,7 +38,7 @@ def measurements(
     internals = models.make_internals_fn(model)
     for direction, paid in case_recall.attention_to_context(internals, params, asked).items():
         values[f"weight_{direction}"] = paid.weights.mean(-1)
-    rows = matched_rows(ask["forward"], examples)
+    rows = case_recall.sampled_rows(ask["forward"], examples)
     matched = tuple(
         recall.Cloze(q.tokens_EL[rows], q.position_E[rows], q.target_E[rows]) for q in ask.values()
     )
@@ -50,12 +49,6 @@ def measurements(
         pairs = dict(context=case_pairs.UPPER, target=case_pairs.LOWER)
         values |= tracking.track_theorem(params, task.network, mask_id=case_pairs.MASK, **pairs)
     return values
-
-
-def matched_rows(queries: case_pairs.Queries, count: int) -> np.ndarray:
-    """A fixed sample of rows: the same letter and positions in both directions."""
-    total = len(queries.target_E)
-    return np.random.default_rng(0).permutation(total)[:count]
 
 
 def correlation(
@@ -70,7 +63,7 @@ def correlation(
 
 def summarize(history: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """What a result line says of one seed."""
-    last = {f"final_p_{name}": float(history[f"p_{name}"][-1]) for name in DIRECTIONS}
+    last = {f"final_p_{name}": float(history[f"p_{name}"][-1]) for name in case_recall.DIRECTIONS}
     if "cosine/total" not in history:
         return last
     median_T = np.median(history["cosine/total"], axis=-1)

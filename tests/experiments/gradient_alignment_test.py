@@ -13,7 +13,7 @@ def test_the_minimal_encoder_is_the_theorems_full_model():
     task = toy.Task("mdm", 2, config.toy_config(2, attention_only=True, dropout=0.0))
     measure = jax.jit(lambda state: alignment.measurements(task, 26, 2, state))
     values = measure(task.init(0))
-    rows = alignment.matched_rows(case_pairs.mask_queries(2, "forward"), 26)
+    rows = case_recall.sampled_rows(case_pairs.mask_queries(2, "forward"), 26)
     letters = case_pairs.mask_queries(2, "forward").letter_E[rows]
     for block, layer in (("W_Q", "query"), ("W_K", "key"), ("W_V", "value")):
         want = np.asarray(values[f"full/{block}"])[letters]

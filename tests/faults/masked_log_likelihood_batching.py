@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dirasym import metrics, models, objectives
+from dirasym import likelihood, models, objectives
 from dirasym.types import Batch
 
 MASK = 10
@@ -35,7 +35,9 @@ def loss(rows):
 
 
 def estimate(rows):
-    result = metrics.masked_log_likelihood(apply_fn, params, rows, key, mask_id=MASK, num_samples=8)
+    result = likelihood.masked_log_likelihood(
+        apply_fn, params, rows, key, mask_id=MASK, num_samples=8
+    )
     return np.asarray(result.mean)
 
 
