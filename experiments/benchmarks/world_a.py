@@ -90,8 +90,8 @@ def run(workdir, config: Config, all_runs) -> None:
         for name, best in seconds.items():
             ratio = best / seconds["JAX"]
             rows.append([case, name, f"{count / best:.0f}", f"{best:.3f}", f"{ratio:.2f}"])
-    header = ["case", "contender", "sequences a second", "seconds", "times as long as JAX"]
-    table = report.table(header, rows)
+    header = "case,contender,sequences a second,seconds,times as long as JAX"
+    table = report.table(header.split(","), rows)
     report.write(workdir.path, f"# Benchmark\n\n{table}", {}, printed=table)
 
 
@@ -143,14 +143,9 @@ def _torch_gpt2(shape, loader, num_steps: int) -> common.Contender:
     import transformers
 
     device = common.torch_device()
+    size = dict(n_layer=shape.num_layers, n_head=shape.num_heads, n_embd=shape.width)
     network = transformers.GPT2LMHeadModel(
-        transformers.GPT2Config(
-            n_layer=shape.num_layers,
-            n_head=shape.num_heads,
-            n_embd=shape.width,
-            vocab_size=shape.vocab_size,
-            use_cache=False,
-        )
+        transformers.GPT2Config(**size, vocab_size=shape.vocab_size, use_cache=False)
     ).to(device)
     network.train()
     optimizer = torch.optim.AdamW(network.parameters(), 1e-4, weight_decay=0.01)

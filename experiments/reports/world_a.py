@@ -182,9 +182,9 @@ def gap_figure(results: Lines):
             points = [(K, x) for K in Ks if (x := gap(results, of, K, unit)) is not None]
             if points:
                 report.plot_intervals(ax, *zip(*points, strict=True), str(of))
+                ax.legend(fontsize="small")
         ax.axhline(0, color="black", lw=0.6)
         ax.set(title=UNITS[unit], xlabel="K", ylabel="inverse − forward (nats)")
-        ax.legend(fontsize="small")
     return figure
 
 

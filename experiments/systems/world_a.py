@@ -8,7 +8,6 @@ import pathlib
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 
 from dirasym import devices, models, objectives, pretraining, runs, training
 from dirasym.analysis import excess
@@ -257,7 +256,6 @@ class Task:
         if self.adapted is not None:
             frozen = {"params": params}
             params = {"lora": lora.init_adapters(self.adapted, params, init_key)}
-        params = jax.tree.map(jnp.array, params)  # a copy: training overwrites it
         return training.create_state(self.apply_fn, params, self.optimizer, run_key, frozen=frozen)
 
     def run(self, K: int, direction: Direction, number: int) -> runs.Run:
