@@ -28,10 +28,23 @@ import numpy as np
 from dirasym import report, training
 from dirasym.pieces import Piece
 from dirasym.workdir import WorkDir
-from experiments import flags, relations, relations_study, toy_reversal, toy_study, work
+from experiments import (
+    facts,
+    flags,
+    gradient_alignment,
+    relations,
+    relations_study,
+    toy_reversal,
+    toy_study,
+    work,
+    world_a,
+    world_a_mlp,
+)
 from experiments.flags import flag
+from experiments.systems import facts as facts_system
 from experiments.systems import relations as relations_system
 from experiments.systems import toy
+from experiments.systems import world_a as world_a_system
 
 PRESETS = {"smoke": dict(kills=2), "quick": dict(kills=20), "paper": dict(kills=100)}
 TIMING = ("run_wall_time_sec", "wall_time_sec")
@@ -82,6 +95,30 @@ PROGRAMS = {
         {"embed_dim": 8, "seeds": [0, 1], "num_epochs": 6, "eval_every": 2},
     ),
     "relations_study": Program(relations_study, relations_study.Config, {"factors": ["loss"]}),
+    "gradient_alignment": Program(
+        gradient_alignment,
+        gradient_alignment.Config,
+        {
+            "models": ["mdm"], "steps": 4, "eval_every": 2, "width": 8, "examples": 2,
+            "minimal_steps": 4, "minimal_every": 2,
+        },
+    ),
+    "world_a": Program(
+        world_a, world_a_system.Config, {"n_pairs": 40, "width": 8, "pretrain_steps": 4}
+    ),
+    "world_a_mlp": Program(
+        world_a_mlp,
+        world_a_mlp.Config,
+        {"Ks": [1], "n_pairs": 40, "d_hidden": 8, "epochs": 2, "eval_every": 1},
+    ),
+    "facts": Program(
+        facts,
+        facts_system.Config,
+        {
+            "data": ["p2c"], "num_pairs": 4, "both_ways": 4, "epochs": 2, "eval_epochs": 1,
+            "gradient_examples": 0, "attention_examples": 0,
+        },
+    ),
 }  # fmt: skip
 
 
