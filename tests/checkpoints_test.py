@@ -29,9 +29,8 @@ def _state(step=0, width=8, ema=True, optimizer=None, impl=None):
     optimizer = optimizer or training.make_optimizer(1e-3)
     key = jax.random.key(5, impl=impl)
     state = training.create_state(models.make_apply_fn(model), params, optimizer, key, ema=ema)
-    return state.replace(
-        step=jnp.int32(step), params=jax.tree.map(lambda x: x + step, state.params)
-    )
+    params = jax.tree.map(lambda x: x + step, state.params)
+    return state.replace(step=jnp.int32(step), params=params, key=key)  # of its own kind
 
 
 def _save(directory, steps, keep=2, owner=OWNER):
