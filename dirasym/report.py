@@ -15,7 +15,6 @@ STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "axes.grid": True,
     "grid.alpha": 0.25,
-    "legend.frameon": False,
 }
 
 
@@ -98,6 +97,8 @@ def new_figure(rows: int = 1, columns: int = 1, size: tuple[float, float] = (4.0
 def save_figure(figure, directory: pathlib.Path, name: str) -> pathlib.Path:
     """Writes NAME.png and NAME.pdf and returns the path of the PNG."""
     directory.mkdir(parents=True, exist_ok=True)
+    for legend in filter(None, (axes.get_legend() for axes in figure.axes)):
+        legend.set_frame_on(False)
     with _matplotlib().rc_context(STYLE):
         figure.savefig(directory / f"{name}.pdf")
         figure.savefig(directory / f"{name}.png", dpi=160)

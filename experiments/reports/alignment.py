@@ -100,7 +100,7 @@ def _minimal(curves):
     assumptions.set(title="Corollary B.2's assumptions", ylabel="share of letters", ylim=(0, 1.05))
     for ax in axes[0]:
         ax.set_xlabel("step")
-        ax.legend(fontsize="x-small")
+        ax.legend(fontsize="x-small", handlelength=5)
     return figure
 
 
