@@ -1,0 +1,1 @@
+"""Tables and numbers of docs/, made from the result lines under docs/results by `cog`."""

@@ -1,0 +1,151 @@
+"""Tables of docs/training_dynamics.md."""
+
+from collections.abc import Sequence
+
+from experiments.tables.common import Line, column, groups, lines, mean, means, number, span, table
+
+TASKS = "reversal", "chain", "chain_related", "icl"
+ONE_LAYER = {  # cases of the one-layer model
+    "one_way": "every pair A → B alone",
+    "others_both_ways": "B ← A too, for the other pairs",
+    "attends_to_itself": "the same, and the query attends to itself",
+    "symmetric": "weights held symmetric",
+    "both_ways": "every pair in both directions",
+}
+REMARKS = {
+    "one_way": "exactly 1/M",
+    "others_both_ways": "exactly 1/M",
+    "attends_to_itself": "the row of ← learns the other pairs' answers; Z moves",
+    "symmetric": "the reverse is learned with the forward",
+    "both_ways": "each row learns its own",
+}
+EXACT = "one_way", "others_both_ways", "chain", "both_ways"  # cases that the closed form covers
+STUDY = {  # columns of a table of the study
+    "training NLL": "train_nll",
+    "withheld NLL": "validation_nll",
+    "trained gap": "gap_given",
+    "withheld gap": "gap_withheld",
+    "asymmetry, trained": "asymmetry_trained",
+    "asymmetry, withheld": "asymmetry_withheld",
+}
+
+
+def one_layer(case: str) -> Line:
+    """The one-layer model's line of a case."""
+    (line,) = lines("training_dynamics/quick", part="one_layer", case=case)
+    return line
+
+
+def break_table() -> str:
+    """What breaks the curse in the one-layer model."""
+    rows = [
+        [name, *(f"{one_layer(case)[key]:.4f}" for key in ("forward", "reverse")), REMARKS[case]]
+        for case, name in ONE_LAYER.items()
+    ]
+    return table("what trains, p(B\\|A) at t = 10⁴, p(A\\|B), ", rows)
+
+
+def worst(key: str) -> str:
+    """The flow's largest error against the closed form, in the cases that it covers."""
+    return f"{max(one_layer(case)[key] for case in EXACT):.0e}".replace("e-0", "e-")
+
+
+def power(value: float) -> str:
+    """`3e-5`."""
+    return f"{value:.0e}".replace("e-0", "e-")
+
+
+def bilinear(width: int) -> list[Line]:
+    """Draws of the embeddings of one width."""
+    return lines("training_dynamics/quick", part="bilinear", width=width)
+
+
+def widths() -> list[int]:
+    """All, in order."""
+    return sorted({x["width"] for x in lines("training_dynamics/quick", part="bilinear")})
+
+
+def bilinear_table() -> str:
+    """ε, reverse loss and asymmetry by width."""
+    rows = []
+    for width in widths():
+        of = bilinear(width)
+        ratio = [line["time"] / line["predicted_time"] for line in of]
+        rows.append(
+            [
+                width,
+                mean(column(of, "epsilon"), 4),
+                *means(of, ("reverse_loss", "reverse_deviation", "asymmetry")),
+                mean(ratio),
+            ]
+        )
+    header = "width d, ε, L_rev at the end, max \\|L_rev/ln M − 1\\|, asymmetry"
+    return table(header + ", time to 1e-3 / predicted", rows)
+
+
+def width_within(share: float) -> int:
+    """The least width from which on every draw's reverse loss stays within `share` of ln M."""
+    inside = [w for w in widths() if max(column(bilinear(w), "reverse_deviation")) <= share]
+    assert inside == widths()[-len(inside) :], "not from a width on"
+    return inside[0]
+
+
+def relations(task: str, **values) -> list[Line]:
+    """Result lines of a task."""
+    return lines(f"relations/{task}_quick", **values)
+
+
+def nll_table() -> str:
+    """Training and withheld NLL of all tasks."""
+    rows = []
+    for task in TASKS:
+        for (num,), of in groups(relations(task), "num_train").items():
+            keys = "train_nll", "validation_nll", "lowest_validation_nll"
+            rows.append([task, num or "", *means(of, keys, 4), number(of[0]["uniform_nll"], 3)])
+    header = "task, training triples, training NLL, withheld NLL, its lowest, uniform guess"
+    return table(header, rows)
+
+
+def gap_table() -> str:
+    """Logit of the right answer above the others', by where the pair was trained."""
+    reversal, chain, icl = (relations(task) for task in ("reversal", "chain", "icl"))
+    rows = [
+        ["reversal", "A → B, both directions train", *means(reversal, ["gap_a_to_b"])],
+        ["", "B ← A, both directions train", *means(reversal, ["gap_b_to_a"])],
+        ["", "the direction given of a pair", *means(reversal, ["gap_given"])],
+        ["", "its withheld direction", *means(reversal, ["gap_withheld"])],
+        ["chain", "A → B", *means(chain, ["gap_a_to_b"])],
+        ["", "B → C", *means(chain, ["gap_b_to_c"])],
+        ["", "A ⇒ C, trained", *means(chain, ["gap_a_to_c"])],
+        ["", "A ⇒ C, withheld", *means(chain, ["gap_withheld"])],
+        ["in context", "trained sentences", *means(icl, ["gap_given"])],
+        ["", "withheld sentences", *means(icl, ["gap_withheld"])],
+    ]
+    return table("task, pairs, gap (nats)", rows)
+
+
+def study(factor: str) -> dict[tuple, list[Line]]:
+    """A factor's lines by its values."""
+    return groups(lines("relations_study/results", factor=factor), "value")
+
+
+def study_table(factor: str) -> str:
+    """A row a value of the factor."""
+    rows = [[value, *means(of, STUDY.values())] for (value,), of in study(factor).items()]
+    return table([factor.replace("_", " "), *STUDY], rows)
+
+
+def study_minutes() -> float:
+    """Training of all groups of seeds, which share one program and so one wall time."""
+    of = lines("relations_study/results")
+    return sum(line["run_wall_time_sec"] for line in of if line["seed"] == 0) / 60
+
+
+def seconds(task: str) -> str:
+    """Wall time of a run."""
+    return span(column(relations(task), "run_wall_time_sec"), 0)
+
+
+def seed_minutes(of: Sequence[Line]) -> float:
+    """Wall time of some runs, one after another."""
+    return sum(column(of, "run_wall_time_sec")) / 60

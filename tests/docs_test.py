@@ -1,0 +1,61 @@
+"""Tables and numbers of the docs are those of docs/results."""
+
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+from experiments.tables import common
+
+ROOT = pathlib.Path(__file__).parent.parent
+PAGES = sorted(
+    path.relative_to(ROOT).as_posix() for glob in common.PAGES for path in ROOT.glob(glob)
+)
+GENERATED = re.compile(r"<!-- \[\[\[cog.*?<!-- \[\[\[end\]\]\] -->", re.DOTALL)
+
+
+def test_the_docs_say_what_is_on_file():
+    """What `cog` would write is what stands there, on every page."""
+    check = [sys.executable, "-m", "cogapp", "--check", *PAGES]
+    done = subprocess.run(check, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_interval_is_typed_by_hand(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    if "[[[cog" not in text:
+        pytest.skip("nothing is generated here yet")
+    text = GENERATED.sub("", text)
+    typed = [x for x in text.splitlines() if re.search(r"\d ± \d|\(\d+(\.\d)? to \d+", x)]
+    assert not typed
+
+
+def test_numbers_are_written_as_known():
+    assert common.number(-0.004) == "0.00" and common.number(-1.256) == "−1.26"
+    assert common.mean([1.0, 2.0, 3.0]) == "2.00 ± 2.48"  # t = 4.303, s/√3 = 0.577
+    assert common.mean([-2.5], 1) == "−2.5"
+    assert common.share(242, 250) == "96.8 (93.8 to 98.4)"
+    assert common.span([3.0, -1.0, 2.0], 0) == "−1 to 3" and common.span([2.0], 1) == "2.0"
+    assert common.each([1.0, -2.25], 2) == "1.00, −2.25"
+    assert common.at({"x": [5, 6, 7], "t": [0, 10, 20]}, "x", 10, "t") == 6
+    assert common.table("a, b", [[1, "x"]]) == "| a | b |\n| --- | --- |\n| 1 | x |"
+
+
+def test_lines_come_in_the_order_of_seeds_or_not_at_all():
+    of = common.lines("toy_reversal/results", "toy_reversal/results_L40", model="mdm", length=40)
+    assert common.column(of, "seed") == [0, 1, 2]
+    with pytest.raises(LookupError, match="length"):
+        common.lines("toy_reversal/results", length=41)
+    with pytest.raises(FileNotFoundError):
+        common.lines("toy_reversal/nothing")
+
+
+def test_paragraphs_are_of_a_hundred_columns():
+    text = common.say("one\n  two\n- first\n  item " + "word " * 30 + "\n- second")
+    lines = text.splitlines()
+    assert lines[0] == "one two" and lines[1].startswith("- first item") and len(lines) == 4
+    assert lines[2].startswith("  word") and lines[-1] == "- second"
+    assert max(map(len, lines)) <= 100
