@@ -94,13 +94,10 @@ def say(text: str) -> str:
     wrapped = []
     for part in parts:
         indent = "  " if part.startswith("- ") else ""
-        words = " ".join(part.split())
-        wrapped.append(
-            textwrap.fill(
-                words, 100, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-            )
-        )
-    return "\n".join(wrapped)
+        words = " ".join(part.split()).replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")
+        whole = dict(break_long_words=False, break_on_hyphens=False)
+        wrapped.append(textwrap.fill(words, 100, subsequent_indent=indent, **whole))
+    return "\n".join(wrapped).replace("\N{NO-BREAK SPACE}", " ")
 
 
 def groups(of: Iterable[Line], *keys: str) -> dict[tuple, list[Line]]:

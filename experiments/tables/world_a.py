@@ -1,0 +1,210 @@
+"""Tables of docs/world_a.md."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from dirasym.analysis import excess
+from experiments.tables.common import Line, column, lines, mean, number, span, table
+
+ARROWS = {"forward": "A->B", "inverse": "B->A"}
+CLEAN = "eval_excess_nats_per_string"
+UNITS = {
+    "paper's convention": "excess_loss",
+    "nats a string, training": "excess_nats_per_string",
+    "clean": CLEAN,
+}
+TASKS = tuple((K, direction) for K in (5, 1) for direction in ARROWS)
+LORA_GRID = {"1e-3": 1e-3, "3e-3": 3e-3, "1e-2": 1e-2}
+LORA_RANKS = 2, 4, 8, 16, 32, 96
+PAPER_GAPS = {1: "0", 5: "0.22", 8: "about 0.1"}  # of the MLP
+PUBLISHED_MLP = (1, 0.0), (5, 0.22), (8, 0.1)
+
+
+def runs(folder: str, K: int, direction: str, **values) -> list[Line]:
+    """One map in one direction, a line a seed."""
+    return lines(f"{folder}/results", K=K, direction=ARROWS[direction], **values)
+
+
+def epochs(folder: str) -> list[int]:
+    """When runs were evaluated."""
+    return lines(f"{folder}/results")[0]["eval_epochs"]
+
+
+def curve(of: Sequence[Line], epoch: int, unit: str = CLEAN) -> list[float]:
+    """The excess after an epoch, a value a line; training losses are of the epoch itself."""
+    if unit == "excess_loss":
+        return [line["train_curve"][epoch - 1] - line["theoretical_min"] for line in of]
+    if unit == "excess_nats_per_string":
+        return [line[f"{unit}_curve"][epoch - 1] for line in of]
+    return [line[f"{unit}_curve"][line["eval_epochs"].index(epoch)] for line in of]
+
+
+def gaps(folder: str, K: int, epoch: int, unit: str = CLEAN, **values) -> list[float]:
+    """Inverse − forward, paired by seed."""
+    forward, inverse = (runs(folder, K, direction, **values) for direction in ARROWS)
+    assert column(forward, "seed") == column(inverse, "seed")
+    pairs = zip(curve(forward, epoch, unit), curve(inverse, epoch, unit), strict=True)
+    return [b - a for a, b in pairs]
+
+
+def last_gap(folder: str, K: int, unit: str = CLEAN, **values) -> list[float]:
+    """The gap at the end of training."""
+    return gaps(folder, K, epochs(folder)[-1], unit, **values)
+
+
+def excess_table(folder: str) -> str:
+    """Clean excess by epoch, mean over seeds."""
+    rows = []
+    for K, direction in TASKS:
+        of = runs(folder, K, direction)
+        cells = [number(float(np.mean(curve(of, epoch)))) for epoch in epochs(folder)]
+        rows.append([f"K = {K} {direction}", f"{of[0]['bits_to_store_per_pair']:.1f}", *cells])
+    return table(["task", "bits per pair", *map(str, epochs(folder))], rows)
+
+
+def gap_table(folder: str) -> str:
+    """The gap by epoch, in two units."""
+    moments = epochs(folder)[1:]
+    rows = [
+        [f"K = {K}, {name}", *(mean(gaps(folder, K, epoch, unit)) for epoch in moments)]
+        for K, name, unit in (
+            (1, "nats per string", CLEAN),
+            (5, "nats per string", CLEAN),
+            (5, "paper's convention", "excess_loss"),
+        )
+    ]
+    return table(["gap", *map(str, moments)], rows)
+
+
+def halves(folder: str, K: int, direction: str) -> list[float]:
+    """Epochs until half of the excess is gone, a value a seed."""
+    of = runs(folder, K, direction)
+    return [excess.half_learned(epochs(folder), line[f"{CLEAN}_curve"]) for line in of]
+
+
+def bits(folder: str, K: int, direction: str) -> str:
+    """To store the map, per pair."""
+    return f"{runs(folder, K, direction)[0]['bits_to_store_per_pair']:.1f}"
+
+
+def bits_table() -> str:
+    """Bits per pair of both directions at the paper's size."""
+    rows = []
+    for K in PAPER_GAPS:
+        both = [runs("world_a_mlp", K, d)[0]["bits_to_store_per_pair"] for d in ARROWS]
+        rows.append([K, *(f"{x:.2f}" for x in both)])
+    return table(["K", *ARROWS], rows)
+
+
+def mlp_table() -> str:
+    """The MLP at the paper's setting, one seed."""
+    rows = []
+    for K in (1, 5, 8):
+        for direction in ARROWS:
+            (line,) = runs("world_a_mlp", K, direction)
+            floor = line["floor_nats_per_string"]
+            kind = f" ({line['floor_kind']})" if floor else ""
+            values = [number(line["excess_loss"], 3), *(number(line[u]) for u in MLP_UNITS)]
+            stored = f"{line['bits_to_store_per_pair']:.1f}"
+            rows.append([K, direction, *values, f"{floor:.2f}{kind}", stored])
+    return table(["K", "direction", *UNITS, "floor", "bits"], rows)
+
+
+MLP_UNITS = tuple(UNITS.values())[1:]
+
+
+def mlp_gap_table() -> str:
+    """Its gaps beside the published ones."""
+    rows = []
+    for K, paper in PAPER_GAPS.items():
+        first, *others = (last_gap("world_a_mlp", K, unit)[0] for unit in UNITS.values())
+        rows.append([K, f"**{number(first, 3)}**", paper, *map(number, others)])
+    names = [f"gap, {name}" for name in UNITS]
+    return table(["K", names[0], "published", *names[1:]], rows)
+
+
+def mlp_pace_table() -> str:
+    """Forward excess of the MLP by epoch: the same floor, and fewer bits for a larger K."""
+    rows = []
+    for K in PAPER_GAPS:
+        of = runs("world_a_mlp", K, "forward")
+        cells = [number(curve(of, epoch)[0]) for epoch in epochs("world_a_mlp")[1:]]
+        rows.append([K, bits("world_a_mlp", K, "forward"), *cells])
+    return table(["K", "bits", *map(str, epochs("world_a_mlp")[1:])], rows)
+
+
+def bidirectional_table() -> str:
+    """Masked diffusion and all tokens at once: both directions and the gap, by epoch."""
+    folder, rows = "world_a_bidirectional", []
+    names = {"masked_diffusion": "masked diffusion (joint floor)"}
+    names["parallel"] = "all at once (parallel floor)"
+    for objective, name in names.items():
+        for direction in ARROWS:
+            of = runs(folder, 5, direction, objective=objective)
+            cells = [number(float(np.mean(curve(of, x))), 1) for x in epochs(folder)]
+            rows.append([name if direction == "forward" else "", direction, *cells])
+        gap = [mean(gaps(folder, 5, x, objective=objective)) for x in epochs(folder)]
+        rows.append(["", "gap", *gap])
+    return table(["objective", "task", *map(str, epochs(folder))], rows)
+
+
+def tax(K: int, direction: str, epoch: int) -> list[float]:
+    """Fine-tuned minus scratch, paired by seed."""
+    both = [runs("world_a_regimes", K, direction, run_type=x) for x in ("scratch", "finetune")]
+    pairs = zip(*(curve(of, epoch) for of in both), strict=True)
+    return [b - a for a, b in pairs]
+
+
+def tax_table() -> str:
+    """The plasticity tax by epoch, in both directions, and its difference."""
+    moments, rows = epochs("world_a_regimes")[1:], []
+    for K in (1, 5):
+        both = {direction: [tax(K, direction, x) for x in moments] for direction in ARROWS}
+        for direction, values in both.items():
+            rows.append([f"K = {K} {direction}", *map(mean, values)])
+        rows.append([f"K = {K} inverse − forward", *(mean(x) for x in tax_gaps(K))])
+    return table(["task", *map(str, moments)], rows)
+
+
+def tax_gaps(K: int) -> list[list[float]]:
+    """Tax of the inverse minus that of the forward task, an epoch each."""
+    return [
+        [b - a for a, b in zip(tax(K, "forward", x), tax(K, "inverse", x), strict=True)]
+        for x in epochs("world_a_regimes")[1:]
+    ]
+
+
+def lora(file: str, rank: int, rate: float) -> Line:
+    """One run of LoRA's grid."""
+    (line,) = lines(f"world_a_lora/{file}", lora_r=rank, lr=rate)
+    return line
+
+
+def lora_table() -> str:
+    """Clean excess by rank and rate after 60 epochs, and after 300."""
+    ranks = [f"{r} ({lora('grid', r, 1e-3)['lora_trainable_params']:,})" for r in LORA_RANKS]
+    rows = [
+        [name, *(f"{lora('grid', r, rate)[CLEAN]:.1f}" for r in LORA_RANKS)]
+        for name, rate in LORA_GRID.items()
+    ]
+    longer = {line["lora_r"]: f"{line[CLEAN]:.1f}" for line in lines("world_a_lora/long")}
+    rows.append(["3e-3, 300 epochs", *(longer.get(r, "") for r in LORA_RANKS)])
+    return table(["rank (adapters' parameters)", *ranks], rows)
+
+
+def lora_stored(rank: int, guess: float) -> float:
+    """Bits a parameter that 300 epochs stored beyond a uniform guess."""
+    line = lora("long", rank, 3e-3)
+    bits = (guess - line[CLEAN]) / np.log(2) * line["n_pairs"]
+    return max(0.0, float(bits)) / line["lora_trainable_params"]
+
+
+def guess(K: int, characters: int = 8) -> float:
+    """Excess of a uniform guess over the strings, in nats above the joint floor ln K."""
+    return characters * float(np.log(36)) - float(np.log(K))
+
+
+def seconds(folder: str) -> str:
+    """Wall time of a run."""
+    return span(column(lines(f"{folder}/results"), "run_wall_time_sec"), 0)
