@@ -41,7 +41,7 @@ PRESETS = {
     "quick": SCRATCH
     | dict(seeds=[1, 42, 1234], epochs=300, eval_epochs=50)
     | dict(gradient_examples=8, attention_examples=30),
-    "paper": dict(lora_rank=32, dtype="bfloat16", max_new=32)
+    "paper": dict(lora_rank=32, dtype="bfloat16", max_new=32, learning_rate=-1.0)
     | dict(gradient_examples=32, attention_examples=64),
 }
 # Tables 4 to 6: percent forward, reverse of LLaDA, of LLaMA, of Qwen, for seeds 1, 42 and 1234.
@@ -87,6 +87,7 @@ def summarize(history: runs.History) -> Mapping[str, Any]:
         for measure in ("begun_percent", "copied_percent", "choice_percent", "p", "rank"):
             last = float(history[f"{direction}_{measure}"][-1])
             line[f"{direction}_{measure}"] = None if np.isnan(last) else last
+        line[f"{direction}_questions"] = int(history[f"{direction}_questions"][-1])
     return line | {"final_loss": float(history["loss"][-1])}
 
 

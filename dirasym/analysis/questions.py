@@ -51,7 +51,8 @@ class Recalled(NamedTuple):
 
         "percent" of exact matches, "begun_percent", "copied_percent"; "choice_percent" of the
         questions where a choice can be asked, NaN where there is none; "p", the mean
-        probability, and "rank", the median one.
+        probability, and "rank", the median one; "questions", how many there are, which
+        `intervals.wilson_interval` asks for.
         """
         choice_E = self.token.choice_E[np.isfinite(self.token.choice_E)]
         return {
@@ -61,6 +62,7 @@ class Recalled(NamedTuple):
             "choice_percent": 100 * np.mean(choice_E) if len(choice_E) else np.nan,
             "p": np.mean(self.token.p_E),
             "rank": np.median(self.token.rank_E),
+            "questions": len(self.text.exact_E),
         }
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dirasym import report, runs
+from dirasym import intervals, report, runs
 from dirasym.workdir import WorkDir
 
 LABELS = {"mdm": "masked diffusion (MDM)", "arm": "autoregressive (ARM)"}
@@ -58,7 +58,7 @@ def write(workdir: WorkDir, config, all_runs: Sequence[runs.Run], paper: Paper) 
         [row for run in all_runs for row in _table_rows(run, lines[run.name], paper)],
     )
     seeds = report.table(
-        ["trained", "seed", "model", "last F / R", "best F / R", "paper F / R"],
+        ["trained", "seed", "model", "last F", "last R", "best F / R", "paper F / R"],
         [row for run in all_runs for row in _seed_rows(run, lines[run.name], paper)],
     )
     answers = report.table(
@@ -71,7 +71,8 @@ def write(workdir: WorkDir, config, all_runs: Sequence[runs.Run], paper: Paper) 
         "evaluations, as the paper logged; each direction for itself. Paper: LLaDA 8B beside the "
         "MDM, LLaMA-3.1 8B / Qwen-2.5 7B beside the ARM: other weights than ours, unless "
         "--model_id names them.\n\n"
-        f"Tables 4 to 6, by seed (F forward, R reverse):\n\n{seeds}\n\n"
+        "Tables 4 to 6, by seed (F forward, R reverse); at the end with a 95 % Wilson interval "
+        f"over questions:\n\n{seeds}\n\n"
         "What questions are answered with, at the end, mean over seeds. Begun: outputs that begin "
         "with an answer. Copied: outputs that repeat words of the question. Choice: the true first "
         "token is more probable than those of all other answers in that direction, words of the "
@@ -110,12 +111,18 @@ def _seed_rows(run: runs.Run, lines: Lines, paper: Paper) -> Iterator[list[Any]]
             data.upper(),
             line["seed"],
             model.upper(),
-            *(
-                " / ".join(f"{line[f'{kind}{direction}_percent']:.1f}" for direction in DIRECTIONS)
-                for kind in ("", "best_")
-            ),
+            *(_over_questions(line, direction) for direction in DIRECTIONS),
+            " / ".join(f"{line[f'best_{direction}_percent']:.1f}" for direction in DIRECTIONS),
             "; ".join(f"{theirs[n]} / {theirs[n + 1]}" for n in PAPER_COLUMNS[model] if theirs),
         ]
+
+
+def _over_questions(line: Mapping[str, Any], direction: str) -> str:
+    """Exact match in percent, and what its questions, as draws of others, leave open."""
+    count = line[f"{direction}_questions"]
+    right = round(line[f"{direction}_percent"] * count / 100)
+    share, low, high = (100 * x for x in intervals.wilson_interval(right, count))
+    return f"{share:.1f} ({low:.1f} to {high:.1f})"
 
 
 def _answer_rows(run: runs.Run, lines: Lines) -> Iterator[list[Any]]:

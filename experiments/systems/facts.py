@@ -20,6 +20,9 @@ from dirasym.rows import PerRow
 from dirasym.types import Params
 from experiments.flags import UsageError, flag
 
+# App. C.1 of arXiv 2602.02133: AdamW's rate, and that on T-REx.
+PAPER_RATES = {"llada": (5e-5, 2e-4), "llama": (5e-5, 9e-5), "qwen2": (1e-4, 5e-5)}
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -58,7 +61,7 @@ class Config:
     epochs: int = flag(150, "Passes over the statements.", 1)
     eval_epochs: int = flag(10, "Epochs between evaluations (and checkpoints).", 1)
     batch_size: int = flag(8, "Statements a step.", 1, kind="batch_size")
-    learning_rate: float = flag(5e-5, "AdamW's.", 0)
+    learning_rate: float = flag(5e-5, "AdamW's; -1: the paper's, by model and data.", -1)
     warmup_steps: int = flag(0, "Steps of linear warm-up.", 0)
     weight_decay: float = flag(0.1, "AdamW's.", 0)
     noising: Literal["whole", "names", "answer"] = flag(
@@ -85,6 +88,7 @@ class Config:
             (c.epochs % c.eval_epochs, epochs),
             (0 < c.attention_examples < 3, examples),
             (c.lora_dropout >= 1, f"--lora_dropout={c.lora_dropout} must be below 1"),
+            (-1 < c.learning_rate < 0, f"--learning_rate={c.learning_rate} is negative"),
             (needs_path, "--both_ways_from=file needs --data_path"),
             (c.lora_rank and not c.model_id, "--lora_rank needs weights to adapt: --model_id=DIR"),
             (is_no_pairs, "--data=pairs needs --pairs=FILE, --forward and --reverse, templates"),
@@ -92,6 +96,14 @@ class Config:
         ):
             if is_bad:
                 raise ValueError(message)
+
+
+def rate(data: str, kind: str, model_type: str | None, config: Config) -> float:
+    """--learning_rate, or the paper's: LLaDA's for masked models, LLaMA's for what it has not."""
+    if config.learning_rate >= 0:
+        return config.learning_rate
+    name = "llada" if kind == "mdm" else model_type
+    return PAPER_RATES.get(name, PAPER_RATES["llama"])[data == "trex"]
 
 
 class Pretrained(NamedTuple):
@@ -172,7 +184,9 @@ class Task:
         self.trained = Trainable(
             models.Transformer(network),
             training.make_optimizer(
-                c.learning_rate, warmup_steps=c.warmup_steps, weight_decay=c.weight_decay
+                rate(data, kind, network.model_type, c),
+                warmup_steps=c.warmup_steps,
+                weight_decay=c.weight_decay,
             ),
             base=pretrained and pretrained.params,
             adapters=self._lora() if c.lora_rank else None,

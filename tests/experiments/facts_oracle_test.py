@@ -60,6 +60,8 @@ KNOWN = {
     "reverse_p": (0.3 + 0.05 + 0.2 + 0.4) / 4,
     "forward_rank": 1.0,
     "reverse_rank": 2.0,
+    "forward_questions": 3,
+    "reverse_questions": 4,
 }
 # "[M]'s child is Cy" and "[M]'s child is Ed Fay": what a masked model thinks of the parent.
 PARENT = {("Ann Bo", "Cy"): dict(Ann=0.7, Dee=0.1), ("Dee", "Ed Fay"): dict(Dee=0.2, Gil=0.5)}
@@ -266,8 +268,10 @@ def test_tables_say_what_the_lines_say_beside_the_paper(done, capsys):
     )
     text = (done.workdir.path / "report.md").read_text()
     theirs = {"mdm": "84 / 45", "arm": "88 / 19; 90 / 0"}[done.kind]  # Tables 4 and 5, seed 1
-    assert f"| P2C | 1 | {kind} | 33.3 / 50.0 | 33.3 / 50.0 | {theirs} |" in text
-    assert f"| P2C | 7 | {kind} | 33.3 / 50.0 | 33.3 / 50.0 |  |" in text
+    # Wilson's interval of k of n, z = 1.96: (k + z²/2 ± z √(k(n − k)/n + z²/4)) / (n + z²).
+    last = "33.3 (6.1 to 79.2) | 50.0 (15.0 to 85.0)"
+    assert f"| P2C | 1 | {kind} | {last} | 33.3 / 50.0 | {theirs} |" in text
+    assert f"| P2C | 7 | {kind} | {last} | 33.3 / 50.0 |  |" in text
     assert f"| P2C | {kind} | forward | 33.3 | 66.7 | 33.3 | 66.7 | 0.400 | 1.0 |" in text
     assert f"| P2C | {kind} | reverse | 50.0 | 50.0 | 25.0 | 75.0 | 0.237 | 2.0 |" in text
 
@@ -279,7 +283,9 @@ def test_the_best_is_over_evaluations_and_the_rest_is_the_last():
         for name in ("percent", "begun_percent", "copied_percent", "choice_percent", "p", "rank")
     }
     history["reverse_choice_percent"] = np.array([1.0, 2.0, np.nan])
-    line = page.summarize(history | {"loss": np.array([9.0, 8.0, 6.0])})
+    counts = {f"{way}_questions": np.full(3, n) for way, n in (("forward", 5), ("reverse", 9))}
+    line = page.summarize(history | counts | {"loss": np.array([9.0, 8.0, 6.0])})
+    assert (line["forward_questions"], line["reverse_questions"]) == (5, 9)
     assert (line["forward_percent"], line["best_forward_percent"]) == (2, 5)
     assert (line["reverse_percent"], line["best_reverse_percent"]) == (7, 7)
     assert (line["forward_rank"], line["reverse_p"], line["final_loss"]) == (2, 7, 6)

@@ -301,6 +301,24 @@ def test_facts_of_ones_own_are_trained_one_way_and_asked_both_ways(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("kind", "model_type", "usual", "trex"),
+    [
+        ("mdm", "llada", 5e-5, 2e-4),
+        ("mdm", "qwen2", 5e-5, 2e-4),  # made masked: as LLaDA
+        ("arm", "llama", 5e-5, 9e-5),
+        ("arm", "qwen2", 1e-4, 5e-5),
+        ("arm", "gpt2", 5e-5, 9e-5),  # not among the paper's
+        ("arm", None, 5e-5, 9e-5),
+    ],
+)
+def test_the_paper_preset_has_the_papers_rates(kind, model_type, usual, trex):
+    config = system.Config(learning_rate=page.PRESETS["paper"]["learning_rate"])
+    for data, rate in (("p2c", usual), ("d2p", usual), ("trex", trex)):
+        assert system.rate(data, kind, model_type, config) == rate
+        assert system.rate(data, kind, model_type, system.Config(learning_rate=0.0)) == 0
+
+
+@pytest.mark.parametrize(
     ("fields", "message"),
     [
         (dict(lora_rank=4), "--lora_rank needs weights"),
@@ -310,6 +328,7 @@ def test_facts_of_ones_own_are_trained_one_way_and_asked_both_ways(tmp_path):
         (dict(both_ways_from="file"), "--both_ways_from=file needs --data_path"),
         (dict(data=("pairs",), pairs="x.csv"), "--data=pairs needs --pairs=FILE, --forward"),
         (dict(columns=("a",)), "--columns=a must be two"),
+        (dict(learning_rate=-0.5), "--learning_rate=-0.5 is negative"),
     ],
 )
 def test_configurations_that_cannot_be_are_named(fields, message):
