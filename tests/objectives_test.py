@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 
 from dirasym import models, objectives
 from dirasym.rows import PerRow
@@ -62,6 +63,25 @@ def test_lambda_and_t_weigh_each_mask_as_any_order_decoding_does(schedule):
         for k in range(1, n + 1):
             total = (gauss * np.asarray(weight) * level**k * (1 - level) ** (n - k)).sum()
             np.testing.assert_allclose(total, _set_weight(k, n), rtol=1e-4)
+
+
+def test_llada_schedule_leaves_out_the_lowest_levels_alone():
+    """λ = 0.999 t + 0.001; a set of k of n weighs ∫ p^(k-1) (1-p)^(n-k) dp over p from 0.001."""
+    n, (x, gauss) = 4, np.polynomial.legendre.leggauss(200)
+    t = jnp.asarray((x + 1) / 2)
+    level = np.asarray(objectives.llada_schedule(t))
+    np.testing.assert_allclose(level, 0.999 * (x + 1) / 2 + 0.001, rtol=1e-6)
+    ends = objectives.llada_schedule(jnp.array([0.0, 1.0]))
+    np.testing.assert_allclose(ends, [1e-3, 1.0], rtol=1e-6)
+    _, weight = objectives.corrupt(
+        t, jnp.zeros((len(t), n)), jnp.ones((len(t), n), bool),
+        weighting="t", schedule=objectives.llada_schedule,
+    )  # fmt: skip
+    np.testing.assert_allclose(weight, 0.999 / level, rtol=1e-5)
+    for k in range(1, n + 1):
+        total = (gauss / 2 * np.asarray(weight) * level**k * (1 - level) ** (n - k)).sum()
+        kept = scipy.special.betainc(n - k + 1, k, 0.999)  # of p above 0.001
+        np.testing.assert_allclose(total, _set_weight(k, n) * kept, rtol=1e-5)
 
 
 def test_k_weighs_each_mask_the_same():

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from dirasym.analysis import lemmas, theorem_b1
+from dirasym.analysis import lemmas, rope, theorem_b1
 from dirasym.models import layers
 
 
@@ -154,3 +154,97 @@ def test_bad_input_names_the_argument():
         lemmas.simulate_proposition_b8(jax.random.key(0), 4, 1)
     with pytest.raises(ValueError, match="cosine"):
         lemmas.simulate_proposition_b8(jax.random.key(0), 4, 4, cosine=1.5)
+
+
+def _scores(params, delta_fwd, delta_rev, angles, pairing):
+    """S of [M] on B in both queries, as functions of the parameters."""
+
+    def score(p, offset):
+        return (p.W_Q @ p.h_M) @ layers.rotate(p.W_K @ p.h_B, offset, angles, pairing)
+
+    return [jax.grad(score)(params, offset) for offset in (delta_fwd, -delta_rev)]
+
+
+def test_lemma_b3():
+    """⟨∇C_i, ∇C_j⟩ in W_O is ‖v_B‖² for i = j, else 0, with C_t = w_{O,t}·W_V h_B."""
+    params = _order_one(np.random.default_rng(20), 6, 4, jnp.float32)
+    v_B = params.W_V @ params.h_B
+    grads = jax.jacrev(lambda W_O: W_O @ v_B)(params.W_O).reshape(4, -1)
+    np.testing.assert_allclose(grads @ grads.T, np.eye(4) * float(v_B @ v_B), rtol=1e-5, atol=1e-6)
+
+
+def test_lemma_b4():
+    """⟨∇ aᵀWu, ∇ bᵀWv⟩ = (aᵀb)(uᵀv), with W not square."""
+    a, b = np.random.default_rng(21).normal(size=(2, 3)).astype(np.float32)
+    u, v = np.random.default_rng(22).normal(size=(2, 5)).astype(np.float32)
+    one, other = (
+        jax.grad(lambda W, x=x, y=y: jnp.asarray(x) @ W @ y)(jnp.zeros((3, 5)))
+        for x, y in ((a, u), (b, v))
+    )
+    np.testing.assert_allclose(jnp.vdot(one, other), (a @ b) * (u @ v), rtol=1e-5)
+
+
+@pytest.mark.parametrize("pairing", ["interleaved", "half"])
+def test_lemmas_b5_and_b6(pairing):
+    """Inner products of the scores' gradients at unequal distances, and what `theorem_b1` says."""
+    params, angles = (
+        _order_one(np.random.default_rng(23), 6, 5, jnp.float32),
+        layers.plane_angles(6),
+    )
+    fwd, rev = _scores(params, 3, 8, angles, pairing)
+    b1 = theorem_b1.theorem_b1(params, 3, 8, 1, angles=angles, pairing=pairing)
+    q, k = params.W_Q @ params.h_M, params.W_K @ params.h_B
+    turn = lambda x: layers.rotate(x, 11, angles, pairing)  # noqa: E731
+    for block, h, x, form in (("W_Q", params.h_M, k, b1.k_R_k), ("W_K", params.h_B, q, b1.q_R_q)):
+        got = jnp.vdot(getattr(fwd, block), getattr(rev, block))
+        assert abs(float(got)) > 0.1
+        np.testing.assert_allclose(got, (h @ h) * (x @ turn(x)), rtol=1e-4)
+        np.testing.assert_allclose(form, x @ turn(x), rtol=1e-4)
+
+
+def test_lemma_b5_s_identity_is_of_one_plane():
+    """xᵀR(Δ)x = ‖x‖² cos θ, as its proof has it, at D = 2 and at no greater width."""
+    for width, holds in ((2, True), (6, False)):
+        x = np.random.default_rng(24).normal(size=width)
+        got = x @ rope.rotation(0.7, width) @ x
+        assert (abs(got - x @ x * np.cos(0.7)) < 1e-12) == holds
+
+
+@pytest.mark.parametrize("sure", [0.0, 3.0, 60.0])
+def test_lemma_b9(sure):
+    """C_A greatest: μ < 0 in both queries; equal scores: μ = 0; C_A not greatest: μ may be > 0."""
+    params = _order_one(np.random.default_rng(25), 6, 5, jnp.float32)
+    v_B = params.W_V @ params.h_B
+
+    def margins(C_V):
+        W_O = jnp.outer(jnp.asarray(C_V), v_B) / (v_B @ v_B)
+        b1 = theorem_b1.theorem_b1(params.replace(W_O=W_O), 2, 9, 3)
+        return float(b1.fwd.mu), float(b1.rev.mu)
+
+    greatest = np.array([-1.0, 0.5, 0.2, 0.6 + sure, -2.0], np.float32)
+    assert max(margins(greatest)) < 0
+    np.testing.assert_allclose(margins(np.full(5, 1 + sure, np.float32)), 0, atol=1e-4)
+    assert min(margins(-greatest)) > 0
+
+
+def test_lemma_b11():
+    """xᵀR(Δ)x plane by plane, and even in Δ."""
+    x, angles = np.random.default_rng(26).normal(size=8), layers.plane_angles(8)
+    for delta in (1, 7, 90):
+        want = sum(
+            np.cos(delta * angle) * (x[2 * s] ** 2 + x[2 * s + 1] ** 2)
+            for s, angle in enumerate(angles)
+        )
+        for sign in (1, -1):
+            got = x @ rope.rotation(sign * delta, 8) @ x
+            np.testing.assert_allclose(got, want, rtol=1e-12)
+
+
+def test_proposition_b12():
+    """E[kᵀR(Δ)k / ‖k‖²] of an isotropic k is the trace over D, which need not reach 0.435."""
+    k = np.random.default_rng(27).normal(size=(40_000, 16)) * 3
+    for delta in (2, 50, 97):
+        forms = ((k @ rope.rotation(delta, 16)) * k).sum(-1) / (k**2).sum(-1)
+        error = forms.std() / np.sqrt(len(k))
+        assert abs(forms.mean() - rope.trace(delta, 16)) < 4 * error < 0.01
+    assert min(rope.trace(np.arange(1, 101), 16)) < 0
