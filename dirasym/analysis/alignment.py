@@ -6,8 +6,7 @@ per-example gradients.
 """
 
 import functools
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import flax.struct
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from dirasym.analysis.blocks import BlockOf, Blocks
 from dirasym.analysis.factored import (
     Gradient,
     Loss,
@@ -26,9 +26,7 @@ from dirasym.analysis.factored import (
 from dirasym.analysis.precision import highest_precision
 from dirasym.types import Array, Params
 
-BlockOf = str | re.Pattern[str] | Callable[[str], str | None] | None
 Method = Literal["direct", "factored"]
-TOTAL = "total"
 
 
 @flax.struct.dataclass
@@ -84,9 +82,10 @@ def alignment(
       loss_fwd, loss_rev: `loss(params)`, or with `examples` `loss(params, example)`, scalars.
       params: pytree of float arrays.
       blocks: which block a parameter belongs to, from its path such as
-        "blocks_0/attention/query/kernel": a function to a name (None for no block), or a
-        regex whose first group, or whole match, is the name. One block a parameter when None.
-        Parameters of no block count in "total" alone.
+        "blocks_0/attention/query/kernel", whether layers are scanned or not (see `blocks`):
+        "layer", "module", or "role" for storage and routing; a function of the path to a name
+        (None for no block); or a regex whose first group that took part, or whole match, is the
+        name. One block a parameter when None. Parameters of no block count in "total" alone.
       examples: pytree with a leading axis E; each example is compared by itself.
       method: "direct" forms both gradients of a chunk of examples: memory 2·chunk_size
         times the parameters. "factored" forms none for the kernels of linen's Dense,
@@ -104,7 +103,7 @@ def alignment(
         for "factored", or examples of unequal length.
       TypeError: parameters that are not floats, by path.
     """
-    paths, block_of_leaf = _blocks(params, blocks)
+    parts = Blocks.of(params, blocks)
     one_alone = [_first("examples", examples)] if examples is not None else []
     for name, loss in (("loss_fwd", loss_fwd), ("loss_rev", loss_rev)):
         _check_scalar(name, loss, params, *one_alone)
@@ -113,20 +112,20 @@ def alignment(
     if examples is None:
         if method == "factored":
             raise ValueError("method 'factored' compares examples: pass examples")
-        fwd, rev = (formed_gradient(loss, params) for loss in (loss_fwd, loss_rev))
-        return _compare(fwd, rev, block_of_leaf)
+        fwd, rev = (formed_gradient(loss, params, parts) for loss in (loss_fwd, loss_rev))
+        return _compare(fwd, rev, parts)
     if method == "factored":
         gradient_fwd, gradient_rev, direct = factored_gradients(
-            (loss_fwd, *one_alone), (loss_rev, *one_alone), params, paths
+            (loss_fwd, *one_alone), (loss_rev, *one_alone), params, parts
         )
     else:
         gradient_fwd, gradient_rev = (
-            functools.partial(formed_gradient, loss, params) for loss in (loss_fwd, loss_rev)
+            functools.partial(formed_gradient, loss, params, parts) for loss in (loss_fwd, loss_rev)
         )
-        direct = tuple(paths)
+        direct = parts.paths
 
     def one(example):
-        return _compare(gradient_fwd(example), gradient_rev(example), block_of_leaf)
+        return _compare(gradient_fwd(example), gradient_rev(example), parts)
 
     result = jax.lax.map(one, examples, batch_size=chunk_size)
     return result.replace(direct=direct)
@@ -150,7 +149,7 @@ def cross_alignment(
     None. No more than 2·chunk_size gradients are held: "direct" computes the columns' anew
     for every chunk of rows, "factored" keeps the factors of all examples.
     """
-    paths, block_of_leaf = _blocks(params, blocks)
+    parts = Blocks.of(params, blocks)
     examples_rev = examples if examples_rev is None else examples_rev
     first = _first("examples", examples)
     first_rev = first if examples_rev is examples else _first("examples_rev", examples_rev)
@@ -158,12 +157,12 @@ def cross_alignment(
     _check_scalar("loss_rev", loss_rev, params, first_rev)
 
     def products(fwd, rev):
-        inner = _sum_blocks(list(map(inner_product, fwd.leaves, rev.leaves)), block_of_leaf)
+        inner = parts.sum(list(map(inner_product, fwd.leaves, rev.leaves)))
         return {block: x * fwd.size * rev.size for block, x in inner.items()}
 
     if method == "factored":
         gradient_fwd, gradient_rev, _ = factored_gradients(
-            (loss_fwd, first), (loss_rev, first_rev), params, paths
+            (loss_fwd, first), (loss_rev, first_rev), params, parts
         )
         # All factors of the columns at once; rows in chunks.
         columns = jax.lax.map(gradient_rev, examples_rev, batch_size=chunk_size)
@@ -176,7 +175,7 @@ def cross_alignment(
     if method != "direct":
         raise ValueError(f"method must be 'direct' or 'factored', got {method!r}")
     gradient_fwd, gradient_rev = (
-        functools.partial(formed_gradient, loss, params) for loss in (loss_fwd, loss_rev)
+        functools.partial(formed_gradient, loss, params, parts) for loss in (loss_fwd, loss_rev)
     )
 
     def rows_of_chunk(chunk):
@@ -189,11 +188,11 @@ def cross_alignment(
         return jax.lax.map(column, examples_rev, batch_size=chunk_size)
 
     size = len(jax.tree.leaves(examples)[0])
-    parts = [
+    chunks = [
         rows_of_chunk(jax.tree.map(lambda x, s=start: x[s : s + chunk_size], examples))
         for start in range(0, size, chunk_size)
     ]
-    return jax.tree.map(lambda *x: jnp.concatenate(x, axis=1).T, *parts)
+    return jax.tree.map(lambda *x: jnp.concatenate(x, axis=1).T, *chunks)
 
 
 class Transfer(NamedTuple):
@@ -220,7 +219,7 @@ def first_order_transfer(
       ValueError: a loss that is not a scalar float.
       TypeError: parameters that are not floats, by path.
     """
-    _blocks(params, None)
+    Blocks.of(params, None)
     rates = jnp.atleast_1d(jnp.asarray(learning_rates))
     value, pull_back = jax.vjp(loss_fwd, params)
     _check_shape("loss_fwd", value)
@@ -274,35 +273,15 @@ def update_ratios(
     Raises:
       ValueError: updates of another structure than the parameters, or as `alignment`.
     """
-    paths, block_of_leaf = _blocks(params, blocks)
-    if _blocks(updates, None)[0] != paths:
+    parts = Blocks.of(params, blocks)
+    if Blocks.of(updates, None).paths != parts.paths:
         raise ValueError("updates must have the structure of params")
+    sizes = [len(names) for names in parts.names]
     squares_up, squares_down = (
-        _sum_blocks([jnp.sum(x**2) for x in jax.tree.leaves(tree)], block_of_leaf)
-        for tree in (updates, params)
+        parts.sum([jnp.sum(x.reshape(n, -1) ** 2, -1) for x, n in zip(leaves, sizes, strict=True)])
+        for leaves in (jax.tree.leaves(updates), jax.tree.leaves(params))
     )
     return {block: jnp.sqrt(x / squares_down[block]) for block, x in squares_up.items()}
-
-
-def _blocks(params: Params, blocks: BlockOf) -> tuple[list[str], list[str | None]]:
-    """Path of every leaf, and its block."""
-    flat, _ = jax.tree_util.tree_flatten_with_path(params)
-    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in flat]
-    if not paths:
-        raise ValueError("params has no arrays")
-    for path, (_, leaf) in zip(paths, flat, strict=True):
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            raise TypeError(f"params: {path} is {jnp.result_type(leaf)}; gradients need floats")
-    if isinstance(blocks, str | re.Pattern):
-        matches = [re.compile(blocks).search(path) for path in paths]
-        names = [match and match[min(match.re.groups, 1)] for match in matches]
-    else:
-        names = [path if blocks is None else blocks(path) for path in paths]
-    if blocks is not None and not any(names):
-        raise ValueError(f"blocks matches no parameter; paths are like {paths[0]!r}")
-    if TOTAL in names:
-        raise ValueError(f"blocks: {TOTAL!r} is the name of the sum, and cannot be a block's")
-    return paths, names
 
 
 def _check_scalar(name: str, loss: Loss, params: Params, *example: Any) -> None:
@@ -329,17 +308,9 @@ def _is_not_finite(x: np.ndarray) -> np.ndarray:
     return ~np.isfinite(x)
 
 
-def _sum_blocks(leaf_values, block_of_leaf) -> dict[str, jax.Array]:
-    sums: dict[str, jax.Array] = {}
-    for value, block in zip(leaf_values, block_of_leaf, strict=True):
-        if block is not None:
-            sums[block] = sums.get(block, 0.0) + value
-    return sums | {TOTAL: sum(leaf_values)}
-
-
-def _compare(fwd: Gradient, rev: Gradient, block_of_leaf) -> Alignment:
+def _compare(fwd: Gradient, rev: Gradient, parts: Blocks) -> Alignment:
     inner, squares_fwd, squares_rev = (
-        _sum_blocks(list(map(inner_product, x.leaves, y.leaves)), block_of_leaf)
+        parts.sum(list(map(inner_product, x.leaves, y.leaves)))
         for x, y in ((fwd, rev), (fwd, fwd), (rev, rev))
     )
     norm_fwd, norm_rev = (

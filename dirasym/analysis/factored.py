@@ -15,13 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax.core.tracers import current_trace
 
+from dirasym.analysis.blocks import Blocks
 from dirasym.types import Params
 
 Loss = Callable[..., jax.Array]  # (params, example) -> scalar, or params -> scalar
 
 
 class Formed(NamedTuple):
-    """A gradient formed."""
+    """A gradient formed: [parts, entries], of every layer of a stacked leaf."""
 
     value: jax.Array
 
@@ -39,18 +40,20 @@ class Gradient(NamedTuple):
     size: jax.Array
 
 
-def formed_gradient(loss: Loss, params: Params, *example: Any) -> Gradient:
+def formed_gradient(loss: Loss, params: Params, parts: Blocks, *example: Any) -> Gradient:
     """The gradient with every leaf formed."""
     grads, size = _scaled(jax.tree.leaves(jax.grad(loss)(params, *example)))
-    return Gradient([Formed(g) for g in grads], size)
+    rows = [g.reshape(len(names), -1) for g, names in zip(grads, parts.names, strict=True)]
+    return Gradient([Formed(g) for g in rows], size)
 
 
 def inner_product(first: Formed | Factors, second: Formed | Factors) -> jax.Array:
-    """⟨first, second⟩ in float32 or better."""
+    """⟨first, second⟩ of each part, in float32 or better: [parts]."""
     if isinstance(first, Formed) and isinstance(second, Formed):
-        return jnp.vdot(_wide(first.value), _wide(second.value))
+        return jnp.einsum("pn,pn->p", _wide(first.value), _wide(second.value))
     assert isinstance(first, Factors) and isinstance(second, Factors), "both or neither formed"
-    return sum((_use_inner(a, b) for a in first.uses for b in second.uses), start=jnp.zeros(()))
+    products = [_use_inner(a, b) for a in first.uses for b in second.uses]
+    return sum(products, start=jnp.zeros(()))[None]
 
 
 def _use_inner(first, second):
@@ -89,7 +92,7 @@ class _Call(NamedTuple):
     output: jax.ShapeDtypeStruct
 
 
-def factored_gradients(fwd, rev, params, paths):
+def factored_gradients(fwd, rev, params, parts):
     """(example -> gradients) of both losses, and the paths of parameters left to the direct way.
 
     Each of `fwd` and `rev` is a loss with one of its examples.
@@ -99,12 +102,13 @@ def factored_gradients(fwd, rev, params, paths):
     factorable = frozenset.intersection(
         *(_factorable(loss, params, example) for loss, example in (fwd, rev))
     )
-    direct = [n for n in range(len(paths)) if n not in factorable]
+    factorable -= {n for n, is_stacked in enumerate(parts.is_stacked) if is_stacked}
+    direct = [n for n in range(len(parts.paths)) if n not in factorable]
     gradients = (
-        functools.partial(_factored_gradient, loss, params, factorable, direct)
+        functools.partial(_factored_gradient, loss, params, parts, factorable, direct)
         for loss, _ in (fwd, rev)
     )
-    return *gradients, tuple(paths[n] for n in direct)
+    return *gradients, tuple(parts.paths[n] for n in direct)
 
 
 def _factorable(loss, params, example) -> frozenset[int]:
@@ -142,7 +146,7 @@ def _distinct(params: Params) -> Params:
     return jax.tree.map(own, params)
 
 
-def _factored_gradient(loss, params, factorable, direct, example) -> Gradient:
+def _factored_gradient(loss, params, parts, factorable, direct, example) -> Gradient:
     leaves, structure = jax.tree.flatten(params)
     calls: list[_Call] = []
 
@@ -184,7 +188,7 @@ def _factored_gradient(loss, params, factorable, direct, example) -> Gradient:
     gradients: dict[int, Formed | Factors] = {}
     uses: dict[int, list] = {n: [] for n in range(len(leaves)) if n not in direct}
     for n, grad in zip(direct, direct_grads, strict=True):
-        gradients[n] = Formed(grad)
+        gradients[n] = Formed(grad.reshape(len(parts.names[n]), -1))
     for call, cotangent, x in zip(calls, cotangents, inputs, strict=True):
         if call.kind == "lookup":
             use = x.ravel(), cotangent.reshape(x.size, -1)

@@ -1,0 +1,107 @@
+import re
+
+import chex
+import jax
+import jax.numpy as jnp
+import pytest
+
+from dirasym.analysis import blocks
+from dirasym.analysis.blocks import Blocks
+
+
+def _params(scanned=False):
+    """Two layers, embedding, head and norm: unscanned or scanned, of one meaning."""
+    layer = {
+        "attention": {"query": {"kernel": jnp.ones((4, 2, 2))}, "out": {"kernel": jnp.ones(4)}},
+        "attention_norm": {"scale": jnp.ones(4)},
+        "mlp": {"up": {"kernel": jnp.ones((4, 8)), "bias": jnp.ones(8)}},
+    }
+    rest = {"embed": {"embedding": jnp.ones((5, 4))}, "head": {"kernel": jnp.ones((4, 5))}}
+    if not scanned:
+        return rest | {"blocks_0": layer, "blocks_1": layer}
+    stacked = jax.tree.map(lambda x: jnp.stack([x, x]), layer)
+    return rest | {"blocks": {"block": stacked}}
+
+
+def _names(params, how):
+    return {name for of_leaf in Blocks.of(params, how).names for name in of_leaf}
+
+
+@pytest.mark.parametrize(
+    ("how", "want"),
+    [
+        ("layer", {"blocks_0", "blocks_1", "embed", "head"}),
+        (
+            "module",
+            {f"blocks_{n}/{x}" for n in (0, 1) for x in ("attention", "attention_norm", "mlp")}
+            | {"embed", "head"},
+        ),
+        ("role", {"storage", "routing", "other"}),
+        (r"blocks_\d/(attention|mlp)/|embed|head", {"attention", "mlp", "embed", "head", None}),
+        (lambda path: path[:8], {"blocks_0", "blocks_1", "embed/em", "head/ker"}),
+    ],
+)
+def test_names_are_the_same_scanned_or_not(how, want):
+    assert _names(_params(), how) == want
+    assert _names(_params(scanned=True), how) == want
+
+
+def test_every_path_is_a_block_and_layers_are_told_apart():
+    plain, scanned = Blocks.of(_params(), None), Blocks.of(_params(scanned=True), None)
+    assert set(plain.paths) == {name for of_leaf in scanned.names for name in of_leaf}
+    assert ("blocks_0/mlp/up/bias", "blocks_1/mlp/up/bias") in scanned.names
+    assert "blocks/block/mlp/up/bias" in scanned.paths and sum(scanned.is_stacked) == 5
+
+
+def test_layers_that_only_the_loss_knows_of_are_told_apart():
+    params = {"stack": {"a": {"w": jnp.ones((3, 2))}, "b": jnp.ones((3, 1))}, "c": jnp.ones(3)}
+    found = Blocks.of(params, None, scanned=(1, 2))
+    by_path = dict(zip(found.paths, found.names, strict=True))
+    assert by_path["stack/a/w"] == ("stack_0/a/w", "stack_1/a/w", "stack_2/a/w")
+    assert by_path["stack/b"] == ("stack_0/b", "stack_1/b", "stack_2/b")
+    assert by_path["c"] == ("c",)
+
+
+def test_sums_go_to_the_layer_they_belong_to():
+    found = Blocks.of({"blocks": {"block": {"w": jnp.ones((3, 2))}}, "head": jnp.ones(3)}, "layer")
+    got = found.sum([jnp.array([[1.0, 2.0, 4.0]]), jnp.array([[8.0]])])
+    want = {"blocks_0": 1.0, "blocks_1": 2.0, "blocks_2": 4.0, "head": 8.0, "total": 15.0}
+    chex.assert_trees_all_close(got, {name: jnp.array([x]) for name, x in want.items()})
+
+
+@pytest.mark.parametrize(
+    ("path", "want"),
+    [
+        ("blocks_3/attention/query/kernel", "routing"),
+        ("blocks_3/attention/query/bias", "routing"),
+        ("model/layers/3/self_attn/k_proj/weight", "routing"),
+        ("model/layers/3/self_attn/o_proj/weight", "storage"),
+        ("lora/blocks_0/attention/value/b", "storage"),
+        ("blocks_0/attention/query_norm/scale", "other"),
+        ("layers/0/mlp/down/kernel/value", "storage"),
+        ("blocks_0/mlp_norm/scale", "other"),
+        ("head/kernel", "other"),
+    ],
+)
+def test_roles(path, want):
+    assert blocks.role(path) == want
+
+
+def test_a_regex_drops_nothing_that_it_matches():
+    params = {"attention": jnp.ones(1), "embed": jnp.ones(1), "head": jnp.ones(1)}
+    assert _names(params, "(attention|mlp)|embed|head") == {"attention", "embed", "head"}
+    assert _names(params, re.compile("(?:att(en)tion)|(h)ead")) == {"en", "h", None}
+
+
+def test_bad_blocks():
+    for how, reason in (
+        ("nothing", "no parameter"),
+        ("x?", "'' is no name"),
+        (lambda _: "total", "'total'"),
+    ):
+        with pytest.raises(ValueError, match=f"blocks.*{reason}"):
+            Blocks.of({"w": jnp.ones(2)}, how)
+    deleted = jnp.ones(2)
+    deleted.delete()
+    with pytest.raises(ValueError, match="params: a/w was deleted"):
+        Blocks.of({"a": {"w": deleted}}, None)
