@@ -1,12 +1,15 @@
-"""Forward–reverse gradient alignment of any model, block by block, directly or by factors.
+"""Forward–reverse gradient alignment of any JAX function, block by block.
 
-`alignment` takes two losses of a parameter pytree and compares their gradients. All of it runs
-at the highest matmul precision, is traceable by `jax.jit` and holds no more than a chunk of
-per-example gradients.
+`alignment` takes two losses of a parameter pytree and compares their gradients, example by
+example; `cross_alignment` compares the gradients of all pairs of examples. Both compile inside,
+once for losses of the same code that read the same values, so that they may be called in a
+training loop; both may be called inside `jax.jit` and `jax.vmap` too. All of it runs at the
+highest matmul precision, and sums in float32 or better.
 """
 
 import functools
-from collections.abc import Sequence
+import pathlib
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import flax.struct
@@ -14,16 +17,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh, PartitionSpec
 
+from dirasym.analysis import products, programs
 from dirasym.analysis.blocks import BlockOf, Blocks
-from dirasym.analysis.factored import (
-    Gradient,
-    Loss,
-    factored_gradients,
-    formed_gradient,
-    inner_product,
-)
+from dirasym.analysis.cross import CrossMatrix, digest
+from dirasym.analysis.factored import Gradient, Loss
 from dirasym.analysis.precision import highest_precision
+from dirasym.analysis.problem import Problem
+from dirasym.sharding import DATA
 from dirasym.types import Array, Params
 
 Method = Literal["direct", "factored"]
@@ -40,6 +42,7 @@ class Alignment:
       cosine: inner / (norm_fwd · norm_rev); NaN where a gradient is zero, see `undefined`.
       norm_fwd, norm_rev: ‖g‖₂.
       direct: paths of the parameters whose per-example gradients were formed.
+      direct_share: of the entries of all parameters.
     """
 
     inner: dict[str, jax.Array]
@@ -47,6 +50,7 @@ class Alignment:
     norm_fwd: dict[str, jax.Array]
     norm_rev: dict[str, jax.Array]
     direct: tuple[str, ...] = flax.struct.field(pytree_node=False, default=())
+    direct_share: float = flax.struct.field(pytree_node=False, default=1.0)
 
     @property
     def undefined(self) -> dict[str, str]:
@@ -72,9 +76,12 @@ def alignment(
     params: Params,
     *,
     blocks: BlockOf = None,
+    heads: bool = False,
     examples: Any = None,
     method: Method = "direct",
+    strict: bool = False,
     chunk_size: int = 8,
+    mesh: Mesh | None = None,
 ) -> Alignment:
     """Compares the gradients of two losses with respect to the same parameters.
 
@@ -86,49 +93,86 @@ def alignment(
         "layer", "module", or "role" for storage and routing; a function of the path to a name
         (None for no block); or a regex whose first group that took part, or whole match, is the
         name. One block a parameter when None. Parameters of no block count in "total" alone.
+      heads: split the matrices of attention into heads, of paths such as
+        "blocks_0/attention/query/kernel/head_1".
       examples: pytree with a leading axis E; each example is compared by itself.
       method: "direct" forms both gradients of a chunk of examples: memory 2·chunk_size
-        times the parameters. "factored" forms none for the kernels of linen's Dense,
-        DenseGeneral and Embed layers: the gradient of a kernel is Σ_t a_t g_tᵀ over tokens,
-        with a the inputs and g the cotangents of the outputs, and
-        ⟨Σ_t a_t g_tᵀ, Σ_s a'_s g'_sᵀ⟩ = Σ_ts (a_t·a'_s)(g_t·g'_s). Other parameters (biases,
-        norms, layers under `nn.scan` or `nn.remat`, or that the loss calls inside its own
-        `jit`, `vmap` or `scan`, subclasses that compute otherwise, kernels read elsewhere too)
-        take the direct way and are listed in `direct`. Memory: activations and cotangents of a
-        chunk.
+        times the parameters. "factored" forms none, or one leaf's at a time where that is
+        cheaper: the gradient of a matrix is Σ_t a_t g_tᵀ over tokens, with a the inputs
+        and g the cotangents of the outputs, and
+        ⟨Σ_t a_t g_tᵀ, Σ_s a'_s g'_sᵀ⟩ = Σ_ts (a_t·a'_s)(g_t·g'_s). They are found in the loss's
+        jaxpr, so in any JAX function, through `jit`, `checkpoint` and `scan`: products without
+        batch axes, convolutions and lookups of rows. Other parameters (biases, norms) take the
+        direct way and are listed in `direct`. Memory: activations and cotangents of a chunk.
+      strict: with "factored", raise where a parameter cannot be factored.
       chunk_size: examples at a time.
+      mesh: has an axis "data", over which the examples are split; parameters may lie on another.
 
     Raises:
-      ValueError: a loss that is not a scalar float, blocks that match nothing, no examples
-        for "factored", or examples of unequal length.
+      ValueError: a loss that is not a scalar float, or has side effects; blocks that match
+        nothing; no examples for "factored", or examples of unequal length; parameters that
+        were donated, or with `strict` cannot be factored, by path.
       TypeError: parameters that are not floats, by path.
+
+    >>> loss = lambda params, x: ((x @ params["w"]) ** 2).sum()
+    >>> params, examples = {"w": jnp.ones((2, 1))}, jnp.array([[1.0, 0.0], [1.0, 1.0]])
+    >>> found = alignment(loss, loss, params, examples=examples, method="factored")
+    >>> found.inner["w"].tolist(), found.direct
+    ([4.0, 32.0], ())
     """
-    parts = Blocks.of(params, blocks)
-    one_alone = [_first("examples", examples)] if examples is not None else []
-    for name, loss in (("loss_fwd", loss_fwd), ("loss_rev", loss_rev)):
-        _check_scalar(name, loss, params, *one_alone)
-    if method not in ("direct", "factored"):
-        raise ValueError(f"method must be 'direct' or 'factored', got {method!r}")
-    if examples is None:
-        if method == "factored":
-            raise ValueError("method 'factored' compares examples: pass examples")
-        fwd, rev = (formed_gradient(loss, params, parts) for loss in (loss_fwd, loss_rev))
-        return _compare(fwd, rev, parts)
-    if method == "factored":
-        gradient_fwd, gradient_rev, direct = factored_gradients(
-            (loss_fwd, *one_alone), (loss_rev, *one_alone), params, parts
-        )
-    else:
-        gradient_fwd, gradient_rev = (
-            functools.partial(formed_gradient, loss, params, parts) for loss in (loss_fwd, loss_rev)
-        )
-        direct = parts.paths
+    _check_method(method)
+    one_alone = [] if examples is None else [_first("examples", examples)]
+    if examples is None and method == "factored":
+        raise ValueError("method 'factored' compares examples: pass examples")
+    _check_params(params)
+    how = dict(blocks=blocks, heads=heads, method=method, strict=strict)
+    program = programs.once(
+        _alignment_program,
+        dict(
+            losses=(loss_fwd, loss_rev),
+            shapes=_shapes(params, *one_alone),
+            how=how,
+            chunk_size=chunk_size,
+            mesh=mesh,
+        ),
+    )
+    return program(params) if examples is None else program(params, examples)
 
-    def one(example):
-        return _compare(gradient_fwd(example), gradient_rev(example), parts)
 
-    result = jax.lax.map(one, examples, batch_size=chunk_size)
-    return result.replace(direct=direct)
+def _alignment_program(losses, shapes, how, chunk_size, mesh) -> Callable[..., Alignment]:
+    """The compiled comparison for arguments of these shapes."""
+    params, *example = _from_shapes(shapes)
+    fwd, rev = ((loss, *example) for loss in losses)
+    problem = Problem.of(params, fwd, rev, **how)
+    direct, share = problem.direct(params)
+
+    def compare(params, *example):
+        fwd, rev = (problem.gradient(which, params, *example) for which in ("fwd", "rev"))
+        return _compare(fwd, rev, problem.parts)
+
+    def over_examples(params, examples):
+        one = functools.partial(compare, params)
+        size = min(chunk_size, len(jax.tree.leaves(examples)[0]))
+        return jax.lax.map(one, examples, batch_size=size)
+
+    def on_mesh(params, examples):
+        size = len(jax.tree.leaves(examples)[0])
+        extra = -size % mesh.shape[DATA]
+        if extra:
+            examples = jax.tree.map(lambda x: jnp.concatenate([x, *[x[-1:]] * extra]), examples)
+        specs = PartitionSpec(), PartitionSpec(DATA)
+        found = jax.shard_map(
+            over_examples,
+            mesh=mesh,
+            in_specs=specs,
+            out_specs=specs[1],
+            axis_names={DATA},
+            check_vma=False,
+        )(params, examples)
+        return jax.tree.map(lambda x: x[:size], found)
+
+    one_way = (on_mesh if mesh is not None else over_examples) if example else compare
+    return jax.jit(lambda *args: one_way(*args).replace(direct=direct, direct_share=share))
 
 
 @highest_precision
@@ -140,59 +184,75 @@ def cross_alignment(
     *,
     examples_rev: Any = None,
     blocks: BlockOf = None,
+    heads: bool = False,
     method: Method = "direct",
-    chunk_size: int = 8,
-) -> dict[str, jax.Array]:
+    strict: bool = False,
+    chunk_size: int | None = None,
+    memory_limit: int = 2**31,
+    out: str | pathlib.Path | None = None,
+    mesh: Mesh | None = None,
+) -> dict[str, Any]:
     """⟨∇L_fwd(i), ∇L_rev(j)⟩ for all pairs of examples: block name, and "total", to [E, E'].
 
-    Arguments as for `alignment`; `examples_rev` are the columns' examples, the rows' when
-    None. No more than 2·chunk_size gradients are held: "direct" computes the columns' anew
-    for every chunk of rows, "factored" keeps the factors of all examples.
+    Arguments as for `alignment`, and these. Where both losses and both sets of examples are the
+    same, half of the matrix is computed. "factored" holds the factors of a tile's rows and
+    columns, and forms the gradients of some columns of one leaf at a time, or none where that is
+    cheaper; "direct" holds all gradients of a tile.
+
+    Args:
+      examples_rev: the columns' examples; the rows' when None.
+      chunk_size: examples differentiated at a time; as many as memory allows when None.
+      memory_limit: bytes, on each device, that a tile of the matrix may take (see `cross`),
+        beside the parameters, what `method="direct"` forms of one example, and the result.
+      out: a directory for the matrices, as `block-NAME.npy`, written tile by tile. Called again
+        with the same arguments, it goes on after the last tile that is there.
+
+    Returns:
+      Arrays; with `out`, NumPy's, mapped read-only from their files.
+
+    Raises:
+      ValueError: as `alignment`; `out` that holds another matrix, or inside a trace.
     """
-    parts = Blocks.of(params, blocks)
+    _check_method(method)
+    is_symmetric = (
+        (examples_rev is None or examples_rev is examples)
+        and not programs.is_traced((params, examples))
+        and _is_one_loss(loss_fwd, loss_rev)
+    )
     examples_rev = examples if examples_rev is None else examples_rev
     first = _first("examples", examples)
     first_rev = first if examples_rev is examples else _first("examples_rev", examples_rev)
-    _check_scalar("loss_fwd", loss_fwd, params, first)
-    _check_scalar("loss_rev", loss_rev, params, first_rev)
-
-    def products(fwd, rev):
-        inner = parts.sum(list(map(inner_product, fwd.leaves, rev.leaves)))
-        return {block: x * fwd.size * rev.size for block, x in inner.items()}
-
-    if method == "factored":
-        gradient_fwd, gradient_rev, _ = factored_gradients(
-            (loss_fwd, first), (loss_rev, first_rev), params, parts
-        )
-        # All factors of the columns at once; rows in chunks.
-        columns = jax.lax.map(gradient_rev, examples_rev, batch_size=chunk_size)
-
-        def row(example):
-            fwd = gradient_fwd(example)
-            return jax.lax.map(lambda rev: products(fwd, rev), columns, batch_size=chunk_size)
-
-        return jax.lax.map(row, examples, batch_size=chunk_size)
-    if method != "direct":
-        raise ValueError(f"method must be 'direct' or 'factored', got {method!r}")
-    gradient_fwd, gradient_rev = (
-        functools.partial(formed_gradient, loss, params, parts) for loss in (loss_fwd, loss_rev)
+    _check_params(params)
+    how = dict(blocks=blocks, heads=heads, method=method, strict=strict)
+    static = dict(
+        losses=(loss_fwd, loss_rev),
+        shapes=_shapes(params, first, first_rev, examples, examples_rev),
+        how=how,
+        tiles=dict(
+            is_symmetric=is_symmetric, memory_limit=memory_limit, chunk_size=chunk_size, mesh=mesh
+        ),
     )
+    cross = programs.once(_cross_program, static)
+    if out is not None:
+        if programs.is_traced((params, examples, examples_rev)):
+            raise ValueError("out: no files can be written inside jit or vmap")
+        contents = digest(params, examples, examples_rev)
+        names = [getattr(loss, "__qualname__", type(loss).__name__) for loss in static["losses"]]
+        return cross.into_files(
+            pathlib.Path(out),
+            params,
+            examples,
+            examples_rev,
+            dict(contents=contents, losses=names, method=method),
+        )
+    return cross.whole(params, examples, examples_rev)
 
-    def rows_of_chunk(chunk):
-        fwd = jax.vmap(gradient_fwd)(chunk)
 
-        def column(example):
-            rev = gradient_rev(example)
-            return jax.vmap(lambda f: products(f, rev))(fwd)
-
-        return jax.lax.map(column, examples_rev, batch_size=chunk_size)
-
-    size = len(jax.tree.leaves(examples)[0])
-    chunks = [
-        rows_of_chunk(jax.tree.map(lambda x, s=start: x[s : s + chunk_size], examples))
-        for start in range(0, size, chunk_size)
-    ]
-    return jax.tree.map(lambda *x: jnp.concatenate(x, axis=1).T, *chunks)
+def _cross_program(losses, shapes, how, tiles) -> CrossMatrix:
+    params, first, first_rev, examples, examples_rev = _from_shapes(shapes)
+    fwd, rev = losses
+    problem = Problem.of(params, (fwd, first), (rev, first_rev), **how)
+    return CrossMatrix(problem, params, examples, examples_rev, **tiles)
 
 
 class Transfer(NamedTuple):
@@ -284,8 +344,35 @@ def update_ratios(
     return {block: jnp.sqrt(x / squares_down[block]) for block, x in squares_up.items()}
 
 
-def _check_scalar(name: str, loss: Loss, params: Params, *example: Any) -> None:
-    _check_shape(name, jax.eval_shape(loss, params, *example))
+def _check_method(method: str) -> None:
+    if method not in ("direct", "factored"):
+        raise ValueError(f"method must be 'direct' or 'factored', got {method!r}")
+
+
+def _check_params(params: Params) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        is_array = isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
+        if is_array and leaf.is_deleted():
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise ValueError(f"params: {name} was deleted: it was donated to a function")
+
+
+def _is_one_loss(first: Loss, second: Loss) -> bool:
+    try:
+        return programs.fingerprint(first) == programs.fingerprint(second)
+    except programs.IsTracedError:
+        return False
+
+
+def _shapes(*trees: Any) -> Any:
+    """Hashable: the shapes and dtypes of trees of arrays."""
+    leaves, structure = jax.tree.flatten(trees)
+    return structure, tuple(jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)) for x in leaves)
+
+
+def _from_shapes(shapes: Any) -> Any:
+    structure, leaves = shapes
+    return structure.unflatten(leaves)
 
 
 def _check_shape(name: str, shape: Any) -> None:
@@ -309,10 +396,8 @@ def _is_not_finite(x: np.ndarray) -> np.ndarray:
 
 
 def _compare(fwd: Gradient, rev: Gradient, parts: Blocks) -> Alignment:
-    inner, squares_fwd, squares_rev = (
-        parts.sum(list(map(inner_product, x.leaves, y.leaves)))
-        for x, y in ((fwd, rev), (fwd, fwd), (rev, rev))
-    )
+    of_leaves = list(map(products.three_products, fwd.leaves, rev.leaves))
+    inner, squares_fwd, squares_rev = (parts.sum(x) for x in zip(*of_leaves, strict=True))
     norm_fwd, norm_rev = (
         {block: jnp.sqrt(jnp.maximum(x, 0)) for block, x in squares.items()}
         for squares in (squares_fwd, squares_rev)

@@ -24,6 +24,8 @@ _SCANNED = re.compile(r"(^|/)(\w+)s/\2(?=/)")  # blocks/block/, layers/layer/
 _NUMBERED = re.compile(r"(\w+_)?\d+")  # blocks_3, or 3 as in layers/3
 _QUERIES_AND_KEYS = re.compile(r"(query|key|[qk]|[qk]_proj|(query|key)_proj)")
 _VALUES_AND_OUTPUTS = re.compile(r"(value|v|v_proj|value_proj|out|o|o_proj|output_proj|out_proj)")
+_HEADED = re.compile(r"(query|key|value)(_proj)?|[qkv](_proj)?")
+_OUTPUTS = re.compile(r"(out|o|output)(_proj)?")
 _ATTENTION = re.compile(r"\w*(attention|attn)\w*", re.IGNORECASE)
 _MLP = re.compile(r"\w*(mlp|ffn|feed_?forward|experts)(_\d+)?", re.IGNORECASE)
 _NORM = re.compile(r"\w*norm(_\d+)?|ln_?\w*", re.IGNORECASE)
@@ -73,6 +75,23 @@ def role(path: str) -> Literal["storage", "routing", "other"]:
     return "storage" if any(map(_MLP.fullmatch, parts)) else "other"
 
 
+def head_axis(path: str, ndim: int) -> int | None:
+    """The axis of heads of a parameter of attention, counted from the end; None of others.
+
+    Kernels of queries, keys and values are [width, heads, head width], their biases [heads,
+    head width], and the output projection's kernel [heads, head width, width].
+
+    >>> head_axis("blocks_0/attention/query/kernel", 3), head_axis("blocks_0/attention/out/bias", 1)
+    (-2, None)
+    """
+    *parts, last = path.split("/")
+    if not any(map(_ATTENTION.fullmatch, parts)) or any(map(_NORM.fullmatch, parts)):
+        return None
+    if not any(map(_HEADED.fullmatch, parts)):
+        return -3 if any(map(_OUTPUTS.fullmatch, parts)) and ndim == 3 else None
+    return -2 if ndim == (2 if last == "bias" else 3) else None
+
+
 @dataclasses.dataclass(frozen=True)
 class Blocks:
     """The leaves of a parameter pytree, and the block of each of their parts.
@@ -82,14 +101,23 @@ class Blocks:
       names: of each leaf, the block of its parts: of every layer of a stacked leaf, else one.
         None where a part belongs to no block.
       is_stacked: of each leaf.
+      head_axes: of each leaf that is split into heads, the axis of these, from the end.
     """
 
     paths: tuple[str, ...]
     names: tuple[tuple[str | None, ...], ...]
     is_stacked: tuple[bool, ...]
+    head_axes: tuple[int | None, ...]
 
     @classmethod
-    def of(cls, params: Params, blocks: BlockOf, scanned: Collection[int] = ()) -> "Blocks":
+    def of(
+        cls,
+        params: Params,
+        blocks: BlockOf,
+        *,
+        scanned: Collection[int] = (),
+        heads: bool = False,
+    ) -> "Blocks":
         """Names the parts of all leaves.
 
         Args:
@@ -99,6 +127,7 @@ class Blocks:
             or whole match, is the name (no block where nothing matches); or None, for a block
             a path.
           scanned: leaves, by number, that stack layers, beside those whose path says so.
+          heads: split the parameters of attention that have an axis of heads.
 
         Raises:
           ValueError: no arrays, blocks that match nothing, an empty name, or "total".
@@ -110,10 +139,15 @@ class Blocks:
         if not paths:
             raise ValueError("params has no arrays")
         templates = _templates(paths, shapes, scanned)
+        stacked = [len(template) == 2 for template in templates]
+        axes = [
+            head_axis(path, len(shape) - is_stacked) if heads else None
+            for path, shape, is_stacked in zip(paths, shapes, stacked, strict=True)
+        ]
         name_of = _function(blocks)
         names = [
-            tuple(map(name_of, _each_layer(template, shape)))
-            for template, shape in zip(templates, shapes, strict=True)
+            tuple(name_of(path) for layer in _each_layer(*leaf) for path in _each_head(layer, *at))
+            for *leaf, at in zip(templates, shapes, zip(shapes, axes, strict=True), strict=True)
         ]
         found = {name for of_leaf in names for name in of_leaf}
         if found == {None}:
@@ -121,12 +155,14 @@ class Blocks:
         for reserved, why in ((TOTAL, "is the name of the sum"), ("", "is no name")):
             if reserved in found:
                 raise ValueError(f"blocks: {reserved!r} {why}, and cannot be a block's")
-        return cls(tuple(paths), tuple(names), tuple(len(x) == 2 for x in templates))
+        return cls(tuple(paths), tuple(names), tuple(stacked), tuple(axes))
 
     def sum(self, leaf_values: Sequence[jax.Array]) -> dict[str, jax.Array]:
         """Values of every leaf [..., parts] summed into blocks, and into "total"."""
         sums: dict[str, jax.Array] = {}
         for values, names in zip(leaf_values, self.names, strict=True):
+            if len(names) > 1:  # of a leaf that nothing reads there may be one zero for all
+                values = jnp.broadcast_to(values, (*values.shape[:-1], len(names)))
             if len(set(names)) == 1 and names[0] is not None:
                 sums[names[0]] = sums.get(names[0], 0.0) + values.sum(-1)
                 continue
@@ -140,8 +176,6 @@ class Blocks:
 def _float_shape(path: str, leaf: Any) -> tuple[int, ...]:
     if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
         raise TypeError(f"params: {path} is {jnp.result_type(leaf)}; gradients need floats")
-    if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer) and leaf.is_deleted():
-        raise ValueError(f"params: {path} was deleted: it was donated to a function")
     return jnp.shape(leaf)
 
 
@@ -200,3 +234,9 @@ def _each_layer(template: tuple[str, ...], shape: tuple[int, ...]) -> list[str]:
     if len(template) == 1:
         return [template[0]]
     return [f"{template[0]}{number}{template[1]}" for number in range(shape[0])]
+
+
+def _each_head(path: str, shape: tuple[int, ...], axis: int | None) -> list[str]:
+    if axis is None:
+        return [path]
+    return [f"{path}/head_{number}" for number in range(shape[axis])]

@@ -1,261 +1,251 @@
-"""Gradients as factors, without forming them, and products of two.
+"""Gradients as factors, without forming them, of any JAX function.
 
 The gradient of a matrix that tokens t are multiplied with is Σ_t a_t g_tᵀ, with a the inputs
-and g the cotangents of the outputs. Inputs are read by an interceptor of linen's layers, and
-cotangents by a zero added to the outputs.
+and g the cotangents of the outputs. Both are read off the loss's jaxpr: where a parameter meets
+a `dot_general`, a `conv_general_dilated` or a `gather` of rows, the other operand is a, and the
+cotangent of a zero added to the output is g. Parameters are followed through `jit`,
+`checkpoint` and `scan`. What is used otherwise (biases, norms, products with batch axes, `cond`
+and `while`) takes the direct way: its gradient is formed.
 """
 
+import dataclasses
 import functools
-from collections.abc import Callable, Hashable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
-from flax.core.tracers import current_trace
+from jax.extend import core
 
-from dirasym.analysis.blocks import Blocks
+from dirasym.analysis.taps import Tap, Walk
+from dirasym.analysis.views import Atoms, View
 from dirasym.types import Params
 
 Loss = Callable[..., jax.Array]  # (params, example) -> scalar, or params -> scalar
 
 
+class Use(NamedTuple):
+    """Σ_t left_t rightᵀ_t of each layer; left as vectors [K, T, rows] or row numbers [K, T]."""
+
+    left: jax.Array
+    right: jax.Array
+
+
 class Formed(NamedTuple):
-    """A gradient formed: [parts, entries], of every layer of a stacked leaf."""
+    """A gradient formed: [K, entries]."""
 
     value: jax.Array
 
 
-class Factors(NamedTuple):
-    """Σ_t left_t rightᵀ_t over uses of a matrix; left as vectors [T, rows] or row numbers [T]."""
+@flax.struct.dataclass
+class Factors:
+    """A gradient [K, rows, columns] as a product with vectors, plus one with row numbers."""
 
-    uses: tuple[tuple[jax.Array, jax.Array], ...]
+    dense: Use | None
+    lookup: Use | None
+    num_rows: int = flax.struct.field(pytree_node=False, default=0)
 
 
 class Gradient(NamedTuple):
     """A gradient in units of `size`: squares of entries below 1e-19 or above 1e19 leave float32."""
 
-    leaves: list[Formed | Factors]
+    leaves: list[Formed | Factors | None]  # None: nothing depends on it
     size: jax.Array
 
 
-def formed_gradient(loss: Loss, params: Params, parts: Blocks, *example: Any) -> Gradient:
-    """The gradient with every leaf formed."""
-    grads, size = _scaled(jax.tree.leaves(jax.grad(loss)(params, *example)))
-    rows = [g.reshape(len(names), -1) for g, names in zip(grads, parts.names, strict=True)]
-    return Gradient([Formed(g) for g in rows], size)
+@dataclasses.dataclass(frozen=True)
+class Traced:
+    """A loss as a jaxpr of the parameters' leaves and of an example's."""
+
+    closed: core.ClosedJaxpr
+
+    @classmethod
+    def of(cls, name: str, loss: Loss, params: Params, *example: Any) -> "Traced":
+        """Traces it once; shapes and dtypes will do for the arguments.
+
+        Raises:
+          ValueError: a loss that is not a scalar float, or has side effects.
+        """
+        closed, shape = jax.make_jaxpr(loss, return_shape=True)(params, *example)
+        if not hasattr(shape, "shape") or shape.shape != ():
+            raise ValueError(f"{name} must return a scalar, got {shape}")
+        if not jnp.issubdtype(shape.dtype, jnp.floating):
+            raise ValueError(f"{name} must return a float, got {shape.dtype}")
+        if effects := [str(x) for x in closed.effects if type(x).__name__ != "NamedAxisEffect"]:
+            raise ValueError(f"{name} must have no side effects, and has {', '.join(effects)}")
+        return cls(closed)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all that is computed on the way to the loss of one example: activations, at most."""
+        return _num_bytes(self.closed.jaxpr)
+
+    def walk(self, walk: "Walk", leaves: Sequence[Any], *example: Any) -> Any:
+        """The loss on a walk, parameters as arrays or views; without example, as its shapes."""
+        args = [*leaves, *jax.tree.leaves(example)]
+        args += self.closed.in_avals[len(args) :]
+        return walk.values(walk.run(self.closed.jaxpr, self.closed.consts, args), "the loss")[0]
 
 
-def inner_product(first: Formed | Factors, second: Formed | Factors) -> jax.Array:
-    """⟨first, second⟩ of each part, in float32 or better: [parts]."""
-    if isinstance(first, Formed) and isinstance(second, Formed):
-        return jnp.einsum("pn,pn->p", _wide(first.value), _wide(second.value))
-    assert isinstance(first, Factors) and isinstance(second, Factors), "both or neither formed"
-    products = [_use_inner(a, b) for a in first.uses for b in second.uses]
-    return sum(products, start=jnp.zeros(()))[None]
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Which parameters of some losses are factored, and why the others are not.
+
+    Attributes:
+      rows: the rows of each parameter that is factored; None of the others.
+      reasons: why a parameter is not factored, by its number.
+      stacked: parameters that stack layers on their first axis, and are used layer by layer.
+      scanned: parameters over whose first axis a scan walks.
+    """
+
+    rows: tuple[Atoms | None, ...]
+    reasons: dict[int, str]
+    stacked: frozenset[int]
+    scanned: frozenset[int]
+
+    @classmethod
+    def of(cls, params: Params, *losses: Traced) -> "Plan":
+        """The plan for losses of the same parameters."""
+        leaves = [View.of(_aval(leaf), n) for n, leaf in enumerate(jax.tree.leaves(params))]
+        walks = [Walk() for _ in losses]
+        for walk, loss in zip(walks, losses, strict=True):
+            loss.walk(walk, leaves)
+        reasons = {n: why for walk in walks for n, why in walk.reasons.items()}
+        rows: list[Atoms | None] = []
+        stacked = set()
+        for n in range(len(leaves)):
+            taps = [tap for walk in walks for tap in walk.taps if tap.leaf == n]
+            chosen = next((tap.rows for tap in taps if tap.is_lookup), taps[0].rows if taps else ())
+            for tap in taps:
+                fits = tap.rows == chosen or (tap.columns == chosen and not tap.is_lookup)
+                if not fits or (tap.layers is None) != (taps[0].layers is None):
+                    reasons.setdefault(n, "used as two different matrices")
+                if tap.layers is not None:
+                    stacked.add(n)
+            rows.append(None if n in reasons else chosen)
+        scanned = frozenset(n for walk in walks for n in walk.scanned)
+        return cls(tuple(rows), reasons, frozenset(stacked), scanned)
+
+    def without(self, direct: Mapping[int, str]) -> "Plan":
+        """The plan with more parameters left to the direct way, for these reasons."""
+        rows = tuple(None if n in direct else x for n, x in enumerate(self.rows))
+        return dataclasses.replace(self, rows=rows, reasons={**direct, **self.reasons})
+
+    @property
+    def direct(self) -> tuple[int, ...]:
+        """Numbers of the parameters whose gradients are formed."""
+        return tuple(n for n, rows in enumerate(self.rows) if rows is None)
 
 
-def _use_inner(first, second):
-    left, right = first
-    other_left, other_right = second
-    rights = _wide(right) @ _wide(other_right).T
-    if left.ndim == other_left.ndim == 1:
-        lefts = left[:, None] == other_left[None]
-    elif left.ndim == 1:
-        lefts = _wide(other_left)[:, left].T
-    elif other_left.ndim == 1:
-        lefts = _wide(left)[:, other_left]
-    else:
-        lefts = _wide(left) @ _wide(other_left).T
-    return jnp.sum(lefts * rights)
+def gradient(loss: Traced, plan: Plan, params: Params, *example: Any) -> Gradient:
+    """The gradient of a loss, as planned; what is formed, in one piece."""
+    leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(params)]
+
+    def args(direct):
+        return [direct[n] if n in direct else View.of(leaf, n) for n, leaf in enumerate(leaves)]
+
+    def perturbed(direct, zeros):
+        walk = Walk(iter(zeros))
+        return loss.walk(walk, args(direct), *example), walk.lefts
+
+    direct = {n: leaves[n] for n in plan.direct}
+    walk = Walk()
+    loss.walk(walk, args(direct), *example)
+    zeros = [jnp.zeros(tap.shape, tap.dtype) for tap in walk.taps]
+    grads, lefts = jax.grad(perturbed, argnums=(0, 1), has_aux=True)(direct, zeros)
+    (formed, cotangents), size = _scaled(grads)
+    uses: dict[int, list[_Used]] = {n: [] for n in range(len(leaves))}
+    for tap, left, cotangent in zip(walk.taps, lefts, cotangents, strict=True):
+        right = tap.merge_scans(tap.right(cotangent))
+        uses[tap.leaf].append(_Used(tap, tap.merge_scans(left), right))
+    gradients: list[Formed | Factors | None] = []
+    for n, rows in enumerate(plan.rows):
+        if rows is None:
+            gradients.append(Formed(_wide(formed[n]).reshape(1, -1)))
+        elif uses[n]:
+            num_layers = leaves[n].shape[0] if n in plan.stacked else 1
+            gradients.append(_joined(uses[n], rows, num_layers))
+        else:
+            gradients.append(None)
+    return Gradient(gradients, size)
+
+
+class _Used(NamedTuple):
+    """A tap with its factors, [layers of the tap, T, ..]."""
+
+    tap: Tap
+    left: jax.Array
+    right: jax.Array
+
+
+def _joined(uses: Sequence[_Used], rows: Atoms, num_layers: int) -> Factors:
+    """Uses of one matrix as one: Σ_t over the tokens of all of them."""
+    dense, lookup = [], []
+    for tap, left, right in uses:
+        first = tap.layers[0] if tap.layers else 0
+        if tap.is_lookup:
+            right = jnp.where(left[..., None] < 0, 0, right)  # rows that are not there
+            lookup.append((first, jnp.maximum(left, 0), right))
+        elif tap.rows == rows:
+            dense.append((first, left, right))
+        else:
+            dense.append((first, right, left))
+    return Factors(
+        dense=_stacked(dense, num_layers),
+        lookup=_stacked(lookup, num_layers),
+        num_rows=math.prod(atom.size for atom in rows),
+    )
+
+
+def _stacked(pieces: Sequence[tuple[int, jax.Array, jax.Array]], num_layers: int) -> Use | None:
+    """Factors of some layers, as factors of all; layers that are in two pieces have more tokens."""
+    lanes: list[list[tuple[int, jax.Array, jax.Array]]] = []
+    for piece in sorted(pieces, key=lambda piece: piece[0]):
+        for lane in lanes:
+            first, left, _ = lane[-1]
+            if first + left.shape[0] <= piece[0] and left.shape[1] == piece[1].shape[1]:
+                lane.append(piece)
+                break
+        else:
+            lanes.append([piece])
+    if not lanes:
+        return None
+
+    def filled(lane, which):
+        parts, at = [], 0
+        for piece in lane:
+            parts += [jnp.zeros_like(piece[which], shape=(piece[0] - at, *piece[which].shape[1:]))]
+            parts += [piece[which]]
+            at = piece[0] + piece[which].shape[0]
+        parts += [jnp.zeros_like(parts[-1], shape=(num_layers - at, *parts[-1].shape[1:]))]
+        return jnp.concatenate([part for part in parts if part.shape[0]])
+
+    return Use(*(jnp.concatenate([filled(x, n) for x in lanes], axis=1) for n in (1, 2)))
+
+
+def _scaled(grads: Any) -> tuple[Any, jax.Array]:
+    """Arrays over the power of 2 below their largest absolute entry, exactly, and that."""
+    largest = [jnp.max(jnp.abs(_wide(x)), initial=0) for x in jax.tree.leaves(grads)]
+    size = functools.reduce(jnp.maximum, largest)
+    size = jnp.ldexp(jnp.ones_like(size), jnp.frexp(size)[1] - 1)
+    size = jnp.where((size > 0) & jnp.isfinite(size), size, 1)
+    return jax.tree.map(lambda x: (_wide(x) / size).astype(x.dtype), grads), size
 
 
 def _wide(x: jax.Array) -> jax.Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def _scaled(arrays: Sequence[jax.Array]) -> tuple[list[jax.Array], jax.Array]:
-    """The arrays over the power of 2 below their largest absolute entry, exactly, and that."""
-    arrays = [_wide(x) for x in arrays]
-    size = functools.reduce(jnp.maximum, [jnp.max(jnp.abs(x), initial=0) for x in arrays])
-    size = jnp.ldexp(jnp.ones_like(size), jnp.frexp(size)[1] - 1)
-    size = jnp.where((size > 0) & jnp.isfinite(size), size, 1)
-    return [x / size for x in arrays], size
+def _num_bytes(jaxpr: Any) -> int:
+    total = 0
+    for eqn in jaxpr.eqns:
+        inner = sum(map(_num_bytes, core.jaxprs_in_params(eqn.params)))
+        own = sum(math.prod(x.aval.shape) * x.aval.dtype.itemsize for x in eqn.outvars)
+        total += eqn.params.get("length", 1) * inner if inner else own
+    return total
 
 
-class _Call(NamedTuple):
-    """One call of a layer whose matrix is parameter number `leaf`: "dense", "lookup", "attend"."""
-
-    leaf: int
-    kind: str
-    output: jax.ShapeDtypeStruct
-
-
-def factored_gradients(fwd, rev, params, parts):
-    """(example -> gradients) of both losses, and the paths of parameters left to the direct way.
-
-    Each of `fwd` and `rev` is a loss with one of its examples.
-    A parameter is factored if, in both losses, all that reads it are calls that we intercept.
-    """
-    params = _distinct(params)
-    factorable = frozenset.intersection(
-        *(_factorable(loss, params, example) for loss, example in (fwd, rev))
-    )
-    factorable -= {n for n, is_stacked in enumerate(parts.is_stacked) if is_stacked}
-    direct = [n for n in range(len(parts.paths)) if n not in factorable]
-    gradients = (
-        functools.partial(_factored_gradient, loss, params, parts, factorable, direct)
-        for loss, _ in (fwd, rev)
-    )
-    return *gradients, tuple(parts.paths[n] for n in direct)
-
-
-def _factorable(loss, params, example) -> frozenset[int]:
-    """Parameters that the loss reads through intercepted calls alone."""
-    leaves, structure = jax.tree.flatten(params)
-    found: set[int] = set()
-
-    def without_layers(*leaves):
-        trace = current_trace()
-
-        def replace(next_fun, args, kwargs, context, leaf):
-            if current_trace() != trace:  # in a transformation of the loss's own
-                return next_fun(*args, **kwargs)
-            found.add(leaf)
-            output = jax.eval_shape(lambda: next_fun(*args, **kwargs))
-            return jnp.zeros(output.shape, output.dtype)
-
-        with nn.intercept_methods(_interceptor(leaves, replace)):
-            return loss(structure.unflatten(leaves), example)
-
-    jaxpr = jax.make_jaxpr(without_layers)(*leaves).jaxpr
-    read = {id(v) for eqn in jaxpr.eqns for v in eqn.invars} | {id(v) for v in jaxpr.outvars}
-    return frozenset(n for n in found if id(jaxpr.invars[n]) not in read)
-
-
-def _distinct(params: Params) -> Params:
-    """The same with no array in two places: `_interceptor` tells parameters by identity."""
-    seen: set[int] = set()
-
-    def own(leaf):
-        leaf = jnp.array(leaf) if id(leaf) in seen else leaf
-        seen.add(id(leaf))
-        return leaf
-
-    return jax.tree.map(own, params)
-
-
-def _factored_gradient(loss, params, parts, factorable, direct, example) -> Gradient:
-    leaves, structure = jax.tree.flatten(params)
-    calls: list[_Call] = []
-
-    def discover(next_fun, args, kwargs, context, leaf):
-        output = next_fun(*args, **kwargs)
-        if leaf in factorable:
-            shape = jax.ShapeDtypeStruct(output.shape, output.dtype)
-            calls.append(_Call(leaf, _kind(context), shape))
-        return output
-
-    def shapes(example):
-        with nn.intercept_methods(_interceptor(leaves, discover)):
-            return loss(structure.unflatten(leaves), example)
-
-    jax.eval_shape(shapes, example)
-
-    def perturbed(direct_leaves, zeros):
-        mixed = list(leaves)
-        for n, leaf in zip(direct, direct_leaves, strict=True):
-            mixed[n] = leaf
-        inputs, remaining = [], iter(zeros)
-
-        def add(next_fun, args, kwargs, context, leaf):
-            output = next_fun(*args, **kwargs)
-            if leaf not in factorable:
-                return output
-            inputs.append(_call_input(context, output.dtype, *args, *kwargs.values()))
-            return output + next(remaining)
-
-        with nn.intercept_methods(_interceptor(mixed, add)):
-            return loss(structure.unflatten(mixed), example), inputs
-
-    zeros = [jnp.zeros(call.output.shape, call.output.dtype) for call in calls]
-    (direct_grads, cotangents), inputs = jax.grad(perturbed, argnums=(0, 1), has_aux=True)(
-        [leaves[n] for n in direct], zeros
-    )
-    scaled, size = _scaled([*direct_grads, *cotangents])
-    direct_grads, cotangents = scaled[: len(direct)], scaled[len(direct) :]
-    gradients: dict[int, Formed | Factors] = {}
-    uses: dict[int, list] = {n: [] for n in range(len(leaves)) if n not in direct}
-    for n, grad in zip(direct, direct_grads, strict=True):
-        gradients[n] = Formed(grad.reshape(len(parts.names[n]), -1))
-    for call, cotangent, x in zip(calls, cotangents, inputs, strict=True):
-        if call.kind == "lookup":
-            use = x.ravel(), cotangent.reshape(x.size, -1)
-        elif call.kind == "attend":
-            use = cotangent.reshape(-1, cotangent.shape[-1]), x.reshape(-1, x.shape[-1])
-        else:
-            use = x, cotangent.reshape(len(x), -1)
-        uses[call.leaf].append(use)
-    gradients |= {n: Factors(tuple(pairs)) for n, pairs in uses.items()}
-    return Gradient([gradients[n] for n in range(len(leaves))], size)
-
-
-def _interceptor(leaves: Sequence[Any], handle: Callable) -> Callable:
-    """Calls `handle(..., leaf)` for layers whose matrix is, as an object, one of `leaves`.
-
-    Identity finds the parameter however the model was wrapped, and misses what a lifted
-    transformation (scan, remat, jit) has replaced by its own, which then goes the direct way.
-    """
-    number: dict[Hashable, int] = {id(leaf): n for n, leaf in enumerate(leaves)}
-
-    def interceptor(next_fun, args, kwargs, context):
-        module = context.module
-        name = _matrix_name(module, context.method_name)
-        if name is None or not module.has_variable("params", name):
-            return next_fun(*args, **kwargs)
-        leaf = number.get(id(module.get_variable("params", name)))
-        if leaf is None:
-            return next_fun(*args, **kwargs)
-        return handle(next_fun, args, kwargs, context, leaf)
-
-    return interceptor
-
-
-def _matrix_name(module: nn.Module, method: str) -> str | None:
-    """The matrix that a call multiplies with, if it is linen's own Dense, DenseGeneral or Embed.
-
-    A subclass that overrides the method, or another `dot_general`, may compute anything.
-    """
-    layer: type[nn.Module]
-    if isinstance(module, nn.Embed):
-        layer, name, plain = nn.Embed, "embedding", method in ("__call__", "attend")
-    elif isinstance(module, nn.Dense | nn.DenseGeneral) and method == "__call__":
-        layer, name = (nn.Dense if isinstance(module, nn.Dense) else nn.DenseGeneral), "kernel"
-        plain = module.dot_general is None and module.dot_general_cls is None
-        plain = plain and not getattr(module, "batch_dims", ())
-    else:
-        return None
-    return name if plain and getattr(type(module), method) is getattr(layer, method) else None
-
-
-def _kind(context) -> str:
-    if isinstance(context.module, nn.Embed):
-        return "attend" if context.method_name == "attend" else "lookup"
-    return "dense"
-
-
-def _call_input(context, dtype, x: jax.Array) -> jax.Array:
-    """What a layer read, in its compute dtype; by lookups as rows counted from 0.
-
-    For dense layers as vectors [T, in] in the order of the output.
-    """
-    if _kind(context) == "lookup":
-        return x % context.module.num_embeddings  # -1 is the last
-    x = x.astype(dtype)
-    if _kind(context) == "attend":
-        return x
-    axes = context.module.axis if isinstance(context.module, nn.DenseGeneral) else -1
-    axes = axes if isinstance(axes, tuple) else (axes,)
-    x = jnp.moveaxis(x, axes, range(-len(axes), 0))
-    return x.reshape(-1, int(np.prod(x.shape[x.ndim - len(axes) :])))
+def _aval(x: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x))

@@ -101,7 +101,3 @@ def test_bad_blocks():
     ):
         with pytest.raises(ValueError, match=f"blocks.*{reason}"):
             Blocks.of({"w": jnp.ones(2)}, how)
-    deleted = jnp.ones(2)
-    deleted.delete()
-    with pytest.raises(ValueError, match="params: a/w was deleted"):
-        Blocks.of({"a": {"w": deleted}}, None)

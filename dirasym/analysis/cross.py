@@ -1,0 +1,296 @@
+"""The matrix of inner products of all gradients with all others, in tiles of bounded memory.
+
+Held at a time are the factors and directly formed gradients of a tile's rows and columns, the
+activations of the examples that are differentiated at a time, and one leaf's formed gradients
+in part: r·B + c·B' + m·A + F bytes with r rows, c columns, m examples at a time; B and B' the
+bytes of an example's factors, A of its activations, F at most an eighth of the limit.
+"""
+
+import functools
+import hashlib
+import json
+import math
+import operator
+import pathlib
+import urllib.parse
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+
+from dirasym import files
+from dirasym.analysis import products
+from dirasym.analysis.factored import Gradient
+from dirasym.analysis.problem import Problem
+from dirasym.sharding import DATA
+from dirasym.types import Params
+
+
+class CrossMatrix:
+    """⟨∇L_fwd(i), ∇L_rev(j)⟩ of examples of given shapes, tile by tile, compiled once.
+
+    Attributes:
+      tile: rows and columns of a tile; the last ones are smaller.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        params: Params,
+        rows: Any,
+        columns: Any,
+        *,
+        is_symmetric: bool,
+        memory_limit: int,
+        chunk_size: int | None,
+        mesh: Mesh | None,
+    ):
+        """`params`, `rows` and `columns` are arrays, or their shapes and dtypes."""
+        self._is_symmetric = is_symmetric
+        self._mesh = mesh
+        self._num = (_length(rows), _length(columns))
+        devices = 1 if mesh is None else mesh.shape[DATA]
+        sizes = [
+            _bytes(jax.eval_shape(functools.partial(problem.gradient, which), params, _one(side)))
+            for which, side in (("fwd", rows), ("rev", columns))
+        ]
+        activations = max(problem.fwd.num_bytes, problem.rev.num_bytes)
+        self._chunk = chunk_size or max(1, memory_limit // 4 // max(1, activations))
+        self.tile = _tile(self._num, sizes, memory_limit * devices // 2, devices, is_symmetric)
+        self._formed_bytes = memory_limit // 8
+        self._fwd, self._rev = (
+            jax.jit(functools.partial(self._gradients, problem, which)) for which in ("fwd", "rev")
+        )
+        self._products = jax.jit(functools.partial(self._inner, problem))
+        self._own_products = jax.jit(lambda rows: self._inner(problem, rows, rows))
+
+    def tiles(self) -> Iterator[tuple[slice, slice]]:
+        """The tiles that are computed: where rows and columns are the same, half of them."""
+        (height, width), (num_rows, num_columns) = self.tile, self._num
+        for i in range(0, num_rows, height):
+            for j in range(i if self._is_symmetric else 0, num_columns, width):
+                yield slice(i, min(i + height, num_rows)), slice(j, min(j + width, num_columns))
+
+    def whole(self, params: Params, rows: Any, columns: Any) -> dict[str, jax.Array]:
+        """All tiles, put together."""
+        strips: dict[str, dict[int, list[tuple[int, jax.Array]]]] = {}
+        for i, j, found in self._compute(params, rows, columns, lambda i, j: False):
+            for name, x in found.items():
+                strip = strips.setdefault(name, {})
+                strip.setdefault(i.start, []).append((j.start, x))
+                if self._is_symmetric and i != j:
+                    strip.setdefault(j.start, []).append((i.start, x.T))
+        in_order = operator.itemgetter(0)
+        return {
+            name: jnp.concatenate(
+                [
+                    jnp.concatenate([x for _, x in sorted(strip[i], key=in_order)], axis=1)
+                    for i in sorted(strip)
+                ]
+            )
+            for name, strip in strips.items()
+        }
+
+    def into_files(
+        self,
+        directory: pathlib.Path,
+        params: Params,
+        rows: Any,
+        columns: Any,
+        identity: Mapping[str, Any],
+    ) -> dict[str, np.ndarray]:
+        """All tiles that are not yet there, each written as it is done.
+
+        `identity` says of what the matrix is; another one's files are refused.
+        """
+        found = MatrixFiles(directory, {**identity, "shape": self._num, "tile": self.tile})
+        for i, j, tile in self._compute(params, rows, columns, found.is_done):
+            found.write(i, j, tile, mirror=self._is_symmetric)
+        return found.matrices()
+
+    def _compute(
+        self, params: Params, rows: Any, columns: Any, is_done: Callable[..., bool]
+    ) -> Iterator[tuple[slice, slice, dict[str, jax.Array]]]:
+        """Each tile that is not done: its rows, its columns, and block name to [rows, columns]."""
+        held: dict[Any, Gradient] = {}
+        for i, j in self.tiles():
+            if is_done(i, j):
+                continue
+            keys = ("fwd", i.start), ("fwd" if self._is_symmetric else "rev", j.start)
+            for key in list(held):
+                if key not in keys:
+                    del held[key]  # before others are made
+            for key, gradients, side, part in zip(
+                keys, (self._fwd, self._rev), (rows, columns), (i, j), strict=True
+            ):
+                if key not in held:
+                    held[key] = gradients(params, self._padded(side, part))
+            first, second = held[keys[0]], held[keys[1]]
+            found = self._own_products(first) if first is second else self._products(first, second)
+            shape = (i.stop - i.start, j.stop - j.start)
+            yield i, j, {name: x[: shape[0], : shape[1]] for name, x in found.items()}
+
+    def _padded(self, side: Any, part: slice) -> Any:
+        """Some examples; on a mesh as many as its devices share equally, the last repeated."""
+        extra = 0 if self._mesh is None else -(part.stop - part.start) % self._mesh.shape[DATA]
+
+        def padded(x):
+            some = x[part]
+            return jnp.concatenate([some, *[some[-1:]] * extra]) if extra else some
+
+        return jax.tree.map(padded, side)
+
+    def _gradients(self, problem: Problem, which: str, params: Params, examples: Any) -> Gradient:
+        def local(params, examples):
+            one = functools.partial(problem.gradient, which, params)
+            return jax.lax.map(one, examples, batch_size=min(self._chunk, _length(examples)))
+
+        return self._sharded(local, (PartitionSpec(), PartitionSpec(DATA)))(params, examples)
+
+    def _inner(self, problem: Problem, rows: Gradient, columns: Gradient) -> dict[str, jax.Array]:
+        def gather(x):
+            return x if self._mesh is None else jax.lax.all_gather(x, DATA, tiled=True)
+
+        def local(rows, *columns):
+            other = columns[0] if columns else rows
+            inner = [
+                products.cross_products(x, y, gather=gather, limit=self._formed_bytes)
+                for x, y in zip(rows.leaves, other.leaves, strict=True)
+            ]
+            scale = rows.size[:, None] * gather(other.size)
+            return {name: x * scale for name, x in problem.parts.sum(inner).items()}
+
+        args = (rows,) if rows is columns else (rows, columns)
+        return self._sharded(local, (PartitionSpec(DATA),) * len(args))(*args)
+
+    def _sharded(self, function: Callable[..., Any], specs: tuple[Any, ...]) -> Callable[..., Any]:
+        """On a mesh, a device's share of the examples on each; other axes are the compiler's."""
+        if self._mesh is None:
+            return function
+        return jax.shard_map(
+            function,
+            mesh=self._mesh,
+            in_specs=specs,
+            out_specs=PartitionSpec(DATA),
+            axis_names={DATA},
+            check_vma=False,
+        )
+
+
+class MatrixFiles:
+    """A matrix a block, in memory-mapped files that are filled tile by tile, and resumed.
+
+    Attributes:
+      directory: holds `NAME.npy` of each block, `done.npy`, and `identity.json`.
+    """
+
+    def __init__(self, directory: pathlib.Path, identity: Mapping[str, Any]):
+        """Raises ValueError where the directory holds tiles of another matrix."""
+        self.directory = directory
+        self._done: np.memmap | None = None
+        path = directory / "identity.json"
+        if path.exists():
+            found = json.loads(path.read_text(encoding="utf-8"))
+            wanted = json.loads(json.dumps(dict(identity)))
+            differing = sorted(k for k in wanted if found.get(k) != wanted[k])
+            if differing:
+                raise ValueError(f"out: {directory} holds another matrix: {differing} differ")
+        else:
+            directory.mkdir(parents=True, exist_ok=True)
+            files.write_atomically(path, json.dumps(dict(identity)))
+        self._shape = tuple(identity["shape"])
+        self._tile = tuple(identity["tile"])
+
+    def is_done(self, rows: slice, columns: slice) -> bool:
+        """Whether a tile is there."""
+        return bool(self._marks()[self._number(rows, columns)])
+
+    def write(self, rows: slice, columns: slice, values: Mapping[str, Any], mirror: bool) -> None:
+        """Writes a tile of each block, and then that it is done."""
+        for name, value in values.items():
+            array = np.asarray(value)
+            file = self._file(name, array.dtype)
+            file[rows, columns] = array
+            if mirror:
+                file[columns, rows] = array.T
+            file.flush()
+        marks = self._marks()
+        marks[self._number(rows, columns)] = True
+        marks.flush()
+
+    def matrices(self) -> dict[str, np.ndarray]:
+        """Block name, and "total", to the matrix, mapped read-only."""
+        paths = sorted(self.directory.glob("block-*.npy"))
+        return {
+            urllib.parse.unquote(path.stem.removeprefix("block-")): np.load(path, mmap_mode="r")
+            for path in paths
+        }
+
+    def _number(self, rows: slice, columns: slice) -> tuple[int, int]:
+        return rows.start // self._tile[0], columns.start // self._tile[1]
+
+    def _marks(self) -> np.memmap:
+        if self._done is None:
+            counts = tuple(-(-n // size) for n, size in zip(self._shape, self._tile, strict=True))
+            self._done = _mapped(self.directory / "done.npy", counts, np.dtype(bool))
+        return self._done
+
+    def _file(self, name: str, dtype: Any) -> np.memmap:
+        quoted = urllib.parse.quote(name, safe="")
+        return _mapped(self.directory / f"block-{quoted}.npy", self._shape, dtype)
+
+
+def digest(*trees: Any) -> str:
+    """Of the contents of all arrays."""
+    found = hashlib.blake2b()
+    for tree in trees:
+        for leaf in jax.tree.leaves(tree):
+            array = np.asarray(leaf)
+            found.update(f"{array.dtype}{array.shape}".encode())
+            found.update(np.ascontiguousarray(array).view(np.uint8).data)
+    return found.hexdigest()
+
+
+def _mapped(path: pathlib.Path, shape: tuple[int, ...], dtype: Any) -> np.memmap:
+    """An array in a file of zeros, or as it was left."""
+    if path.exists():
+        return np.load(path, mmap_mode="r+")
+    part = path.with_suffix(".part")
+    array = np.lib.format.open_memmap(part, mode="w+", dtype=dtype, shape=shape)
+    array.flush()
+    part.rename(path)
+    return np.load(path, mmap_mode="r+")
+
+
+def _tile(num, sizes, limit: int, devices: int, is_square: bool) -> tuple[int, int]:
+    """Rows and columns whose factors fit into half the limit: all columns, if they take half."""
+
+    def fitted(bytes_left, size, most):
+        count = max(devices, bytes_left // max(1, size))
+        return min(most, count // devices * devices)
+
+    most = [-(-n // devices) * devices for n in num]
+    if num[0] * sizes[0] + num[1] * sizes[1] * (not is_square) <= limit:
+        return most[0], most[1]
+    if is_square:
+        side = fitted(limit, 2 * sizes[0], most[0])
+        return side, side
+    if num[1] * sizes[1] <= limit // 2:
+        return fitted(limit - num[1] * sizes[1], sizes[0], most[0]), most[1]
+    return tuple(fitted(limit // 2, size, n) for size, n in zip(sizes, most, strict=True))
+
+
+def _length(examples: Any) -> int:
+    return jax.tree.leaves(examples)[0].shape[0]
+
+
+def _one(examples: Any) -> Any:
+    """The shapes of one example."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), examples)
+
+
+def _bytes(tree: Any) -> int:
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))

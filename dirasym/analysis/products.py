@@ -1,0 +1,211 @@
+"""Inner products of two gradients that are known as factors, each the cheaper way.
+
+With gradients G = Σ_t a_t g_tᵀ of [C, F] entries and T tokens, ⟨G, G'⟩ is either
+
+  Σ_ts (a_t·a'_s)(g_t·g'_s), of T·T'·(C + F) multiplications a pair, no gradient formed; or
+  the product of two formed gradients: C·F a pair, after T·C·F a gradient.
+
+Which is cheaper depends on the shapes alone (the "mixed ghost" choice of arXiv 2205.10683, §4),
+and on how many pairs a formed gradient takes part in. Sums are in float32 or better.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dirasym.analysis.factored import Factors, Formed, Use
+
+Leaf = Formed | Factors | None
+BLOCK = 4096  # entries of two gradients multiplied at a time: they stay in the cache
+FORMED_BYTES = 2**28  # of a leaf's gradients formed at a time
+
+
+def three_products(fwd: Leaf, rev: Leaf) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """⟨fwd, rev⟩, ⟨fwd, fwd⟩ and ⟨rev, rev⟩ of each layer: [K] each."""
+    known = [x for x in (fwd, rev) if isinstance(x, Factors)]
+    num_layers = _uses(known[0])[0].right.shape[0] if known else 0
+    by_factors = num_layers * sum(
+        _pair_cost(*pair) for pair in ((fwd, rev), (fwd, fwd), (rev, rev))
+    )
+    if sum(map(_forming_cost, known)) < by_factors:
+        fwd, rev = (Formed(_formed(x)) if isinstance(x, Factors) else x for x in (fwd, rev))
+    return _product(fwd, rev), _product(fwd, fwd), _product(rev, rev)
+
+
+def cross_products(
+    rows: Leaf,
+    columns: Leaf,
+    *,
+    gather: Callable[[Any], Any] = lambda x: x,
+    limit: int = FORMED_BYTES,
+) -> jax.Array:
+    """⟨row i, column j⟩ of each layer: [R, C, K], or [1, 1, 1] where nothing reads the leaf.
+
+    Args:
+      rows, columns: whose arrays lead with R, or C. Where `rows` is `columns`, each gradient
+        is formed once.
+      gather: from a device's share of columns to those of all devices.
+      limit: bytes of gradients that are formed at a time.
+    """
+    if rows is None or columns is None:
+        return jnp.zeros((1, 1, 1))
+    layers_first = [jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), x) for x in (rows, columns)]
+    if rows is columns:
+        layers_first = layers_first[:1]
+
+    def of_layer(sides):
+        first, last = sides[0], sides[-1]
+        if isinstance(first, Formed):
+            return _blocked_product(_wide(first.value), gather(_wide(last.value)))
+        return _cross_layer(first, last, gather, limit)
+
+    products_KRC = jax.lax.map(of_layer, layers_first)
+    return jnp.moveaxis(products_KRC, 0, -1)
+
+
+def _product(first: Leaf, second: Leaf) -> jax.Array:
+    """⟨first, second⟩ of each layer: [K]."""
+    if first is None or second is None:
+        return jnp.zeros(1)
+    if isinstance(first, Formed) and isinstance(second, Formed):
+        return jnp.einsum("kn,kn->k", _wide(first.value), _wide(second.value))
+    assert isinstance(first, Factors) and isinstance(second, Factors), "both or neither formed"
+    products = [jax.vmap(_use_product)(a, b) for a in _uses(first) for b in _uses(second)]
+    return functools.reduce(jnp.add, products)
+
+
+def _uses(factors: Factors) -> list[Use]:
+    return [use for use in (factors.dense, factors.lookup) if use is not None]
+
+
+def _use_product(first: Use, second: Use) -> jax.Array:
+    """Σ_ts (a_t·a'_s)(g_t·g'_s)."""
+    rights = _dot("tf,sf->ts", first.right, second.right)
+    return jnp.sum(_left_products(first.left, second.left) * rights)
+
+
+def _left_products(left: jax.Array, other: jax.Array) -> jax.Array:
+    """a_t·a'_s [T, S], where either may be given as the row that it is one in."""
+    if left.ndim == other.ndim == 1:
+        return left[:, None] == other[None]
+    if left.ndim == 1:
+        return _wide(other)[:, left].T
+    if other.ndim == 1:
+        return _wide(left)[:, other]
+    return _dot("tc,sc->ts", left, other)
+
+
+def _formed(factors: Factors) -> jax.Array:
+    """[K, entries]."""
+    matrix = jax.vmap(lambda x: _matrix(x.dense, x.lookup, factors.num_rows))(factors)
+    return matrix.reshape(matrix.shape[0], -1)
+
+
+def _matrix(dense: Use | None, lookup: Use | None, num_rows: int) -> jax.Array:
+    """[rows, columns] of one layer."""
+    matrix = None if dense is None else _dot("tc,tf->cf", dense.left, dense.right)
+    if lookup is None:
+        assert matrix is not None, "at least one use"
+        return matrix
+    if matrix is None:
+        right = _wide(lookup.right)
+        matrix = jnp.zeros((num_rows, right.shape[-1]), right.dtype)
+    return matrix.at[lookup.left].add(lookup.right.astype(matrix.dtype))
+
+
+def _cross_layer(rows: Factors, columns: Factors, gather, limit: int) -> jax.Array:
+    """[R, C] of one layer, by forming some columns of all gradients at a time, or none."""
+    sides = (rows,) if rows is columns else (rows, columns)
+    num_rows, num_columns = (_uses(side)[0].right.shape[0] for side in (rows, columns))
+    width = _uses(rows)[0].right.shape[-1]
+    forming = sum(map(_forming_cost, sides)) + num_rows * num_columns * rows.num_rows * width
+    if num_rows * num_columns * _pair_cost(rows, columns) < forming:
+        return _factored_cross(rows, jax.tree.map(gather, columns))
+
+    def some_columns(start, size):
+        formed = [_some_columns(side, start, size) for side in sides]
+        return _blocked_product(formed[0], gather(formed[-1]))
+
+    entry_bytes = 4 * (num_rows + num_columns) * rows.num_rows
+    return _sum_blocks(some_columns, width, max(1, limit // entry_bytes))
+
+
+def _some_columns(factors: Factors, start: Any, size: int) -> jax.Array:
+    """Gradients of all examples, of some of their columns: [E, entries]."""
+
+    def one(factors):
+        dense, lookup = (
+            use and use._replace(right=jax.lax.dynamic_slice_in_dim(use.right, start, size, 1))
+            for use in (factors.dense, factors.lookup)
+        )
+        return _matrix(dense, lookup, factors.num_rows)
+
+    matrices = jax.vmap(one)(factors)
+    return matrices.reshape(matrices.shape[0], -1)
+
+
+def _factored_cross(rows: Factors, columns: Factors) -> jax.Array:
+    """[R, C] of one layer, a row at a time against all columns."""
+
+    def row(one):
+        products = [
+            jax.vmap(_use_product, in_axes=(None, 0))(a, b)
+            for a in _uses(one)
+            for b in _uses(columns)
+        ]
+        return functools.reduce(jnp.add, products)
+
+    return jax.lax.map(row, rows)
+
+
+def _blocked_product(a: jax.Array, b: jax.Array) -> jax.Array:
+    """a bᵀ, summed over blocks of the inner dimension: twice as fast on CPUs as at once."""
+
+    def some(start, size):
+        parts = [jax.lax.dynamic_slice_in_dim(x, start, size, 1) for x in (a, b)]
+        return parts[0] @ parts[1].T
+
+    return _sum_blocks(some, a.shape[1], BLOCK)
+
+
+def _sum_blocks(product: Any, length: int, size: int) -> jax.Array:
+    """Σ product(start, size) over blocks of a length, the last one smaller."""
+    size = min(size, length)
+    whole, rest = divmod(length, size)
+    total = product(length - rest, rest) if rest else product(0, size)
+    first = 0 if rest else 1
+    if whole == first:
+        return total
+    return jax.lax.fori_loop(first, whole, lambda n, t: t + product(n * size, size), total)
+
+
+def _forming_cost(factors: Factors) -> int:
+    """Multiplications that form all gradients of these factors, of one example or of many."""
+    dense = 0 if factors.dense is None else factors.dense.right.size * factors.num_rows
+    return dense + (0 if factors.lookup is None else factors.lookup.right.size)
+
+
+def _pair_cost(first: Leaf, second: Leaf) -> int:
+    """Multiplications of one ⟨first, second⟩ by factors, in one layer."""
+    if not isinstance(first, Factors) or not isinstance(second, Factors):
+        return 0
+    cost = 0
+    for a in _uses(first):
+        for b in _uses(second):
+            is_dense = a is first.dense and b is second.dense
+            lefts = first.num_rows if is_dense else 1
+            cost += a.right.shape[-2] * b.right.shape[-2] * (lefts + a.right.shape[-1])
+    return cost
+
+
+def _dot(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    """Of the operands' own precision, summed in float32 or better."""
+    dtype = jnp.promote_types(jnp.promote_types(a.dtype, b.dtype), jnp.float32)
+    return jnp.einsum(spec, a, b, preferred_element_type=dtype)
+
+
+def _wide(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
