@@ -32,12 +32,17 @@ TARGETS = [
     "dirasym/report.py",
     "dirasym/analysis/alignment.py",
     "dirasym/analysis/attention.py",
+    "dirasym/analysis/blocks.py",
     "dirasym/analysis/case_recall.py",
+    "dirasym/analysis/cross.py",
     "dirasym/analysis/excess.py",
     "dirasym/analysis/factored.py",
+    "dirasym/analysis/products.py",
     "dirasym/analysis/questions.py",
     "dirasym/analysis/recall.py",
+    "dirasym/analysis/taps.py",
     "dirasym/analysis/tracking.py",
+    "dirasym/analysis/views.py",
     "experiments/reports/*.py",
 ]
 STYLE = {  # keywords of plots that no reader measures by

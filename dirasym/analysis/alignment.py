@@ -214,45 +214,33 @@ def cross_alignment(
       ValueError: as `alignment`; `out` that holds another matrix, or inside a trace.
     """
     _check_method(method)
-    is_symmetric = (
-        (examples_rev is None or examples_rev is examples)
-        and not programs.is_traced((params, examples))
-        and _is_one_loss(loss_fwd, loss_rev)
-    )
-    examples_rev = examples if examples_rev is None else examples_rev
-    first = _first("examples", examples)
-    first_rev = first if examples_rev is examples else _first("examples_rev", examples_rev)
     _check_params(params)
-    how = dict(blocks=blocks, heads=heads, method=method, strict=strict)
+    is_same = examples_rev is None or examples_rev is examples
+    rows, columns = examples, examples if is_same else examples_rev
+    firsts = [_first("examples", rows)] * 2 if is_same else _firsts(rows, columns)
+    is_traced = programs.is_traced((params, rows, columns))
     static = dict(
         losses=(loss_fwd, loss_rev),
-        shapes=_shapes(params, first, first_rev, examples, examples_rev),
-        how=how,
-        tiles=dict(
-            is_symmetric=is_symmetric, memory_limit=memory_limit, chunk_size=chunk_size, mesh=mesh
-        ),
+        shapes=_shapes(params, *firsts, rows, columns),
+        how=dict(blocks=blocks, heads=heads, method=method, strict=strict),
+        is_symmetric=is_same and _is_one_loss(loss_fwd, loss_rev),
+        tiles=dict(memory_limit=memory_limit, chunk_size=chunk_size, mesh=mesh),
     )
     cross = programs.once(_cross_program, static)
-    if out is not None:
-        if programs.is_traced((params, examples, examples_rev)):
-            raise ValueError("out: no files can be written inside jit or vmap")
-        contents = digest(params, examples, examples_rev)
-        names = [getattr(loss, "__qualname__", type(loss).__name__) for loss in static["losses"]]
-        return cross.into_files(
-            pathlib.Path(out),
-            params,
-            examples,
-            examples_rev,
-            dict(contents=contents, losses=names, method=method),
-        )
-    return cross.whole(params, examples, examples_rev)
+    if out is None:
+        return cross.whole(params, rows, columns)
+    if is_traced:
+        raise ValueError("out: no files can be written inside jit or vmap")
+    names = [getattr(loss, "__qualname__", str(loss)) for loss in (loss_fwd, loss_rev)]
+    identity = dict(arrays=digest(params, rows, columns), losses=names, method=method)
+    return cross.into_files(pathlib.Path(out), params, rows, columns, identity)
 
 
-def _cross_program(losses, shapes, how, tiles) -> CrossMatrix:
-    params, first, first_rev, examples, examples_rev = _from_shapes(shapes)
+def _cross_program(losses, shapes, how, is_symmetric, tiles) -> CrossMatrix:
+    params, first, first_rev, rows, columns = _from_shapes(shapes)
     fwd, rev = losses
     problem = Problem.of(params, (fwd, first), (rev, first_rev), **how)
-    return CrossMatrix(problem, params, examples, examples_rev, **tiles)
+    return CrossMatrix(problem, params, rows, columns, is_symmetric=is_symmetric, **tiles)
 
 
 class Transfer(NamedTuple):
@@ -355,6 +343,10 @@ def _check_params(params: Params) -> None:
         if is_array and leaf.is_deleted():
             name = jax.tree_util.keystr(path, simple=True, separator="/")
             raise ValueError(f"params: {name} was deleted: it was donated to a function")
+
+
+def _firsts(rows: Any, columns: Any) -> list[Any]:
+    return [_first("examples", rows), _first("examples_rev", columns)]
 
 
 def _is_one_loss(first: Loss, second: Loss) -> bool:

@@ -160,7 +160,7 @@ class CrossMatrix:
                 products.cross_products(x, y, gather=gather, limit=self._formed_bytes)
                 for x, y in zip(rows.leaves, other.leaves, strict=True)
             ]
-            scale = rows.size[:, None] * gather(other.size)
+            scale = rows.size[:, None] * gather(other.size)[None]
             return {name: x * scale for name, x in problem.parts.sum(inner).items()}
 
         args = (rows,) if rows is columns else (rows, columns)

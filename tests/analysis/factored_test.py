@@ -205,7 +205,13 @@ def _assert_equal(got, want, rtol):
         np.testing.assert_allclose(got.norm_fwd[block], norm, rtol=rtol, err_msg=block)
 
 
-@pytest.mark.parametrize("name", CASES)
+QUICK = ("scan and remat", "equinox", "function", "convolution", "experts")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CASES],
+)
 def test_factored_is_direct_in_float64(name):
     make, direct = CASES[name]
     with jax.enable_x64(True):
