@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from experiments.tables import common
+from experiments.tables import claims, common, index
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = sorted(
@@ -31,6 +31,19 @@ def test_no_interval_is_typed_by_hand(page):
     text = GENERATED.sub("", text)
     typed = [x for x in text.splitlines() if re.search(r"\d ± \d|\(\d+(\.\d)? to \d+", x)]
     assert not typed
+
+
+def test_every_folder_of_results_says_where_it_is_from():
+    with_lines = {path.parent.name for path in common.RESULTS.glob("*/*.jsonl")}
+    found = index.folders()
+    assert set(found) == with_lines
+    for name, about in found.items():
+        assert set(index.NEEDED) <= set(about), name
+        files = {path.stem for path in (common.RESULTS / name).glob("*.jsonl")}
+        assert set(about["recorded_in"]) == files, name
+    assert f"| [world_a](world_a) | *results*: `{found['world_a']['commands']['results']}`" in (
+        index.index_table()
+    )
 
 
 def test_numbers_are_written_as_known():
@@ -59,3 +72,46 @@ def test_paragraphs_are_of_a_hundred_columns():
     assert lines[0] == "one two" and lines[1].startswith("- first item") and len(lines) == 4
     assert lines[2].startswith("  word") and lines[-1] == "- second"
     assert max(map(len, lines)) <= 100
+
+
+CLAIM = {
+    "place": "§1",
+    "says": "2 > 1",
+    "ours": "{1 + 1}",
+    "holds": "2 > 1",
+    "verdict": "reproduced",
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"holds": "1 > 2"}, r"§1: 2 > 1 is no longer reproduced: 1 > 2 is false"),
+        ({"verdict": "true"}, "has the verdict 'true'"),
+        ({"number": "2"}, "has {'number'}"),
+        ({"holds": ""}, "neither a rule nor a test"),
+        ({"verdict": "contradicted"}, "does not say why"),
+        ({"verdict": "not run", "holds": ""}, "does not say why"),
+        ({"file": "toy_reversal/none.jsonl"}, "no toy_reversal/none.jsonl"),
+        ({"test": "tests/docs_test.py::test_none"}, "no test tests/docs_test.py::test_none"),
+    ],
+)
+def test_a_claim_that_does_not_stand_is_named(changes, message):
+    claims.check(CLAIM)
+    with pytest.raises(ValueError, match=message):
+        claims.check(CLAIM | changes)
+
+
+def test_a_claims_text_is_filled_from_the_files():
+    assert claims.filled("a {1 + 1} b {c.number(-0.26, 1)}") == "a 2 b −0.3"
+    (line,) = common.lines("rope_bounds/results", delta=10, m=64, threshold=0.05)
+    text = "{c.lines('rope_bounds/results', delta=10, m=64, threshold=0.05)[0]['printed']}"
+    assert claims.filled(text) == str(line["printed"]) == "0.981"
+
+
+def test_every_paper_has_its_page_of_claims():
+    assert claims.papers() == ["2405.04669", "2511.19997", "2602.02133"]
+    for paper in claims.papers():
+        page = (claims.CLAIMS / f"{paper}.md").read_text(encoding="utf-8")
+        assert f'claims.page("{paper}")' in page
+        assert all(claim["says"].replace("|", "\\|") in page for claim in claims.read(paper))

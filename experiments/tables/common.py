@@ -51,6 +51,13 @@ def history(name: str) -> Mapping[str, Any]:
     return json.loads((RESULTS / f"{name}.json").read_text())
 
 
+@functools.cache
+def curves(name: str) -> Mapping[str, np.ndarray]:
+    """The curves of one run and seed, docs/results/NAME.npz."""
+    with np.load(RESULTS / f"{name}.npz") as stored:
+        return dict(stored)
+
+
 def number(value: float, digits: int = 2) -> str:
     """`−0.05`: with a minus sign, and no sign on zero."""
     text = f"{value:.{digits}f}"
