@@ -38,12 +38,6 @@ class Piece:
         """The identity as a file name: `width=16`."""
         return name_of(self.identity)
 
-    def is_done(self, workdir: WorkDir) -> bool:
-        """Whether its result line, and its curves, are there to be read."""
-        if self.has_curves:
-            return workdir.is_done(self, self.seed)
-        return workdir.line(self, self.seed) is not None
-
 
 def compute(
     pieces: Iterable[Piece],
@@ -78,9 +72,11 @@ def compute(
     if len(set(names)) < len(names):
         raise ValueError(f"repeated pieces: {sorted(map(str, names))}")
     workdir = workdir if isinstance(workdir, WorkDir) else WorkDir(workdir)
-    mine = pieces if shard is None else pieces[shard[0] :: shard[1]]
+    mine = [(piece, piece.seed) for piece in pieces]
+    if shard is not None:
+        mine = mine[shard[0] :: shard[1]]
     with workdir.locked(shard), Stopping(time_limit) as stopping:
-        missing = [piece for piece in mine if not piece.is_done(workdir)]
+        missing = [piece for piece, _ in workdir.missing(mine)]
         silent = not (progress and sys.stderr.isatty())
         for number, piece in enumerate(tqdm.tqdm(missing, disable=silent, leave=False), start=1):
             with stopping.segment():
@@ -90,5 +86,4 @@ def compute(
             workdir.record(piece, piece.seed, line)
             if number < len(missing):
                 stopping.check(f"{number} of {len(missing)} pieces are done")
-    lines = [workdir.line(piece, piece.seed) for piece in mine]
-    return [line for line in lines if line is not None]
+    return [line for line in workdir.lines(mine) if line is not None]

@@ -8,11 +8,12 @@ script of your own as it serves the experiments.
 
 import dataclasses
 import functools
+import itertools
 import os
 import pathlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import jax
 import numpy as np
@@ -26,7 +27,7 @@ from dirasym.seeds import by_seed, stack, unstack
 from dirasym.stopping import Stopping
 from dirasym.training import Data, StepFn, TrainState
 from dirasym.types import Array, Batch
-from dirasym.workdir import WorkDir, name_of
+from dirasym.workdir import WorkDir, full_name, name_of
 
 Shard = tuple[int, int]
 
@@ -63,6 +64,7 @@ class Run:
     summarize: Callable[[History], Mapping[str, Any]] = lambda history: {}
     finish: Callable[[TrainState, pathlib.Path], Mapping[str, Array]] | None = None
     whole_epochs: bool = False
+    has_curves: ClassVar[bool] = True  # the losses of its steps
 
     def __post_init__(self):
         for name in ("num_steps", "eval_every", "batch_size"):
@@ -88,18 +90,22 @@ def parse_shard(text: str) -> Shard:
 
 
 class Writer(Protocol):
-    """Takes a run's scalars while it trains: to TensorBoard, Weights & Biases, or elsewhere."""
+    """Takes runs' scalars while they train: to TensorBoard, Weights & Biases, or elsewhere.
+
+    A run with a seed has a name, `model=mdm,length=10,seed=0`. Those of seeds that train
+    together are open at the same time.
+    """
 
     def open(self, name: str, config: Mapping[str, Any]) -> None:
-        """A run with a seed begins, or goes on: `model=mdm,length=10,seed=0`."""
+        """It begins, or goes on from a checkpoint."""
         ...
 
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+    def scalars(self, name: str, step: int, values: Mapping[str, float]) -> None:
         """Its loss and scalar evaluations after `step` steps."""
         ...
 
-    def close(self) -> None:
-        """It is done, or stopped."""
+    def close(self, name: str) -> None:
+        """It is done, stopped, or failed."""
         ...
 
 
@@ -164,12 +170,12 @@ def sweep(
     programs = _Programs(backend, mesh)
     keep = None if keep_checkpoints else 2
     with workdir.locked(shard), Stopping(time_limit) as stopping:
-        for run in all_runs:
-            missing = [s for r, s in mine if r is run and not workdir.is_done(run, s)]
-            for group in [missing] if together and missing else [[seed] for seed in missing]:
+        for run, pairs in itertools.groupby(workdir.missing(mine), key=lambda pair: pair[0]):
+            missing = [seed for _, seed in pairs]
+            for group in [missing] if together else [[seed] for seed in missing]:
                 trial = _Group(run, group, workdir, keep, writers, progress)
                 trial.train(programs, stopping)
-    return [line for run, seed in mine if (line := workdir.line(run, seed)) is not None]
+    return [line for line in workdir.lines(mine) if line is not None]
 
 
 def check(
@@ -235,28 +241,39 @@ class _Group:
             workdir.checkpoints(run, seed, keep=keep, digest=digest)
             for seed, digest in zip(seeds, digests, strict=True)
         ]
-        numbers = ",".join(map(str, seeds))
-        self.title = f"{run.name},seed={numbers}"
+        self.names = [full_name(run, seed) for seed in seeds]
+        self.title = full_name(run, ",".join(map(str, seeds)))
         self.progress = Progress(self.title, run.num_steps, shown=progress)
 
     def train(self, programs: _Programs, stopping: Stopping) -> None:
         """Goes on to the last step, saving at every evaluation, and records the result lines."""
-        run = self.run
-        step, states, histories = self._start(stopping)
+        start = self._start(stopping)
+        try:
+            for name in self.names:
+                for writer in self.writers:
+                    writer.open(name, dict(self.run.identity))
+            self._record(*self._trained(*start, programs, stopping))
+        finally:
+            self.progress.close()
+            for saved in self.saved:
+                saved.close()
+            for name in self.names:
+                for writer in self.writers:
+                    writer.close(name)
+
+    def _trained(self, step: int, states, histories, programs: _Programs, stopping: Stopping):
+        """(states, histories) after the last step."""
         steps, data = self._program(programs)
         state = stack(states)
-        for name, history in zip(self._names(), histories, strict=True):
-            for writer in self.writers:
-                writer.open(name, dict(run.identity))
-                if not step:
-                    writer.scalars(0, _scalars(history))
+        if not step:
+            self._tell(step, histories)
         self.progress.start(step)
-        while step < run.num_steps:
+        while step < self.run.num_steps:
             start = time.time()
             with stopping.segment():
                 state, metrics = steps(state, data)
                 metrics = by_seed(stopping.fetch(metrics), len(self.seeds))
-                step += run.eval_every
+                step += self.run.eval_every
                 self._check(metrics, step)
                 states = unstack(state, len(self.seeds))
                 histories = [
@@ -268,19 +285,16 @@ class _Group:
                     with stopping.unbroken():
                         saved.save(step, one.replace(frozen=None), history)
             self.progress.update(step, histories[0])
-            for history in histories:
-                for writer in self.writers:
-                    writer.scalars(step, _scalars(history))
-            if step < run.num_steps:
-                stopping.check(self._where(step))
-        self.progress.close()
-        self._record(unstack(state, len(self.seeds)), histories)
+            self._tell(step, histories)
+            if step < self.run.num_steps:
+                where = f"{self.title} is saved at step {step} of {self.run.num_steps}"
+                stopping.check(where)
+        return states, histories
 
-    def _names(self) -> list[str]:
-        return [f"{self.run.name},seed={seed}" for seed in self.seeds]
-
-    def _where(self, step: int) -> str:
-        return f"{self.title} is saved at step {step} of {self.run.num_steps}"
+    def _tell(self, step: int, histories: list[History]) -> None:
+        for name, history in zip(self.names, histories, strict=True):
+            for writer in self.writers:
+                writer.scalars(name, step, _scalars(history))
 
     def _start(self, stopping: Stopping):
         """(step, states, histories) of the newest step that all seeds have."""
@@ -316,13 +330,12 @@ class _Group:
         return programs.get(self.run, over_seeds=True, data_per_seed=True), stacked
 
     def _check(self, metrics, step: int) -> None:
-        for seed, of_seed, saved in zip(self.seeds, metrics, self.saved, strict=True):
+        for name, of_seed, saved in zip(self.names, metrics, self.saved, strict=True):
             try:
                 training.check_finite(of_seed, step)
             except training.NonFiniteLossError as error:
                 good = max(saved.steps(), default=0)
                 where = str(saved.directory / str(good)) if good else "none, it failed at once"
-                name = f"{self.run.name},seed={seed}"
                 error.args = (f"{error} of {name}; last good checkpoint: {where}",)
                 raise
 
@@ -346,10 +359,6 @@ class _Group:
             line = dict(self.run.summarize(history))
             line["run_wall_time_sec"] = float(history["wall_time_sec"])
             self.workdir.record(self.run, seed, line)
-        for saved in self.saved:
-            saved.close()
-        for writer in self.writers:
-            writer.close()
 
 
 def plan_line(run: Run, seeds: Sequence[int]) -> dict[str, Any]:

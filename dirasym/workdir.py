@@ -21,7 +21,7 @@ import pathlib
 import re
 import sys
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -61,6 +61,19 @@ class Known(Protocol):
     def name(self) -> str:
         """The same as a file name: "model=mdm,length=10"."""
         ...
+
+    @property
+    def has_curves(self) -> bool:
+        """Whether it logs any."""
+        ...
+
+
+def full_name(run: Known, seed: int | str | None) -> str:
+    """`model=mdm,length=10,seed=0`; the run's name alone of what has no seed."""
+    return run.name if seed is None else f"{run.name},seed={seed}"
+
+
+Pair = tuple[Any, int | None]  # a `Known`, and a seed
 
 
 class WorkDir:
@@ -120,14 +133,21 @@ class WorkDir:
 
     def line(self, run: Known, seed: int | None) -> dict[str, Any] | None:
         """The result line of a run and seed (None for what has no seed), or None."""
-        for line in self.results():
-            if (line.get("run"), line.get("seed")) == (run.name, seed):
-                return line
-        return None
+        return self.lines([(run, seed)])[0]
 
-    def is_done(self, run: Known, seed: int | None) -> bool:
-        """Whether its result line and its curves are there to be read."""
-        return self.line(run, seed) is not None and self._read_curves(run, seed) is not None
+    def lines(self, pairs: Iterable[Pair]) -> list[dict[str, Any] | None]:
+        """The result lines of runs and seeds, None where there is none, by one reading."""
+        there = {(line.get("run"), line.get("seed")): line for line in reversed(self.results())}
+        return [there.get((run.name, seed)) for run, seed in pairs]
+
+    def missing(self, pairs: Iterable[Pair]) -> list[Pair]:
+        """Runs and seeds whose result line, or curves if any, are not there to be read."""
+        pairs = list(pairs)
+        return [
+            (run, seed)
+            for (run, seed), line in zip(pairs, self.lines(pairs), strict=True)
+            if line is None or (run.has_curves and self._read_curves(run, seed) is None)
+        ]
 
     def record(self, run: Known, seed: int | None, line: Mapping[str, Any]) -> None:
         """Adds a result line, in place of an earlier one of the same run and seed.
@@ -146,8 +166,7 @@ class WorkDir:
 
     def curves_path(self, run: Known, seed: int | None) -> pathlib.Path:
         """DIR/curves/NAME,seed=S.npz, or NAME.npz of what has no seed."""
-        name = run.name if seed is None else f"{run.name},seed={seed}"
-        return self.path / "curves" / f"{name}.npz"
+        return self.path / "curves" / f"{full_name(run, seed)}.npz"
 
     def save_curves(self, run: Known, seed: int | None, history: History) -> None:
         """Writes the curves of a run, and its scalars as CSV, each in one piece."""
@@ -207,13 +226,13 @@ class WorkDir:
         self, run: Known, seed: int, *, keep: int | None = 2, digest: str = ""
     ) -> Checkpoints:
         """Its checkpoints; `digest` is that of the data it is trained on."""
-        owner = self.owner | {"run": f"{run.name},seed={seed}", "data": digest}
-        folder = self.path / "checkpoints" / f"{run.name},seed={seed}"
+        name = full_name(run, seed)
+        owner, folder = self.owner | {"run": name, "data": digest}, self.path / "checkpoints" / name
         return Checkpoints(folder, owner=owner, keep=keep)
 
     def folder(self, run: Known, seed: int) -> pathlib.Path:
         """DIR/files/NAME,seed=S, made: for what a run writes at its end."""
-        path = self.path / "files" / f"{run.name},seed={seed}"
+        path = self.path / "files" / full_name(run, seed)
         path.mkdir(parents=True, exist_ok=True)
         return path
 

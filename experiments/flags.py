@@ -173,9 +173,9 @@ def _run(name: str, config_type: type, report, plan) -> None:
     workdir = WorkDir(path, wanted, results_path=getattr(config, "output", "") or None)
     how |= {name: FLAGS[name].value for name in ("time_limit", "keep_checkpoints", "progress")}
     runs.sweep(all_runs, seeds, workdir, **how)
-    missing = sum(not workdir.is_done(run, seed) for run in all_runs for seed in seeds)
+    missing = workdir.missing((run, seed) for run in all_runs for seed in seeds)
     if missing:
-        print(f"part {FLAGS.shard} is done; {missing} runs of other parts are not in {path}")
+        print(f"part {FLAGS.shard} is done; {len(missing)} of others are not in {path}")
     elif jax.process_index() == 0:
         report(workdir, config, all_runs)
 

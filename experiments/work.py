@@ -12,7 +12,7 @@ def all_done(work: Sequence[pieces.Piece], workdir: WorkDir) -> bool:
     shard = runs.parse_shard(FLAGS.shard) if FLAGS.shard else None
     limits = dict(time_limit=FLAGS.time_limit, progress=FLAGS.progress)
     pieces.compute(work, workdir, shard=shard, **limits)
-    missing = sum(not piece.is_done(workdir) for piece in work)
+    missing = workdir.missing((piece, piece.seed) for piece in work)
     if missing:
-        print(f"part {FLAGS.shard} is done; {missing} pieces of others are not in {workdir.path}")
+        print(f"part {FLAGS.shard} is done; {len(missing)} of others are not in {workdir.path}")
     return not missing

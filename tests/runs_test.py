@@ -1,5 +1,6 @@
 """A user's own linen model over seeds, through `runs.sweep`."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -219,11 +220,11 @@ class _Writer:
     def open(self, name, config):
         self.said.append(("open", name, config))
 
-    def scalars(self, step, values):
-        self.said.append((step, values))
+    def scalars(self, name, step, values):
+        self.said.append((name, step, values))
 
-    def close(self):
-        self.said.append("close")
+    def close(self, name):
+        self.said.append(("close", name))
 
 
 def test_writers_and_csv_hold_what_was_logged(tmp_path):
@@ -231,15 +232,36 @@ def test_writers_and_csv_hold_what_was_logged(tmp_path):
     _sweep([_run("a")], [5], tmp_path, writers=[writer])
     history = WorkDir(tmp_path).curves(_run("a"), 5)
     assert writer.said[0] == ("open", "name=a,seed=5", {"name": "a"})
-    assert writer.said[-1] == "close"
-    step, values = writer.said[-2]
-    assert step == 12 and values["loss"] == history["loss"][-1]
+    assert writer.said[-1] == ("close", "name=a,seed=5")
+    name, step, values = writer.said[-2]
+    assert name == "name=a,seed=5" and step == 12 and values["loss"] == history["loss"][-1]
     assert values["weight"] == history["weight"][-1]
     header, *rows = (tmp_path / "curves/name=a,seed=5.csv").read_text().split()
     assert header == "step,loss,grad_norm,weight"
     assert [row.split(",")[0] for row in rows] == ["0", "4", "8", "12"]
     np.testing.assert_allclose(float(rows[2].split(",")[1]), history["loss"][4:8].mean())
     np.testing.assert_allclose(float(rows[3].split(",")[3]), history["weight"][3])
+
+
+def test_writers_are_told_which_seed_and_are_closed_when_it_stops(tmp_path):
+    def until(step):
+        def evaluate(state):
+            if int(state.step) == step:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return {}
+
+        return dataclasses.replace(_run("a"), evaluate=evaluate, summarize=lambda history: {})
+
+    writer = _Writer()
+    names = ["name=a,seed=0", "name=a,seed=1"]
+    with pytest.raises(stopping.Stopped):
+        _sweep([until(4)], [0, 1], tmp_path, writers=[writer], together=True)
+    assert [what[:2] for what in writer.said[:2]] == [("open", name) for name in names]
+    lasts = {name: values["loss"] for name, step, values in writer.said[2:-2] if step == 4}
+    assert writer.said[-2:] == [("close", name) for name in names]
+    _sweep([until(-1)], [0, 1], tmp_path, together=True)
+    losses = {name: WorkDir(tmp_path).curves(_run("a"), int(name[-1])) for name in names}
+    assert lasts == {name: float(curves["loss"][3]) for name, curves in losses.items()}
 
 
 def test_finish_gets_the_last_state_and_a_folder(tmp_path):

@@ -27,7 +27,7 @@ import numpy as np
 
 from dirasym import report, training
 from dirasym.pieces import Piece
-from dirasym.workdir import WorkDir
+from dirasym.workdir import WorkDir, full_name
 from experiments import (
     facts,
     flags,
@@ -230,7 +230,7 @@ def outcome(program: Program, path: pathlib.Path) -> dict[str, Any]:
     workdir = _opened(path)
     for run in all_runs:
         for seed in config.seeds:
-            name = f"{run.name},seed={seed}"
+            name = full_name(run, seed)
             curves = workdir.curves(run, seed)
             line = workdir.line(run, seed)
             saved = workdir.checkpoints(run, seed, digest=training.digest(run.data(seed)))
