@@ -16,10 +16,12 @@ from dirasym.models import (
     save_pretrained,
 )
 from dirasym.training import TrainState, create_state, train_step
+from dirasym.types import Batch
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Batch",
     "Pairs",
     "TrainState",
     "Transformer",

@@ -24,7 +24,7 @@ def compile_step(
     backend: Backend = "jit",
     mesh: Mesh | None = None,
     shardings: Callable[[Any], Any] | None = None,
-    donate: bool = True,
+    donate: bool = False,
 ) -> StepFn:
     """Compiles (state, batch) -> (state, metrics) for one device or many, one signature for all.
 
@@ -40,10 +40,12 @@ def compile_step(
       mesh: devices, with an axis "data".
       shardings: from a state to a tree of its shardings on the mesh, in place of replication
         (`functools.partial(sharding.shardings, mesh)`); backend "jit" alone.
-      donate: whether the state passed in may be overwritten.
+      donate: whether the state passed in may be overwritten, which saves the memory of one. The
+        caller can then no longer read it, nor anything that shares its arrays.
 
     Raises:
-      ValueError: unknown backend, or (on call) a batch that the devices cannot share evenly.
+      ValueError: unknown backend, a mesh without an axis "data", or (on call) a batch that the
+        devices cannot share evenly.
     """
     num_devices = _num_devices(backend, mesh)
     if backend == "pmap":
@@ -71,7 +73,7 @@ def compile_scan(
     over_seeds: bool = False,
     data_per_seed: bool = False,
     whole_epochs: bool = False,
-    donate: bool = True,
+    donate: bool = False,
 ) -> Callable[[TrainState, Data], tuple[TrainState, Metrics]]:
     """Compiles `scan_steps`, as `compile_step` does a step: (state, data) -> (state, metrics).
 
@@ -79,8 +81,8 @@ def compile_scan(
     same data or, with `data_per_seed`, on arrays that have a leading axis of seeds too.
 
     Raises:
-      ValueError: unknown backend, a batch that the devices cannot share evenly, or seeds
-        under pmap.
+      ValueError: unknown backend, a mesh without an axis "data", a batch that the devices cannot
+        share evenly, or seeds under pmap.
     """
     num_devices = _num_devices(backend, mesh)
     check_divisible(batch_size, num_devices)
@@ -146,6 +148,9 @@ def _num_devices(backend: Backend, mesh: Mesh | None) -> int:
     if backend not in ("jit", "pmap"):
         raise ValueError(f"backend must be 'jit' or 'pmap', got {backend!r}")
     if mesh is not None:
+        if DATA_AXIS not in mesh.shape:
+            axes = ", ".join(map(repr, mesh.axis_names))
+            raise ValueError(f"a batch is split along a mesh axis {DATA_AXIS!r}; this has {axes}")
         return mesh.shape[DATA_AXIS]
     return jax.local_device_count() if backend == "pmap" else 1
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from dirasym import keys
 from dirasym.objectives import exclude
-from dirasym.rows import call
+from dirasym.rows import call, hidden_share, takes
 from dirasym.types import ApplyFn, Array, Params
 
 Order = Literal["random", "left_to_right", "right_to_left"]
@@ -102,13 +102,14 @@ def unmask(
         per_B = jnp.full_like(masked_B, num_steps) if num_steps == length else masked_B
         first_B, end_B = step * per_B // num_steps, (step + 1) * per_B // num_steps
         now_BL = masked_BL & (rank_BL >= first_B[:, None]) & (rank_BL < end_B[:, None])
+        noise_B = hidden_share(tokens_BL, mask_id, None)
         if most == length:
             place_BP = jnp.broadcast_to(jnp.arange(length), tokens_BL.shape)
-            logits_BPV = call(apply_fn, params, tokens_BL)
+            logits_BPV = call(apply_fn, params, tokens_BL, noise_B=noise_B)
         else:
             place_BP = jnp.argsort(~now_BL, axis=1)[:, :most]
             rows_R = (jnp.arange(num_rows)[:, None] * length + place_BP).ravel()
-            logits_BPV = call(apply_fn, params, tokens_BL, rows_R=rows_R)
+            logits_BPV = call(apply_fn, params, tokens_BL, rows_R=rows_R, noise_B=noise_B)
             logits_BPV = logits_BPV.reshape(num_rows, most, -1)
         logits_BPV = exclude(logits_BPV, mask_id)
         if num_steps == length:  # one draw a row
@@ -156,21 +157,50 @@ def greedy(
     `eos_id`, which fills what is left of it; the loop ends when all rows have.
 
     Args:
-      extend_fn: `models.make_extend_fn(model)`, or anything of its signature.
+      extend_fn: `models.make_extend_fn(model)`, `recomputing(apply_fn)`, or anything of that
+        signature.
       params: its parameters.
       prompt_BL: prompts, each with at least one token.
       valid_BL: False at padding.
       num_new: tokens to generate.
       eos_id: ends a row; None never.
     """
+    logits_BV, cache = start_greedy(extend_fn, params, prompt_BL, valid_BL, num_new=num_new)
+    started = dict(logits_BV=logits_BV, cache=cache, num_new=num_new, eos_id=eos_id)
+    return go_on_greedy(extend_fn, params, valid_BL, **started)
+
+
+def start_greedy(
+    extend_fn: Callable[..., tuple[jax.Array, Any]],
+    params: Params,
+    prompt_BL: Array,
+    valid_BL: Array,
+    *,
+    num_new: int,
+) -> tuple[jax.Array, Any]:
+    """`greedy`'s reading of the prompts: logits of the first new token [B, V], and the cache."""
     prompt_BL, valid_BL = jnp.asarray(prompt_BL), jnp.asarray(valid_BL)
-    length = prompt_BL.shape[1]
     valid_BS = jnp.pad(valid_BL, ((0, 0), (0, num_new)), constant_values=True)
     logits_BLV, cache = extend_fn(params, {}, prompt_BL, 0, valid_BS)
-    last_B = length - 1 - jnp.argmax(valid_BL[:, ::-1], axis=1)
-    logits_BV = jnp.take_along_axis(logits_BLV, last_B[:, None, None], axis=1)[:, 0]
+    last_B = prompt_BL.shape[1] - 1 - jnp.argmax(valid_BL[:, ::-1], axis=1)
+    return jnp.take_along_axis(logits_BLV, last_B[:, None, None], axis=1)[:, 0], cache
+
+
+def go_on_greedy(
+    extend_fn: Callable[..., tuple[jax.Array, Any]],
+    params: Params,
+    valid_BL: Array,
+    *,
+    logits_BV: jax.Array,
+    cache: Any,
+    num_new: int,
+    eos_id: int | None,
+) -> jax.Array:
+    """`greedy` from what `start_greedy` gives."""
+    num_rows, length = jnp.shape(valid_BL)
+    valid_BS = jnp.pad(jnp.asarray(valid_BL), ((0, 0), (0, num_new)), constant_values=True)
     first_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
-    new_BT = jnp.full((len(prompt_BL), num_new), 0 if eos_id is None else eos_id, jnp.int32)
+    new_BT = jnp.full((num_rows, num_new), 0 if eos_id is None else eos_id, jnp.int32)
     new_BT = new_BT.at[:, 0].set(first_B)
 
     def ended(token_B):
@@ -191,11 +221,38 @@ def greedy(
     return jax.lax.while_loop(is_unfinished, add_token, carry)[1]
 
 
+def recomputing(apply_fn: ApplyFn) -> Callable[..., tuple[jax.Array, Any]]:
+    """An `extend_fn` for `greedy` of a causal model without a cache: it reads every row anew.
+
+    The tokens of a row are moved together, so that no model need be told of padding; what is
+    behind the last one a causal model does not read. A step costs a reading of whole rows.
+    """
+
+    def extend_fn(params, cache, tokens_BL, start, valid_BS):
+        num_rows, size = tokens_BL.shape
+        row_BS = cache.get("tokens", jnp.zeros(valid_BS.shape, jnp.int32))
+        row_BS = jax.lax.dynamic_update_slice_in_dim(row_BS, tokens_BL.astype(jnp.int32), start, 1)
+        length = row_BS.shape[1]
+        read_BS = jnp.asarray(valid_BS) & (jnp.arange(length) < start + size)[None]
+        order_BS = jnp.argsort(~read_BS, axis=1, stable=True)
+        place_BS = jnp.maximum(jnp.cumsum(read_BS, axis=1) - 1, 0)
+        place_BL = jax.lax.dynamic_slice_in_dim(place_BS, start, size, axis=1)
+        rows_R = (jnp.arange(num_rows)[:, None] * length + place_BL).ravel()
+        together_BS = jnp.take_along_axis(row_BS, order_BS, axis=1)
+        # Some models cannot do without it.
+        told_BS = jnp.take_along_axis(read_BS, order_BS, axis=1)
+        valid_BS = told_BS if takes(apply_fn, "valid_BL") else None
+        logits_RV = call(apply_fn, params, together_BS, rows_R=rows_R, valid_BL=valid_BS)
+        return logits_RV.reshape(num_rows, size, -1), {"tokens": row_BS}
+
+    return extend_fn
+
+
 def remask(
     apply_fn: ApplyFn,
     params: Params,
     prompt_BL: Array,
-    valid_BL: Array,
+    valid_BL: Array | None,
     key: jax.Array | None = None,
     *,
     mask_id: int,
@@ -211,7 +268,8 @@ def remask(
     right, each in num_steps / blocks steps; a step predicts every [M] at its likeliest token
     and keeps, of the block's predictions, an even share: the most probable ones
     ("low_confidence" ones are masked again) or random ones. [M] itself is never predicted.
-    `num_steps` = `num_new` reveals one token a step. Padding as in `greedy`. At random, row b
+    `num_steps` = `num_new` reveals one token a step. Padding as in `greedy`; there is none without
+    `valid_BL`. At random, row b
     draws from `fold_in(key, index_B[b])`, with b itself when None.
 
     Raises:
@@ -227,7 +285,9 @@ def remask(
     length = prompt_BL.shape[1]
     padding = ((0, 0), (0, num_new))
     tokens_BS = jnp.pad(prompt_BL, padding, constant_values=mask_id)
-    valid_BS = jnp.pad(jnp.asarray(valid_BL), padding, constant_values=True)
+    valid_BS = None
+    if valid_BL is not None:
+        valid_BS = jnp.pad(jnp.asarray(valid_BL), padding, constant_values=True)
     num_rows, num_slots = tokens_BS.shape
     keys_B = None if key is None else _row_keys(key, num_rows, index_B)
     first_R = num_slots * jnp.arange(num_rows).repeat(block_length) + jnp.tile(
@@ -238,7 +298,8 @@ def remask(
         block, step_in_block = step // steps_per_block, step % steps_per_block
         start = length + block * block_length
         tokens_BP = jax.lax.dynamic_slice_in_dim(tokens_BS, start, block_length, axis=1)
-        logits_RV = call(apply_fn, params, tokens_BS, valid_BL=valid_BS, rows_R=first_R + start)
+        optional = dict(valid_BL=valid_BS, noise_B=hidden_share(tokens_BS, mask_id, valid_BS))
+        logits_RV = call(apply_fn, params, tokens_BS, rows_R=first_R + start, **optional)
         logits_BPV = exclude(logits_RV, mask_id).reshape(num_rows, block_length, -1)
         guess_BP = jnp.argmax(logits_BPV, axis=-1).astype(tokens_BS.dtype)
         if remasking == "random":

@@ -80,8 +80,10 @@ def masked_log_likelihood(
         )
         if counts == "stratified":
             uniform_B = (number + uniform_B) / num_samples
-        masked_BL, weight_B = corrupt(uniform_B, place_BL, scored_BL, weighting="k")
-        nll_BL = denoising_nll(apply_fn, params, batch, masked_BL, masked_BL, mask_id, capacity)
+        masked_BL, weight_B, level_B = corrupt(uniform_B, place_BL, scored_BL, weighting="k")
+        nll_BL = denoising_nll(
+            *(apply_fn, params, batch, masked_BL, masked_BL, mask_id, capacity), noise_B=level_B
+        )
         return -weight_B * jnp.sum(nll_BL, axis=1)
 
     samples_SB = jax.lax.map(sample, jnp.arange(num_samples))

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from dirasym.objectives import (
     exclude,
 )
-from dirasym.rows import Capacity, call, read_at
+from dirasym.rows import Capacity, call, hidden_share, read_at
 from dirasym.types import ApplyFn, Array, Params
 
 
@@ -28,7 +28,9 @@ def probabilities(
     A masked model reads each row as it stands; pass its mask id as `excluded_id`. With
     `bos_id` a causal model is read: position l sees BOS and the tokens before l only.
     """
-    return _softmax(call(apply_fn, params, _behind_bos(tokens_EL, bos_id)), excluded_id)
+    noise_E = hidden_share(tokens_EL, excluded_id, None)
+    tokens_EL = _behind_bos(tokens_EL, bos_id)
+    return _softmax(call(apply_fn, params, tokens_EL, noise_B=noise_E), excluded_id)
 
 
 def target_probability(
@@ -54,7 +56,9 @@ def target_probability(
 
     target_EL = jnp.broadcast_to(jnp.asarray(target_E)[:, None], tokens_EL.shape)
     asked_EL = jnp.asarray(asked_EL)
-    return read_at(read, apply_fn, params, tokens_EL, asked_EL, target_EL, capacity=capacity)
+    asked = (tokens_EL, asked_EL, target_EL)
+    noise_E = hidden_share(tokens_EL, excluded_id, None)
+    return read_at(read, apply_fn, params, *asked, capacity=capacity, noise_B=noise_E)
 
 
 def _behind_bos(tokens_EL: Array, bos_id: int | None) -> jax.Array:

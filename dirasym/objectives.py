@@ -14,9 +14,8 @@ An objective wants the logits of some positions alone; `capacity` says how many 
 `rows`), and changes the cost and nothing else.
 """
 
-import functools
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import chex
 import jax
@@ -89,15 +88,8 @@ def next_token_nll(
     """
     inputs_BL, targets_BL, scored_BL, valid_BL = _shifted(batch, bos_id)
     return read_at(
-        token_nll,
-        apply_fn,
-        params,
-        inputs_BL,
-        scored_BL,
-        targets_BL,
-        capacity=capacity,
-        valid_BL=valid_BL,
-        rngs=rngs,
+        *(token_nll, apply_fn, params, inputs_BL, scored_BL, targets_BL),
+        **dict(capacity=capacity, valid_BL=valid_BL, rngs=rngs),
     )
 
 
@@ -141,7 +133,11 @@ def parallel_target(
     """
     del key
     scored_BL = scored_tokens(batch)
-    nll_BL = denoising_nll(apply_fn, params, batch, scored_BL, scored_BL, mask_id, capacity, rngs)
+    nll_BL = denoising_nll(
+        *(apply_fn, params, batch, scored_BL, scored_BL, mask_id, capacity, rngs),
+        noise_B=jnp.ones(len(scored_BL)),
+        known_mask=False,
+    )
     return jnp.sum(nll_BL), jnp.sum(scored_BL).astype(jnp.float32), {}
 
 
@@ -193,14 +189,15 @@ def masked_diffusion(
     Only `batch.noised_BL` tokens are ever replaced (`scored_BL` when that is None), and only
     tokens both replaced and scored enter the sum. With `batch.unit_BL` the noised tokens of a
     unit (a name, say) are hidden together or not at all, with the probability of the level; they
-    are then predicted independently of one another, and the sum is no bound on -log p(x).
+    are then predicted independently of one another, and the sum is no bound on -log p(x). A model
+    that takes `noise_B` is told λ ("k": k/n).
 
     Returns:
       sum: nats, weighted. count: examples with a scored token, so the loss is nats per
       sequence. aux: "tokens", how many were predicted; "token_nll", their unweighted nats.
 
     Raises:
-      ValueError: an unknown weighting, "k" with units, or an empty global batch.
+      ValueError: an unknown weighting, "k" with units, an empty global batch, or as denoising_nll.
     """
     if batch.global_size < 1:
         raise ValueError(f"global_size must be positive, got {batch.global_size}")
@@ -213,12 +210,12 @@ def masked_diffusion(
         place_BL = jnp.take_along_axis(place_BL, unit_BL, axis=1, mode="clip")
     if stratified:
         uniform_B = _stratified(batch, key, uniform_B)
-    masked_BL, weight_B = corrupt(
+    masked_BL, weight_B, level_B = corrupt(
         uniform_B, place_BL, noised_BL, weighting=weighting, schedule=schedule
     )
     predicted_BL = masked_BL & scored_BL
     nll_BL = denoising_nll(
-        apply_fn, params, batch, masked_BL, predicted_BL, mask_id, capacity, rngs
+        apply_fn, params, batch, masked_BL, predicted_BL, mask_id, capacity, rngs, noise_B=level_B
     )
     count = jnp.sum(jnp.any(scored_BL, axis=1)).astype(jnp.float32)
     if per_token:
@@ -257,7 +254,11 @@ def any_order(
 
     def reveal(rank, total):
         hidden_BL, now_BL = (scored_BL & x for x in (rank_BL >= rank, rank_BL == rank))
-        nll_BL = denoising_nll(apply_fn, params, batch, hidden_BL, now_BL, mask_id, PerRow(1), rngs)
+        noise_B = jnp.sum(hidden_BL, axis=1) / jnp.maximum(jnp.sum(scored_BL, axis=1), 1)
+        nll_BL = denoising_nll(
+            *(apply_fn, params, batch, hidden_BL, now_BL, mask_id, PerRow(1), rngs),
+            noise_B=noise_B,
+        )
         return total + jnp.sum(nll_BL)
 
     longest = jnp.max(jnp.sum(scored_BL, axis=1))
@@ -272,8 +273,8 @@ def corrupt(
     *,
     weighting: Literal["lambda", "t", "k"] = "lambda",
     schedule: Callable[[jax.Array], jax.Array] = linear_schedule,
-) -> tuple[jax.Array, jax.Array]:
-    """Masks and weights of `masked_diffusion` from uniform draws in (0, 1].
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Masks, weights and noise levels of `masked_diffusion` from uniform draws in (0, 1].
 
     Args:
       uniform_B: sets the noise level of each example.
@@ -281,13 +282,14 @@ def corrupt(
       noised_BL: which tokens may be masked.
 
     Returns:
-      (masked_BL bool, weight_B float).
+      (masked_BL bool, weight_B float, level_B float: λ, of "k" k/n).
     """
     if weighting == "k":
         size_B = jnp.sum(noised_BL, axis=1)
         k_B = jnp.clip(jnp.ceil(uniform_B * size_B), 1, size_B)
         rank_BL = jnp.argsort(jnp.argsort(jnp.where(noised_BL, place_BL, jnp.inf), axis=1), axis=1)
-        return (rank_BL < k_B[:, None]) & noised_BL, size_B / jnp.maximum(k_B, 1)
+        level_B = k_B / jnp.maximum(size_B, 1)
+        return (rank_BL < k_B[:, None]) & noised_BL, size_B / jnp.maximum(k_B, 1), level_B
     if weighting == "lambda":
         level_B, weight_B = uniform_B, 1 / uniform_B
     elif weighting == "t":
@@ -295,7 +297,7 @@ def corrupt(
         weight_B = slope_B / level_B
     else:
         raise ValueError(f"weighting must be 'lambda', 't' or 'k', got {weighting!r}")
-    return (place_BL <= level_B[:, None]) & noised_BL, weight_B
+    return (place_BL <= level_B[:, None]) & noised_BL, weight_B, level_B
 
 
 def masked_lm(
@@ -348,7 +350,8 @@ def masked_lm(
         tokens_BL = jnp.where(randomised_BL, drawn_BL, tokens_BL)
     predicted_BL = selected_BL & scored_BL
     nll_BL = denoising_nll(
-        apply_fn, params, batch, masked_BL, predicted_BL, mask_id, capacity, rngs, tokens_BL
+        *(apply_fn, params, batch, masked_BL, predicted_BL, mask_id, capacity, rngs, tokens_BL),
+        noise_B=jnp.full(len(tokens_BL), rate),
     )
     return jnp.sum(nll_BL), jnp.sum(predicted_BL).astype(jnp.float32), {}
 
@@ -414,22 +417,28 @@ def denoising_nll(
     capacity: Capacity = None,
     rngs: Rngs | None = None,
     tokens_BL: Array | None = None,
+    *,
+    noise_B: Array | None = None,
+    known_mask: bool = True,
 ) -> jax.Array:
     """-log p(clean token | sequence with [M] at `masked_BL`) in nats: [B, L].
 
     0 where nothing is predicted. `tokens_BL` stands in the sequence elsewhere, the clean tokens
-    when None. [M] itself gets probability 0.
+    when None. [M] itself gets probability 0. `noise_B` is the level that the model is told.
+
+    Raises:
+      ValueError: with `known_mask`, a mask id that the vocabulary lacks: its embedding is NaN.
     """
     tokens_BL = jnp.asarray(batch.tokens_BL if tokens_BL is None else tokens_BL)
-    return read_at(
-        functools.partial(token_nll, excluded_id=mask_id),
-        apply_fn,
-        params,
-        jnp.where(masked_BL, mask_id, tokens_BL),
-        predicted_BL,
-        # A clean [M] would cost infinity where nothing is predicted.
-        jnp.where(predicted_BL, batch.tokens_BL, 0 if mask_id else 1),
-        capacity=capacity,
-        valid_BL=batch.valid_BL,
-        rngs=rngs,
-    )
+
+    def read(logits, targets):
+        if known_mask and not 0 <= mask_id < logits.shape[-1]:
+            raise ValueError(f"mask_id {mask_id} is none of the model's {logits.shape[-1]} tokens")
+        return token_nll(logits, targets, excluded_id=mask_id)
+
+    hidden_BL = jnp.where(masked_BL, mask_id, tokens_BL)
+    # A clean [M] would cost infinity where nothing is predicted.
+    target_BL = jnp.where(predicted_BL, batch.tokens_BL, 0 if mask_id else 1)
+    optional: dict[str, Any] = dict(valid_BL=batch.valid_BL, noise_B=noise_B, rngs=rngs)
+    asked = (hidden_BL, predicted_BL, target_BL)
+    return read_at(read, apply_fn, params, *asked, capacity=capacity, **optional)

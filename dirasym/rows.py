@@ -81,7 +81,8 @@ def call(
       logits_BLV, or with `rows_R` logits_RV.
 
     Raises:
-      TypeError: `valid_BL` is given and `apply_fn` does not take it.
+      TypeError: `valid_BL` is given and `apply_fn` does not take it, or it needs a keyword that
+        is not given here, which is named.
     """
     given = {name: value for name, value in optional.items() if value is not None}
     if rows_R is not None:
@@ -92,10 +93,35 @@ def call(
         if "valid_BL" in given and "valid_BL" not in taken:
             raise TypeError("the batch has padding (valid_BL), and apply_fn takes no valid_BL")
         given = {name: value for name, value in given.items() if name in taken}
+    for p in parameters:
+        if p.kind is p.KEYWORD_ONLY and p.default is p.empty and p.name not in given:
+            raise TypeError(f"apply_fn needs {p.name}, which is not given here")
     logits = apply_fn(params, tokens_BL, **given)
     if rows_R is not None and logits.ndim == 3:  # of the whole
         logits = _flat(logits).at[rows_R].get(mode="clip")
     return logits
+
+
+def takes(apply_fn: ApplyFn, name: str) -> bool:
+    """Whether `call` passes an optional argument of this name on."""
+    parameters = inspect.signature(apply_fn).parameters
+    return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+def hidden_share(tokens_BL: Array, mask_id: int | None, valid_BL: Array | None) -> jax.Array | None:
+    """The share of each row's valid tokens that are [M]: float32 [B]; None without a mask id.
+
+    What a model that is conditioned on its noise level (`noise_B`) is told where no level was
+    drawn: when it decodes, and when it is asked.
+    """
+    if mask_id is None:
+        return None
+    hidden_BL = jnp.asarray(tokens_BL) == mask_id
+    if valid_BL is None:
+        return jnp.mean(hidden_BL, axis=1, dtype=jnp.float32)
+    valid_BL = jnp.asarray(valid_BL)
+    count_B = jnp.maximum(jnp.sum(valid_BL, axis=1), 1)
+    return (jnp.sum(hidden_BL & valid_BL, axis=1) / count_B).astype(jnp.float32)
 
 
 def read_at(
@@ -108,6 +134,7 @@ def read_at(
     *,
     capacity: Capacity = None,
     valid_BL: Array | None = None,
+    noise_B: Array | None = None,
     rngs: Rngs | None = None,
 ) -> jax.Array:
     """`read(logits, target)` at the wanted positions, and 0 elsewhere: [B, L].
@@ -122,6 +149,7 @@ def read_at(
       target_BL: int.
       capacity: how many positions are computed; see the module.
       valid_BL: False at padding.
+      noise_B: noise level of each row, for models that ask for it.
       rngs: of dropout.
 
     Raises:
@@ -129,7 +157,8 @@ def read_at(
     """
     chex.assert_equal_shape([tokens_BL, wanted_BL, target_BL])
     size, length = wanted_BL.size, wanted_BL.shape[1]
-    ask = functools.partial(call, apply_fn, params, tokens_BL, valid_BL=valid_BL, rngs=rngs)
+    optional: dict[str, Any] = dict(valid_BL=valid_BL, noise_B=noise_B, rngs=rngs)
+    ask = functools.partial(call, apply_fn, params, tokens_BL, **optional)
 
     def everywhere():
         return jnp.where(wanted_BL, read(ask(), target_BL), 0.0)

@@ -223,6 +223,7 @@ class _Programs:
                 num_steps=run.eval_every,
                 batch_size=run.batch_size,
                 whole_epochs=run.whole_epochs,
+                donate=True,
                 **seeds,
                 **self._how,
             )

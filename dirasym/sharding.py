@@ -64,10 +64,13 @@ def shardings(mesh: Mesh, tree: Any) -> Any:
     """A sharding for each leaf of a tree that holds parameters under their names.
 
     So of parameters, of their shapes (`load_pretrained(.., shardings=partial(shardings,
-    mesh))`), of an optimizer's state and of a whole `TrainState`.
+    mesh))`), of an optimizer's state and of a whole `TrainState`. On a mesh without an axis
+    "model" each device has all of them.
     """
 
     def of_leaf(path, leaf):
+        if MODEL not in mesh.shape:
+            return NamedSharding(mesh, PartitionSpec())
         return NamedSharding(mesh, spec(_name(path), leaf.shape, mesh.shape[MODEL]))
 
     return jax.tree_util.tree_map_with_path(of_leaf, tree)

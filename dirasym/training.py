@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 
 import flax.linen as nn
-import flax.training.train_state
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,10 +23,15 @@ ORDER_STREAM = np.uint32(2**32 - 1)
 EVAL_STREAM = np.uint32(2**32 - 2)
 
 
-class TrainState(flax.training.train_state.TrainState):
-    """Flax's TrainState with the run's key and an exponential moving average.
+class TrainState(flax.struct.PyTreeNode):
+    """All of a run that changes with its steps; `params` may be any pytree of float arrays.
 
     Attributes:
+      step: steps taken, int32.
+      apply_fn: the model (static).
+      params: what is trained: nested dicts, a registered dataclass, an Equinox module.
+      tx: the optimizer (static).
+      opt_state: its state.
       key: the only source of randomness of a run: data order, noise and dropout are
         functions of (key, step).
       ema_params: moving average of the parameters, or None.
@@ -35,9 +40,20 @@ class TrainState(flax.training.train_state.TrainState):
         shells neither donate nor copy it, seeds share it, and checkpoints leave it out.
     """
 
+    step: jax.Array
+    apply_fn: ApplyFn = flax.struct.field(pytree_node=False)
+    params: Params
+    tx: optax.GradientTransformation = flax.struct.field(pytree_node=False)
+    opt_state: optax.OptState
     key: jax.Array
     ema_params: Params | None = None
     frozen: Params | None = None
+
+    def apply_gradients(self, grads: Params) -> "TrainState":
+        """The state after the optimizer's step with these gradients."""
+        updates, opt_state = self.tx.update(grads, self.opt_state, self.params)
+        params = optax.apply_updates(self.params, updates)
+        return self.replace(step=self.step + 1, params=params, opt_state=opt_state)
 
     def weights(self) -> dict[str, Params]:
         """What can be evaluated: "raw", and "ema" where there is one."""
@@ -65,22 +81,27 @@ def create_state(
 
     Raises:
       ValueError: float16 parameters, in which AdamW's ε is 0 and a zero gradient 0/0.
+      TypeError: a leaf of the parameters is no array of floats; it is named.
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if leaf.dtype == jnp.float16:
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        dtype = getattr(leaf, "dtype", type(leaf).__name__)
+        if not (hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)):
+            raise TypeError(f"params: {name} is {dtype}; gradients need arrays of floats")
+        if dtype == jnp.float16:
             raise ValueError(f"{name} is float16: train in float32 or bfloat16")
     params, key = jax.tree.map(jnp.copy, params), jnp.copy(key)
-    state = TrainState.create(
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),  # an array, as after every later step
         apply_fn=apply_fn,
         params=params,
         tx=optimizer,
+        opt_state=optimizer.init(params),
         key=keys.threefry(key),
         # A copy: two names of one buffer cannot both be donated.
         ema_params=jax.tree.map(jnp.copy, params) if ema else None,
         frozen=frozen,
     )
-    return state.replace(step=jnp.zeros((), jnp.int32))  # an array, as after every later step
 
 
 def initializer(
@@ -190,7 +211,7 @@ def train_step(
     grads = jax.tree.map(
         lambda g, p: (g * (1 / count).astype(g.dtype)).astype(p.dtype), grads, state.params
     )
-    state = state.apply_gradients(grads=grads)
+    state = state.apply_gradients(grads)
     if ema_decay is not None:
         decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
         state = state.replace(

@@ -55,6 +55,44 @@ class Batch:
     size_B: Array | None = None
     unit_BL: Array | None = None
 
+    @classmethod
+    def of(cls, tokens_BL: Any, scored: Array | None = None, valid: Array | None = None) -> "Batch":
+        """A whole global batch of some rows of tokens.
+
+        Args:
+          tokens_BL: int token ids [B, L], or lists of them.
+          scored: bool [B, L], the tokens whose prediction counts; all when None.
+          valid: bool [B, L], False at padding; all are read when None.
+
+        Example:
+          >>> batch = Batch.of([[5, 6, 7], [5, 8, 0]], valid=[[1, 1, 1], [1, 1, 0]])
+          >>> batch.global_size, batch.valid_BL.sum(axis=1)
+          (2, array([3, 2]))
+
+        Raises:
+          ValueError: tokens that are not two axes of integers, or `scored` or `valid` of another
+            shape or of other values than yes and no.
+        """
+        if not isinstance(tokens_BL, jax.Array):
+            tokens_BL = np.asarray(tokens_BL)
+        if tokens_BL.ndim != 2 or not np.issubdtype(tokens_BL.dtype, np.integer):
+            raise ValueError(
+                f"tokens_BL must be integers [B, L], got {tokens_BL.dtype} {tokens_BL.shape}"
+            )
+        masks = {}
+        for name, given in (("scored", scored), ("valid", valid)):
+            if given is not None:
+                mask_BL = given if isinstance(given, jax.Array) else np.asarray(given)
+                if mask_BL.shape != tokens_BL.shape:
+                    raise ValueError(
+                        f"{name} must be {tokens_BL.shape} as tokens_BL, got {mask_BL.shape}"
+                    )
+                if mask_BL.dtype != bool and not np.isin(mask_BL, (0, 1)).all():
+                    raise ValueError(f"{name} must be True or False at each token")
+                masks[f"{name}_BL"] = mask_BL.astype(bool)
+        size = len(tokens_BL)
+        return cls(tokens_BL.astype(np.int32), np.arange(size, dtype=np.int32), size, **masks)
+
 
 class ApplyFn(Protocol):
     """A model as the rest of the library sees it: a pure function of its parameters.
@@ -63,8 +101,12 @@ class ApplyFn(Protocol):
     positions alone, as indices into the flattened B·L. An index of B·L or more is capacity that
     is not in use: what stands there is finite, and nobody reads it.
 
-    A function may leave out any of the three keywords. Callers go through `rows.call`,
-    which passes what the function names, and picks the rows itself where that is not `rows_R`.
+    A network that is conditioned on the noise may take `noise_B` too, the level of each row: what
+    an objective drew, and the share of valid tokens that are [M] where nothing was drawn.
+
+    A function may leave out any of these keywords. Callers go through `rows.call`, which passes
+    what the function names, and picks the rows itself where that is not `rows_R`.
+    `models.frameworks` makes one of an NNX, Equinox, Haiku or linen model.
     """
 
     def __call__(

@@ -56,9 +56,14 @@ def test_greedy_is_the_argmax_of_the_whole_model_whatever_the_padding(scan_layer
     def run(tokens, valid, eos_id):
         return decoding.greedy(extend, params, tokens, valid, num_new=4, eos_id=eos_id)
 
+    anew = decoding.recomputing(
+        lambda params, tokens_BL: model.apply({"params": params}, tokens_BL)
+    )
     for left in (True, False):
         tokens, valid = _pad(PROMPTS, left)
         np.testing.assert_array_equal(run(tokens, valid, -1), want)
+        said = decoding.greedy(anew, params, tokens, valid, num_new=4)
+        np.testing.assert_array_equal(said, want)
     eos = want[0][1]
     for row, whole in zip(run(tokens, valid, eos).tolist(), want, strict=True):
         stop = whole.index(eos) + 1 if eos in whole else 4

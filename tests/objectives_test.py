@@ -49,16 +49,17 @@ def test_lambda_and_t_weigh_each_mask_as_any_order_decoding_does(schedule):
     ones = jnp.ones((len(u), n), bool)
     for weighting in ("lambda", "t"):
         # The level is read off the places at which masking stops.
-        _, weight = objectives.corrupt(
+        _, weight, _ = objectives.corrupt(
             jnp.asarray(u), jnp.zeros((len(u), n)), ones, weighting=weighting, schedule=schedule
         )
         level = u if weighting == "lambda" else np.asarray(schedule(jnp.asarray(u)))
         for delta, masked in ((-1e-4, True), (1e-4, False)):
             places = jnp.asarray(np.repeat((level + delta)[:, None], n, 1))
-            got, _ = objectives.corrupt(
+            got, _, told = objectives.corrupt(
                 jnp.asarray(u), places, ones, weighting=weighting, schedule=schedule
             )
             assert (np.asarray(got) == masked).all()
+            np.testing.assert_allclose(told, level, rtol=1e-5)
         gauss = np.polynomial.legendre.leggauss(200)[1] / 2
         for k in range(1, n + 1):
             total = (gauss * np.asarray(weight) * level**k * (1 - level) ** (n - k)).sum()
@@ -73,7 +74,7 @@ def test_llada_schedule_leaves_out_the_lowest_levels_alone():
     np.testing.assert_allclose(level, 0.999 * (x + 1) / 2 + 0.001, rtol=1e-6)
     ends = objectives.llada_schedule(jnp.array([0.0, 1.0]))
     np.testing.assert_allclose(ends, [1e-3, 1.0], rtol=1e-6)
-    _, weight = objectives.corrupt(
+    _, weight, _ = objectives.corrupt(
         t, jnp.zeros((len(t), n)), jnp.ones((len(t), n), bool),
         weighting="t", schedule=objectives.llada_schedule,
     )  # fmt: skip
@@ -89,12 +90,13 @@ def test_k_weighs_each_mask_the_same():
     totals = dict.fromkeys((m for m in itertools.product([False, True], repeat=n) if any(m)), 0.0)
     orders = list(itertools.permutations(range(n)))
     for k, order in itertools.product(range(1, n + 1), orders):
-        masked, weight = objectives.corrupt(
+        masked, weight, level = objectives.corrupt(
             jnp.array([(k - 0.5) / n]),
             (jnp.array([order]) + 1.0) / n,
             jnp.ones((1, n), bool),
             weighting="k",
         )
+        np.testing.assert_allclose(level, [k / n])
         totals[tuple(np.asarray(masked[0]).tolist())] += float(weight[0]) / n / len(orders)
     for masked, total in totals.items():
         np.testing.assert_allclose(total, _set_weight(sum(masked), n), rtol=1e-6)

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from dirasym import models, objectives, training
+from dirasym import models, objectives, sharding, training
 from dirasym.compile import check_divisible, compile_scan, compile_step
 from dirasym.data import case_pairs
 from dirasym.types import Batch
@@ -150,6 +150,11 @@ def test_non_finite_loss_names_the_first_bad_step():
 def test_bad_input():
     with pytest.raises(ValueError, match="backend"):
         compile_step(_step(), backend="xla")
+    rows = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("rows",))
+    with pytest.raises(ValueError, match="along a mesh axis 'data'; this has 'rows'"):
+        compile_step(_step(), mesh=rows)
+    whole = sharding.shardings(rows, {"embed": {"embedding": np.zeros((4, 2))}})
+    assert whole["embed"]["embedding"].spec == jax.sharding.PartitionSpec()
     with pytest.raises(ValueError, match="10 is not divisible by 4"):
         check_divisible(10, 4)
     with pytest.raises(ValueError, match="batch of 8 is not divisible by microbatches=3"):

@@ -153,6 +153,7 @@ def name_correlation(
     fill_id: int,
     resamples: int = 1000,
     seed: int = 0,
+    level: float = 0.95,
 ) -> "DistanceCorrelation":
     """Corr over names of S_fwd and S_rev by total distance, in rows of [M] and a name alone.
 
@@ -166,7 +167,7 @@ def name_correlation(
             internals, params, placed.tokens_EL, placed.query_E, placed.key_E, stop_E=placed.stop_E
         )
         scores.append(by_distance(found.scores, placed.item_E, placed.distance_E))
-    return distance_correlation(*scores, resamples=resamples, seed=seed)
+    return distance_correlation(*scores, resamples=resamples, seed=seed, level=level)
 
 
 def by_distance(values_E: Array, item_E: Array, distance_E: Array) -> np.ndarray:
@@ -205,7 +206,7 @@ class DistanceCorrelation(NamedTuple):
       total: [T], Δ₁+Δ₂ = 2..2D.
       mean: [..., T], average over the pairs (Δ₁, Δ₂) of that total of the correlation over
         items (letters).
-      low, high: 95% percentile interval of a bootstrap over items.
+      low, high: percentile interval of a bootstrap over items.
     """
 
     total: np.ndarray
@@ -215,7 +216,12 @@ class DistanceCorrelation(NamedTuple):
 
 
 def distance_correlation(
-    fwd_ID: np.ndarray, rev_ID: np.ndarray, *, resamples: int = 1000, seed: int = 0
+    fwd_ID: np.ndarray,
+    rev_ID: np.ndarray,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
 ) -> DistanceCorrelation:
     """Corr over items of S_fwd(item, Δ₁) and S_rev(item, Δ₂), by Δ₁+Δ₂.
 
@@ -223,6 +229,7 @@ def distance_correlation(
       fwd_ID, rev_ID: [..., items, D], from `by_distance`; leading axes are layers and heads.
       resamples: of the bootstrap over items.
       seed: of the bootstrap.
+      level: of confidence.
 
     Raises:
       ValueError: shapes that differ, or fewer than 3 items.
@@ -252,7 +259,7 @@ def distance_correlation(
     rng = np.random.default_rng(seed)
     draws = rng.multinomial(items, np.full(items, 1 / items), size=resamples)
     boot = np.stack([by_total(counts) for counts in draws])
-    low, high = np.nanpercentile(boot, [2.5, 97.5], axis=0)
+    low, high = np.nanpercentile(boot, [50 - 50 * level, 50 + 50 * level], axis=0)
     return DistanceCorrelation(total, by_total(np.ones(items)), low, high)
 
 

@@ -15,12 +15,12 @@ import numpy as np
 
 from dirasym import decoding
 from dirasym.analysis.alignment import Alignment, BlockOf, alignment
+from dirasym.analysis.queries import first_token_questions
 from dirasym.analysis.recall import (
     Among,
     Cloze,
     TextRecall,
     TokenRecall,
-    first_token_questions,
     in_chunks,
     paired_losses,
     text_recall,
@@ -73,10 +73,10 @@ class Questions:
     Attributes:
       queries: E questions.
       sides: which of them are "forward", which "reverse".
-      tokens_EL, valid_EL: what is asked, filled up on the right, for a model to go on.
+      tokens_EL, valid_EL: what is asked, filled up, for a model to go on.
       num_new: tokens that an answer may take.
       first: by direction, the first token of each first answer and among what it is chosen
-        (see `recall.first_token_questions`). A masked model reads `num_new` [M] in its place.
+        (see `queries.first_token_questions`). A masked model reads `num_new` [M] in its place.
       tokenizer: its ids.
       mask_id: [M]; None where a causal model is asked.
     """
@@ -99,6 +99,8 @@ class Questions:
         masked: bool,
         num_new: int = 0,
         max_len: int | None = None,
+        any_right: bool = False,
+        left: bool = False,
     ) -> "Questions":
         """The questions of a fact set.
 
@@ -108,6 +110,8 @@ class Questions:
           masked: whether a masked model is asked, or a causal one.
           num_new: tokens that an answer may take; 0: the longest right one and its end.
           max_len: the model's context.
+          any_right: whether the first token of any right answer is right, or that of the first.
+          left: whether rows are filled up on the left.
 
         Raises:
           ValueError: the longest question and its answer exceed the context, a masked model
@@ -120,7 +124,8 @@ class Questions:
         prompts, answers = batching.split_answers(tokenizer, *zip(*pairs, strict=True))
         num_new = num_new or max(map(len, answers)) + 1
         first = np.cumsum([0, *(len(query.answers) for query in queries)])[:-1]
-        tokens_EL, valid_EL = batching.pad([prompts[n] for n in first], tokenizer.pad_id)
+        rows = [prompts[n] for n in first]
+        tokens_EL, valid_EL = batching.pad(rows, tokenizer.pad_id, left=left)
         needed = tokens_EL.shape[1] + num_new
         if max_len is not None and needed > max_len:
             raise ValueError(
@@ -128,6 +133,7 @@ class Questions:
                 f"the context has {max_len}"
             )
         split = len(facts.forward)
+        how: dict[str, Any] = dict(masked=masked, num_new=num_new, any_right=any_right, left=left)
         return cls(
             queries,
             {"forward": slice(split), "reverse": slice(split, None)},
@@ -135,7 +141,7 @@ class Questions:
             valid_EL,
             num_new,
             {
-                name: first_token_questions(side, tokenizer, masked=masked, num_new=num_new)
+                name: first_token_questions(side, tokenizer, **how)
                 for name, side in (("forward", facts.forward), ("reverse", facts.reverse))
             },
             tokenizer,
@@ -186,7 +192,13 @@ class Questions:
         )
 
     def said(
-        self, generate: Generate, params: Params, key: jax.Array, *, chunk_size: int = 64
+        self,
+        generate: Generate,
+        params: Params,
+        key: jax.Array,
+        *,
+        chunk_size: int = 64,
+        padded: bool = True,
     ) -> list[str]:
         """What the model says to each question, up to the end of text.
 
@@ -195,16 +207,35 @@ class Questions:
           params: the model's.
           key: chunk number n is given `fold_in(key, n)`.
           chunk_size: questions a call.
+          padded: whether questions of unequal length are asked together; if not, `valid_BL` is
+            None.
         """
-        new_EN = in_chunks(
-            lambda number, *chunk: generate(params, jax.random.fold_in(key, number), *chunk),
-            (self.tokens_EL, self.valid_EL),
-            chunk_size,
-        )
+
+        def ask(number, *chunk):
+            return generate(params, jax.random.fold_in(key, number), *chunk)
+
+        if padded:
+            new_EN = in_chunks(ask, (self.tokens_EL, self.valid_EL), chunk_size)
+        else:
+            new_EN = np.zeros((len(self.queries), self.num_new), np.int32)
+            size_E = self.valid_EL.sum(axis=1)
+            for size in np.unique(size_E):
+                rows_EL = self.tokens_EL[size_E == size, :size]
+                new_EN[size_E == size] = in_chunks(ask, (rows_EL, None), chunk_size)
+        return self.texts(new_EN)
+
+    def texts(self, new_EN: Array) -> list[str]:
+        """Generated ids as texts, up to the end of text.
+
+        A model may have more tokens than its tokenizer: at one of these the text ends with "�".
+        """
         texts = []
-        for row_N in new_EN:
-            end = np.flatnonzero(row_N == self.tokenizer.eos_id)
-            texts.append(self.tokenizer.decode(row_N[: end[0]] if len(end) else row_N))
+        for row_N in np.asarray(new_EN):
+            unknown_N = row_N >= self.tokenizer.vocab_size
+            stops = [*np.flatnonzero((row_N == self.tokenizer.eos_id) | unknown_N), None]
+            text = self.tokenizer.decode(row_N[: stops[0]])
+            is_cut = stops[0] is not None and unknown_N[stops[0]]
+            texts.append(text + " \ufffd" if is_cut else text)
         return texts
 
     def recall(
@@ -242,7 +273,7 @@ def pair_alignment(
     Args:
       apply_fn: the model.
       params: those of its parameters with respect to which gradients are taken.
-      pairs: of `recall.paired_queries`.
+      pairs: of `queries.paired_queries`.
       mask_id: [M] of a masked model.
       variables: from these parameters to all that `apply_fn` takes (`TrainState.variables`).
       blocks: as of `alignment`.

@@ -12,10 +12,7 @@ medians and intervals over questions are taken by whoever reports them.
 """
 
 import functools
-import itertools
-import re
-from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -24,10 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dirasym.data import batching, text
-from dirasym.data.facts import FactSet, Query, Statement
-from dirasym.data.tokenizers import Tokenizer
 from dirasym.objectives import exclude, token_nll
-from dirasym.rows import call
+from dirasym.rows import call, hidden_share
 from dirasym.types import ApplyFn, Array, Params
 
 Ids = Sequence[int]
@@ -115,7 +110,10 @@ def logits_at(
     """
     tokens_EL = jnp.asarray(questions.tokens_EL)
     rows_E = jnp.arange(len(tokens_EL)) * tokens_EL.shape[1] + jnp.asarray(questions.position_E)
-    logits = call(apply_fn, params, tokens_EL, valid_BL=questions.valid_EL, rows_R=rows_E)
+    optional = dict(
+        valid_BL=questions.valid_EL, noise_B=hidden_share(tokens_EL, mask_id, questions.valid_EL)
+    )
+    logits = call(apply_fn, params, tokens_EL, rows_R=rows_E, **optional)
     wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     return exclude(wide, mask_id)
 
@@ -152,15 +150,21 @@ class Among(NamedTuple):
       aside_EX: tokens of each question, which are no rivals in it; filled up by its target.
       is_asked_E: bool, whether the choice can be asked: the true first token begins no other
         answer and stands in no question.
+      right_EX: first tokens of all that counts as right, each once, the target first; filled up
+        by −1.
     """
 
     first_C: np.ndarray
     aside_EX: np.ndarray
     is_asked_E: np.ndarray
+    right_EX: np.ndarray
 
 
 def choice_among(
-    target_E: Array, answers: Sequence[Hashable], asides: Sequence[Ids] | None = None
+    target_E: Array,
+    answers: Sequence[Hashable],
+    asides: Sequence[Ids] | None = None,
+    others: Sequence[Mapping[int, Hashable]] | None = None,
 ) -> Among:
     """The answers of questions of one direction as each other's rivals.
 
@@ -172,11 +176,19 @@ def choice_among(
       answers: which answer it is, one each.
       asides: tokens of each question. A name that is asked about is no rival, so that a model
         which copies the prompt is not thereby wrong.
+      others: by first token, further answers that are right; none when None.
     """
     target_E = np.asarray(target_E)
+    right: list[dict[int, Hashable]] = [
+        {**further, token: answer}
+        for token, answer, further in zip(
+            target_E.tolist(), answers, others or [{}] * len(target_E), strict=True
+        )
+    ]
     begun: dict[int, set[Hashable]] = {}
-    for token, answer in zip(target_E.tolist(), answers, strict=True):
-        begun.setdefault(token, set()).add(answer)
+    for of_question in right:
+        for token, answer in of_question.items():
+            begun.setdefault(token, set()).add(answer)
     sets = (
         [set(map(int, aside)) for aside in asides]
         if asides is not None
@@ -185,128 +197,25 @@ def choice_among(
     aside_EX = np.tile(target_E[:, None], (1, max(1, *map(len, sets))))
     for row, aside in zip(aside_EX, sets, strict=True):
         row[: len(aside)] = sorted(aside)
+    right_EX = np.full((len(target_E), max(map(len, right))), -1)
+    for row, target, of_question in zip(right_EX, target_E, right, strict=True):
+        row[: len(of_question)] = [target, *sorted(set(of_question) - {target})]
     is_asked_E = np.array(
-        [len(begun[t]) == 1 and t not in s for t, s in zip(target_E.tolist(), sets, strict=True)]
+        [
+            all(begun[t] <= set(own.values()) and t not in s for t in own)
+            for own, s in zip(right, sets, strict=True)
+        ]
     )
-    return Among(np.unique(target_E), aside_EX, is_asked_E)
-
-
-def paired_queries(
-    data: FactSet, tokenizer: Tokenizer, *, masked: bool, limit: int | None = None
-) -> tuple[Cloze, Cloze] | None:
-    """The theory's two questions about each fact that is trained in one direction.
-
-    One pair for each reverse query whose answer A stands in a trained prompt. A masked model is
-    asked for the first token of A both times: in the statement, "[M]'s child is B", and in
-    reverse, "B's parent is [M]". A causal model cannot look ahead: it is asked what each prompt
-    goes on with, B after "A's child is" and A after "B's parent is".
-
-    Args:
-      data: the facts.
-      tokenizer: of the texts.
-      masked: the kind of model.
-      limit: at most so many pairs.
-
-    Returns:
-      The forward and the reverse questions, as many of each; None where there are none.
-
-    Raises:
-      ValueError: as `batching.split_answers`.
-    """
-    forward: list[tuple[Ids, Ids, Ids]] = []  # what is before, what is asked, what is after
-    reverse: list[tuple[Ids, Ids, Ids]] = []
-    for query, statement in itertools.islice(_told(data), limit):
-        (prompt, asked), (answer, entity) = batching.split_answers(
-            tokenizer,
-            [statement.prompt, query.prompt],
-            [f" {statement.answer}", f" {query.answers[0]}"],
-        )
-        if masked:
-            whole = f"{statement.prompt} {statement.answer}"
-            (offsets,) = tokenizer.offsets([whole])
-            named = text.name_pattern(query.answers[:1]).finditer(whole)
-            (place, *_) = (match.span() for match in named)
-            start, stop = batching.token_span(offsets, *place)
-            row = [*prompt, *answer]
-            forward.append((*_after_blanks(tokenizer, row[:start], row[start:stop]), row[stop:]))
-        else:
-            forward.append((*_after_blanks(tokenizer, prompt, answer), []))
-        reverse.append((*_after_blanks(tokenizer, asked, entity), []))
-    if not forward:
-        return None
-    mask_id = tokenizer.mask_id if masked else None
-    first, second = (
-        Cloze.of(*zip(*side, strict=True), pad_id=tokenizer.pad_id, mask_id=mask_id)
-        for side in (forward, reverse)
-    )
-    return first, second
-
-
-def _told(data: FactSet) -> Iterator[tuple[Query, Statement]]:
-    """Each reverse query with the first statement whose prompt names its answer.
-
-    Only statements with the rarest word of the name are searched: many facts take linear time.
-    """
-    by_word: dict[str, list[Statement]] = defaultdict(list)
-    for statement in data.train:
-        for word in set(re.findall(r"\w+", statement.prompt)):
-            by_word[word].append(statement)
-    for query in data.reverse:
-        whole_name = text.name_pattern(query.answers[:1])
-        words = re.findall(r"\w+", query.answers[0])
-        few = min((by_word.get(word, []) for word in words), key=len, default=data.train)
-        for statement in few:
-            if whole_name.search(statement.prompt):
-                yield query, statement
-                break
-
-
-def first_token_questions(
-    queries: Sequence[Query], tokenizer: Tokenizer, *, masked: bool, num_new: int | None = None
-) -> tuple[Cloze, Among]:
-    """What each query's first right answer begins with, and among what it is chosen.
-
-    Args:
-      queries: of one direction.
-      tokenizer: of the texts.
-      masked: the kind of model.
-      num_new: tokens of the answer's place that a masked model reads as [M]; the answer's own
-        number when None.
-
-    Raises:
-      ValueError: as `batching.split_answers`.
-    """
-    prompts = [query.prompt for query in queries]
-    names = [query.answers[0] for query in queries]
-    ids = batching.split_answers(tokenizer, prompts, [f" {name}" for name in names])
-    before, answers = zip(
-        *(_after_blanks(tokenizer, *parts) for parts in zip(*ids, strict=True)), strict=True
-    )
-    blanks = [len(b) - len(own) for b, own in zip(before, ids[0], strict=True)]
-    questions = Cloze.of(
-        before,
-        answers,
-        pad_id=tokenizer.pad_id,
-        mask_id=tokenizer.mask_id if masked else None,
-        num_masks=None if num_new is None else [max(num_new - b, 1) for b in blanks],
-    )
-    asides = tokenizer.encode([f" {prompt}" for prompt in prompts])
-    return questions, choice_among(questions.target_E, names, asides)
-
-
-def _after_blanks(tokenizer: Tokenizer, prompt: list[int], answer: list[int]):
-    """The two with the answer's first tokens of white space given to the prompt."""
-    blanks = batching.leading_blanks(tokenizer, answer)
-    return [*prompt, *answer[:blanks]], answer[blanks:]
+    return Among(np.array(sorted(begun)), aside_EX, is_asked_E, right_EX)
 
 
 class TokenRecall(NamedTuple):
     """What a model makes of the first token of each answer, [E].
 
     Attributes:
-      p_E: its probability.
+      p_E: its probability; of several right tokens (`Among.right_EX`), that of any of them.
       nll_E: −log of it, in nats.
-      rank_E: 1 + the number of tokens that are more probable.
+      rank_E: 1 + the number of tokens that are more probable; the best of several.
       choice_E: 1.0 where it is more probable than the first tokens of all other answers, 0.0
         where it is not, NaN where that cannot be asked (or was not).
     """
@@ -325,6 +234,7 @@ def token_recall(
     mask_id: int | None = None,
     among: Among | None = None,
     chunk_size: int = 64,
+    padded: bool = True,
 ) -> TokenRecall:
     """Asks a model every question.
 
@@ -335,32 +245,101 @@ def token_recall(
       mask_id: [M] of a masked model, which is never an answer.
       among: see `choice_among`; no choice is measured when None.
       chunk_size: questions a call. Memory is that of so many rows' logits.
+      padded: whether rows of unequal length are asked together; if not, see `of_one_length`.
     """
-    first_C = np.zeros(1, int) if among is None else among.first_C
-    aside_EX = np.asarray(questions.target_E)[:, None] if among is None else among.aside_EX
-    p_E, nll_E, rank_E, wins_E = in_chunks(
-        lambda _, chunk, aside_BX: _read(apply_fn, params, chunk, first_C, aside_BX, mask_id),
-        (questions, aside_EX),
+    if among is None:
+        target_E1 = np.asarray(questions.target_E)[:, None]
+        among = Among(np.zeros(1, int), target_E1, np.zeros(len(target_E1), bool), target_E1)
+    if not padded:
+        return _by_length(
+            lambda part, chosen: token_recall(
+                apply_fn, params, part, mask_id=mask_id, among=chosen, chunk_size=chunk_size
+            ),
+            questions,
+            among,
+        )
+    judged = in_chunks(
+        lambda _, chunk, *sides: _read(apply_fn, params, chunk, among.first_C, *sides, mask_id),
+        (questions, among.aside_EX, among.right_EX),
         chunk_size,
     )
-    is_asked_E = False if among is None else among.is_asked_E
-    return TokenRecall(p_E, nll_E, rank_E, np.where(is_asked_E, wins_E.astype(float), np.nan))
+    return with_choice(judged, among)
+
+
+def _by_length(function: Callable[..., Any], questions: Cloze, among: Among) -> Any:
+    """`function(questions, among)` of the rows of each length, none of which has padding."""
+    parts, places = [], []
+    for place_E, (part,) in of_one_length(questions):
+        rows = [x[place_E] for x in (among.aside_EX, among.is_asked_E, among.right_EX)]
+        parts.append(function(part, Among(among.first_C, *rows)))
+        places.append(place_E)
+    order_E = np.argsort(np.concatenate(places))
+    return jax.tree.map(lambda *x: np.concatenate(x)[order_E], *parts)
+
+
+def of_one_length(*questions: Cloze) -> Iterator[tuple[np.ndarray, tuple[Cloze, ...]]]:
+    """Rows whose lengths are the same in each of the `questions`, where they are, unpadded.
+
+    What a model is asked that cannot be told of padding. Rows are filled up on the right.
+    """
+    sizes_EQ = np.stack(
+        [
+            np.full(len(q.target_E), q.tokens_EL.shape[1])
+            if q.valid_EL is None
+            else np.sum(q.valid_EL, axis=1)
+            for q in questions
+        ],
+        axis=1,
+    )
+    for sizes in np.unique(sizes_EQ, axis=0):
+        place_E = np.flatnonzero((sizes_EQ == sizes).all(axis=1))
+        yield (
+            place_E,
+            tuple(
+                Cloze(
+                    *(
+                        np.asarray(x)[place_E]
+                        for x in (q.tokens_EL[:, :size], q.position_E, q.target_E)
+                    )
+                )
+                for q, size in zip(questions, sizes, strict=True)
+            ),
+        )
+
+
+def with_choice(judged: tuple[np.ndarray, ...], among: Among) -> TokenRecall:
+    """What `judge` found, with a choice only where it can be asked."""
+    p_E, nll_E, rank_E, wins_E = judged
+    return TokenRecall(p_E, nll_E, rank_E, np.where(among.is_asked_E, wins_E.astype(float), np.nan))
 
 
 @functools.partial(jax.jit, static_argnames=("apply_fn", "mask_id"))
-def _read(apply_fn, params, questions, first_C, aside_BX, mask_id):
-    """Probability, nll and rank of the targets, and whether they beat the rivals."""
+def _read(apply_fn, params, questions, first_C, aside_BX, right_BX, mask_id):
+    """`judge` of a model's logits."""
     logits_BV = logits_at(apply_fn, params, questions, mask_id=mask_id)
-    row_B = jnp.arange(len(logits_BV))
-    target_B = questions.target_E
-    own_B = logits_BV[row_B, target_B]
-    rivals_BV = logits_BV.at[row_B[:, None], aside_BX].set(-jnp.inf)
-    rivals_BC = rivals_BV.at[row_B, target_B].set(-jnp.inf)[:, first_C]
+    return judge(logits_BV, first_C, aside_BX, right_BX)
+
+
+def judge(
+    logits_BV: jax.Array, first_C: Array, aside_BX: Array, right_BX: Array
+) -> tuple[jax.Array, ...]:
+    """Probability, nll and rank of the right tokens, and whether they beat the rivals, [B] each.
+
+    Arguments as the fields of `Among`.
+    """
+    logits_BV = logits_BV.astype(jnp.promote_types(logits_BV.dtype, jnp.float32))
+    row_B1 = jnp.arange(len(logits_BV))[:, None]
+    is_right_BX = jnp.asarray(right_BX) >= 0
+    filled_BX = jnp.where(is_right_BX, right_BX, right_BX[:, :1])
+    own_B = jnp.max(logits_BV[row_B1, filled_BX], axis=1)
+    log_p_BX = jax.nn.log_softmax(logits_BV)[row_B1, filled_BX]
+    p_BX = jax.nn.softmax(logits_BV)[row_B1, filled_BX]
+    rivals_BV = logits_BV.at[row_B1, aside_BX].set(-jnp.inf).at[row_B1, filled_BX].set(-jnp.inf)
     return (
-        jax.nn.softmax(logits_BV)[row_B, target_B],
-        token_nll(logits_BV, target_B),
+        jnp.sum(p_BX, axis=1, where=is_right_BX),
+        -jax.nn.logsumexp(log_p_BX, axis=1, where=is_right_BX),
         1 + jnp.sum(logits_BV > own_B[:, None], axis=1),
-        own_B > jnp.max(rivals_BC, axis=1),
+        own_B > jnp.max(rivals_BV[:, first_C], axis=1),
     )
 
 

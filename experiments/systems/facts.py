@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dirasym import models, objectives, runs, training
-from dirasym.analysis import attention, recall
+from dirasym.analysis import attention, queries
 from dirasym.analysis.questions import Questions, answer_tokens, pair_alignment
 from dirasym.data import batching, facts, facts_files, pairs, tokenizers
 from dirasym.finetuning import Trainable
@@ -175,7 +175,7 @@ class Task:
         )
         self.pairs = None
         if c.gradient_examples:
-            self.pairs = recall.paired_queries(self.facts, limit=c.gradient_examples, **reading)
+            self.pairs = queries.paired_queries(self.facts, limit=c.gradient_examples, **reading)
         self.names = []  # of which attention is read
         if self.masked and c.attention_examples:
             self.names = answer_tokens(self.facts, self.tokenizer, c.attention_examples)

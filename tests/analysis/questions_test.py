@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dirasym.analysis import questions, recall
+from dirasym.analysis import queries, questions, recall
 from dirasym.analysis.questions import Questions
 from dirasym.data.facts import FactSet, Query, Statement
 from dirasym.data.tokenizers import Characters, Words
@@ -55,6 +55,14 @@ def test_what_is_said_ends_at_the_end_of_text():
     assert keys == want
 
 
+def test_tokens_that_the_tokenizer_lacks_end_a_text_and_are_no_answer():
+    asked = Questions.of(FACTS, WORDS, masked=False)
+    (known,) = WORDS.encode(["Cy"])[0]
+    rows = [[known, 99, known], [known, WORDS.eos_id, 99], [99, known, known]]
+    assert asked.texts(np.array(rows)) == ["Cy \ufffd", "Cy", " \ufffd"]
+    assert asked.texts(np.array([[known, known]])) == ["Cy Cy"]
+
+
 def test_a_summary_takes_means_medians_and_leaves_out_what_cannot_be_asked():
     found = questions.Recalled(
         recall.TextRecall(np.array([1, 0, 0, 0]) > 0, np.array([1, 1, 0, 0]) > 0, np.arange(4) > 0),
@@ -94,7 +102,7 @@ def test_answers_are_read_once_each_as_they_follow_their_prompt():
 
 def test_gradients_are_of_what_is_trained_alone():
     """−log softmax(a·b·x): of a with b frozen at 2, ⟨,⟩ is 4 times that of b = 1 at a·b = 1."""
-    pairs = recall.paired_queries(FACTS, WORDS, masked=True)
+    pairs = queries.paired_queries(FACTS, WORDS, masked=True)
     pairs[1].target_E[:] = WORDS.encode(["Gil"])[0]  # another than the forward ones
     x_V = jnp.arange(WORDS.vocab_size) / 10
 
@@ -132,9 +140,9 @@ def test_ten_thousand_facts_are_asked_in_seconds():
     start = time.process_time()
     words = Words(facts.texts())
     asked = Questions.of(facts, words, masked=True)
-    forward, reverse = recall.paired_queries(facts, words, masked=True)
+    forward, reverse = queries.paired_queries(facts, words, masked=True)
     taken = time.process_time() - start
     assert len(forward.target_E) == len(reverse.target_E) == len(pairs)
     assert asked.first["reverse"][1].is_asked_E.all()
-    assert len(recall.paired_queries(facts, words, masked=True, limit=3)[0].target_E) == 3
+    assert len(queries.paired_queries(facts, words, masked=True, limit=3)[0].target_E) == 3
     assert taken < 60, taken

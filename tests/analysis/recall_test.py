@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dirasym.analysis import alignment, recall
+from dirasym.analysis import alignment, queries, recall
 from dirasym.analysis.recall import Cloze
 from dirasym.data.facts import FactSet, Query, Statement
 from dirasym.data.tokenizers import Characters, Words
@@ -76,7 +76,7 @@ def _ids(text):
 
 @pytest.mark.parametrize("masked", [True, False])
 def test_paired_queries_of_the_theory(masked):
-    forward, reverse = recall.paired_queries(FACTS, WORDS, masked=masked)
+    forward, reverse = queries.paired_queries(FACTS, WORDS, masked=masked)
     if masked:
         want = ["Sir _ _ begot Cy", "_ begot Eve Fay Gil"], [1, 0], "Ann Anna"
         want_reverse = ["Cy is of _ _", "Eve Fay Gil is of _"], [3, 5], "Ann Anna"
@@ -92,12 +92,12 @@ def test_paired_queries_of_the_theory(masked):
         np.testing.assert_array_equal(got.position_E, position)
         np.testing.assert_array_equal(got.target_E, _ids(target))
         np.testing.assert_array_equal(got.valid_EL, np.array(tokens) != PAD)
-    assert recall.paired_queries(FACTS._replace(train=()), WORDS, masked=masked) is None
+    assert queries.paired_queries(FACTS._replace(train=()), WORDS, masked=masked) is None
 
 
 @pytest.mark.parametrize("masked", [True, False])
 def test_questions_of_one_direction(masked):
-    questions, among = recall.first_token_questions(FACTS.reverse, WORDS, masked=masked, num_new=3)
+    questions, among = queries.first_token_questions(FACTS.reverse, WORDS, masked=masked, num_new=3)
     rows = ["Cy is of", "Eve Fay Gil is of", "Hal is of"]
     tokens = [_ids(row + " _ _ _" * masked) for row in rows]
     assert [
@@ -109,21 +109,21 @@ def test_questions_of_one_direction(masked):
     assert among.is_asked_E.all()
     for row, text in zip(among.aside_EX, rows, strict=True):
         assert set(_ids(text)) <= set(row.tolist())
-    own, _ = recall.first_token_questions(FACTS.reverse, WORDS, masked=True)
+    own, _ = queries.first_token_questions(FACTS.reverse, WORDS, masked=True)
     assert (own.tokens_EL == WORDS.mask_id).sum(axis=1).tolist() == [2, 1, 1]
 
 
 def test_a_space_that_is_a_token_belongs_to_the_prompt():
     """Where every answer begins with one, the token after it is asked for."""
     characters = Characters()
-    queries = [Query("ab is", ("cd",)), Query("e is", ("fgh",))]
-    questions, among = recall.first_token_questions(queries, characters, masked=False)
+    asked = [Query("ab is", ("cd",)), Query("e is", ("fgh",))]
+    questions, among = queries.first_token_questions(asked, characters, masked=False)
     rows = zip(questions.tokens_EL, questions.valid_EL, strict=True)
     assert [characters.decode(t[v].tolist()) for t, v in rows] == ["ab is ", "e is "]
     np.testing.assert_array_equal(questions.position_E, [5, 4])
     assert characters.decode(questions.target_E.tolist()) == "cf" and among.is_asked_E.all()
-    told = FactSet((Statement("cd is", "ab"),), (), (queries[0],))
-    forward, reverse = recall.paired_queries(told, characters, masked=False)
+    told = FactSet((Statement("cd is", "ab"),), (), (asked[0],))
+    forward, reverse = queries.paired_queries(told, characters, masked=False)
     assert characters.decode(forward.tokens_EL[0].tolist()) == "cd is "
     targets = [forward.target_E[0], reverse.target_E[0]]
     assert characters.decode(targets) == "ac"
@@ -164,7 +164,7 @@ def test_a_table_that_is_known_comes_out(masked, dtype, left):
 
 def test_one_direction_is_known_and_the_other_is_not():
     """The two questions of a pair go to their own rows, places and targets, in every measure."""
-    pair = recall.paired_queries(FACTS, WORDS, masked=True)
+    pair = queries.paired_queries(FACTS, WORDS, masked=True)
     rows = [q.tokens_EL[e][q.valid_EL[e]].tolist() for q in pair for e in (0, 1)]
     places = [int(q.position_E[e]) for q in pair for e in (0, 1)]
     shares = [0.9, 0.8, 0.01, 0.02]
@@ -186,7 +186,7 @@ def test_one_direction_is_known_and_the_other_is_not():
 
 def test_the_loss_has_the_gradient_of_its_formula():
     """d/ds of −log softmax(s·x)_A is E_p[x] − x_A, through `alignment`, example by example."""
-    pair = recall.paired_queries(FACTS, WORDS, masked=True)
+    pair = queries.paired_queries(FACTS, WORDS, masked=True)
     rows = [q.tokens_EL[e][q.valid_EL[e]].tolist() for q in pair for e in (0, 1)]
     places = [int(q.position_E[e]) for q in pair for e in (0, 1)]
     p = np.random.default_rng(0).dirichlet(np.ones(VOCAB), size=4)
@@ -217,7 +217,7 @@ def test_what_a_choice_is_made_among():
     np.testing.assert_array_equal(got.choice_E, [np.nan, np.nan, np.nan, 0, 1])
     tied = _table_model([[1]], [0], [_p(t6=0.4, t4=0.4)])
     one = Cloze.of([[1]], [[6]], pad_id=PAD)
-    others = recall.Among(np.array([4, 6]), np.array([[6]]), np.array([True]))
+    others = recall.Among(*map(np.array, ([4, 6], [[6]], [True], [[6]])))
     assert recall.token_recall(tied, 1.0, one, among=others).choice_E == 0
     assert recall.token_recall(tied, 1.0, one).rank_E == 1
 

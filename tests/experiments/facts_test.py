@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from dirasym import models, readers
-from dirasym.analysis import recall
+from dirasym.analysis import queries
 from dirasym.data import facts, tokenizers
 from experiments import adapt_masked
 from experiments import facts as page
@@ -46,30 +46,6 @@ def _task(kind, data="p2c", **changes):
     if config.model_id:
         opened = system.open_pretrained(config.model_id, config.mask_id, scan_layers=True)
     return system.Task(data, kind, config, opened)
-
-
-ROWS = 260  # of the embedding below: 256 bytes, the end of text, and [M] last
-
-
-def _tiny_directory(tmp_path, tokens=257):
-    """A small LLaMA that knows nothing, with a tokenizer of bytes (and so many tokens)."""
-    hf = pytest.importorskip("tokenizers")
-    config = models.llama(
-        ROWS, num_layers=2, width=16, num_heads=4, num_kv_heads=4, mlp_width=24, max_len=256,
-        rope_base=10_000.0, rope_scaling=None,
-    )  # fmt: skip
-    model = models.Transformer(config)
-    params = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 1), np.int32))["params"]
-    directory = tmp_path / "llama"
-    models.save_pretrained(directory, model, params, more_fields={"eos_token_id": 256})
-    letters = sorted(hf.pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {letter: number for number, letter in enumerate(letters)}
-    vocabulary |= {f"<{number}>": number for number in range(256, tokens)}
-    tokenizer = hf.Tokenizer(hf.models.BPE(vocabulary, []))
-    tokenizer.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = hf.decoders.ByteLevel()
-    tokenizer.save(str(directory / "tokenizer.json"))
-    return directory
 
 
 @pytest.mark.parametrize("kind", ["mdm", "arm"])
@@ -179,7 +155,7 @@ def test_causal_rows_score_answers_and_masked_rows_go_on_with_ends():
 def test_paired_queries_ask_for_the_first_entity():
     data = facts.parent_child(facts.invent_parent_child(3, words=1), "p2c")
     tokenizer = tokenizers.Words(data.texts())
-    pair = recall.paired_queries(data, tokenizer, masked=True)
+    pair = queries.paired_queries(data, tokenizer, masked=True)
     statement, query = data.train[0], data.reverse[0]
     parent = query.answers[0]
     whole = f"{statement.prompt} {statement.answer}"
@@ -187,7 +163,7 @@ def test_paired_queries_ask_for_the_first_entity():
     assert tokenizer.decode(forward) == whole.replace(parent, "<mask>")
     assert tokenizer.decode(reverse) == f"{query.prompt} <mask>"
     assert tokenizer.decode([side.target_E[0] for side in pair]) == f"{parent} {parent}"
-    causal = recall.paired_queries(data, tokenizer, masked=False)
+    causal = queries.paired_queries(data, tokenizer, masked=False)
     answers = [side.target_E[0] for side in causal]
     assert tokenizer.decode(answers) == f"{statement.answer} {parent}"
 
@@ -196,14 +172,14 @@ def test_paired_queries_ask_for_the_first_entity():
 def test_every_data_set_can_be_invented(name):
     data = system.fact_set(name, TINY)
     assert data.train and data.forward and data.reverse
-    assert recall.paired_queries(data, tokenizers.Words(data.texts()), masked=True) is not None
+    assert queries.paired_queries(data, tokenizers.Words(data.texts()), masked=True) is not None
 
 
-def test_weights_that_do_not_fit_are_named(tmp_path):
+def test_weights_that_do_not_fit_are_named(tiny_directory, tmp_path):
     with pytest.raises(UsageError, match="no tokenizer"):
         _task("arm", model_id=str(FIXTURES / "llama"))
     with pytest.raises(UsageError, match="has 270 tokens, the embedding 260"):
-        _task("arm", model_id=str(_tiny_directory(tmp_path, tokens=270)))
+        _task("arm", model_id=str(tiny_directory(tmp_path, tokens=270)))
     with pytest.raises(UsageError, match=r"nowhere.*config\.json"):
         _task("arm", model_id="nowhere")
     with pytest.raises(ValueError, match="the context has 128"):
@@ -215,8 +191,8 @@ def test_settings_of_decoding_are_refused_before_training():
         _task("mdm", decode_steps=3, max_new=4, block_length=2)
 
 
-def test_adapters_that_could_not_be_saved_are_refused_before_training(tmp_path):
-    model_id = str(_tiny_directory(tmp_path))
+def test_adapters_that_could_not_be_saved_are_refused_before_training(tiny_directory, tmp_path):
+    model_id = str(tiny_directory(tmp_path))
     for targets in ("head$", "c_attn"):
         with pytest.raises(ValueError, match=r"head/a has no place|match no linear layer"):
             _task("arm", model_id=model_id, lora_rank=2, lora_targets=targets)
@@ -228,8 +204,8 @@ def test_a_correlation_of_too_few_names_is_refused_before_training():
     _task("arm", num_pairs=2, both_ways=0)  # a causal model has no such figure
 
 
-def test_special_ids_must_be_in_the_vocabulary(tmp_path):
-    directory = _tiny_directory(tmp_path)
+def test_special_ids_must_be_in_the_vocabulary(tiny_directory, tmp_path):
+    directory = tiny_directory(tmp_path)
     path = directory / "config.json"
     fields = json.loads(path.read_text())
     for change, message in (
@@ -253,8 +229,8 @@ def test_special_ids_must_be_in_the_vocabulary(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["mdm", "arm"])
-def test_lora_on_a_directory_trains_adapters_alone(kind, tmp_path):
-    model_id = str(_tiny_directory(tmp_path))
+def test_lora_on_a_directory_trains_adapters_alone(tiny_directory, kind, tmp_path):
+    model_id = str(tiny_directory(tmp_path))
     task = _task(kind, model_id=model_id, lora_rank=2, gradient_examples=0)
     assert task.trained.model.config.causal == (kind == "arm") and task.tokenizer.mask_id == 259
     state = task.trained.state(0)
@@ -265,12 +241,12 @@ def test_lora_on_a_directory_trains_adapters_alone(kind, tmp_path):
     assert np.isfinite(task.evaluate(state)["forward_p"])
 
 
-def test_weights_are_read_once_for_all_runs(tmp_path, monkeypatch):
+def test_weights_are_read_once_for_all_runs(tiny_directory, tmp_path, monkeypatch):
     calls = []
     load = models.load_pretrained
     monkeypatch.setattr(models, "load_pretrained", lambda *x, **y: calls.append(x) or load(*x, **y))
     config = dataclasses.replace(
-        TINY, model_id=str(_tiny_directory(tmp_path)), data=("p2c", "c2p"), gradient_examples=0
+        TINY, model_id=str(tiny_directory(tmp_path)), data=("p2c", "c2p"), gradient_examples=0
     )
     planned = page.plan(config, tmp_path / "x")
     assert len(calls) == 1 and not (tmp_path / "x").exists()
@@ -353,8 +329,8 @@ def test_a_missing_file_ends_in_one_line_and_writes_nothing(tmp_path):
     ("flags", "message"),
     [("--lora_targets=c_attn", "match no linear layer"), ("--lora_targets=(", "not a regex")],
 )
-def test_a_refusal_after_loading_writes_nothing(flags, message, tmp_path):
-    directory = _tiny_directory(tmp_path)
+def test_a_refusal_after_loading_writes_nothing(tiny_directory, flags, message, tmp_path):
+    directory = tiny_directory(tmp_path)
     command = f"-m experiments.facts --preset=paper --lora_rank=2 --model_id={directory} {flags}"
     done = _run(command, f"--workdir={tmp_path}/x")
     assert done.returncode == 2 and message in done.stderr, done.stderr
@@ -363,8 +339,8 @@ def test_a_refusal_after_loading_writes_nothing(flags, message, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["mdm", "arm"])
-def test_adapted_weights_are_a_model_of_the_same_size(model, tmp_path):
-    directory = _tiny_directory(tmp_path)
+def test_adapted_weights_are_a_model_of_the_same_size(tiny_directory, model, tmp_path):
+    directory = tiny_directory(tmp_path)
     command = f"-m experiments.adapt_masked --preset=smoke --model_id={directory} --noprogress"
     control = " --causal" if model == "arm" else ""
     done = _run(command + control, f"--workdir={tmp_path}/x")
@@ -377,8 +353,10 @@ def test_adapted_weights_are_a_model_of_the_same_size(model, tmp_path):
     assert line[1]["tokens_read"] == 4 * 8 * 16
 
 
-def test_the_text_of_an_adaptation_can_tell_facts_both_ways_and_repeat_them(tmp_path):
-    config = adapt_masked.Config(model_id=str(_tiny_directory(tmp_path)), num_pairs=3)
+def test_the_text_of_an_adaptation_can_tell_facts_both_ways_and_repeat_them(
+    tiny_directory, tmp_path
+):
+    config = adapt_masked.Config(model_id=str(tiny_directory(tmp_path)), num_pairs=3)
     once = adapt_masked.texts(config)
     both = adapt_masked.texts(dataclasses.replace(config, both_ways=True, fact_repeats=2))
     told = [text for text in both if "'s parent is" in text]
@@ -423,8 +401,8 @@ def test_the_command_shares_weights_among_devices(tmp_path):
     ("flags", "message"),
     [("--num_pairs=30000", "more than can be invented"), ("--length=99999999", "whole text")],
 )
-def test_an_adaptation_that_cannot_be_is_refused(flags, message, tmp_path):
-    command = f"-m experiments.adapt_masked --model_id={_tiny_directory(tmp_path)} {flags}"
+def test_an_adaptation_that_cannot_be_is_refused(tiny_directory, flags, message, tmp_path):
+    command = f"-m experiments.adapt_masked --model_id={tiny_directory(tmp_path)} {flags}"
     done = _run(command, f"--workdir={tmp_path}/x")
     assert done.returncode == 2 and message in done.stderr, done.stderr
     assert done.stderr.count("\n") == 1 and not (tmp_path / "x").exists()

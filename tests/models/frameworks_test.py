@@ -1,0 +1,280 @@
+"""One network in five frameworks: trained, saved, resumed and asked as any other model."""
+
+import dataclasses
+import functools
+
+import chex
+import equinox as eqx
+import flax.linen as nn
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from dirasym import objectives, rows
+from dirasym.checkpoints import Checkpoints
+from dirasym.compile import compile_step
+from dirasym.models import frameworks
+from dirasym.training import create_state, train_step
+from dirasym.types import Batch
+
+VOCAB, WIDTH, MASK = 11, 8, 10
+TOKENS = np.array([[1, 2, 3, 4], [5, 6, 7, 8], [2, 4, 6, 8]])
+KEY = jax.random.key(0)
+
+
+def _mean_so_far(x_BLD):
+    count = jnp.arange(1, x_BLD.shape[-2] + 1)
+    return jnp.cumsum(x_BLD, axis=-2) / count.reshape((1,) * (x_BLD.ndim - 2) + (-1, 1))
+
+
+class Linen(nn.Module):
+    @nn.compact
+    def __call__(self, tokens, deterministic: bool, *, noise_B=None):
+        x = _mean_so_far(nn.Embed(VOCAB, WIDTH, name="embed")(tokens))
+        x = nn.Dropout(0.5)(x, deterministic=deterministic)
+        return nn.Dense(VOCAB, name="head")(x)
+
+
+class Nnx(nnx.Module):
+    def __init__(self, rngs):
+        self.embed = nnx.Embed(VOCAB, WIDTH, rngs=rngs)
+        self.layers = nnx.List([nnx.Linear(WIDTH, VOCAB, rngs=rngs)])
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, tokens, noise=None):
+        return self.layers[0](self.dropout(_mean_so_far(self.embed(tokens))))
+
+
+class Equinox(eqx.Module):
+    embed: eqx.nn.Embedding
+    head: eqx.nn.Linear
+    dropout: eqx.nn.Dropout
+    activation: object = jax.nn.relu  # a leaf that is no array
+
+    def __init__(self, key):
+        keys = jax.random.split(key)
+        self.embed = eqx.nn.Embedding(VOCAB, WIDTH, key=keys[0])
+        self.head = eqx.nn.Linear(WIDTH, VOCAB, key=keys[1])
+        self.dropout = eqx.nn.Dropout(0.5)
+
+    def __call__(self, tokens, noise_B=None, key=None):
+        return jax.vmap(self.head)(
+            self.dropout(_mean_so_far(jax.vmap(self.embed)(tokens)), key=key)
+        )
+
+
+def _haiku(tokens, is_training=False, noise=None):
+    x = _mean_so_far(hk.Embed(VOCAB, WIDTH, name="embed")(tokens))
+    x = hk.dropout(hk.next_rng_key(), 0.5, x) if is_training else x
+    return hk.Linear(VOCAB, name="head")(x)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Plain:
+    embed: jax.Array
+    head: jax.Array
+
+
+def _plain(params, tokens_BL):
+    return _mean_so_far(params.embed[tokens_BL]) @ params.head
+
+
+def _linen():
+    model = Linen()
+    variables = model.init(KEY, jnp.asarray(TOKENS), True)
+    apply_fn, params = frameworks.from_linen(
+        model, variables, deterministic=True, when_training=dict(deterministic=False)
+    )
+    return apply_fn, params, lambda tokens: model.apply(variables, tokens, True)
+
+
+def _nnx():
+    model = Nnx(nnx.Rngs(0))
+    apply_fn, params = frameworks.from_nnx(model, keywords={"noise_B": "noise"})
+    model.eval()
+    return apply_fn, params, model
+
+
+def _equinox():
+    model = Equinox(KEY)
+    apply_fn, params = frameworks.from_equinox(model)
+    return apply_fn, params, jax.vmap(eqx.nn.inference_mode(model))
+
+
+def _of_haiku():
+    model = hk.transform(_haiku)
+    params = model.init(KEY, TOKENS)
+    apply_fn, params = frameworks.from_haiku(
+        model, params, keywords={"noise_B": "noise"}, when_training=dict(is_training=True)
+    )
+    return apply_fn, params, lambda tokens: model.apply(params, None, tokens)
+
+
+def _of_plain():
+    keys = jax.random.split(KEY)
+    params = Plain(
+        jax.random.normal(keys[0], (VOCAB, WIDTH)), jax.random.normal(keys[1], (WIDTH, VOCAB))
+    )
+    return _plain, params, functools.partial(_plain, params)
+
+
+MODELS = {"linen": _linen, "nnx": _nnx, "equinox": _equinox, "haiku": _of_haiku, "plain": _of_plain}
+OBJECTIVES = {
+    "masked": functools.partial(objectives.masked_diffusion, mask_id=MASK),
+    "causal": objectives.next_token,
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_is_itself_and_drops_out_with_a_key_alone(name):
+    apply_fn, params, own = MODELS[name]()
+    tokens = jnp.asarray(TOKENS)
+    logits = rows.call(apply_fn, params, tokens, noise_B=jnp.ones(3))
+    np.testing.assert_allclose(logits, own(tokens), rtol=1e-6, atol=1e-6)
+    some = rows.call(apply_fn, params, tokens, rows_R=jnp.array([5, 0, 12]))
+    np.testing.assert_allclose(some[:2], logits.reshape(-1, VOCAB)[jnp.array([5, 0])])
+    if name != "plain":
+        dropped = [
+            rows.call(apply_fn, params, tokens, rngs={"dropout": jax.random.key(seed)})
+            for seed in (1, 1, 2)
+        ]
+        chex.assert_trees_all_equal(dropped[0], dropped[1])
+        assert not np.allclose(dropped[0], dropped[2])
+        assert not np.allclose(dropped[0][0], dropped[0][1])
+        assert rows.takes(apply_fn, "noise_B") and not rows.takes(apply_fn, "valid_BL")
+
+
+@pytest.mark.parametrize("kind", OBJECTIVES)
+@pytest.mark.parametrize("name", MODELS)
+def test_it_trains_is_saved_and_goes_on_where_it_was(name, kind, tmp_path):
+    apply_fn, params, _ = MODELS[name]()
+    step = compile_step(functools.partial(train_step, objective=OBJECTIVES[kind]))
+    batch = Batch.of(TOKENS)
+    state = start = create_state(apply_fn, params, optax.adam(0.05), KEY, ema=True)
+    losses = []
+    for _ in range(3):
+        state, metrics = step(state, batch)
+        losses.append(float(metrics["loss"]))
+    saved = Checkpoints(tmp_path / "run")
+    saved.save(3, state, {})
+    later, _ = step(state, batch)
+    _, restored, _ = saved.restore(start)
+    saved.close()
+    chex.assert_trees_all_equal(restored, state)
+    chex.assert_trees_all_equal(step(restored, batch)[0], later)
+    assert jax.tree.structure(later.params) == jax.tree.structure(params)
+    many = Batch.of(np.tile(TOKENS, (32, 1)))  # of as many noise levels
+    fixed = [OBJECTIVES[kind](apply_fn, x.params, many, KEY)[0] for x in (start, later)]
+    assert np.isfinite(losses).all() and fixed[1] < fixed[0]
+
+
+def test_a_state_is_read_after_the_step_that_it_was_given_to():
+    apply_fn, params, _ = MODELS["plain"]()
+    state = create_state(apply_fn, params, optax.sgd(0.1), KEY)
+    step = compile_step(functools.partial(train_step, objective=OBJECTIVES["causal"]))
+    after, _ = step(state, Batch.of(TOKENS))
+    before, now, given = (np.asarray(x.embed) for x in (state.params, after.params, params))
+    assert not np.allclose(before, now)
+    np.testing.assert_array_equal(before, given)
+
+
+def test_the_noise_level_reaches_a_model_that_asks_for_it():
+    """The logits say which level was given: nll = log(1 + e^-λ) at two tokens."""
+
+    def apply_fn(params, tokens_BL, *, noise_B):
+        told_BLV = jnp.stack([noise_B, jnp.zeros_like(noise_B), jnp.full_like(noise_B, 50.0)], -1)
+        return jnp.broadcast_to(told_BLV[:, None], (*tokens_BL.shape, 3))
+
+    batch = Batch.of(np.zeros((64, 5), int))
+    for weighting in ("lambda", "k"):
+        objective = functools.partial(
+            objectives.masked_diffusion, mask_id=2, weighting=weighting, stratified=False
+        )
+        total, _, _ = objective(apply_fn, {}, batch, KEY)
+        keys_B = objectives.example_keys(batch, KEY)
+        uniform_B, place_BL = objectives.uniforms(batch, keys_B)
+        masked_BL, weight_B, level_B = objectives.corrupt(
+            uniform_B, place_BL, jnp.ones((64, 5), bool), weighting=weighting
+        )
+        want = jnp.sum(weight_B * masked_BL.sum(axis=1) * jnp.log1p(jnp.exp(-level_B)))
+        np.testing.assert_allclose(total, want, rtol=1e-5)
+    total, count, _ = objectives.masked_lm(
+        apply_fn, {}, batch, KEY, mask_id=2, rate=0.4, keep=0.5, random=0.0
+    )
+    np.testing.assert_allclose(total / count, np.log1p(np.exp(-0.4)), rtol=1e-5)
+    total, *_ = objectives.parallel_target(apply_fn, {}, batch, mask_id=2)
+    np.testing.assert_allclose(total, batch.tokens_BL.size * np.log1p(np.exp(-1.0)), rtol=1e-5)
+    total, count, _ = objectives.any_order(apply_fn, {}, batch, KEY, mask_id=2)
+    shares = np.arange(1, 6) / 5
+    np.testing.assert_allclose(total / count, np.log1p(np.exp(-shares)).sum(), rtol=1e-5)
+    with pytest.raises(TypeError, match="apply_fn needs noise_B, which is not given here"):
+        objectives.next_token(apply_fn, {}, batch)
+
+
+def test_shifted_logits_stand_where_they_predict():
+    def says(params, tokens_BL, *, valid_BL=None):
+        return jax.nn.one_hot(tokens_BL, 9)
+
+    tokens = jnp.array([[3, 4, 5, 6], [1, 2, 7, 8]])
+    shifted = frameworks.shift_logits(says)
+    ids = shifted({}, tokens).argmax(axis=-1)
+    np.testing.assert_array_equal(ids, [[3, 3, 4, 5], [1, 1, 2, 7]])
+    left = jnp.array([[1, 1, 1, 1], [0, 0, 1, 1]], bool)
+    ids = rows.call(shifted, {}, tokens, valid_BL=left).argmax(axis=-1)
+    np.testing.assert_array_equal(ids, [[3, 3, 4, 5], [1, 2, 7, 7]])
+    some = rows.call(shifted, {}, tokens, rows_R=jnp.array([6, 1, 4, 8]))
+    np.testing.assert_array_equal(some.argmax(axis=-1)[:3], [2, 3, 1])
+    picks = frameworks.shift_logits(
+        lambda params, tokens_BL, *, rows_R: jax.nn.one_hot(
+            tokens_BL.reshape(-1).at[rows_R].get(mode="fill", fill_value=0), 9
+        )
+    )
+    some = rows.call(picks, {}, tokens, rows_R=jnp.array([6, 1, 4, 8]))
+    np.testing.assert_array_equal(some.argmax(axis=-1), [2, 3, 1, 0])
+
+
+def test_names_that_cannot_be_are_named():
+    model = Linen()
+    variables = model.init(KEY, jnp.asarray(TOKENS), True)
+    with pytest.raises(ValueError, match="'valid' is none of valid_BL"):
+        frameworks.from_linen(model, variables, keywords={"valid": "mask"})
+    with pytest.raises(ValueError, match="the model takes no 'mask' for valid_BL"):
+        frameworks.from_linen(model, variables, keywords={"valid_BL": "mask"})
+    with pytest.raises(TypeError, match="has padding"):
+        rows.call(
+            *frameworks.from_linen(model, variables, deterministic=True),
+            jnp.asarray(TOKENS),
+            valid_BL=jnp.ones((3, 4), bool),
+        )
+
+
+def test_parameters_that_cannot_be_trained_are_named():
+    for leaf, found in ((jnp.arange(3), "int32"), (jax.nn.relu, "function|jitted|PjitFunction")):
+        with pytest.raises(TypeError, match=rf"params: head/w is ({found}|.*); gradients need"):
+            create_state(_plain, {"head": {"w": leaf}}, optax.sgd(0.1), KEY)
+
+
+def test_a_mask_outside_the_vocabulary_is_named():
+    apply_fn, params, _ = MODELS["plain"]()
+    for mask_id in (VOCAB, -1):
+        with pytest.raises(ValueError, match=rf"mask_id {mask_id} is none of the model's 11"):
+            objectives.masked_diffusion(apply_fn, params, Batch.of(TOKENS), KEY, mask_id=mask_id)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (dict(tokens_BL=[1, 2]), r"must be integers \[B, L\], got int64 \(2,\)"),
+        (dict(tokens_BL=[[0.5]]), "must be integers"),
+        (dict(tokens_BL=[[1, 2]], scored=[[True]]), r"scored must be \(1, 2\) as tokens_BL"),
+        (dict(tokens_BL=[[1, 2]], valid=[[1, 2]]), "valid must be True or False"),
+    ],
+)
+def test_batches_that_cannot_be_are_named(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Batch.of(**fields)
