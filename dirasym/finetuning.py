@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from dirasym import models, training
@@ -29,7 +28,8 @@ class Trainable:
     Attributes:
       model: the network.
       optimizer: of what is trained.
-      base: weights to start from; None to draw them by the seed.
+      base: weights to start from, or what gives them when a state is made; None to draw them by
+        the seed.
       adapters: their settings, where the base is left as it is and adapters alone are trained.
         They are never merged with it: that would round them to its dtype.
 
@@ -39,7 +39,7 @@ class Trainable:
 
     model: Transformer
     optimizer: optax.GradientTransformation
-    base: Params | None = None
+    base: Params | Callable[[], Params] | None = None
     adapters: LoRAConfig | None = None
 
     def __post_init__(self):
@@ -75,13 +75,11 @@ class Trainable:
         Raises:
           ValueError: the adapters match no linear layer, or their rank exceeds one.
         """
+        if self.base is None:
+            return training.initializer(self.model, self.apply_fn, self.optimizer)(seed)
+        params, frozen = self.base() if callable(self.base) else self.base, None
         init_key, run_key = jax.random.split(jax.random.key(seed))
-        frozen = None
         if isinstance(self.module, LoRA):
-            params = {"lora": lora.init_adapters(self.module, self.base, init_key)}
-            frozen = {"params": self.base}
-        elif self.base is not None:
-            params = self.base
-        else:
-            params = jax.jit(self.model.init)(init_key, jnp.zeros((1, 1), jnp.int32))["params"]
+            frozen = {"params": params}
+            params = {"lora": lora.init_adapters(self.module, params, init_key)}
         return training.create_state(self.apply_fn, params, self.optimizer, run_key, frozen=frozen)

@@ -26,11 +26,6 @@ def documentation() -> str:
     return text.encode("ascii", "ignore").decode()
 
 
-def init_params(model: models.Transformer, key: jax.Array) -> Params:
-    """Parameters from nothing."""
-    return jax.jit(model.init)(key, np.zeros((1, 1), np.int32))["params"]
-
-
 @dataclasses.dataclass(frozen=True)
 class Pretraining:
     """Rows of text, a model and what is done to it; it ends in WORKDIR/model.
@@ -70,14 +65,11 @@ class Pretraining:
 
     def init(self, seed: int) -> training.TrainState:
         """Step 0."""
-        key = jax.random.key(seed)
-        if self.start is not None:
-            params = self.start(key)
-        else:
-            init_key, key = jax.random.split(key)
-            params = init_params(self.model, init_key)
         apply_fn = models.make_apply_fn(self.model)
-        return training.create_state(apply_fn, params, self.optimizer, key)
+        if self.start is None:
+            return training.initializer(self.model, apply_fn, self.optimizer)(seed)
+        key = jax.random.key(seed)
+        return training.create_state(apply_fn, self.start(key), self.optimizer, key)
 
     def run(self) -> runs.Run:
         """To be swept in its work directory."""

@@ -248,12 +248,13 @@ class _Group:
 
     def train(self, programs: _Programs, stopping: Stopping) -> None:
         """Goes on to the last step, saving at every evaluation, and records the result lines."""
-        start = self._start(stopping)
+        step, states, histories = self._start(stopping)
         try:
             for name in self.names:
                 for writer in self.writers:
                     writer.open(name, dict(self.run.identity))
-            self._record(*self._trained(*start, programs, stopping))
+            states, histories = self._trained(step, states, histories, programs, stopping)
+            self._record(states, histories)
         finally:
             self.progress.close()
             for saved in self.saved:

@@ -73,7 +73,7 @@ def full_name(run: Known, seed: int | str | None) -> str:
     return run.name if seed is None else f"{run.name},seed={seed}"
 
 
-Pair = tuple[Any, int | None]  # a `Known`, and a seed
+Pair = tuple[Any, Any]  # a `Known`, and a seed or None
 
 
 class WorkDir:

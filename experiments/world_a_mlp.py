@@ -16,7 +16,6 @@ import pathlib
 from collections.abc import Sequence
 from typing import Literal
 
-import jax
 import numpy as np
 
 from dirasym import models, objectives, runs, training
@@ -90,12 +89,7 @@ def make_learner(config: Config) -> Learner:
     def apply_fn(params, tokens_BL):
         return model.apply({"params": params}, tokens_BL)
 
-    def init(seed):
-        init_key, run_key = jax.random.split(jax.random.key(seed))
-        tokens_BL = np.zeros((1, 2 * c.str_len), np.int32)
-        params = jax.jit(model.init)(init_key, tokens_BL)["params"]
-        return training.create_state(apply_fn, params, optimizer, run_key)
-
+    init = training.initializer(model, apply_fn, optimizer, length=2 * c.str_len)
     # The target is never read, so any id outside the alphabet hides it.
     objective = functools.partial(objectives.parallel_target, mask_id=VOCAB)
     return Learner(

@@ -7,15 +7,14 @@ import math
 import pathlib
 from typing import Any, Literal
 
-import jax
-
-from dirasym import devices, models, objectives, pretraining, runs, training
+from dirasym import devices, finetuning, models, objectives, pretraining, runs, training
 from dirasym.analysis import excess
 from dirasym.data import batching, string_maps, tokenizers
 from dirasym.data.string_maps import DIRECTIONS, Direction, StringMap
 from dirasym.models import lora
 from dirasym.models.presets import GPT2_SIZES
 from dirasym.rows import usual_share
+from dirasym.types import Params
 from dirasym.world_a import Learner
 from experiments.flags import FLAGS, flag
 
@@ -147,6 +146,10 @@ class Setting:
         size = GPT2_SIZES[c.model_id] | {name: size for name, size in given.items() if size}
         return models.gpt2(self.tokenizer.vocab_size, **size, **rates)
 
+    def params(self) -> Params:
+        """What all but training from scratch starts from."""
+        return self.pretraining.params(_sweep_options) if self.stored is None else self.stored[1]
+
     def _pretraining(self, workdir: pathlib.Path) -> pretraining.Pretraining:
         """From nothing to weights that know English, trained and kept in `workdir`."""
         c = self.config
@@ -214,20 +217,19 @@ class Task:
     def __init__(self, setting: Setting, regime: Regime):
         self.setting, self.regime, c = setting, regime, setting.config
         self.model = models.Transformer(setting.model_config(regime.dropout))
-        self.apply_fn = models.make_apply_fn(self.model)
-        self.adapted = None
+        adapters = None
         if regime.lora_r:
             settings = dict(targets=lora.GPT2_TARGETS, fused=lora.QKV, dropout=LORA_DROPOUT)
             adapters = models.LoRAConfig(regime.lora_r, c.lora_alpha, **settings)
-            self.adapted = models.LoRA(self.model, adapters)
-            self.apply_fn = lora.make_apply_fn(self.adapted)
         num_steps = c.epochs * -(-c.n_pairs // c.batch_size)
-        self.optimizer = training.make_optimizer(
+        optimizer = training.make_optimizer(
             regime.lr,
             warmup_steps=num_steps // 10,
             decay_steps=num_steps,
             weight_decay=regime.weight_decay,
         )
+        base = None if regime.run_type == "scratch" else setting.params
+        trainable = finetuning.Trainable(self.model, optimizer, base, adapters)
         # What follows the last attention is computed at targets alone.
         room, mask = dict(capacity=setting.scored_share), dict(mask_id=setting.tokenizer.eos_id)
         trained, clean = {
@@ -239,24 +241,11 @@ class Task:
             ),
         }[regime.objective]
         how = dict(clean_objective=clean, blocks=BLOCKS if c.track_gradients else None)
-        self.learner = Learner(self.init, trained, c.epochs, c.batch_size, c.eval_every, **how)
+        self.learner = Learner(
+            trainable.state, trained, c.epochs, c.batch_size, c.eval_every, **how
+        )
         with _blamed("--lora_ranks"):
             self.num_params = self.learner.num_params
-
-    def init(self, seed: int) -> training.TrainState:
-        """Step 0."""
-        init_key, run_key = jax.random.split(jax.random.key(seed))
-        frozen = None
-        if self.regime.run_type == "scratch":
-            params = pretraining.init_params(self.model, init_key)
-        elif self.setting.stored is not None:
-            params = self.setting.stored[1]
-        else:
-            params = self.setting.pretraining.params(_sweep_options)
-        if self.adapted is not None:
-            frozen = {"params": params}
-            params = {"lora": lora.init_adapters(self.adapted, params, init_key)}
-        return training.create_state(self.apply_fn, params, self.optimizer, run_key, frozen=frozen)
 
     def run(self, K: int, direction: Direction, number: int) -> runs.Run:
         """One map in one direction, the `number`-th run of a plan."""
@@ -271,7 +260,7 @@ class Task:
             **dict(layers=shape.num_layers, width=shape.width, heads=shape.num_heads),
             "max_len": setting.length,
             **regime,
-            **(adapters if self.adapted else dict.fromkeys(adapters)),
+            **(adapters if self.regime.lora_r else dict.fromkeys(adapters)),
             "reg_dropout": c.reg_dropout if identity["run_type"] == "finetune_reg" else None,
             "log_base": "e",
         }

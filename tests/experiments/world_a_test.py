@@ -5,9 +5,10 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import pytest
 
-from dirasym import models, pretraining
+from dirasym import models
 from dirasym.data import string_maps, tokenizers
 from experiments import world_a as page
 from experiments import world_a_mlp
@@ -170,7 +171,9 @@ def test_floors_are_of_the_tokens_in_the_row(tmp_path):
 def test_a_rank_fits_the_smallest_layer(tmp_path):
     network = models.gpt2(97, num_layers=1, width=16, num_heads=2, mlp_width=8)
     model = models.Transformer(network)
-    models.save_pretrained(tmp_path, model, pretraining.init_params(model, jax.random.key(0)))
+    models.save_pretrained(
+        tmp_path, model, model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    )
     flags = dict(modes=("lora",), model_id=str(tmp_path), tokenizer="characters")
     flags |= dict(Ks=(5,), n_pairs=50)
     (run, _) = page.plan(world_a.Config(lora_ranks=(8,), **flags), tmp_path)
