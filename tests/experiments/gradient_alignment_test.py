@@ -1,9 +1,17 @@
-import jax
-import numpy as np
+"""Every number of gradient_alignment is that of gradients and histories that are known."""
 
-from dirasym.analysis import case_recall
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dirasym.analysis import case_recall, theorem_b1, tracking
 from dirasym.data import case_pairs
+from dirasym.workdir import WorkDir
 from experiments import gradient_alignment
+from experiments.reports import alignment as tables
 from experiments.systems import alignment, toy
 
 
@@ -12,13 +20,23 @@ def test_the_minimal_encoder_is_the_theorems_full_model():
     config = gradient_alignment.Config(width=8, examples=26)
     task = toy.Task("mdm", 2, config.toy_config(2, attention_only=True, dropout=0.0))
     measure = jax.jit(lambda state: alignment.measurements(task, 26, 2, state))
-    values = measure(task.init(0))
+    state = task.init(0)
+    values = measure(state)
     rows = case_recall.sampled_rows(case_pairs.mask_queries(2, "forward"), 26)
     letters = case_pairs.mask_queries(2, "forward").letter_E[rows]
     for block, layer in (("W_Q", "query"), ("W_K", "key"), ("W_V", "value")):
         want = np.asarray(values[f"full/{block}"])[letters]
         scale = np.abs(want).max()
         np.testing.assert_allclose(values[f"inner/{layer}"], want, atol=1e-4 * scale)
+    letter = 3
+    pair = dict(context=case_pairs.UPPER[letter], target=case_pairs.LOWER[letter])
+    one, how = theorem_b1.OneLayer.from_transformer(
+        state.params, task.network, mask_id=case_pairs.MASK, **pair
+    )
+    b1 = theorem_b1.theorem_b1(one, 1, 1, **how)
+    for block, scale in zip(theorem_b1.BLOCKS, b1.scale, strict=True):
+        got, want = values[f"theorem/{block}"][letter], getattr(b1.inner, block)
+        np.testing.assert_allclose(got, want, atol=1e-4 * float(scale))
 
 
 def test_attention_is_read_at_every_letter_and_distance():
@@ -29,3 +47,160 @@ def test_attention_is_read_at_every_letter_and_distance():
     np.testing.assert_array_equal(forward.position_E, reverse.context_E)
     np.testing.assert_array_equal(forward.context_E, reverse.position_E)
     assert len(forward.letter_E) == 26 * (2 * 4 + 1)
+
+
+def test_what_is_tracked_of_two_losses_whose_gradients_are_known():
+    """L_f = a·w and L_r = b·w + ‖w‖²/2, block by block, and a step's error of ‖ηg_f‖²/2."""
+    w = {"x": np.array([2.0, -1.0], np.float32), "y": np.array([0.5], np.float32)}
+    a = np.array([[1.0, 0.0, 2.0], [0.0, 3.0, -1.0], [1.0, 1.0, 0.5]], np.float32)
+    b = np.array([[0.5, 1.0, 0.0], [-2.0, 0.0, 1.0], [1.0, -3.0, 0.25]], np.float32)
+    flat = np.concatenate([w["x"], w["y"]])
+
+    def dot(params, v):
+        return params["x"] @ v[:2] + params["y"] @ v[2:]
+
+    got = tracking.track_alignment(
+        lambda p, e: dot(p, e[0]),
+        lambda p, e: dot(p, e[1]) + (p["x"] @ p["x"] + p["y"] @ p["y"]) / 2,
+        jax.tree.map(jnp.asarray, w),
+        (a, b),
+        "x|y",
+    )
+    reverse = b + flat
+    for block, side in (("x", slice(2)), ("y", slice(2, None)), ("total", slice(None))):
+        inner = (a[:, side] * reverse[:, side]).sum(1)
+        norms = [np.linalg.norm(v[:, side], axis=1) for v in (a, reverse)]
+        np.testing.assert_allclose(got[f"inner/{block}"], inner, rtol=1e-5, atol=1e-6)
+        with np.errstate(invalid="ignore"):
+            cosine = inner / norms[0] / norms[1]
+        np.testing.assert_allclose(got[f"cosine/{block}"], cosine, rtol=1e-5, atol=1e-6)
+    g_f, g_r = a.mean(0), reverse.mean(0)
+    size = np.linalg.norm(g_f)
+    np.testing.assert_allclose(
+        got["cosine_of_means"], g_f @ g_r / size / np.linalg.norm(g_r), rtol=1e-5
+    )
+    predicted = -tracking.STEP_LENGTHS / size * (g_f @ g_r)
+    np.testing.assert_allclose(got["predicted"], predicted, rtol=1e-4)
+    measured = predicted + tracking.STEP_LENGTHS**2 / 2
+    np.testing.assert_allclose(got["measured"], measured, rtol=1e-3, atol=1e-6)
+
+
+COSINES = {  # by seed: [evaluation, placement]; medians 0.9, 0.5, 0.25, 0.3; 0.8, 0.4, 0.2, 0.2
+    0: [[0.9, 0.1, 0.95], [0.5, 0.7, -0.2], [0.2, 0.25, 0.9], [0.1, 0.3, 0.4]],
+    1: [[0.8, 0.1, 0.95], [0.4, 0.7, -0.2], [0.2, 0.15, 0.9], [0.1, 0.2, 0.4]],
+}
+MEANS = np.array([-0.9, 0.6, 0.4, 0.7])
+
+
+def _history(model, seed, layers=1):
+    """Known curves of four evaluations."""
+    rise = np.array([0.1, 0.2, 0.4, 0.8])
+    history = {
+        "eval_step": np.array([0, 10, 20, 30]),
+        "p_forward": rise + 0.01 * seed,
+        "p_reverse": rise / 2 + 0.01 * seed,
+        "wall_time_sec": np.zeros(()),
+    }
+    if model == "arm":
+        return history
+    eta = tracking.STEP_LENGTHS
+    correlation = np.array([[[0.2, 0.4]], [[0.6, 0.9]]])[:layers] + 0.01 * seed
+    return history | {
+        "cosine/total": np.array(COSINES[seed]),
+        "cosine_of_means": MEANS + 0.01 * seed,
+        "predicted": np.tile(-eta, (4, 1)),
+        "measured": np.stack([-eta + 3 * eta**power for power in (2.0, 2.5, 1.5, 3.0)]),
+        "weight_forward": np.full((4, layers, 2), 0.5) * rise[:, None, None],
+        "weight_reverse": np.full((4, layers, 2), 0.3) * rise[:, None, None],
+        "correlation_total": np.array([2, 3]),
+        "correlation_mean": correlation,
+        "correlation_low": correlation - 0.1,
+        "correlation_high": correlation + 0.2,
+    }
+
+
+def test_the_line_takes_medians_after_the_start_and_the_last():
+    line = alignment.summarize(_history("mdm", 0))
+    assert line["median_cosine_min"] == 0.25 and line["median_cosine_last"] == 0.3
+    assert line["cosine_of_means_min"] == 0.4  # −0.9 is of step 0
+    assert (line["final_p_forward"], line["final_p_reverse"]) == (0.8, 0.4)
+    np.testing.assert_allclose(line["score_correlation_mean"], 0.3)
+    np.testing.assert_allclose(line["first_order_slope"], 2.25, rtol=1e-9)  # of 2, 2.5, 1.5, 3
+    assert set(alignment.summarize(_history("arm", 0))) == {"final_p_forward", "final_p_reverse"}
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory):
+    """A work directory whose histories are known, and its runs."""
+    config = gradient_alignment.Config(
+        parts=("full",), lengths=(4,), layers=(1, 2), seeds=(0, 1), steps=30, eval_every=10, width=8
+    )
+    workdir = WorkDir(tmp_path_factory.mktemp("alignment"), {})
+    all_runs = gradient_alignment.plan(config, workdir.path)
+    for run in all_runs:
+        for seed in config.seeds:
+            history = _history(run.identity["model"], seed, run.identity["layers"])
+            workdir.save_curves(run, seed, history)
+            workdir.record(run, seed, run.summarize(history))
+    curves = {
+        tuple(run.identity.values()): workdir.stacked(
+            run,
+            config.seeds,
+            shared=("eval_step", "correlation_total"),
+            seeds_first=("correlation_",),
+        )
+        for run in all_runs
+    }
+    return types.SimpleNamespace(config=config, workdir=workdir, runs=all_runs, curves=curves)
+
+
+def test_the_table_says_means_and_intervals_beside_the_paper(reported, capsys):
+    tables.write(reported.workdir, reported.config, reported.runs)
+    printed = capsys.readouterr().out.splitlines()
+    # Two seeds: mean ± 12.706 · half the difference.
+    one = "0.225 ± 0.318 | 0.250 ± 0.635 | 0.405 ± 0.064 | 0.305 ± 0.064"
+    p = "0.805 ± 0.064 | 0.405 ± 0.064"
+    assert f"| full | MDM | 4 | 1 | > 0.6 | {one} | {p} | 2.250 ± 0.000 |" in printed
+    two = "0.225 ± 0.318 | 0.250 ± 0.635 | 0.405 ± 0.064 | 0.530 ± 0.064"
+    assert f"| full | MDM | 4 | 2 |  | {two} | {p} | 2.250 ± 0.000 |" in printed
+    assert f"| full | ARM | 4 | 1 |  |  |  |  |  | {p} |  |" in printed
+
+
+def _line(ax, label):
+    (line,) = (line for line in ax.get_lines() if line.get_label() == label)
+    return line
+
+
+def test_figures_draw_the_curves(reported):
+    pytest.importorskip("matplotlib")
+    config, curves = reported.config, reported.curves
+    axes = tables._alignment(curves, config).axes
+    rise = _history("mdm", 0)["p_forward"]
+    for model in ("MDM", "ARM"):
+        forward, reverse = (_line(axes[1], f"{model} {way}") for way in ("forward", "reverse"))
+        np.testing.assert_allclose(forward.get_ydata(), rise + 0.005)
+        np.testing.assert_allclose(reverse.get_ydata(), rise / 2 + 0.005)
+    medians = [  # a box a moment: the fifth of seven lines is the median
+        line.get_ydata()[0]
+        for line in axes[0].get_lines()
+        if len(line.get_ydata()) == 2 and line.get_color() == "C1"
+    ]
+    both = np.stack([COSINES[0], COSINES[1]], axis=1).reshape(4, -1)
+    np.testing.assert_allclose(medians, np.median(both, axis=1))
+    top, bottom = tables._attention(curves, config).axes
+    np.testing.assert_allclose(top.get_lines()[0].get_ydata(), [0.205, 0.405])
+    np.testing.assert_array_equal(top.get_lines()[0].get_xdata(), [2, 3])
+    np.testing.assert_allclose(_line(bottom, "forward").get_ydata(), [0.05, 0.1, 0.2, 0.4])
+    np.testing.assert_allclose(_line(bottom, "reverse").get_ydata(), [0.03, 0.06, 0.12, 0.24])
+    left, right = tables._depth(curves, config).axes
+    cosine = left.get_lines()[0]
+    np.testing.assert_array_equal(cosine.get_xdata(), [1, 2])
+    np.testing.assert_allclose(cosine.get_ydata(), [np.median(both[-1])] * 2)
+    of_one, of_two = (line.get_ydata() for line in right.get_lines())
+    np.testing.assert_allclose(of_one, [0.305])
+    np.testing.assert_allclose(of_two, [0.305, 0.755])
+    ax = tables._first_order(curves).axes[0]
+    found = [line.get_ydata() for line in ax.get_lines()]
+    for power in (2.0, 2.5, 1.5, 3.0):
+        want = 3 * tracking.STEP_LENGTHS**power
+        assert any(len(y) == 5 and np.allclose(y, want) for y in found), power

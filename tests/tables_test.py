@@ -1,0 +1,167 @@
+"""The docs' tables say what result lines that are known by hand say."""
+
+import numpy as np
+import pytest
+
+from experiments.tables import common, dynamics, facts, theory, toy, world_a
+
+
+@pytest.fixture
+def on_file(monkeypatch):
+    """Puts lines in place of the files'."""
+    files = {}
+    monkeypatch.setattr(common, "_read", lambda name: tuple(files[name]))
+    return files
+
+
+def _map(K, direction, seed, curve, train, **more):
+    return {
+        "K": K,
+        "direction": {"forward": "A->B", "inverse": "B->A"}[direction],
+        "seed": seed,
+        "eval_epochs": [0, 10, 20],
+        "epochs": 20,
+        f"{world_a.CLEAN}_curve": curve,
+        world_a.CLEAN: curve[-1],
+        "train_curve": train,
+        "excess_nats_per_string_curve": [100 + x for x in train],
+        "theoretical_min": np.log(K) if direction == "inverse" else 0.0,
+        "bits_to_store_per_pair": 10.0 * K,
+        **more,
+    }
+
+
+def _world(**more):
+    """Two seeds, in the wrong order; the inverse is 3 and then 5 above, seed 1 one more."""
+    rows = []
+    for seed in (1, 0):
+        for K in (1, 5):
+            forward = [8.0, 4.0 + seed, 1.0]
+            inverse = [8.0, 7.0 + 2 * seed, 6.0 + seed]
+            train = [float(epoch) for epoch in range(20)]
+            rows.append(_map(K, "forward", seed, forward, train, **more))
+            rows.append(_map(K, "inverse", seed, inverse, [2 * x for x in train], **more))
+    return rows
+
+
+def test_gaps_of_world_a_are_paired_and_of_their_epoch(on_file):
+    on_file["w/results"] = _world()
+    assert world_a.gaps("w", 5, 10) == [3.0, 4.0] and world_a.last_gap("w", 5) == [5.0, 6.0]
+    # Epoch 10 is the tenth: losses 9 and 18, and ln 5 off the inverse's.
+    np.testing.assert_allclose(world_a.gaps("w", 5, 10, "excess_loss"), [9 - np.log(5)] * 2)
+    np.testing.assert_allclose(world_a.gaps("w", 1, 10, "excess_loss"), [9, 9])
+    assert world_a.gaps("w", 5, 20, "excess_nats_per_string") == [19, 19]
+    assert world_a.halves("w", 1, "forward") == [10.0, 12.5]
+    table = world_a.excess_table("w").splitlines()
+    assert table[2] == "| K = 5 forward | 50.0 | 8.00 | 4.50 | 1.00 |"
+    assert table[5] == "| K = 1 inverse | 10.0 | 8.00 | 8.00 | 6.50 |"
+    gaps = world_a.gap_table("w").splitlines()
+    assert gaps[3] == "| K = 5, nats per string | 3.50 ± 6.35 | 5.50 ± 6.35 |"
+
+
+def test_the_tax_is_fine_tuned_minus_scratch(on_file):
+    tuned = _world(run_type="finetune")
+    for line in tuned:
+        line[f"{world_a.CLEAN}_curve"] = [
+            x + 0.5 + line["seed"] * (line["direction"] == "B->A")
+            for x in line[f"{world_a.CLEAN}_curve"]
+        ]
+    on_file["world_a_regimes/results"] = _world(run_type="scratch") + tuned
+    assert world_a.tax(5, "forward", 10) == [0.5, 0.5]
+    assert world_a.tax(5, "inverse", 20) == [0.5, 1.5]
+    assert world_a.tax_gaps(1) == [[0.0, 1.0], [0.0, 1.0]]
+
+
+def test_bits_that_adapters_stored(on_file):
+    line = {"lora_r": 4, "lr": 3e-3, "n_pairs": 1000, "lora_trainable_params": 2000}
+    on_file["world_a_lora/long"] = [line | {world_a.CLEAN: 20.0}]
+    np.testing.assert_allclose(world_a.lora_stored(4, 20 + np.log(2)), 0.5)
+    assert world_a.lora_stored(4, 19.0) == 0  # worse than a guess
+    np.testing.assert_allclose(world_a.guess(5), 8 * np.log(36) - np.log(5))
+
+
+def test_the_least_width_within_is_of_every_draw(on_file):
+    on_file["training_dynamics/quick"] = [
+        {"part": "bilinear", "width": width, "seed": seed, "reverse_deviation": deviation}
+        for width, both in ((8, (0.3, 0.001)), (16, (0.01, 0.008)), (4, (0.5, 0.4)))
+        for seed, deviation in enumerate(both)
+    ]
+    assert dynamics.widths() == [4, 8, 16]
+    assert dynamics.width_within(0.01) == 16 and dynamics.width_within(0.3) == 8
+
+
+def _study(seed, forward, reverse):
+    curves = {"forward/random/ema": forward, "reverse/random/ema": reverse}
+    curves |= {"reverse/right_to_left/ema": [x + 9 for x in reverse]}
+    curves |= {"reverse/left_to_right/ema": [x - 3 for x in reverse]}
+    return {"init": "head_zero", "seed": seed, "eval_step": [0, 250, 500, 750]} | curves
+
+
+def test_plateaus_peaks_and_ends_of_the_toy_study(on_file):
+    for name in ("results", "results_seed_2", "results_unit"):
+        on_file[f"toy_study/{name}"] = []
+    on_file["toy_study/results_zero_heads"] = [
+        _study(2, [0, 1, 12, 90], [30, 2, 7, 4]),
+        _study(0, [0, 1, 2, 0.5], [40, 0, 0, 1]),
+    ]
+    heads = ("head_zero",)
+    assert [toy.learns(line) for line in toy.study("head_zero")] == [False, True]
+    assert toy.leaves_at(toy.study("head_zero")[1]) == 250
+    assert toy.peaks(heads) == [7] and toy.ends(heads) == [4]  # 30 is of step 0
+    order = toy.column_at_end("head_zero", "right_to_left")
+    assert order.tolist() == [10, 13]
+    short = {**_study(0, [0, 99], [0, 50]), "eval_step": [0, 250]}
+    on_file["toy_study/results"] = [short]
+    assert len(toy.study("head_zero")) == 2  # the longest runs alone
+
+
+def test_scatter_is_over_evaluations_from_step_500(on_file):
+    raw, ema = [0, 99, 10, 30, 20], [0, 99, 10, 12, 11]
+    on_file["toy_study/results_3000_steps"] = [
+        {"seed": 0, "reverse/random/raw": raw, "reverse/random/ema": ema}
+    ]
+    np.testing.assert_allclose(toy.scatter(), [(10, 1)])
+
+
+NAMES = "results", "results_seed_42", "results_seed_1234"
+
+
+def test_accuracy_of_facts_has_its_wilson_interval(on_file):
+    line = {"forward_percent": 96.8, "reverse_percent": 0.4, "forward_p": 0.5, "reverse_p": 0.01}
+    line |= {"forward_rank": 1.0, "reverse_rank": 20.5}
+    for seed, name in zip((1234, 1, 42), NAMES, strict=True):
+        on_file[f"facts_smollm2_arm/{name}"] = [line | {"seed": seed}]
+    rows = facts.smollm2_table().splitlines()[2:]
+    assert [row.split(" | ")[0] for row in rows] == ["| 1", "| 42", "| 1234"]
+    assert rows[0].endswith("| 96.8 (93.8 to 98.4) | 0.4 (0.1 to 2.2) | 0.500 | 0.010 | 1 | 20.5 |")
+
+
+def test_names_at_once_gain_seed_by_seed(on_file):
+    for size in (60, 300):
+        for name, values in (("names", (10, 20)), ("names_at_once", (15 + size, 40))):
+            on_file[f"facts_names/w2b{size}_{name}"] = [
+                {"seed": seed, "reverse_percent": x} for seed, x in enumerate(values)
+            ]
+    assert facts.at_once_gain() == [65, 20, 305, 20]
+
+
+def test_cosines_of_facts_leave_out_step_0():
+    cosine_STE = np.array([[[-0.5, -0.9, -0.7], [0.1, -0.2, 0.6], [0.4, 0.3, 0.2]]])
+    assert facts.negative(cosine_STE) == 1
+    np.testing.assert_allclose(facts.median(cosine_STE), [0.1, 0.3])
+
+
+def test_numbers_of_the_theory(on_file):
+    on_file["theory/results"] = [
+        {"what": "trace", "width": 32, "smallest": 0.2},
+        {"what": "trace", "width": 16, "smallest": -0.03},
+        {"what": "proposition_b8", "width": 512, "draws": 400, "failed": 1, "bound": 0.9},
+        {"what": "proposition_b8", "width": 16, "draws": 400, "failed": 6, "bound": -1.6},
+        {"what": "left_out", "block": "W_Q"}
+        | {"lower_quartile": 0.5, "median": 1.25, "upper_quartile": 4.0},
+    ]
+    assert theory.traces() == "−0.030 at D = 16, 0.200 at D = 32"
+    assert theory.left_out("W_Q") == "125 % (quartiles 50 and 400)"
+    assert theory.power(2.44e-13) == "2.4e-13" and theory.power(1.0) == "1.0e0"
+    rows = theory.b8_table().splitlines()[2:]
+    assert rows == ["| 16 | 400 | 6 | 1.50 | vacuous |", "| 512 | 400 | 1 | 0.25 | 0.10 |"]
