@@ -5,11 +5,17 @@ import re
 
 import numpy as np
 
+from dirasym.reading import Reading
+
 README = pathlib.Path(__file__).parent.parent / "README.md"
 
 
+def _code():
+    return re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+
+
 def test_the_five_lines(capsys):
-    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    code, _ = _code()
     namespace = {}
     exec(code, namespace)
     result = namespace["result"]
@@ -17,6 +23,27 @@ def test_the_five_lines(capsys):
     assert result.cosine["total"].shape == (16,)
     assert all(np.isfinite(x).all() for x in result.norm_fwd.values())
     assert "'total': " in capsys.readouterr().out
+
+
+def test_the_eight_lines(tiny_directory, tmp_path, capsys, monkeypatch):
+    """They read a small model that knows nothing, and a file of two facts."""
+    tiny_directory(tmp_path).rename(tmp_path / "smollm2")
+    (tmp_path / "capitals.csv").write_text("country,capital\nFrance,Paris\nSpain,Madrid\n")
+    monkeypatch.chdir(tmp_path)
+    _, code = _code()
+    namespace = {}
+    exec(code, namespace)
+    reading = namespace["reading"]
+    assert [one.prompt for one in reading.reverse.asked] == [
+        "Paris is the capital of",
+        "Madrid is the capital of",
+    ]
+    assert "blocks_1/attention" in reading.alignment.cosine
+    assert reading.kind == "causal" and reading.storage is not None
+    assert "| accuracy % | 0.0 (0.0, " in capsys.readouterr().out
+    assert Reading.load("reading.json") == reading
+    with_imports = [line for line in code.splitlines() if line]
+    assert len(with_imports) - 2 <= 8
 
 
 def test_every_experiment_is_listed():

@@ -17,6 +17,9 @@ from flax import nnx
 from dirasym import objectives, rows
 from dirasym.checkpoints import Checkpoints
 from dirasym.compile import compile_step
+from dirasym.data.pairs import Pairs
+from dirasym.data.tokenizers import Words
+from dirasym.measuring import measure
 from dirasym.models import frameworks
 from dirasym.training import create_state, train_step
 from dirasym.types import Batch
@@ -171,6 +174,24 @@ def test_it_trains_is_saved_and_goes_on_where_it_was(name, kind, tmp_path):
     many = Batch.of(np.tile(TOKENS, (32, 1)))  # of as many noise levels
     fixed = [OBJECTIVES[kind](apply_fn, x.params, many, KEY)[0] for x in (start, later)]
     assert np.isfinite(losses).all() and fixed[1] < fixed[0]
+
+
+@pytest.mark.parametrize("kind", OBJECTIVES)
+@pytest.mark.parametrize("name", MODELS)
+def test_it_is_read_by_measure(name, kind):
+    apply_fn, params, _ = MODELS[name]()
+    pairs = Pairs((("a", "b"), ("c", "d")), "{a} begot {b}", "{b} is of {a}")
+    words = Words(pairs.fact_set().texts())
+    assert words.vocab_size <= VOCAB
+    reading = measure(apply_fn, params, pairs, words, kind=kind, blocks=None, progress=False)
+    assert (reading.kind, reading.forward.count, reading.reverse.count) == (kind, 2, 2)
+    (prompt,) = words.encode(["a begot"])
+    masks = [words.mask_id] * 2 * (kind == "masked")
+    logits = rows.call(apply_fn, params, jnp.array([[*prompt, *masks]]))[0, 1 + bool(masks)]
+    if masks:
+        logits = logits.at[words.mask_id].set(-jnp.inf)
+    want = jax.nn.softmax(logits)[words.encode(["b"])[0][0]]
+    np.testing.assert_allclose(reading.forward.asked[0].p_true, want, rtol=1e-5)
 
 
 def test_a_state_is_read_after_the_step_that_it_was_given_to():

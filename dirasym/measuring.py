@@ -1,0 +1,439 @@
+"""`measure`: all that the library can say of one model on one set of pairs, in one call.
+
+pairs = dirasym.Pairs.from_csv("capitals.csv", a="country", b="capital",
+                               forward="The capital of {a} is {b}",
+                               reverse="{b} is the capital of {a}")
+reading = dirasym.measure(model, params, pairs, tokenizer, blocks="module", attention=True)
+print(reading)                            # forward and reverse: value (low, high)
+reading.forward.accuracy.estimate, reading.alignment.cosine["blocks_3/attention"].estimate
+reading.storage, reading.routing          # the cosine of values, output and MLP; of queries, keys
+reading.attention_correlation             # [layer, head, total distance]
+reading.to_frame(); reading.figure("reading.png"); reading.save("reading.json")
+"""
+
+import contextlib
+import dataclasses
+import functools
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import tqdm
+
+from dirasym import decoding, intervals
+from dirasym.analysis import attention as attention_scores
+from dirasym.analysis import blocks as block_names
+from dirasym.analysis import queries, recall
+from dirasym.analysis.blocks import TOTAL, BlockOf, Blocks
+from dirasym.analysis.questions import Questions, answer_tokens, pair_alignment
+from dirasym.data.facts import FactSet
+from dirasym.data.pairs import Pairs
+from dirasym.data.tokenizers import Tokenizer
+from dirasym.networks import Network
+from dirasym.reading import Asked, Direction, Gradients, Kind, Reading
+from dirasym.types import Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What of `measure` is seldom changed.
+
+    Attributes:
+      answers: whether the first token of "any" right answer is right, or of the "first" alone
+        (of a `FactSet`, the one that was trained).
+      num_new: tokens that an answer may take; 0: the longest right one and its end.
+      decode_steps, block_length, remasking: how a masked model answers (`decoding.remask`); 0 is
+        one token a step, and one block.
+      left: whether rows are filled up on the left.
+      chunk_size: questions a call.
+      gradient_pairs: pairs whose gradients are compared; all when None.
+      roles: of a parameter's path, "storage", "routing" or whatever else.
+      attention_names: answers whose attention is read; all when None.
+      attention_distance: their largest distance from [M].
+      seed: of random remasking.
+    """
+
+    answers: Literal["any", "first"] = "any"
+    num_new: int = 0
+    decode_steps: int = 0
+    block_length: int = 0
+    remasking: Literal["low_confidence", "random"] = "low_confidence"
+    left: bool = False
+    chunk_size: int = 64
+    gradient_pairs: int | None = None
+    roles: Callable[[str], str | None] = block_names.role
+    attention_names: int | None = 64
+    attention_distance: int = 8
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.answers not in ("any", "first"):
+            raise ValueError(f"answers must be 'any' or 'first', got {self.answers!r}")
+        least = dict(num_new=0, chunk_size=1, attention_distance=1)
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise ValueError(f"{name} must be at least {bound}, got {getattr(self, name)}")
+
+
+def measure(
+    model: Any,
+    params: Params | Sequence[Params],
+    pairs: Pairs | FactSet,
+    tokenizer: Tokenizer,
+    *,
+    kind: Kind | None = None,
+    blocks: BlockOf = None,
+    attention: bool = False,
+    level: float = 0.95,
+    extend_fn: Callable[..., Any] | None = None,
+    internals: attention_scores.Internals | None = None,
+    progress: bool | None = None,
+    **settings: Any,
+) -> Reading:
+    """Reads a model: what it answers both ways, and on demand its gradients and its attention.
+
+    Args:
+      model: a `Transformer`, with adapters or not, or an `ApplyFn` of any kind (see
+        `models.frameworks`). One that takes no `valid_BL` is asked rows of one length at a time.
+      params: its parameters; or a list or tuple of several sets, such as one a seed. Intervals
+        are then over the sets.
+      pairs: whose questions are asked.
+      tokenizer: the model's.
+      kind: "causal" or "masked"; needed of an `ApplyFn`.
+      blocks: compares gradients, by "layer", "module" or "role", or as `alignment` takes them.
+        No gradient is formed when None.
+      attention: whether the attention of a masked model is read.
+      level: of confidence of all intervals.
+      extend_fn: how a causal `ApplyFn` goes on with a cache (see `decoding.greedy`); rows are read
+        anew for each token when None.
+      internals: what an `ApplyFn` sows, for `attention` (see `analysis.attention`).
+      progress: whether a bar is shown; on a terminal when None.
+      **settings: see `Settings`.
+
+    Raises:
+      ValueError: the kind is not given, or is not the model's; the tokenizer has more tokens than
+        the model, or no [M] for a masked one; questions that do not fit the context; probabilities
+        that are NaN; or as `Questions.of`, `alignment` and `Settings`.
+      TypeError: an `ApplyFn` that needs a keyword which is not known here; it is named.
+    """
+    return prepare(
+        model,
+        params,
+        pairs,
+        tokenizer,
+        kind=kind,
+        blocks=blocks,
+        attention=attention,
+        level=level,
+        extend_fn=extend_fn,
+        internals=internals,
+        **settings,
+    ).reading(progress)
+
+
+def prepare(
+    model: Any,
+    params: Params | Sequence[Params],
+    pairs: Pairs | FactSet,
+    tokenizer: Tokenizer,
+    *,
+    kind: Kind | None = None,
+    blocks: BlockOf = None,
+    attention: bool = False,
+    level: float = 0.95,
+    extend_fn: Callable[..., Any] | None = None,
+    internals: attention_scores.Internals | None = None,
+    **settings: Any,
+) -> "Measurement":
+    """What `measure` would do; raises all that it raises of its arguments, and computes nothing."""
+    how = Settings(**settings)
+    if not 0 < level < 1:
+        raise ValueError(f"level must be between 0 and 1, got {level}")
+    network = Network.of(model, kind, extend_fn, internals)
+    sets = network.parameter_sets(params)
+    network.check_vocabulary(sets[0], tokenizer)
+    facts = pairs.fact_set() if isinstance(pairs, Pairs) else pairs
+    questions = Questions.of(
+        facts,
+        tokenizer,
+        masked=network.kind == "masked",
+        num_new=how.num_new,
+        max_len=network.max_len,
+        any_right=how.answers == "any",
+        left=how.left and network.takes_valid,
+    )
+    if network.kind == "masked":
+        new = questions.num_new
+        decoding.check_blocks(new, how.decode_steps or new, how.block_length or new)
+    if blocks is not None:
+        Blocks.of(sets[0], blocks)
+    return Measurement(network, tuple(sets), facts, questions, how, level, blocks, attention)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Measurement:
+    """A model, its parameter sets, and what they are asked: see `prepare`."""
+
+    network: Network
+    sets: tuple[Params, ...]
+    facts: FactSet
+    questions: Questions
+    how: Settings
+    level: float
+    blocks: BlockOf
+    attention: bool
+
+    @property
+    def num_parts(self) -> int:
+        """Units of the bar."""
+        return 1 + 2 * (self.network.kind == "masked") + (self.blocks is not None) + self.attention
+
+    def reading(self, progress: bool | None = None) -> Reading:
+        """Asks every set; `progress` as of `measure`."""
+        shown = sys.stderr.isatty() if progress is None else progress
+        total = self.num_parts * len(self.sets)
+        with tqdm.tqdm(total=total, disable=not shown, leave=False) as bar:
+            readings = [self.read(params, bar) for params in self.sets]
+        return readings[0] if len(readings) == 1 else Reading.over_sets(readings)
+
+    def read(self, params: Params, bar: tqdm.tqdm) -> Reading:
+        """The reading of one parameter set."""
+        seconds: dict[str, float] = {}
+        absent: dict[str, str] = {}
+
+        @contextlib.contextmanager
+        def part(name: str) -> Iterator[None]:
+            bar.set_description(name)
+            start = time.monotonic()
+            yield
+            seconds[name] = seconds.get(name, 0.0) + time.monotonic() - start
+            bar.update()
+
+        said, token = self._answers(params, part)
+        sides = {}
+        for name, side in self.questions.sides.items():
+            sides[name] = self._direction(self.questions.queries[side], said[side], token[name])
+            if sides[name].choice is None:
+                absent[f"{name} choice"] = (
+                    "each right first token begins several answers or stands in its question"
+                )
+        gradients = attention = None
+        if self.blocks is None:
+            absent["alignment"] = "no blocks were asked for"
+        else:
+            with part("gradients"):
+                gradients = _gradients(self, params, absent)
+        if not self.attention:
+            absent["attention"] = "it was not asked for"
+        else:
+            with part("attention"):
+                attention = _attention(self, params, absent)
+        return Reading(
+            self.network.kind,
+            self.level,
+            "pairs",
+            sides["forward"],
+            sides["reverse"],
+            alignment=gradients,
+            attention=attention,
+            absent=absent,
+            seconds=seconds,
+        )
+
+    def _answers(self, params, part) -> tuple[Sequence[str], dict[str, recall.TokenRecall]]:
+        """What is said to all questions, and by direction what is made of first tokens."""
+        q, network, size = self.questions, self.network, self.how.chunk_size
+        if network.kind == "causal" and self._is_asked_as_it_stands():
+            with part("answers"):
+                return self._causal_answers(params)
+        with part("answers"):
+            generate = q.generator(
+                network.apply_fn if network.kind == "masked" else network.extend_fn,
+                num_steps=self.how.decode_steps,
+                block_length=self.how.block_length,
+                remasking=self.how.remasking,
+            )
+            key = jax.random.key(self.how.seed)
+            said = q.said(generate, params, key, chunk_size=size, padded=network.padded)
+        token = {}
+        for name, (questions, among) in q.first.items():
+            with part("first tokens"):
+                (asked,) = network.of_rows(questions)
+                token[name] = recall.token_recall(
+                    network.apply_fn,
+                    params,
+                    asked,
+                    mask_id=q.mask_id,
+                    among=among,
+                    chunk_size=size,
+                    padded=network.padded,
+                )
+        return said, token
+
+    def _is_asked_as_it_stands(self) -> bool:
+        """Whether first tokens are asked for right behind the prompts, as answers are."""
+        q = self.questions
+
+        def rows(tokens_EL, valid_EL):
+            return [row[is_one].tolist() for row, is_one in zip(tokens_EL, valid_EL, strict=True)]
+
+        asked = [q.first[name][0] for name in q.sides]
+        first = [row for cloze in asked for row in rows(cloze.tokens_EL, cloze.valid_EL)]
+        return first == rows(q.tokens_EL, q.valid_EL)
+
+    def _causal_answers(self, params) -> tuple[Sequence[str], dict[str, recall.TokenRecall]]:
+        """Both from one reading of the prompts."""
+        q, said, token = self.questions, [], {}
+        for name, side in q.sides.items():
+            _, among = q.first[name]
+            new_EN, *judged = recall.in_chunks(
+                lambda _, *rows, among=among: _say_and_judge(
+                    params,
+                    *rows,
+                    among.first_C,
+                    extend_fn=self.network.extend_fn,
+                    num_new=q.num_new,
+                    eos_id=q.tokenizer.eos_id,
+                ),
+                (q.tokens_EL[side], q.valid_EL[side], among.aside_EX, among.right_EX),
+                self.how.chunk_size,
+            )
+            said += q.texts(new_EN)
+            token[name] = recall.with_choice(judged, among)
+        return said, token
+
+    def _direction(self, queries, said, token: recall.TokenRecall) -> Direction:
+        if not np.isfinite(token.p_E).all():
+            number = int(np.flatnonzero(~np.isfinite(token.p_E))[0])
+            raise ValueError(
+                f"the model's probabilities are NaN at {queries[number].prompt!r}: its parameters "
+                "are not finite, or it has no embedding for a token that it is given"
+            )
+        prompts, answers = zip(*queries, strict=True)
+        text = recall.text_recall(said, prompts, answers)
+        columns = [text.exact_E, text.begun_E, text.copied_E]
+        columns += [token.choice_E, token.p_E, token.nll_E, token.rank_E]
+        numbers = np.stack([np.asarray(column, float) for column in columns], axis=1)
+        asked = [
+            Asked(*fixed, *map(float, row))
+            for *fixed, row in zip(prompts, answers, said, numbers, strict=True)
+        ]
+        return Direction.of(asked, self.level)
+
+
+def _gradients(m: Measurement, params: Params, absent: dict[str, str]) -> Gradients | None:
+    q, network = m.questions, m.network
+    pairs = queries.paired_queries(
+        m.facts,
+        q.tokenizer,
+        masked=network.kind == "masked",
+        limit=m.how.gradient_pairs,
+    )
+    if pairs is None:
+        absent["alignment"] = "no reverse question asks for a name that a statement begins with"
+        return None
+    compare = jax.jit(
+        lambda params, *pair: pair_alignment(
+            network.apply_fn, params, pair, mask_id=q.mask_id, blocks=None
+        )
+    )
+    groups = [(np.arange(len(pairs[0].target_E)), network.of_rows(*pairs))]
+    if not network.padded:
+        groups = list(recall.of_one_length(*pairs))
+    found = [
+        recall.in_chunks(lambda _, *pair: compare(params, *pair), group, 8) for _, group in groups
+    ]
+    joined = jax.tree.map(lambda *x: np.concatenate(x).astype(float), *found)
+    paths = [path for path in joined.inner if path != TOTAL]
+    by_block = _summed(joined, _names(paths, m.blocks))
+    by_role = _summed(joined, _names(paths, m.how.roles))
+
+    def bounds(values: dict[str, np.ndarray], name: str) -> dict[str, Any]:
+        shown = {}
+        for block, values_E in values.items():
+            if len(kept_E := values_E[np.isfinite(values_E)]):
+                shown[block] = intervals.bootstrap_interval(kept_E, level=m.level)
+            else:
+                absent[f"{name} of {block}"] = "a gradient is zero in every pair"
+        return shown
+
+    fields = {name: bounds(values, name) for name, values in by_block.items()}
+    roles = {r: x for r, x in by_role["cosine"].items() if r in ("storage", "routing")}
+    for role in {"storage", "routing"} - set(roles):
+        absent[role] = "no parameter's name says that this is its role"
+    return Gradients(**fields, roles=bounds(roles, "cosine"), count=len(joined.inner[TOTAL]))
+
+
+def _attention(m: Measurement, params: Params, absent: dict[str, str]) -> Any:
+    q, network, how = m.questions, m.network, m.how
+    names = answer_tokens(m.facts, q.tokenizer, how.attention_names)
+    reason = None
+    if network.kind == "causal":
+        reason = "a causal model attends to nothing ahead"
+    elif network.internals is None:
+        reason = "an apply_fn does not show its attention: give internals"
+    elif len(names) < 3:
+        reason = f"a correlation needs 3 names, there are {len(names)}"
+    elif network.max_len and how.attention_distance + max(map(len, names)) > network.max_len:
+        reason = f"names at attention_distance={how.attention_distance} exceed the context"
+    if reason is not None:
+        absent["attention"] = reason
+        return None
+    internals: Any = network.internals
+    mask_id: Any = q.mask_id
+    return attention_scores.name_correlation(
+        internals,
+        params,
+        names,
+        how.attention_distance,
+        mask_id=mask_id,
+        fill_id=q.tokenizer.eos_id,
+        resamples=200,
+        level=m.level,
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("extend_fn", "num_new", "eos_id"))
+def _say_and_judge(
+    params, tokens_BL, valid_BL, aside_BX, right_BX, first_C, *, extend_fn, num_new, eos_id
+):
+    """(new tokens, *`recall.judge` of the first): see `decoding.greedy`."""
+    logits_BV, cache = decoding.start_greedy(
+        extend_fn, params, tokens_BL, valid_BL, num_new=num_new
+    )
+    new_BT = decoding.go_on_greedy(
+        extend_fn,
+        params,
+        valid_BL,
+        logits_BV=logits_BV,
+        cache=cache,
+        num_new=num_new,
+        eos_id=eos_id,
+    )
+    return new_BT, *recall.judge(logits_BV, first_C, aside_BX, right_BX)
+
+
+def _names(paths: Iterable[str], blocks: BlockOf) -> dict[str, str | None]:
+    """From each parameter's path, with its layer, to its block."""
+    parts = Blocks.of({path: np.zeros(()) for path in paths}, blocks)
+    return {path: names[0] for path, names in zip(parts.paths, parts.names, strict=True)}
+
+
+def _summed(found: Any, names: dict[str, str | None]) -> dict[str, dict[str, np.ndarray]]:
+    """An `Alignment` by path as one by block: inner products and squared norms add up."""
+    members: dict[str, list[str]] = {}
+    for path, name in names.items():
+        if name is not None:
+            members.setdefault(name, []).append(path)
+    members[TOTAL] = list(names)
+    inner = {name: sum(found.inner[path] for path in paths) for name, paths in members.items()}
+    norms = [
+        {name: np.sqrt(sum(side[path] ** 2 for path in paths)) for name, paths in members.items()}
+        for side in (found.norm_fwd, found.norm_rev)
+    ]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        cosine = {name: x / (norms[0][name] * norms[1][name]) for name, x in inner.items()}
+    return {"cosine": cosine, "inner": inner, "norm_fwd": norms[0], "norm_rev": norms[1]}

@@ -1,0 +1,90 @@
+"""`experiments.measure`: a file of pairs and a Hugging Face directory, in a process of its own."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from dirasym.reading import Reading
+from experiments import measure as page
+
+ROOT = pathlib.Path(__file__).parents[2]
+WORDING = ("--forward=The capital of {a} is {b}", "--reverse={b} is the capital of {a}")
+
+
+def _run(workdir, *arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "experiments.measure", f"--workdir={workdir}", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )
+
+
+def _facts(tmp_path):
+    path = tmp_path / "capitals.csv"
+    path.write_text("country,city\nFrance,Paris\nSpain,Madrid\nPeru,Lima\n")
+    return f"--pairs={path}"
+
+
+def test_a_directory_is_read_on_a_users_own_file(tiny_directory, tmp_path):
+    given = (f"--model_id={tiny_directory(tmp_path)}", _facts(tmp_path), *WORDING)
+    done = _run(tmp_path / "run", *given, "--columns=country,city", "--noattention", "--level=0.9")
+    assert done.returncode == 0, done.stderr
+    reading = Reading.load(tmp_path / "run" / "reading.json")
+    assert (reading.kind, reading.level, reading.forward.count) == ("causal", 0.9, 3)
+    assert reading.forward.asked[2].prompt == "The capital of Peru is"
+    assert "blocks_1/mlp" in reading.alignment.cosine
+    assert str(reading) in done.stdout and str(reading) in (tmp_path / "run/report.md").read_text()
+    (line,) = map(json.loads, (tmp_path / "run/results.jsonl").read_text().splitlines())
+    assert line["model"] == "llama"
+    assert line["reverse_p_true"] == pytest.approx(list(reading.reverse.p_true))
+    assert (tmp_path / "run" / "figures" / "reading.png").exists()
+
+
+def test_an_untrained_network_is_at_chance(monkeypatch):
+    measured = page.prepared(page.Config(num_pairs=8, attention=True, attention_distance=2))
+    reading = measured.reading()
+    assert reading.kind == "masked" and reading.attention_correlation.shape == (2, 4, 3)
+    size = measured.questions.tokenizer.vocab_size
+    for side in (reading.forward, reading.reverse):
+        assert 0.3 / size < side.p_true.estimate < 3 / size
+        assert side.accuracy.estimate == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--pairs=nowhere.csv"], "nowhere.csv: No such file"),
+        (["--columns=country"], "--columns=country must be two"),
+        (["--columns=country,town"], "no column 'town'"),
+        (["--forward=The capital is {b}"], "lacks {a}"),
+        (["--level=95"], "--level=95.0 must be between 0 and 1"),
+        (["--adapters=x"], "--adapters needs --model_id=DIR"),
+        (["--blocks=heads"], "blocks matches no parameter"),
+        (["--max_new=200"], "the context has 128"),
+        (["--model_id=nowhere"], "nowhere"),
+    ],
+)
+def test_what_cannot_be_is_one_line_and_nothing_is_written(
+    arguments, message, tmp_path, monkeypatch, capsys
+):
+    given = dict(pairs=_facts(tmp_path).removeprefix("--pairs="), columns=("country", "city"))
+    given |= {word.split("=", 1)[0].strip("-"): word.split("=", 1)[1] for word in WORDING}
+    for argument in arguments:
+        name, value = argument.removeprefix("--").split("=", 1)
+        kind = page.Config.__dataclass_fields__[name].type
+        given[name] = tuple(value.split(",")) if name == "columns" else kind(value)
+    with pytest.raises(ValueError, match=message.replace("{", r"\{")) as error:
+        page.plan(page.Config(**given), tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_bad_file_ends_the_command_with_status_2(tmp_path):
+    done = _run(tmp_path / "run", "--pairs=nowhere.csv")
+    assert done.returncode == 2 and not (tmp_path / "run").exists()
+    assert done.stderr.count("\n") == 1 and "nowhere.csv: No such file" in done.stderr

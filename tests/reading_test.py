@@ -1,0 +1,363 @@
+"""A model whose every answer is written down by hand is read as what it is."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dirasym import intervals, measuring, models
+from dirasym.data.pairs import Pairs
+from dirasym.data.tokenizers import Characters, Words
+from dirasym.measuring import measure
+from dirasym.reading import MEASURES, Reading
+
+PAIRS = Pairs(
+    (("Ann Bo", "Cy"), ("Dee", "Ed Fay"), ("Gil", "Hal"), ("Ivy", "Jo")),
+    "{a}'s child is {b}",
+    "{b}'s parent is {a}",
+)
+WORDS = Words([*PAIRS.fact_set().texts(), "of"])
+# By prompt: what is said, and probabilities of its first token; the rest is shared by the others.
+TOLD = {
+    "Ann Bo's child is": ("Cy", dict(Cy=0.5, Ed=0.3)),
+    "Dee's child is": ("Ed Fay", dict(Ed=0.6, Cy=0.1)),
+    "Gil's child is": ("Hal of", dict(Hal=0.4, Cy=0.3)),
+    "Ivy's child is": ("of", dict(of=0.5, Cy=0.2, Jo=0.1)),
+    "Cy's parent is": ("Ann Bo", dict(Ann=0.4, of=0.3)),
+    "Ed Fay's parent is": ("Ed Fay", dict(Ed=0.4, Ann=0.2, Dee=0.05)),
+    "Hal's parent is": ("Hal of", dict(Hal=0.5, Ann=0.25, Gil=0.2)),
+    "Jo's parent is": ("Jo", dict(Jo=0.3, of=0.25, Ivy=0.2, Dee=0.1)),
+}
+# Exact: Cy, Ed Fay | Ann Bo. Begun: and Hal of |. Copied: none | Ed Fay, Jo. Choice: not Jo | not
+# Dee, not Gil. Rank: 1, 1, 1, 3 | 1, 3, 3, 3.
+SHARES = {"accuracy": (2, 1), "begun": (3, 1), "copied": (0, 2), "choice": (3, 2)}
+P_TRUE = {"forward": (0.5, 0.6, 0.4, 0.1), "reverse": (0.4, 0.05, 0.2, 0.2)}
+RANKS = {"forward": (1, 1, 1, 3), "reverse": (1, 3, 3, 3)}
+WORTH = {"Cy": (1.0, 2.0), "Ed": (4.0, -1.0), "Fay": (2.0, 7.0), "Hal": (-1.0, 1.0), "Jo": (0.0, 3)}
+TILT_V = np.arange(WORDS.vocab_size) / 10
+PARAMS = {
+    "blocks_0": {
+        "attention": {
+            "value": {"kernel": jnp.zeros(())},  # tilts the logits
+            "query": {"kernel": jnp.ones(())},  # scales them
+        },
+        "mlp": {"up": {"kernel": jnp.zeros(())}},  # has no part in them
+    }
+}
+
+
+def _p(shares):
+    """Probabilities of all tokens but [M]; those not named have equal small ones."""
+    p_V = np.full(WORDS.vocab_size, np.nan)
+    p_V[WORDS.mask_id] = 0
+    for word, share in shares.items():
+        p_V[WORDS.encode([word])[0][0]] = share
+    return np.where(np.isnan(p_V), (1 - np.nansum(p_V)) / np.isnan(p_V).sum(), p_V)
+
+
+def _padded(texts, fill):
+    rows = WORDS.encode(texts)
+    longest = max(map(len, rows))
+    return jnp.array([[*row, *[fill] * (longest - len(row))] for row in rows])
+
+
+PROMPT_QL = _padded(list(TOLD), -1)
+SAID_QN = jnp.pad(
+    _padded([said for said, _ in TOLD.values()], WORDS.eos_id),
+    ((0, 0), (0, 1)),
+    constant_values=WORDS.eos_id,
+)
+LOGIT_QV = jnp.log(jnp.maximum(jnp.stack([_p(shares) for _, shares in TOLD.values()]), 1e-30))
+
+
+def _logits(params, tokens_BL, valid_BL, masked):
+    order_BL = jnp.argsort(~valid_BL, axis=1, stable=True)
+    row_BL = jnp.take_along_axis(jnp.where(valid_BL, tokens_BL, -1), order_BL, axis=1)
+    short = max(PROMPT_QL.shape[1] - row_BL.shape[1], 0)
+    row_BL = jnp.pad(row_BL, ((0, 0), (0, short)), constant_values=-1)
+    same_BQL = row_BL[:, None, : PROMPT_QL.shape[1]] == PROMPT_QL[None]
+    asked_B = jnp.argmax((same_BQL | (PROMPT_QL == -1)[None]).all(axis=-1), axis=1)
+    size_B = jnp.sum(PROMPT_QL >= 0, axis=1)[asked_B]
+    place_BL = jnp.cumsum(valid_BL, axis=1) - masked - size_B[:, None]
+    next_BL = jnp.take_along_axis(SAID_QN[asked_B], jnp.clip(place_BL, 0, 2), axis=1)
+    logits_BLV = jnp.where(
+        (place_BL == 0)[..., None],
+        LOGIT_QV[asked_B][:, None],
+        30.0 * jax.nn.one_hot(next_BL, len(TILT_V)),
+    )
+    attention = params["blocks_0"]["attention"]
+    tilt_V = attention["value"]["kernel"] * TILT_V
+    return attention["query"]["kernel"] * logits_BLV + tilt_V[None, None]
+
+
+@functools.cache
+def _model(kind, takes_valid):
+    masked = int(kind == "masked")
+    if takes_valid:
+        return lambda params, tokens_BL, *, valid_BL: _logits(params, tokens_BL, valid_BL, masked)
+    return lambda params, tokens_BL: _logits(
+        params, tokens_BL, jnp.ones(tokens_BL.shape, bool), masked
+    )
+
+
+def _internals(params, tokens_EL):
+    """One layer of two heads; a score is a token's worth, in the second head the same both ways."""
+    worth_WV = np.zeros((2, WORDS.vocab_size), np.float32)
+    for word, worth in WORTH.items():
+        worth_WV[:, WORDS.encode([word])[0][0]] = worth
+    after, before = (jnp.asarray(w_V)[tokens_EL][:, None] for w_V in worth_WV)
+    length = tokens_EL.shape[1]
+    ahead = (jnp.arange(length)[None] > jnp.arange(length)[:, None])[None]
+    both = jnp.broadcast_to(after, (len(tokens_EL), length, length))
+    scores = jnp.stack([jnp.where(ahead, after, before), both], axis=1)[None]
+    return {"scores": scores, "weights": scores}
+
+
+@pytest.fixture(scope="module", params=["masked", "causal"])
+def read(request):
+    return measure(
+        _model(request.param, True), PARAMS, PAIRS, WORDS, kind=request.param, level=0.9,
+        attention=True, internals=_internals, attention_distance=2, progress=False,
+        blocks="module" if request.param == "causal" else None,
+    )  # fmt: skip
+
+
+def test_every_share_has_its_wilson_interval(read):
+    for name, counts in SHARES.items():
+        for side, count in zip(("forward", "reverse"), counts, strict=True):
+            want = intervals.wilson_interval(count, 4, 0.9)
+            np.testing.assert_allclose(getattr(getattr(read, side), name), want)
+
+
+def test_probabilities_and_ranks_are_the_known_ones_with_bootstrap_intervals(read):
+    for side in ("forward", "reverse"):
+        found, p_E = getattr(read, side), np.array(P_TRUE[side])
+        np.testing.assert_allclose([a.p_true for a in found.asked], p_E, rtol=1e-4)
+        np.testing.assert_allclose([a.nll for a in found.asked], -np.log(p_E), rtol=1e-4)
+        assert [a.rank for a in found.asked] == list(RANKS[side])
+        for name, values, middle in (
+            ("p_true", p_E, np.mean),
+            ("nll", -np.log(p_E), np.mean),
+            ("rank", RANKS[side], np.median),
+        ):
+            want = intervals.bootstrap_interval(values, middle, 0.9)
+            np.testing.assert_allclose(getattr(found, name), want, rtol=1e-4)
+    assert [a.said for a in read.reverse.asked] == [TOLD[a.prompt][0] for a in read.reverse.asked]
+
+
+def test_gradients_are_those_of_the_formula(read):
+    if read.kind == "masked":
+        assert read.alignment is None and "blocks" in read.absent["alignment"]
+        return
+    gradients = []  # [side, pair, (tilt, scale)] of −log p(target)
+    for questions in (read.forward.asked, read.reverse.asked):
+        rows = []
+        for one in questions:
+            p_V, target = _p(TOLD[one.prompt][1]), WORDS.encode([one.answers[0]])[0][0]
+            logit_V = np.log(np.maximum(p_V, 1e-30))
+            rows.append([p_V @ x_V - x_V[target] for x_V in (TILT_V, logit_V)])
+        gradients.append(rows)
+    fwd, rev = np.array(gradients)
+    inner = (fwd * rev).sum(axis=1)
+    cosine = inner / np.linalg.norm(fwd, axis=1) / np.linalg.norm(rev, axis=1)
+    found, block = read.alignment, "blocks_0/attention"
+    for name in (block, "total"):
+        want = intervals.bootstrap_interval(cosine, level=0.9)
+        np.testing.assert_allclose(found.cosine[name], want, rtol=1e-3)
+        want = intervals.bootstrap_interval(inner, level=0.9)
+        np.testing.assert_allclose(found.inner[name], want, rtol=1e-3)
+    norms = np.linalg.norm(fwd, axis=1).mean(), np.linalg.norm(rev, axis=1).mean()
+    assert not np.isclose(*norms)
+    np.testing.assert_allclose(found.norm_fwd[block].estimate, norms[0], rtol=1e-3)
+    np.testing.assert_allclose(found.norm_rev[block].estimate, norms[1], rtol=1e-3)
+    assert found.count == 4
+    # Of one number each, cosines are signs.
+    storage, routing = np.sign(fwd * rev).mean(axis=0)
+    assert storage != routing
+    np.testing.assert_allclose(read.storage.estimate, storage, rtol=1e-5)
+    np.testing.assert_allclose(read.routing.estimate, routing, rtol=1e-5)
+    assert found.norm_fwd["blocks_0/mlp"].estimate == 0 and "blocks_0/mlp" not in found.cosine
+    assert read.absent["cosine of blocks_0/mlp"] == "a gradient is zero in every pair"
+
+
+def test_attention_is_correlated_over_names(read):
+    if read.kind == "causal":
+        assert read.attention_correlation is None
+        assert read.absent["attention"] == "a causal model attends to nothing ahead"
+        return
+    mean = [WORTH["Cy"], np.mean([WORTH["Ed"], WORTH["Fay"]], axis=0), WORTH["Hal"], WORTH["Jo"]]
+    r = np.corrcoef(*np.transpose(mean))[0, 1]
+    np.testing.assert_allclose(read.attention_correlation, [[[r] * 3, [1.0] * 3]], atol=1e-6)
+    np.testing.assert_array_equal(read.attention.total, [2, 3, 4])
+    assert (read.attention.low <= read.attention.mean + 1e-6).all()
+
+
+@pytest.mark.parametrize("kind", ["masked", "causal"])
+def test_a_model_that_cannot_be_told_of_padding_is_read_alike(kind):
+    told, untold = (
+        measure(_model(kind, valid), PARAMS, PAIRS, WORDS, kind=kind, left=left, chunk_size=3)
+        for valid, left in ((True, True), (False, False))
+    )
+    for side in ("forward", "reverse"):
+        for one, other in zip(getattr(told, side).asked, getattr(untold, side).asked, strict=True):
+            assert one[:3] == other[:3]
+            np.testing.assert_allclose(one[3:], other[3:], rtol=1e-5)
+        assert getattr(told, side).accuracy == getattr(untold, side).accuracy
+        p_true = [a.p_true for a in getattr(told, side).asked]
+        np.testing.assert_allclose(p_true, P_TRUE[side], rtol=1e-4)
+
+
+def test_any_right_answer_is_right():
+    """Cy has two parents, one of them named by another question's answer too."""
+    names = (("Ann Bo", "Cy"), ("of", "Cy"), ("Gil", "Hal"), ("of", "Jo"))
+    pairs = Pairs(names, "{a}'s child is {b}", "{b}'s parent is {a}", several=True)
+    model = _model("causal", True)
+    read, first = (
+        measure(model, PARAMS, pairs, WORDS, kind="causal", answers=answers).reverse.asked
+        for answers in ("any", "first")
+    )
+    assert [a.answers for a in read] == [("Ann Bo", "of"), ("Gil",), ("of",)]
+    np.testing.assert_allclose([a.p_true for a in read], [0.7, 0.2, 0.25], rtol=1e-4)
+    np.testing.assert_allclose([a.nll for a in read], -np.log([0.7, 0.2, 0.25]), rtol=1e-4)
+    np.testing.assert_allclose([a.p_true for a in first], [0.4, 0.2, 0.25], rtol=1e-4)
+    # Hal's Gil loses to Ann; Cy's Ann beats Gil, and "of" is no rival of it.
+    assert [a.choice for a in read] == [1.0, 0.0, 1.0]
+    assert [a.rank for a in read] == [1.0, 3.0, 2.0]
+
+
+def test_intervals_over_several_parameter_sets_are_students():
+    def scaled(scale):
+        blocks = PARAMS["blocks_0"]
+        query = {"query": {"kernel": jnp.float32(scale)}}
+        return {"blocks_0": blocks | {"attention": blocks["attention"] | query}}
+
+    sets = [scaled(1.0), scaled(2.0), scaled(0.5)]
+    read = measure(_model("causal", True), sets, PAIRS, WORDS, kind="causal", blocks="layer")
+    for side in ("forward", "reverse"):
+        want = []
+        for scale in (1.0, 2.0, 0.5):
+            p_E = []
+            for one in getattr(read.of_sets[0], side).asked:
+                p_V = _p(TOLD[one.prompt][1]) ** scale
+                p_E.append(p_V[WORDS.encode([one.answers[0]])[0][0]] / p_V.sum())
+            want.append(np.mean(p_E))
+        mean, half = intervals.student_interval(want)
+        got = getattr(read, side).p_true
+        np.testing.assert_allclose(got, [mean, mean - half, mean + half], rtol=1e-4)
+    assert read.over == "sets" and len(read.of_sets) == 3
+    cosines = [one.storage.estimate for one in read.of_sets]
+    np.testing.assert_allclose(read.storage.estimate, np.mean(cosines))
+    assert Reading.from_json(read.to_json()) == read
+    assert "mean of 3 sets" in str(read)
+
+
+def test_json_goes_both_ways(read, tmp_path):
+    path = tmp_path / "reading.json"
+    read.save(path)
+    back = Reading.load(path)
+    assert back == read and back.forward == read.forward and str(back) == str(read)
+    assert "NaN" not in path.read_text()
+    path.write_text('{"kind": "masked"}')
+    with pytest.raises(ValueError, match=r"reading\.json: this is no reading: KeyError"):
+        Reading.load(path)
+
+
+def test_it_shows_itself_as_a_table_a_frame_and_a_figure(read, tmp_path):
+    lines = str(read).splitlines()
+    assert lines[0].startswith(f"{read.kind} model, 4 questions forward, 4 in reverse; value (90%")
+    (row,) = [line for line in lines if line.startswith("| accuracy %")]
+    low, high = (100 * x for x in intervals.wilson_interval(2, 4, 0.9)[1:])
+    assert row.startswith(f"| accuracy % | 50.0 ({low:.1f}, {high:.1f}) | 25.0 (")
+    frame = read.to_frame()
+    assert set(MEASURES) == set(frame[frame.part == "reverse"].name)
+    (share,) = frame[(frame.part == "reverse") & (frame.name == "copied")].estimate
+    assert share == 0.5
+    figure = read.figure(tmp_path / "reading.png")
+    assert len(figure.axes) == 2 and (tmp_path / "reading.png").stat().st_size > 1000
+    (forward, _) = figure.axes[0].containers
+    assert list(forward.lines[0].get_ydata()) == [0.5, 0.75, 0.0, 0.75]
+    page = read._repr_html_()
+    assert "<td>accuracy %</td>" in page and "data:image/png;base64," in page
+
+
+def test_a_transformer_is_read_with_its_attention_and_padding_on_either_side():
+    config = models.llada(
+        WORDS.vocab_size, num_layers=2, width=8, num_heads=2, num_kv_heads=2, mlp_width=8,
+        max_len=16, rope_base=10_000.0, rope_scaling=None,
+    )  # fmt: skip
+    model = models.Transformer(config)
+    params = model.init(jax.random.key(0), jnp.zeros((1, 1), int))["params"]
+    how = dict(attention=True, attention_distance=2)
+    read = measure(model, params, PAIRS, WORDS, **how)
+    assert read.kind == "masked" and read.attention_correlation.shape == (2, 2, 3)
+    left = measure(model, params, PAIRS, WORDS, left=True)
+    for side in ("forward", "reverse"):
+        np.testing.assert_allclose(
+            getattr(left, side).p_true, getattr(read, side).p_true, rtol=1e-4
+        )
+    with pytest.raises(ValueError, match="kind is 'causal', and the model is masked"):
+        measure(model, params, PAIRS, WORDS, kind="causal")
+    with pytest.raises(ValueError, match="tokens after it are 20, the context has 16"):
+        measure(model, params, PAIRS, WORDS, num_new=15)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(kind=None), "kind must be 'causal' or 'masked' where the model is an apply_fn"),
+        (dict(kind="mdm"), "kind must be 'causal' or 'masked', got 'mdm'"),
+        (dict(level=95), "level must be between 0 and 1, got 95"),
+        (dict(answers="all"), "answers must be 'any' or 'first'"),
+        (dict(chunk_size=0), "chunk_size must be at least 1, got 0"),
+        (dict(tokenizer=Words([*TOLD, "a b c d e"])), "the tokenizer has .. tokens, the model"),
+        (dict(tokenizer=Characters("abc")), r"needs \[M\], and its tokenizer has none"),
+        (dict(model=lambda p, tokens_BL: tokens_BL.astype(float)), r"must give logits \[B, L, V\]"),
+        (dict(model="gpt2"), "model must be a Transformer or an apply_fn"),
+        (dict(blocks="heads"), "blocks matches no parameter"),
+        (
+            dict(model=lambda p, tokens_BL, **_: jnp.full((*tokens_BL.shape, 30), jnp.nan)),
+            'probabilities are NaN at "Ann Bo\'s child is"',
+        ),
+    ],
+)
+def test_what_cannot_be_is_one_clear_error(change, message):
+    given = dict(model=_model("masked", True), tokenizer=WORDS, kind="masked", progress=False)
+    given |= change
+    model, tokenizer = given.pop("model"), given.pop("tokenizer")
+    with pytest.raises(ValueError, match=message):
+        measure(model, PARAMS, PAIRS, tokenizer, **given)
+
+
+def test_a_mask_outside_the_vocabulary_and_a_missing_keyword_are_named():
+    words = Words([*PAIRS.fact_set().texts(), "of"])
+    words.mask_id = 99
+    with pytest.raises(ValueError, match="mask_id 99 is none of the model's"):
+        measure(_model("masked", True), PARAMS, PAIRS, words, kind="masked")
+
+    def conditioned(params, tokens_BL, *, class_B):
+        return tokens_BL
+
+    with pytest.raises(TypeError, match="apply_fn needs class_B, which is not given here"):
+        measure(conditioned, PARAMS, PAIRS, WORDS, kind="masked")
+    with pytest.raises(TypeError, match="unexpected keyword argument 'num_neww'"):
+        measure(_model("masked", True), PARAMS, PAIRS, WORDS, kind="masked", num_neww=3)
+
+
+def test_a_list_that_the_model_can_read_is_one_set():
+    def apply_fn(params, tokens_BL):
+        scale, tilt = params
+        whole = {"query": {"kernel": scale}, "value": {"kernel": tilt}}
+        nested = {"blocks_0": {"attention": whole}}
+        return _model("causal", False)(nested, tokens_BL)
+
+    read = measure(apply_fn, [jnp.ones(()), jnp.zeros(())], PAIRS, WORDS, kind="causal")
+    assert read.of_sets == () and read.over == "pairs"
+    sets = [[jnp.ones(()), jnp.zeros(())]] * 2
+    assert len(measure(apply_fn, sets, PAIRS, WORDS, kind="causal").of_sets) == 2
+
+
+def test_settings_have_a_description_each():
+    documented = measuring.Settings.__doc__
+    assert all(name in documented for name in measuring.Settings.__dataclass_fields__)
