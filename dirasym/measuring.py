@@ -110,7 +110,7 @@ def measure(
       extend_fn: how a causal `ApplyFn` goes on with a cache (see `decoding.greedy`); rows are read
         anew for each token when None.
       internals: what an `ApplyFn` sows, for `attention` (see `analysis.attention`).
-      progress: whether a bar is shown; on a terminal when None.
+      progress: whether a bar is shown; on a terminal and in a notebook when None.
       **settings: see `Settings`.
 
     Raises:
@@ -193,7 +193,8 @@ class Measurement:
 
     def reading(self, progress: bool | None = None) -> Reading:
         """Asks every set; `progress` as of `measure`."""
-        shown = sys.stderr.isatty() if progress is None else progress
+        is_seen = sys.stderr.isatty() or "ipykernel" in sys.modules
+        shown = is_seen if progress is None else progress
         total = self.num_parts * len(self.sets)
         with tqdm.tqdm(total=total, disable=not shown, leave=False) as bar:
             readings = [self.read(params, bar) for params in self.sets]

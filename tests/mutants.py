@@ -28,7 +28,9 @@ ROOT = pathlib.Path(__file__).parent.parent
 TARGETS = [
     "dirasym/intervals.py",
     "dirasym/likelihood.py",
+    "dirasym/measuring.py",
     "dirasym/metrics.py",
+    "dirasym/reading.py",
     "dirasym/report.py",
     "dirasym/analysis/alignment.py",
     "dirasym/analysis/attention.py",
@@ -38,6 +40,7 @@ TARGETS = [
     "dirasym/analysis/excess.py",
     "dirasym/analysis/factored.py",
     "dirasym/analysis/products.py",
+    "dirasym/analysis/queries.py",
     "dirasym/analysis/questions.py",
     "dirasym/analysis/recall.py",
     "dirasym/analysis/taps.py",

@@ -22,6 +22,7 @@ class Pairs:
       reverse: the template that asks for a, such as "{b} is the capital of {a}".
       several: whether a name may stand in several pairs; each of its partners is then a right
         answer to one question.
+      also: from a name to its other names: right answers too, and never told nor asked about.
 
     Each template holds {a} and {b}, what it asks for once and last, after a space; text may
     follow, such as a full stop.
@@ -30,21 +31,32 @@ class Pairs:
       >>> pairs = Pairs((("France", "Paris"),), "The capital of {a} is {b}", "{b} is in {a}")
       >>> pairs.fact_set().reverse
       (Query(prompt='Paris is in', answers=('France',)),)
+      >>> pairs = dataclasses.replace(pairs, also={"France": ("la France",)})
+      >>> pairs.fact_set().reverse[0].answers
+      ('France', 'la France')
 
     Raises:
       ValueError: a template of another form, no pairs, a blank name, a pair that is there
-        twice, one name written in two ways, or, unless `several`, a name in two pairs.
+        twice, one name written in two ways, or, unless `several`, a name in two pairs; other names
+        of none of the names, or blank ones.
     """
 
     names: tuple[tuple[str, str], ...]
     forward: str
     reverse: str
     several: bool = False
+    also: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict, hash=False)
 
     def __post_init__(self):
         places = [f"pair {number}" for number in range(1, len(self.names) + 1)]
         _check_names(self.names, places, self.several)
         self._wording("forward"), self._wording("reverse")
+        known = {name for pair in self.names for name in pair}
+        for name, others in self.also.items():
+            if name not in known:
+                raise ValueError(f"also: {name!r} is in no pair")
+            if isinstance(others, str) or not all(map(str.strip, others)):
+                raise ValueError(f"also: {name!r} has {others!r}, no names")
 
     def _wording(self, name: Literal["forward", "reverse"]) -> tuple[str, str]:
         """(template of the prompt, what follows the answer)."""
@@ -85,6 +97,7 @@ class Pairs:
         forward: str,
         reverse: str,
         several: bool = False,
+        aliases: str | None = None,
         encoding: str = "utf-8",
     ) -> "Pairs":
         """Pairs of two columns of a table: see `readers.read_table` for what it may look like.
@@ -96,6 +109,8 @@ class Pairs:
           forward: as of `Pairs`.
           reverse: as of `Pairs`.
           several: as of `Pairs`.
+          aliases: what stands between the names of one thing in a cell, such as "|" in
+            "Netherlands|Holland": the first is the name, the others are `Pairs.also`.
           encoding: the file's.
 
         Raises:
@@ -105,13 +120,23 @@ class Pairs:
             rows: Iterable[tuple[int, Any]] = readers.read_json_lines(path, encoding)
         else:
             rows = readers.read_table(path, (a, b), encoding)
-        return cls._from_rows(rows, f"{path}: row", a, b, forward, reverse, several)
+        return cls._from_rows(rows, f"{path}: row", a, b, forward, reverse, several, aliases)
 
     @classmethod
     def from_frame(
-        cls, frame: Any, *, a: str, b: str, forward: str, reverse: str, several: bool = False
+        cls,
+        frame: Any,
+        *,
+        a: str,
+        b: str,
+        forward: str,
+        reverse: str,
+        several: bool = False,
+        aliases: str | None = None,
     ) -> "Pairs":
         """Pairs of two columns of a DataFrame, or of a mapping of columns; rows count from 0.
+
+        Arguments as of `from_csv`.
 
         Raises:
           ValueError: no such column, or as `Pairs`; the row is named.
@@ -121,7 +146,7 @@ class Pairs:
                 raise ValueError(f"the table has no column {column!r}")
         cells = zip(frame[a], frame[b], strict=True)
         rows = ((number, {a: one, b: other}) for number, (one, other) in enumerate(cells))
-        return cls._from_rows(rows, "row", a, b, forward, reverse, several)
+        return cls._from_rows(rows, "row", a, b, forward, reverse, several, aliases)
 
     @classmethod
     def _from_rows(
@@ -133,19 +158,35 @@ class Pairs:
         forward: str,
         reverse: str,
         several: bool,
+        aliases: str | None,
     ) -> "Pairs":
+        if aliases == "":
+            raise ValueError("aliases must be what stands between names, or None")
         names, places = [], []
+        also: dict[str, tuple[str, ...]] = {}
         for number, row in rows:
             for column in (a, b):
                 cell = row.get(column) if isinstance(row, Mapping) else None
                 if not isinstance(cell, str) or not cell.strip():
                     raise ValueError(f"{source} {number} has no {column}")
-            names.append((row[a].strip(), row[b].strip()))
+            pair = []
+            for column in (a, b):
+                first, *others = map(
+                    str.strip, row[column].split(aliases) if aliases else [row[column]]
+                )
+                if not all((first, *others)):
+                    raise ValueError(
+                        f"{source} {number} has an empty name in {column}: {row[column]!r}"
+                    )
+                pair.append(first)
+                if others:
+                    also[first] = tuple(dict.fromkeys((*also.get(first, ()), *others)))
+            names.append((pair[0], pair[1]))
             places.append(f"{source} {number}")
         if not names:
             raise ValueError(f"{source.removesuffix(' row')} there are no pairs")
         _check_names(names, places, several)
-        return cls(tuple(names), forward, reverse, several)
+        return cls(tuple(names), forward, reverse, several, also)
 
     def fact_set(self, trained: Literal["forward", "reverse"] = "forward") -> FactSet:
         """Trains one direction and asks both; the direction trained is the set's forward one.
@@ -168,7 +209,14 @@ class Pairs:
             queries = tuple(
                 Query(
                     prompt.format(name=name),
-                    tuple(dict.fromkeys(x for y in answers for x in (y + tail, y))),
+                    tuple(
+                        dict.fromkeys(
+                            text
+                            for answer in answers
+                            for name in (answer, *self.also.get(answer, ()))
+                            for text in (name + tail, name)
+                        )
+                    ),
                 )
                 for name, answers in partners.items()
             )

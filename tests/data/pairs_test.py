@@ -154,3 +154,27 @@ def test_a_name_with_several_partners_is_one_question_with_several_answers():
     assert [s.answer for s in data.train] == ["Bo", "Cy", "Bo"]
     assert data.forward == (Query("Ann likes", ("Bo", "Cy")), Query("Dee likes", ("Bo",)))
     assert data.reverse[0] == Query("Bo is liked by", ("Ann", "Dee"))
+
+
+def test_a_cell_may_hold_several_names_of_one_thing(tmp_path):
+    path = tmp_path / "pairs.csv"
+    path.write_text("country,capital\nNetherlands| Holland,Amsterdam\nFrance,Paris|Lutetia\n")
+    read = Pairs.from_csv(path, **COLUMNS, **WORDING, aliases="|")
+    assert read.names == (("Netherlands", "Amsterdam"), ("France", "Paris"))
+    data = read.fact_set()
+    assert [s.answer for s in data.train] == ["Amsterdam", "Paris"]
+    assert data.forward[1] == Query("The capital of France is", ("Paris", "Lutetia"))
+    assert data.reverse[0].answers == ("Netherlands", "Holland")
+    frame = {"country": ["Netherlands|Holland"], "capital": ["Amsterdam"]}
+    same = Pairs.from_frame(frame, **COLUMNS, **WORDING, aliases="|")
+    assert same.also == {"Netherlands": ("Holland",)}
+    for text, aliases, message in (
+        ("Spain|,Madrid", "|", r"row 2 has an empty name in country: 'Spain\|'"),
+        ("Spain,Madrid", "", "aliases must be what stands between names"),
+    ):
+        path.write_text("country,capital\n" + text + "\n")
+        with pytest.raises(ValueError, match=message):
+            Pairs.from_csv(path, **COLUMNS, **WORDING, aliases=aliases)
+    for also, message in (({"Rome": ("Roma",)}, "in no pair"), ({"France": (" ",)}, "no names")):
+        with pytest.raises(ValueError, match=f"also: .*{message}"):
+            Pairs(NAMES, **WORDING, also=also)
