@@ -171,13 +171,7 @@ class Pairs:
                     raise ValueError(f"{source} {number} has no {column}")
             pair = []
             for column in (a, b):
-                first, *others = map(
-                    str.strip, row[column].split(aliases) if aliases else [row[column]]
-                )
-                if not all((first, *others)):
-                    raise ValueError(
-                        f"{source} {number} has an empty name in {column}: {row[column]!r}"
-                    )
+                first, *others = _split(row[column], aliases, f"{source} {number} has", column)
                 pair.append(first)
                 if others:
                     also[first] = tuple(dict.fromkeys((*also.get(first, ()), *others)))
@@ -207,22 +201,24 @@ class Pairs:
                 for answer in answers
             )
             queries = tuple(
-                Query(
-                    prompt.format(name=name),
-                    tuple(
-                        dict.fromkeys(
-                            text
-                            for answer in answers
-                            for name in (answer, *self.also.get(answer, ()))
-                            for text in (name + tail, name)
-                        )
-                    ),
-                )
+                Query(prompt.format(name=name), self._right(answers, tail))
                 for name, answers in partners.items()
             )
             sides.append((statements, queries))
         (told, asked), (_, back) = sides if trained == "forward" else sides[::-1]
         return FactSet(told, asked, back)
+
+    def _right(self, answers: Sequence[str], tail: str) -> tuple[str, ...]:
+        """All that is right where these are, each once."""
+        names = [name for answer in answers for name in (answer, *self.also.get(answer, ()))]
+        return tuple(dict.fromkeys(text for name in names for text in (name + tail, name)))
+
+
+def _split(cell: str, aliases: str | None, place: str, column: str) -> list[str]:
+    names = [name.strip() for name in (cell.split(aliases) if aliases else [cell])]
+    if not all(names):
+        raise ValueError(f"{place} an empty name in {column}: {cell!r}")
+    return names
 
 
 def _check_names(names: Sequence[tuple[str, str]], places: Sequence[str], several: bool) -> None:
