@@ -177,20 +177,22 @@ def gradients(panels: Mapping[str, Mapping[str, np.ndarray]]):
 
     Args:
       panels: from a title to "gradient_cosine_total" and "gradient_inner_total" [time, seed,
-        example], and "eval_step" [time]. Cosines are drawn as boxes over examples and seeds,
-        inner products as their mean.
+        example], and "eval_step" [time]. Both are drawn as boxes over examples and seeds, inner
+        products as their mean too.
     """
-    figure, axes = new_figure(2, len(panels))
-    for (above, below), (title, curves) in zip(axes.T, panels.items(), strict=True):
+    figure, axes = new_figure(3, len(panels))
+    for (above, middle, below), (title, curves) in zip(axes.T, panels.items(), strict=True):
         step = curves["eval_step"]
         cosine, inner = (
             curves[f"gradient_{name}_total"].reshape(len(step), -1) for name in ("cosine", "inner")
         )
         plot_boxes(above, step, cosine)
+        plot_boxes(middle, step, inner)
         below.plot(step, inner.mean(axis=1))
-        for ax in (above, below):
+        for ax in (above, middle, below):
             ax.axhline(0, color="gray", lw=0.8)
         above.set(title=title, ylabel="cosine, forward and reverse")
+        middle.set(ylabel="inner product")
         below.set(xlabel="step", ylabel="mean inner product")
     return figure
 

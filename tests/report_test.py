@@ -95,6 +95,22 @@ def test_committed_results_draw_the_figures_of_the_docs(tmp_path):
     assert drawn == {"toy_accuracy", "toy_study", "facts_names"}
 
 
+def test_bars_of_reverse_questions_are_means_and_their_dots_seeds():
+    keys = "percent", "copied_percent", "choice_percent"
+    lines = {
+        name: [
+            {f"reverse_{key}": base + 10 * n + seed for n, key in enumerate(keys)} for seed in seeds
+        ]
+        for name, base, seeds in (("one", 1.0, (0, 4)), ("other", 50.0, (0,)))
+    }
+    (ax,) = redraw.reverse_bars(lines).axes
+    heights = [bar.get_height() for bar in ax.patches]
+    assert heights == [3, 50, 13, 60, 23, 70]  # a kind after another, both names each
+    dots = [line.get_ydata().tolist() for line in ax.get_lines()]
+    assert dots == [[1, 5], [50], [11, 15], [60], [21, 25], [70]]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["one", "other"]
+
+
 def test_gradients_are_drawn_as_boxes_over_examples_and_seeds():
     pytest.importorskip("matplotlib")
     rng = np.random.default_rng(0)
@@ -104,13 +120,15 @@ def test_gradients_are_drawn_as_boxes_over_examples_and_seeds():
         "gradient_inner_total": rng.normal(size=(3, 2, 5)),
     }
     curves["gradient_cosine_total"][1, 0, 0] = np.nan
-    above, below = report.gradients({"one": curves}).axes
-    medians = [line for line in above.get_lines() if set(line.get_ydata()) != {0}]
-    medians = {tuple(np.mean(line.get_xdata(), keepdims=True)): line.get_ydata() for line in medians
-               if len(set(line.get_ydata())) == 1 and len(line.get_xdata()) == 2}  # fmt: skip
-    for step, cosine in zip(curves["eval_step"], curves["gradient_cosine_total"], strict=True):
-        want = np.nanmedian(cosine)
-        assert any(np.allclose(y, want) for (x,), y in medians.items() if x == step)
+    above, middle, below = report.gradients({"one": curves}).axes
+    for ax, name in ((above, "cosine"), (middle, "inner")):
+        medians = {
+            np.mean(line.get_xdata()): line.get_ydata()[0]
+            for line in ax.get_lines()
+            if len(line.get_xdata()) == 2 and line.get_color() == "C1"
+        }
+        for step, values in zip(curves["eval_step"], curves[f"gradient_{name}_total"], strict=True):
+            np.testing.assert_allclose(medians[step], np.nanmedian(values))
     inner = below.get_lines()[0]
     np.testing.assert_array_equal(inner.get_xdata(), curves["eval_step"])
     np.testing.assert_allclose(inner.get_ydata(), curves["gradient_inner_total"].mean(axis=(1, 2)))

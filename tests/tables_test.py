@@ -160,6 +160,12 @@ def test_numbers_of_the_theory(on_file):
         {"what": "left_out", "block": "W_Q"}
         | {"lower_quartile": 0.5, "median": 1.25, "upper_quartile": 4.0},
     ]
+    bounds = {0.98138: 0.981, 0.97699: 0.977, 0.97196: 0.971, 0.95461: 0.954}
+    on_file["rope_bounds/results"] = [
+        {"what": "table_3", "bound": bound, "paper": paper, "printed": 0.981}
+        for bound, paper in bounds.items()
+    ]
+    assert theory.table_3_agrees() == (1, 4) and theory.table_3_otherwise() == (3, 2)
     assert theory.traces() == "−0.030 at D = 16, 0.200 at D = 32"
     assert theory.left_out("W_Q") == "125 % (quartiles 50 and 400)"
     assert theory.power(2.44e-13) == "2.4e-13" and theory.power(1.0) == "1.0e0"

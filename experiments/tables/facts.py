@@ -62,7 +62,7 @@ def scratch_table() -> str:
 
 def over_steps(folder: str) -> dict[int, tuple[float, float]]:
     """Mean forward and reverse accuracy of the masked model by step."""
-    of = [curves(f"{folder}/curves/p2c-mdm-seed{seed}") for seed in page_seeds()]
+    of = [curves(f"{folder}/curves/data=p2c,model=mdm,seed={seed}") for seed in page_seeds()]
     both = [np.mean([x[f"{d}_percent"] for x in of], axis=0) for d in DIRECTIONS]
     return dict(zip(of[0]["eval_step"].tolist(), zip(*both, strict=True), strict=True))
 
@@ -72,21 +72,14 @@ def page_seeds() -> tuple[int, ...]:
     return 1, 42, 1234
 
 
-def positions_table() -> str:
-    """RoPE and sinusoidal positions by step."""
-    found = {
-        "RoPE": over_steps("facts_quick"),
-        "sinusoidal": over_steps("facts_quick_sinusoidal"),
-    }
-    steps = [step for step in found["sinusoidal"] if step and step % 300 == 0]
-    rows = []
-    for name, by_step in found.items():
-        cells = [
-            " / ".join(number(x, 0) for x in by_step[step]) if step in by_step else "not run"
-            for step in steps
-        ]
-        rows.append([name, *cells])
-    return table(["forward / reverse %, step", *map(str, steps)], rows)
+def steps_table(folder: str) -> str:
+    """Both directions by step."""
+    by_step = {step: both for step, both in over_steps(folder).items() if step}
+    rows = [
+        [direction, *(number(both[side], 1) for both in by_step.values())]
+        for side, direction in enumerate(DIRECTIONS)
+    ]
+    return table(["%, step", *map(str, by_step)], rows)
 
 
 def at_end(folder: str, model: str, key: str) -> list[float]:
@@ -96,7 +89,7 @@ def at_end(folder: str, model: str, key: str) -> list[float]:
 
 def cosines(model: str) -> np.ndarray:
     """Cosines of paired gradients, [seed, evaluation, fact]."""
-    of = [curves(f"facts_quick/curves/p2c-{model}-seed{seed}") for seed in page_seeds()]
+    of = [curves(f"facts_quick/curves/data=p2c,model={model},seed={seed}") for seed in page_seeds()]
     return np.stack([x["gradient_cosine_total"] for x in of])
 
 

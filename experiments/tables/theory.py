@@ -38,6 +38,13 @@ def table_3_agrees() -> tuple[int, int]:
     return sum(line["printed"] == line["paper"] for line in of), len(of)
 
 
+def table_3_otherwise() -> tuple[int, int]:
+    """Cells that would agree by cutting to 3 decimals alone, and by rounding alone."""
+    of = lines("rope_bounds/results", what="table_3")
+    cut = sum(np.floor(1000 * x["bound"]) == round(1000 * x["paper"]) for x in of)
+    return int(cut), sum(round(x["bound"], 3) == x["paper"] for x in of)
+
+
 def minimal(model: str, key: str) -> list[float]:
     """A measure of two letters, a seed each."""
     return column(lines("gradient_alignment/minimal", model=model), key)

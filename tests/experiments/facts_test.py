@@ -353,6 +353,15 @@ def test_adapted_weights_are_a_model_of_the_same_size(tiny_directory, model, tmp
     assert line[1]["tokens_read"] == 4 * 8 * 16
 
 
+@pytest.mark.parametrize(("causal", "first", "last"), [(True, 15, 40), (False, 3, 8)])
+def test_an_adaptation_says_what_it_read_and_its_first_and_last_losses(causal, first, last):
+    """A masked loss is a sequence's, and is shared among its 5 tokens."""
+    config = adapt_masked.Config(steps=4, save_every=2, batch_size=3, length=5, causal=causal)
+    line = adapt_masked.summarize(config, {"loss": np.array([10.0, 20.0, 30.0, 50.0])})
+    known = dict(tokens_read=60, first_nats_per_token=first, last_nats_per_token=last)
+    assert line == known
+
+
 def test_the_text_of_an_adaptation_can_tell_facts_both_ways_and_repeat_them(
     tiny_directory, tmp_path
 ):
