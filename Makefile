@@ -7,7 +7,7 @@ EXTRAS ?= test
 WORKERS ?= auto
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS)
 
-.PHONY: reproduce test test-slow test-parity test-lowest lint mypy mutants
+.PHONY: reproduce test test-slow test-parity test-lowest lint mypy mutants tables
 
 reproduce: $(VENV)/installed
 	$(BIN)/python -m experiments.toy_reversal --preset=quick --workdir=runs/toy_reversal
@@ -34,6 +34,10 @@ test-lowest:
 # Breaks what measures, and lists the faults that no test sees: an hour on two quiet cores.
 mutants: $(VENV)/installed
 	$(BIN)/python tests/mutants.py
+
+# Writes the numbers of the docs from docs/results: the suite checks that they stand there.
+tables: $(VENV)/installed
+	$(BIN)/python -m cogapp -r README.md docs/*.md docs/claims/*.md docs/results/README.md
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -72,6 +72,15 @@ def test_the_tax_is_fine_tuned_minus_scratch(on_file):
     assert world_a.tax_gaps(1) == [[0.0, 1.0], [0.0, 1.0]]
 
 
+def test_gaps_of_the_mlp_on_1000_pairs(on_file):
+    def line(seed, arrow, excess):
+        return {"K": 8, "seed": seed, "direction": arrow, world_a.CLEAN: excess}
+
+    on_file["world_a_mlp_1000/results"] = [line(1, "A->B", 2.0), line(0, "B->A", 5.0)]
+    on_file["world_a_mlp_1000/results_K8"] = [line(0, "A->B", 1.5), line(1, "B->A", 9.0)]
+    assert world_a.mlp_gap_1000(8) == [3.5, 7.0]
+
+
 def test_bits_that_adapters_stored(on_file):
     line = {"lora_r": 4, "lr": 3e-3, "n_pairs": 1000, "lora_trainable_params": 2000}
     on_file["world_a_lora/long"] = [line | {world_a.CLEAN: 20.0}]

@@ -53,6 +53,13 @@ def last_gap(folder: str, K: int, unit: str = CLEAN, **values) -> list[float]:
     return gaps(folder, K, epochs(folder)[-1], unit, **values)
 
 
+def mlp_gap_1000(K: int, unit: str = CLEAN) -> list[float]:
+    """The MLP's gap on 1000 pairs at the end; K = 8 has a file of its own."""
+    of = lines("world_a_mlp_1000/results", "world_a_mlp_1000/results_K8", K=K)
+    forward, inverse = ([x for x in of if x["direction"] == arrow] for arrow in ARROWS.values())
+    return [b[unit] - a[unit] for a, b in zip(forward, inverse, strict=True)]
+
+
 def excess_table(folder: str) -> str:
     """Clean excess by epoch, mean over seeds."""
     rows = []
