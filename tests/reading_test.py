@@ -303,6 +303,24 @@ def test_a_transformer_is_read_with_its_attention_and_padding_on_either_side():
         measure(model, params, PAIRS, WORDS, num_new=15)
 
 
+def test_adapters_that_do_nothing_change_nothing():
+    config = models.llama(
+        WORDS.vocab_size, num_layers=1, width=8, num_heads=2, num_kv_heads=2, mlp_width=8,
+        max_len=16, rope_base=10_000.0, rope_scaling=None,
+    )  # fmt: skip
+    model = models.Transformer(config)
+    params = model.init(jax.random.key(0), jnp.zeros((1, 1), int))["params"]
+    adapted = models.LoRA(model, models.LoRAConfig(1, 1.0, "(query|value)$"))
+    adapters = models.lora.init_adapters(adapted, params, jax.random.key(1))
+    base = measure(model, params, PAIRS, WORDS)
+    read = measure(adapted, {"params": params, "lora": adapters}, PAIRS, WORDS, blocks="module")
+    assert read.kind == base.kind == "causal"
+    for one, other in zip(read.forward.asked, base.forward.asked, strict=True):
+        assert one[:3] == other[:3]
+        np.testing.assert_allclose(one[3:], other[3:], rtol=1e-5)
+    assert read.storage is not None and read.routing is not None
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -183,7 +183,11 @@ def test_it_is_read_by_measure(name, kind):
     pairs = Pairs((("a", "b"), ("c", "d")), "{a} begot {b}", "{b} is of {a}")
     words = Words(pairs.fact_set().texts())
     assert words.vocab_size <= VOCAB
-    reading = measure(apply_fn, params, pairs, words, kind=kind, blocks=None, progress=False)
+    blocks = "layer" if name in ("equinox", "plain") and kind == "causal" else None
+    reading = measure(apply_fn, params, pairs, words, kind=kind, blocks=blocks, progress=False)
+    if blocks is not None:
+        assert set(reading.alignment.norm_fwd) == {"embed", "head", "total"}
+        assert reading.alignment.cosine["total"].estimate < 1
     assert (reading.kind, reading.forward.count, reading.reverse.count) == (kind, 2, 2)
     (prompt,) = words.encode(["a begot"])
     masks = [words.mask_id] * 2 * (kind == "masked")
