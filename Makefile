@@ -7,7 +7,7 @@ EXTRAS ?= test
 WORKERS ?= auto
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS)
 
-.PHONY: reproduce test test-slow test-parity test-lowest lint mypy mutants tables
+.PHONY: reproduce test test-slow test-parity test-lowest lint mypy mutants tables docs
 
 reproduce: $(VENV)/installed
 	$(BIN)/python -m experiments.toy_reversal --preset=quick --workdir=runs/toy_reversal
@@ -38,6 +38,13 @@ mutants: $(VENV)/installed
 # Writes the numbers of the docs from docs/results: the suite checks that they stand there.
 tables: $(VENV)/installed
 	$(BIN)/python -m cogapp -r README.md docs/*.md docs/claims/*.md docs/results/README.md
+
+# The site, in site/: links and anchors checked.
+docs:
+	$(MAKE) site VENV=$(VENV)-docs EXTRAS=docs
+
+site: $(VENV)/installed
+	$(BIN)/mkdocs build --quiet
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -20,7 +20,7 @@ from dirasym.reading import Reading
 from dirasym.training import TrainState, create_state, train_step
 from dirasym.types import Batch
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Batch",
