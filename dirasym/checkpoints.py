@@ -81,7 +81,7 @@ class Checkpoints:
       owner: what the run is known by, JSON-like: its name, seed, a digest of its data,
         `jax_settings()`. A checkpoint of another owner is refused; {} takes any.
 
-    Example:
+    Examples:
       >>> import tempfile
       >>> import jax.numpy as jnp, numpy as np
       >>> run = Checkpoints(tempfile.mkdtemp(), owner={"name": "toy", "seed": 0})

@@ -57,7 +57,7 @@ def locked(path: str | os.PathLike, *, shared: bool = False, wait: bool = False)
     Raises:
       LockedError: it is taken, and `wait` is False.
 
-    Example:
+    Examples:
       >>> import tempfile
       >>> with locked(tempfile.mkdtemp() + "/.lock"):
       ...     pass  # the only process here

@@ -15,7 +15,7 @@ def threefry(key: jax.Array) -> jax.Array:
     what an example meets depends on its company; Threefry draws the same alone and among others.
     Raw keys (uint32 words) are taken for keys of JAX's default implementation.
 
-    Example:
+    Examples:
       >>> import jax
       >>> key = threefry(jax.random.key(0, impl="rbg"))
       >>> str(jax.random.key_impl(key))

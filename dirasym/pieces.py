@@ -61,7 +61,7 @@ def compute(
       WorkDirError, LockedError: see `WorkDir`.
       Stopped: SIGTERM, Ctrl-C or the time limit; the same call goes on.
 
-    Example:
+    Examples:
       >>> import tempfile
       >>> square = Piece({"n": 3}, lambda: ({"square": 9}, {}), has_curves=False)
       >>> [line["square"] for line in compute([square], tempfile.mkdtemp())]

@@ -74,7 +74,7 @@ def read_table(
     written in either case, and blanks around a cell are no part of it. Rows are numbered as
     the file's lines are: the header is row 1, and blank lines count.
 
-    Example:
+    Examples:
       >>> import pathlib, tempfile
       >>> path = pathlib.Path(tempfile.mkdtemp()) / "cities.csv"
       >>> _ = path.write_text("Country;Capital\nFrance; Paris\n")

@@ -156,7 +156,7 @@ def sweep(
       NonFiniteLossError: the loss stopped being finite; names run, step and last checkpoint.
       Stopped: SIGTERM, Ctrl-C or the time limit; all is saved, and the same call goes on.
 
-    Example:
+    Examples:
       See `docs/runs.md`.
     """
     all_runs, seeds = list(all_runs), list(seeds)

@@ -64,7 +64,7 @@ class Batch:
           scored: bool [B, L], the tokens whose prediction counts; all when None.
           valid: bool [B, L], False at padding; all are read when None.
 
-        Example:
+        Examples:
           >>> batch = Batch.of([[5, 6, 7], [5, 8, 0]], valid=[[1, 1, 1], [1, 1, 0]])
           >>> batch.global_size, batch.valid_BL.sum(axis=1)
           (2, array([3, 2]))

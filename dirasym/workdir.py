@@ -49,6 +49,12 @@ def name_of(identity: Mapping[str, Any]) -> str:
     return name
 
 
+def experiment_id(config: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """Eight digits that tell apart what was configured, and the settings of JAX it ran under."""
+    known = {"config": config, "jax": settings}
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:8]
+
+
 class Known(Protocol):
     """What a work directory knows of a run: see `runs.Run`."""
 
@@ -102,8 +108,7 @@ class WorkDir:
         self.config = json.loads(json.dumps(dict(config or {})))
         settings = jax_settings()
         wanted = {"config": self.config, "jax": settings}
-        digest = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
-        self.exp_id = digest[:8]
+        self.exp_id = experiment_id(self.config, settings)
         self.owner = {"exp_id": self.exp_id, **settings}
         self.results_path = pathlib.Path(results_path or self.path / "results.jsonl").expanduser()
         try:

@@ -11,7 +11,7 @@ ORDER = (  # each imports those before it alone
     *("data", "rows", "models", "objectives", "decoding", "metrics", "likelihood"),
     *("training", "sharding", "compile", "devices", "seeds", "checkpoints"),
     *("finetuning", "stopping", "progress", "workdir", "pieces", "runs", "analysis", "pretraining"),
-    *("world_a", "last_word", "report", "reading", "networks", "measuring"),
+    *("world_a", "last_word", "report", "reading", "networks", "measuring", "collecting"),
 )
 FORBIDDEN = {  # though they come before it
     "models": ["data"],

@@ -208,7 +208,7 @@ def half_learned(epoch_T: Sequence[float], excess_T: Sequence[float]) -> float:
 
     Between two evaluations by a straight line.
 
-    Example:
+    Examples:
       >>> half_learned([0, 10, 20], [8.0, 6.0, 2.0])
       15.0
     """

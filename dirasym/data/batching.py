@@ -89,7 +89,7 @@ def encode_rows(
       Fields of a `Batch` over B texts: int32 "tokens_BL", bool "scored_BL" and "valid_BL", and
       with `names` int32 "unit_BL" (the place where a token's unit begins).
 
-    Example:
+    Examples:
       >>> from dirasym.data import tokenizers
       >>> encode_rows(tokenizers.Characters(), ["ab:"], [" c"])["scored_BL"].astype(int)
       array([[0, 0, 0, 1, 1]])
@@ -194,7 +194,7 @@ def token_span(offsets: Sequence[tuple[int, int]], start: int, stop: int) -> tup
       start: its first character.
       stop: the character behind its last.
 
-    Example:
+    Examples:
       >>> token_span([(0, 1), (1, 2), (2, 5), (5, 6)], 2, 4)  # "(", "'", "Ann", ")": "An"
       (2, 3)
 

@@ -27,7 +27,7 @@ class Pairs:
     Each template holds {a} and {b}, what it asks for once and last, after a space; text may
     follow, such as a full stop.
 
-    Example:
+    Examples:
       >>> pairs = Pairs((("France", "Paris"),), "The capital of {a} is {b}", "{b} is in {a}")
       >>> pairs.fact_set().reverse
       (Query(prompt='Paris is in', answers=('France',)),)

@@ -117,7 +117,7 @@ class StringMap:
     Raises:
       ValueError: as these two.
 
-    Example:
+    Examples:
       >>> (a, *_), (b, *_) = StringMap(5, 50, seed=47).oriented("inverse")
       >>> texts([a], [b])
       (['x: osr2i580 y:'], [' hghiiqxq'])

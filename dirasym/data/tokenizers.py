@@ -85,7 +85,7 @@ class Words:
       pad_id, eos_id, mask_id: 0, 1 and 2; `decode` writes them out.
       vocab_size: these three and every token seen.
 
-    Example:
+    Examples:
       >>> words = Words(["P!nk's child is Mary-Kate."])
       >>> words.decode(words.encode(["Mary-Kate's child is P!nk"])[0])
       "Mary-Kate's child is P!nk"

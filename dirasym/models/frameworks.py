@@ -46,7 +46,7 @@ def from_linen(
         is given, such as dict(deterministic=False).
       **settings: further arguments of the module, such as deterministic=True.
 
-    Example:
+    Examples:
       >>> model = nn.Sequential([nn.Embed(7, 4), nn.Dense(7)])
       >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 1), int))
       >>> apply_fn, params = from_linen(model, variables)
@@ -191,7 +191,7 @@ def shift_logits(apply_fn: ApplyFn) -> ApplyFn:
     logits of token l stand at position l−1. The row's first token has no position before it and
     keeps the logits of its own, as in Dream's code.
 
-    Example:
+    Examples:
       >>> def says_next(params, tokens_BL):
       ...     return jax.nn.one_hot(tokens_BL + 1, 9)  # counts on from what it reads
       >>> logits = shift_logits(says_next)({}, jnp.array([[3, 0, 0]]))

@@ -29,7 +29,7 @@ def make_apply_fn(model: Transformer) -> ApplyFn:
     itself is called where the table would be wrong (padding, whose slots are no offsets; dropout
     of embeddings or weights, position by position) or larger than what it spares.
 
-    Example:
+    Examples:
       >>> import jax, jax.numpy as jnp, numpy as np
       >>> from dirasym import models
       >>> from dirasym.models import token_table

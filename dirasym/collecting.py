@@ -1,0 +1,139 @@
+"""Many work directories as one table: what differs between them, and seeds put together.
+
+lines = collecting.collect(pathlib.Path("runs").glob("*"))
+collecting.over_seeds(lines)
+"""
+
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from dirasym import intervals, results
+from dirasym.workdir import WorkDirError, experiment_id
+
+# Of a sweep, not of a run: directories that differ in these alone hold more seeds of one thing.
+_SEEDS = {"seeds", "seed"}
+
+
+def collect(paths: Iterable[str | os.PathLike]) -> list[dict[str, Any]]:
+    """The result lines of work directories, each with the flags that tell the directories apart.
+
+    A flag is a column where configurations differ in it, those of seeds apart. A line that has
+    a value of that name already (what it is known by) keeps it.
+
+    Args:
+      paths: work directories of any versions, devices and configurations.
+
+    Raises:
+      WorkDirError: a path holds no configuration, or no result lines that can be read.
+
+    Examples:
+      >>> import tempfile
+      >>> from dirasym.workdir import WorkDir
+      >>> from dirasym.pieces import Piece, compute
+      >>> folders = {n: tempfile.mkdtemp() for n in (2, 3)}
+      >>> for n, folder in folders.items():
+      ...     piece = Piece({}, lambda n=n: ({"square": n**2}, {}), has_curves=False)
+      ...     _ = compute([piece], WorkDir(folder, {"n": n}))
+      >>> [(line["n"], line["square"]) for line in collect(folders.values())]
+      [(2, 4), (3, 9)]
+    """
+    configs, lines = {}, []
+    for path in [pathlib.Path(path).expanduser() for path in paths]:
+        configs[path], found = _read(path)
+        lines += [(path, line) for line in found]
+    names = list(dict.fromkeys(name for config in configs.values() for name in config))
+    told = [
+        name
+        for name in names
+        if name not in _SEEDS
+        and len({json.dumps(config.get(name)) for config in configs.values()}) > 1
+    ]
+    return [
+        {"workdir": str(path), **{name: configs[path].get(name) for name in told}, **line}
+        for path, line in lines
+    ]
+
+
+def over_seeds(lines: Iterable[Mapping[str, Any]], level: float = 0.95) -> list[dict[str, Any]]:
+    """One line for all seeds of a run: Student intervals where numbers differ between them.
+
+    Lines belong together that agree in `run` and in all that is not a number. A number which
+    differs becomes an `intervals.Interval`; lists and words that differ are left out.
+
+    Returns:
+      Lines with `seeds`, how many there are.
+
+    Examples:
+      >>> lines = [dict(run="a", seed=seed, loss=seed + 1.0, steps=3) for seed in (0, 2)]
+      >>> (line,) = over_seeds(lines)
+      >>> line["seeds"], line["steps"], line["loss"].mean
+      (2, 3, 2.0)
+    """
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for line in lines:
+        known = {
+            key: value
+            for key, value in line.items()
+            if key not in {"workdir", "exp_id", *_SEEDS} and not _is_result(value)
+        }
+        groups.setdefault(json.dumps(known, sort_keys=True), []).append(line)
+    return [_merged(group, level) for group in groups.values()]
+
+
+def differences(
+    one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Of lines that both have (run and seed): what differs, as (in one, in the other).
+
+    Args:
+      one: lines of a work directory.
+      other: of another one.
+    """
+
+    def by_run(lines):
+        return {(line.get("run"), line.get("seed")): line for line in lines}
+
+    first, second, found = by_run(one), by_run(other), []
+    for key in first:
+        if key in second:
+            pairs = {name: (x, second[key].get(name)) for name, x in first[key].items()}
+            pairs = {
+                name: pair
+                for name, pair in pairs.items()
+                if pair[0] != pair[1] and name not in {"workdir", "exp_id", "run_wall_time_sec"}
+            }
+            found.append({"run": key[0], "seed": key[1], **pairs})
+    return found
+
+
+def _is_result(value: Any) -> bool:
+    return isinstance(value, float | list | dict)
+
+
+def _merged(group: Sequence[Mapping[str, Any]], level: float) -> dict[str, Any]:
+    merged = {}
+    for key, first in group[0].items():
+        values = [line.get(key) for line in group]
+        if key not in {"workdir", "exp_id", *_SEEDS}:
+            if all(value == first for value in values):
+                merged[key] = first
+            elif all(isinstance(value, int | float) for value in values):
+                merged[key] = intervals.student_interval(values, level)
+    return {**merged, "seeds": len(group)}
+
+
+def _read(path: pathlib.Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    try:
+        found = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        config, owner = dict(found["config"]), experiment_id(found["config"], found["jax"])
+        lines = results.read_results(path / "results.jsonl")
+        return config, [line for line in lines if line.get("exp_id") == owner]
+    except OSError as error:
+        raise WorkDirError(f"{path} is no work directory: {error.strerror}") from None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise WorkDirError(
+            f"{path} is damaged: its configuration or results are unreadable"
+        ) from None

@@ -1,0 +1,86 @@
+"""Work directories joined: what differs is a column, seeds become an interval, damage is named."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import scipy.stats
+
+from dirasym import collecting
+from dirasym.pieces import Piece, compute
+from dirasym.workdir import WorkDir, WorkDirError
+
+
+def _fill(path, config, values, *, seeds=(0, 1)):
+    pieces = [
+        Piece(
+            {"model": model},
+            lambda model=model, seed=seed: ({"loss": values[model] + seed, "steps": 3}, {}),
+            seed=seed,
+            has_curves=False,
+        )
+        for model in values
+        for seed in seeds
+    ]
+    compute(pieces, WorkDir(path, {"seeds": list(seeds), **config}))
+
+
+@pytest.fixture
+def three(tmp_path):
+    _fill(tmp_path / "a", {"width": 8, "lr": 0.1}, {"mdm": 1.0, "arm": 5.0})
+    _fill(tmp_path / "b", {"width": 8, "lr": 0.1}, {"mdm": 1.0, "arm": 5.0}, seeds=(4,))
+    _fill(tmp_path / "c", {"width": 16, "lr": 0.1}, {"mdm": 2.0})
+    return [tmp_path / name for name in "abc"]
+
+
+def test_flags_that_differ_are_columns_and_seeds_of_equal_flags_go_together(three):
+    lines = collecting.collect(three)
+    assert len(lines) == 8
+    assert {(line["width"], line["model"]) for line in lines} == {
+        (8, "mdm"),
+        (8, "arm"),
+        (16, "mdm"),
+    }
+    assert all("lr" not in line and "seeds" not in line for line in lines)
+    merged = {(line["width"], line["model"]): line for line in collecting.over_seeds(lines)}
+    assert [merged[key]["seeds"] for key in ((8, "mdm"), (8, "arm"), (16, "mdm"))] == [3, 3, 2]
+    mean, half = merged[8, "arm"]["loss"]
+    values = [5.0, 6.0, 9.0]
+    low, high = scipy.stats.t.interval(0.95, 2, sum(values) / 3, scipy.stats.sem(values))
+    assert mean == pytest.approx(20 / 3) and half == pytest.approx((high - low) / 2)
+    assert merged[8, "arm"]["steps"] == 3 and "seed" not in merged[8, "arm"]
+
+
+def test_lines_of_another_configuration_in_the_same_file_are_not_taken(three):
+    path = three[0] / "results.jsonl"
+    path.write_text(path.read_text() + json.dumps({"exp_id": "another", "run": "x"}) + "\n")
+    assert len(collecting.collect(three[:1])) == 4
+
+
+def test_differences_name_what_differs_of_runs_that_both_have(three):
+    found = collecting.differences(*(collecting.collect([path]) for path in (three[0], three[2])))
+    assert found == [
+        {"run": "model=mdm", "seed": 0, "loss": (1.0, 2.0)},
+        {"run": "model=mdm", "seed": 1, "loss": (2.0, 3.0)},
+    ]
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"config": 3, "jax": {}}', "null"])
+def test_a_damaged_configuration_is_named(three, text):
+    (three[1] / "config.json").write_text(text)
+    with pytest.raises(WorkDirError, match="b is damaged"):
+        collecting.collect(three)
+
+
+def _tool(*flags):
+    command = [sys.executable, "-m", "experiments.tools.collect", *map(str, flags)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_the_tool_prints_the_table_and_refuses_in_one_line(three, tmp_path):
+    done = _tool("--workdirs", *three, "--format=csv", "--columns=model,width,seeds,loss")
+    assert done.stdout.split("\n")[0].strip() == "model,width,seeds,loss", done.stderr
+    assert "mdm,16,2,2.5000 ± 6.3531" in done.stdout
+    bad = _tool("--workdirs", tmp_path)
+    assert (bad.returncode, bad.stderr.count("\n")) == (2, 1) and "no work directory" in bad.stderr
