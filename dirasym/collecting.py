@@ -114,9 +114,9 @@ def _is_result(value: Any) -> bool:
 
 
 def _merged(group: Sequence[Mapping[str, Any]], level: float) -> dict[str, Any]:
-    merged = {}
+    merged: dict[str, Any] = {}
     for key, first in group[0].items():
-        values = [line.get(key) for line in group]
+        values: list[Any] = [line.get(key) for line in group]
         if key not in {"workdir", "exp_id", *_SEEDS}:
             if all(value == first for value in values):
                 merged[key] = first
