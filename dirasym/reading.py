@@ -271,7 +271,8 @@ class Reading:
         draws = [_draw_shares]
         draws += [_draw_cosines] * (self.alignment is not None)
         draws += [_draw_attention] * (self.attention is not None)
-        figure, axes = report.new_figure(1, len(draws))
+        blocks = len(self.alignment.cosine) if self.alignment else 0
+        figure, axes = report.new_figure(1, len(draws), (4.0, max(3.0, 0.22 * blocks)))
         for draw, ax in zip(draws, axes[0], strict=True):
             draw(self, ax)
         if path is not None:
@@ -364,7 +365,9 @@ def _draw_shares(reading: Reading, ax: Any) -> None:
     for number, side in enumerate(("forward", "reverse")):
         values = [getattr(getattr(reading, side), name) for name in SHARES]
         there = [(place, value) for place, value in enumerate(values) if value is not None]
-        _points(ax, [p + 0.15 * (2 * number - 1) for p, _ in there], [v for _, v in there], side)
+        report.plot_bounds(
+            ax, [p + 0.15 * (2 * number - 1) for p, _ in there], [v for _, v in there], side
+        )
     ax.set_xticks(range(len(SHARES)), SHARES)
     ax.set(ylim=(-0.02, 1.02), ylabel="share of the questions")
     ax.legend(frameon=False)
@@ -373,16 +376,11 @@ def _draw_shares(reading: Reading, ax: Any) -> None:
 def _draw_cosines(reading: Reading, ax: Any) -> None:
     assert reading.alignment is not None
     cosine = reading.alignment.roles | reading.alignment.cosine
-    _points(ax, range(len(cosine)), list(cosine.values()), None)
-    ax.axhline(0, color="gray", lw=0.8)
-    ax.set_xticks(range(len(cosine)), cosine, rotation=90, fontsize="x-small")
-    ax.set(ylabel="cosine, forward and reverse")
-
-
-def _points(ax: Any, x: Any, values: Sequence[Bounds], label: str | None) -> None:
-    middle = [value.estimate for value in values]
-    reach = np.array([[v.estimate - v.low, v.high - v.estimate] for v in values]).reshape(-1, 2).T
-    ax.errorbar(x, middle, np.maximum(np.nan_to_num(reach), 0), fmt="o", capsize=3, label=label)
+    report.plot_bounds(ax, range(len(cosine)), list(cosine.values()), None, across=True)
+    ax.axvline(0, color="gray", lw=0.8)
+    ax.set_yticks(range(len(cosine)), cosine, fontsize="x-small")
+    ax.invert_yaxis()
+    ax.set(xlabel="cosine of both directions' gradients", xlim=(min(ax.get_xlim()[0], -0.05), 1.05))
 
 
 def _draw_attention(reading: Reading, ax: Any) -> None:
@@ -390,7 +388,7 @@ def _draw_attention(reading: Reading, ax: Any) -> None:
     for layer, mean_T in enumerate(reading.attention.mean.mean(axis=1)):
         ax.plot(reading.attention.total, mean_T, ".-", label=f"layer {layer}")
     ax.axhline(0, color="gray", lw=0.8)
-    ax.set(xlabel="Δ1 + Δ2", ylabel="Corr(S_fwd, S_rev), mean over heads")
+    ax.set(xlabel="total distance Δ₁ + Δ₂ (tokens)", ylabel="Corr(S_fwd, S_rev), mean of heads")
     if len(reading.attention.mean) <= 8:
         ax.legend(frameon=False)
 

@@ -221,11 +221,29 @@ def attention(panels: Mapping[str, Mapping[str, np.ndarray]]):
 def plot_intervals(axes, x: Sequence[float], intervals: Sequence[Any], label: str) -> None:
     """Means as points joined by a line, with bars as wide as their intervals where there are any.
 
-    `intervals` are those of `metrics`.
+    `intervals` are `intervals.Interval`s.
     """
     means = [interval.mean for interval in intervals]
     half_widths = np.nan_to_num([interval.half_width for interval in intervals])
     axes.errorbar(x, means, half_widths, marker="o", ms=4, capsize=3, label=label)
+
+
+def plot_bounds(
+    axes,
+    place: Sequence[float],
+    values: Sequence[intervals.Bounds],
+    label: str | None,
+    *,
+    across: bool = False,
+) -> None:
+    """Estimates as points with their intervals: upwards at x = place, or across at y = place."""
+    middle = [value.estimate for value in values]
+    reach = np.array([[v.estimate - v.low, v.high - v.estimate] for v in values]).reshape(-1, 2).T
+    error, style = np.maximum(np.nan_to_num(reach), 0), dict(fmt="o", ms=4, capsize=3, label=label)
+    if across:
+        axes.errorbar(middle, place, xerr=error, **style)
+    else:
+        axes.errorbar(place, middle, yerr=error, **style)
 
 
 def heat_map(axes, x_PP: np.ndarray) -> None:

@@ -278,6 +278,14 @@ def test_it_shows_itself_as_a_table_a_frame_and_a_figure(read, tmp_path):
     assert len(figure.axes) == 2 and (tmp_path / "reading.png").stat().st_size > 1000
     (forward, _) = figure.axes[0].containers
     assert list(forward.lines[0].get_ydata()) == [0.5, 0.75, 0.0, 0.75]
+    if read.alignment is not None:
+        (cosines,) = figure.axes[1].containers
+        told = read.alignment.roles | read.alignment.cosine
+        assert list(cosines.lines[0].get_xdata()) == [value.estimate for value in told.values()]
+        ((low, high), *_) = (bar[:, 0] for bar in cosines.lines[2][0].get_segments())
+        first = next(iter(told.values()))
+        np.testing.assert_allclose((low, high), (first.low, first.high))
+        assert [label.get_text() for label in figure.axes[1].get_yticklabels()] == list(told)
     page = read._repr_html_()
     assert "<td>accuracy %</td>" in page and "data:image/png;base64," in page
 
