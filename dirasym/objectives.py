@@ -241,29 +241,35 @@ def any_order(
     The scored tokens of each example are revealed one by one in its own order σ. The
     expectation is that of `masked_diffusion` in every weighting (Ou et al., 2025), here from
     all n terms: a model whose conditionals belong to one joint law gives -log p(x) itself,
-    whatever σ. It takes as many calls of the model as an example has scored tokens, and is
-    meant for evaluation: no gradient passes.
+    whatever σ. See `revealing_nll` for its cost; it is meant for evaluation.
 
     Returns:
       sum: nats. count: examples with a scored token. aux: {}.
     """
     scored_BL = scored_tokens(batch)
     _, place_BL = uniforms(batch, example_keys(batch, key))
-    order_BL = jnp.argsort(jnp.where(scored_BL, place_BL, jnp.inf), axis=1)
-    rank_BL = jnp.argsort(order_BL, axis=1)
+    nll_B = revealing_nll(apply_fn, params, batch, place_BL, mask_id, rngs)
+    return jnp.sum(nll_B), jnp.sum(jnp.any(scored_BL, axis=1)).astype(jnp.float32), {}
 
-    def reveal(rank, total):
+
+def revealing_nll(apply_fn, params, batch: Batch, place_BL, mask_id: int, rngs=None) -> jax.Array:
+    """The chain rule in one order, lowest `place_BL` first: -Σ_j log p(x_σ(j) | x_σ(1..j-1)): [B].
+
+    As many calls of the model as the longest row has scored tokens. No gradient passes.
+    """
+    scored_BL = scored_tokens(batch)
+    rank_BL = jnp.argsort(jnp.argsort(jnp.where(scored_BL, place_BL, jnp.inf), axis=1), axis=1)
+
+    def reveal(rank, total_B):
         hidden_BL, now_BL = (scored_BL & x for x in (rank_BL >= rank, rank_BL == rank))
-        noise_B = jnp.sum(hidden_BL, axis=1) / jnp.maximum(jnp.sum(scored_BL, axis=1), 1)
         nll_BL = denoising_nll(
             *(apply_fn, params, batch, hidden_BL, now_BL, mask_id, PerRow(1), rngs),
-            noise_B=noise_B,
+            noise_B=jnp.sum(hidden_BL, axis=1) / jnp.maximum(jnp.sum(scored_BL, axis=1), 1),
         )
-        return total + jnp.sum(nll_BL)
+        return total_B + jnp.sum(nll_BL, axis=1)
 
     longest = jnp.max(jnp.sum(scored_BL, axis=1))
-    total = jax.lax.fori_loop(0, longest, reveal, jnp.zeros(()))
-    return total, jnp.sum(jnp.any(scored_BL, axis=1)).astype(jnp.float32), {}
+    return jax.lax.fori_loop(0, longest, reveal, jnp.zeros(len(scored_BL)))
 
 
 def corrupt(

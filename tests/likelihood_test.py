@@ -1,0 +1,236 @@
+"""The likelihood of texts against a table of a model's answers, by every order of revealing."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dirasym import likelihood, models, objectives, training
+from dirasym.data import batching, tokenizers
+from dirasym.types import Batch
+
+LETTERS = tokenizers.Characters("aé")  # ids 0 and 1, of one and two bytes; the end of text is 2
+VOCAB, LENGTH, MASK = 3, 3, 3
+TABLE = np.random.default_rng(0).normal(size=(4**LENGTH, LENGTH, VOCAB + 1), scale=2)
+TEXTS = ["aéa", "ééa", "é", "aaa", "éa"]
+DIGITS = 4 ** np.arange(LENGTH)
+
+
+def masked_model(params, tokens_BL):
+    """Any function of all tokens: one row of a table for each sequence."""
+    length = tokens_BL.shape[1]
+    return params[tokens_BL @ DIGITS[:length]][:, :length]
+
+
+def padded_model(params, tokens_BL, *, valid_BL=None):
+    """The same of rows with padding, which counts as "a" does."""
+    valid_BL = jnp.ones(tokens_BL.shape, bool) if valid_BL is None else valid_BL
+    return masked_model(params, jnp.where(valid_BL, tokens_BL, 0))
+
+
+def causal_model(params, tokens_BL):
+    """Any function of the tokens so far."""
+    length = tokens_BL.shape[1]
+    code_BL = jnp.cumsum(tokens_BL * DIGITS[None, :length], axis=1)
+    return params[code_BL, jnp.arange(length)[None]]
+
+
+def _log_p(tokens, position, target, excluded=None):
+    logits = TABLE[int(np.dot(tokens, DIGITS[: len(tokens)])), position].copy()
+    if excluded is not None:
+        logits[excluded] = -np.inf
+    return logits[target] - np.log(np.exp(logits).sum())
+
+
+def in_order(ids, order):
+    """log p by the chain rule, tokens revealed in this order."""
+    row, total = [MASK] * len(ids), 0.0
+    for place in order:
+        total += _log_p(row, place, ids[place], MASK)
+        row[place] = ids[place]
+    return total
+
+
+def over_orders(ids):
+    return np.mean([in_order(ids, order) for order in itertools.permutations(range(len(ids)))])
+
+
+def _read(kind, model=masked_model, texts=TEXTS, **settings):
+    settings = dict(tokenizer=LETTERS, mask_id=MASK) | settings
+    with jax.enable_x64(True):
+        return likelihood.likelihood(model, TABLE, texts, kind, **settings)
+
+
+IDS = LETTERS.encode(TEXTS)
+
+
+def test_causal_likelihoods_are_products_of_conditionals():
+    found = _read("causal", model=causal_model)
+    want = [sum(_log_p([2, *ids[:n]], n, token) for n, token in enumerate(ids)) for ids in IDS]
+    np.testing.assert_allclose(found.log_likelihood_E, want, rtol=1e-5)
+    assert not found.standard_error_E.any() and (found.passes_E == 1).all()
+    start = _read("causal", model=causal_model, prefix=[1], texts=["éa"])
+    want = _log_p([1], 0, 1) + _log_p([1, 1], 1, 0)
+    np.testing.assert_allclose(start.log_likelihood_E, [want], rtol=1e-5)
+
+
+def test_left_to_right_is_one_order():
+    found = _read("left_to_right")
+    want = [in_order(ids, range(len(ids))) for ids in IDS]
+    np.testing.assert_allclose(found.log_likelihood_E, want, rtol=1e-5)
+    assert not found.standard_error_E.any()
+    assert found.passes_E.tolist() == [3, 3, 1, 3, 2]
+    told = _read("left_to_right", texts=["éa"], prefix=[0])  # known from the start
+    want = _log_p([0, MASK, MASK], 1, 1, MASK) + _log_p([0, 1, MASK], 2, 0, MASK)
+    np.testing.assert_allclose(told.log_likelihood_E, [want], rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["random_order", "stratified", "monte_carlo"])
+def test_estimates_are_the_mean_over_orders_within_their_error(kind):
+    found = _read(kind, passes=1500)
+    want = np.array([over_orders(ids) for ids in IDS])
+    error = found.standard_error_E
+    assert (np.abs(found.log_likelihood_E - want) <= 4 * error + 1e-5).all()
+    assert (error < 0.15).all() and (error[[0, 1, 3, 4]] > 0).all()
+    np.testing.assert_allclose(found.log_likelihood_E[2], want[2], rtol=1e-5)  # of one token
+    if kind == "random_order":
+        assert found.passes_E.tolist() == [1500, 1500, 500, 1500, 1000]
+    else:
+        assert (found.passes_E == 1500).all()
+
+
+@functools.cache
+def _repeated(kind, passes=12, seeds=300):
+    """(estimates, errors) of one text over seeds: [seeds]."""
+    found = _read(kind, texts=[TEXTS[1]] * seeds, passes=passes, batch_size=seeds)
+    return found.log_likelihood_E, found.standard_error_E
+
+
+@pytest.mark.parametrize("kind", ["random_order", "stratified", "monte_carlo"])
+def test_standard_errors_are_those_of_repetition(kind):
+    values, errors = _repeated(kind)
+    reported = np.sqrt(np.mean(errors**2))
+    assert abs(values.mean() - over_orders(IDS[1])) < 4 * values.std() / np.sqrt(len(values))
+    ratio = values.std() / reported
+    # That of strata is at most a little too large; 300 repetitions know a deviation to 4%.
+    assert (0.7 if kind == "stratified" else 0.85) < ratio < 1.15, ratio
+
+
+def test_levels_in_strata_vary_less_than_independent_ones():
+    variance = {kind: _repeated(kind)[0].var() for kind in ("stratified", "monte_carlo")}
+    assert variance["stratified"] < 0.7 * variance["monte_carlo"], variance
+
+
+def test_odd_numbers_of_strata_have_their_error_too():
+    values, errors = _repeated("stratified", passes=9)
+    assert 0.7 < values.std() / np.sqrt(np.mean(errors**2)) < 1.15
+
+
+def test_totals_are_per_token_and_per_byte():
+    found = _read("left_to_right")
+    total = -sum(in_order(ids, range(len(ids))) for ids in IDS)
+    assert found.num_tokens_E.tolist() == [3, 3, 1, 3, 2]
+    assert found.num_bytes_E.tolist() == [4, 5, 2, 3, 3]
+    np.testing.assert_allclose(found.nats_per_token.mean, total / 12, rtol=1e-5)
+    np.testing.assert_allclose(found.bits_per_byte.mean, total / np.log(2) / 17, rtol=1e-5)
+    noisy = _read("monte_carlo", passes=8)
+    error = np.sqrt((noisy.standard_error_E**2).sum())
+    np.testing.assert_allclose(noisy.nats_per_token.standard_error, error / 12)
+    np.testing.assert_allclose(noisy.bits_per_byte.standard_error, error / 17 / np.log(2))
+
+
+@pytest.mark.parametrize("kind", ["causal", "left_to_right", "stratified"])
+def test_batches_and_padding_change_nothing(kind):
+    model = causal_model if kind == "causal" else masked_model
+    padded = (
+        padded_model
+        if kind != "causal"
+        else (lambda params, tokens_BL, *, valid_BL=None: causal_model(params, tokens_BL))
+    )
+    whole = _read(kind, model=model, passes=6)
+    for other in (_read(kind, model=padded, passes=6, batch_size=2),):
+        if kind != "stratified":  # "a" stands where there is padding
+            texts = [0, 1, 3]
+            np.testing.assert_allclose(
+                other.log_likelihood_E[texts], whole.log_likelihood_E[texts], rtol=1e-5
+            )
+    alone = _read(kind, model=padded, passes=6, batch_size=1)
+    together = _read(kind, model=padded, passes=6, batch_size=4)
+    np.testing.assert_allclose(alone.log_likelihood_E, together.log_likelihood_E, rtol=1e-5)
+
+
+def test_a_transformer_is_taken_as_it_is():
+    config = models.radd(4, width=8)
+    model = models.Transformer(config)
+    params = model.init(jax.random.key(0), jnp.zeros((1, 2), int))["params"]
+    settings = dict(tokenizer=LETTERS, mask_id=MASK)
+    found, same = (
+        likelihood.likelihood(x, params, TEXTS, "left_to_right", **settings)
+        for x in (model, models.make_apply_fn(model))
+    )
+    np.testing.assert_array_equal(found.log_likelihood_E, same.log_likelihood_E)
+    one = likelihood.likelihood(model, params, TEXTS[2:3], "left_to_right", **settings)
+    np.testing.assert_allclose(found.log_likelihood_E[2], one.log_likelihood_E[0], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(kind="exact"), "kind must be one of causal, left_to_right"),
+        (dict(texts=[]), "texts must be at least one"),
+        (dict(texts=["a", ""]), "a text has no token: ''"),
+        (dict(mask_id=None), "mask_id is missing"),
+        (dict(mask_id=1), r"a text holds token 1, \[M\]: 'aéa'"),
+        (dict(mask_id=4), "token 4 is not below the model's vocabulary, 4"),
+        (dict(prefix=[7]), "token 7 is not below the model's vocabulary, 4"),
+        (dict(kind="causal", prefix=[]), "a causal model needs a prefix"),
+        (dict(passes=1), "needs 2 samples"),
+        (dict(texts=["xyz"]), "characters outside the alphabet"),
+    ],
+)
+def test_bad_input_is_named(settings, message):
+    settings = dict(kind="stratified") | settings
+    with pytest.raises(ValueError, match=message):
+        _read(settings.pop("kind"), **settings)
+
+
+def _trained(steps=1500):
+    """A small masked model of sentences, some of these, and [M]."""
+    rng = np.random.default_rng(0)
+    syllables = ["ka", "lo", "mi", "ne", "ru", "sto"]
+    names = ["".join(rng.choice(syllables, 3)).title() for _ in range(128)]
+    texts = [f"{a} rules {b}." for a, b in zip(names[::2], names[1::2], strict=True)]
+    letters = tokenizers.Characters()
+    tokens, valid = batching.pad(letters.encode(texts), letters.pad_id)
+    mask_id = letters.vocab_size
+    config = models.radd(mask_id + 1, num_layers=2, width=64, num_heads=2, dropout=0.0)
+    model = models.Transformer(config)
+    params = jax.jit(model.init)(jax.random.key(0), tokens)["params"]
+    apply_fn, optimizer = models.make_apply_fn(model), training.make_optimizer(3e-3)
+    state = training.create_state(apply_fn, params, optimizer, jax.random.key(1))
+    objective = functools.partial(objectives.masked_diffusion, mask_id=mask_id)
+    batch = Batch(tokens, np.arange(len(texts)), len(texts), valid_BL=valid)
+    step = jax.jit(functools.partial(training.train_step, batch=batch, objective=objective))
+    for _ in range(steps):
+        state, _ = step(state)
+    return model, state.params, texts[:8], letters, mask_id
+
+
+@pytest.mark.slow
+def test_variances_at_equal_passes_are_those_of_the_docs():
+    """The table of docs/models.md: variance over 40 seeds, relative to independent levels."""
+    model, params, texts, letters, mask_id = _trained()
+    settings = dict(tokenizer=letters, mask_id=mask_id, passes=128, batch_size=320)
+    found = {}
+    for kind in ("monte_carlo", "stratified", "random_order"):
+        read = likelihood.likelihood(model, params, texts * 40, kind, **settings)
+        values = read.log_likelihood_E.reshape(40, len(texts))
+        passes = read.passes_E.mean()
+        found[kind] = values.var(axis=0, ddof=1).mean() * passes / 128
+        print(kind, values.mean(), found[kind], passes, read.nats_per_token, read.bits_per_byte)
+    for kind, share in {"stratified": 0.5, "random_order": 0.5}.items():
+        ratio = found[kind] / found["monte_carlo"]
+        assert 0.7 * share < ratio < 1.4 * share, (kind, ratio)
