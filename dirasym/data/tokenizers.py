@@ -14,6 +14,7 @@ from dirasym.data.text import normalise
 GPT2_EOS = "<|endoftext|>"
 _ENDS = (GPT2_EOS, "</s>", "<|end_of_text|>", "<|im_end|>")
 _MASKS = ("[MASK]", "<mask>", "<|mask|>", "<|mdm_mask|>")
+_ENCODERS = ("bert", "roberta", "modernbert")  # with [M], and with [SEP] for an end of text
 _LLADA_MASK_ID = 126_336  # its config.json may lack it
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = 100
@@ -302,8 +303,9 @@ def from_directory(directory: str | os.PathLike, *, mask_id: int | None = None) 
 
     The end of text, padding and [M] are config.json's `eos_token_id` (the first of several),
     `pad_token_id` and `mask_token_id`; what it lacks, the tokens of tokenizer_config.json and
-    special_tokens_map.json say. Without a padding token the end of text is used. A causal model
-    has no [M]: the embedding's last row is made one, unless it is the end of text.
+    special_tokens_map.json say. Without a padding token the end of text is used. BERT's family
+    ends a text with its separator. A causal model has no [M]: the embedding's last row is made
+    one, unless it is the end of text.
 
     Args:
       directory: has config.json and tokenizer.json.
@@ -338,6 +340,11 @@ def from_directory(directory: str | os.PathLike, *, mask_id: int | None = None) 
         tokens = [of_file.get(f"{name}_token") for of_file in maps]
         tokens = [x.get("content") if isinstance(x, dict) else x for x in tokens]
         ids[name] = _first_id(tokenizer, tokens) if given in (None, -1) else given
+    if fields.get("model_type") in _ENCODERS:
+        ends = [of_file.get("sep_token") for of_file in maps]
+        for name, others in (("eos", [*ends, "[SEP]", "</s>"]), ("mask", [*_MASKS])):
+            if ids[name] is None:
+                ids[name] = _first_id(tokenizer, others)
     if mask_id is not None:
         ids["mask"] = mask_id
     elif ids["mask"] is None and fields.get("model_type") == "llada":

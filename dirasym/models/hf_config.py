@@ -40,6 +40,19 @@ _IRRELEVANT = frozenset(
     "top_p typical_p".split()
 )
 _IRRELEVANT_PREFIX = "unsloth_"
+# .. and of one architecture's alone.
+_IRRELEVANT_TO: dict[str, frozenset[str]] = {
+    "bert": frozenset(
+        "classifier_dropout directionality pooler_fc_size pooler_num_attention_heads "
+        "pooler_num_fc_layers pooler_size_per_head pooler_type".split()
+    ),
+    "roberta": frozenset({"classifier_dropout"}),
+    "modernbert": frozenset(
+        "classifier_dropout classifier_pooling cls_token_id deterministic_flash_attn "
+        "initializer_cutoff_factor layer_norm_eps position_embedding_type reference_compile "
+        "repad_logits_with_grad sparse_pred_ignore_index sparse_prediction".split()
+    ),
+}
 # Fields with the only value that is implemented; absent means that value.
 _FIXED: dict[str, dict[str, tuple]] = {
     "gpt2": {
@@ -49,7 +62,18 @@ _FIXED: dict[str, dict[str, tuple]] = {
         "reorder_and_upcast_attn": (False,),
     },
     "llama": {"hidden_act": ("silu",), "pretraining_tp": (1,)},
+    "mistral": {"hidden_act": ("silu",)},
     "qwen2": {"hidden_act": ("silu",), "use_sliding_window": (False,)},
+    "qwen3": {"hidden_act": ("silu",), "use_sliding_window": (False,)},
+    "Dream": {"hidden_act": ("silu",), "use_sliding_window": (False,)},
+    "bert": {"hidden_act": ("gelu",), "position_embedding_type": ("absolute",)},
+    "roberta": {"hidden_act": ("gelu",), "position_embedding_type": ("absolute",)},
+    "modernbert": {
+        "hidden_activation": ("gelu",),
+        "classifier_activation": ("gelu",),
+        "attention_dropout": (0.0,),
+        "mlp_dropout": (0.0,),
+    },
     "llada": {
         "activation_type": ("silu",),
         "block_type": ("llama",),
@@ -117,30 +141,110 @@ _FIELDS = {
         "tied_head": "weight_tying",
         "qkv_bias": "include_qkv_bias",
     },
+    "bert": {
+        "vocab_size": "vocab_size",
+        "num_layers": "num_hidden_layers",
+        "width": "hidden_size",
+        "num_heads": "num_attention_heads",
+        "mlp_width": "intermediate_size",
+        "max_len": "max_position_embeddings",
+        "token_types": "type_vocab_size",
+        "norm_eps": "layer_norm_eps",
+        "dropout": "hidden_dropout_prob",
+        "embed_dropout": "hidden_dropout_prob",
+        "attention_dropout": "attention_probs_dropout_prob",
+        "tied_head": "tie_word_embeddings",
+    },
+    "modernbert": {
+        "vocab_size": "vocab_size",
+        "num_layers": "num_hidden_layers",
+        "width": "hidden_size",
+        "num_heads": "num_attention_heads",
+        "mlp_width": "intermediate_size",
+        "max_len": "max_position_embeddings",
+        "norm_eps": "norm_eps",
+        "norm_bias": "norm_bias",
+        "qkv_bias": "attention_bias",
+        "out_bias": "attention_bias",
+        "mlp_bias": "mlp_bias",
+        "head_bias": "decoder_bias",
+        "embed_dropout": "embedding_dropout",
+        "tied_head": "tie_word_embeddings",
+    },
 }
 _BIASES = {"out_bias": "attention_bias", "qkv_bias": "attention_bias", "mlp_bias": "mlp_bias"}
 _FIELDS["llama"] = _FIELDS["qwen2"] | _BIASES
+_FIELDS["mistral"] = _FIELDS["qwen2"] | {"window": "sliding_window"}
+_FIELDS["qwen3"] = _FIELDS["qwen2"] | {name: "attention_bias" for name in ("out_bias", "qkv_bias")}
+_FIELDS["Dream"], _FIELDS["roberta"] = _FIELDS["qwen2"], _FIELDS["bert"]
+_ROPE = ("llama", "mistral", "qwen2", "qwen3", "Dream")  # one base, in fields of one form
+_LAYER_TYPES = ("qwen2", "qwen3", "Dream")  # which name the kind of each layer
+_ENCODERS = ("bert", "roberta", "modernbert")  # never causal
 _TYPES = {field.name: field.type for field in dataclasses.fields(TransformerConfig)}
 # What an absent field means, where that is not our own default.
 _ABSENT: dict[str, dict[str, Any]] = {
     "gpt2": {"tied_head": True, "dropout": 0.1, "embed_dropout": 0.1, "attention_dropout": 0.1},
     "llama": {"norm_eps": 1e-6},
+    "mistral": {"norm_eps": 1e-6, "num_kv_heads": 8, "window": 4096},
     "qwen2": {"norm_eps": 1e-6},
+    "qwen3": {"norm_eps": 1e-6, "num_kv_heads": 32, "head_dim": 128},
+    "Dream": {"norm_eps": 1e-6},
     "llada": {"norm_eps": 1e-5},
+    "bert": {
+        "mlp_width": 3072,
+        "token_types": 2,
+        "norm_eps": 1e-12,
+        "dropout": 0.1,
+        "embed_dropout": 0.1,
+        "attention_dropout": 0.1,
+        "tied_head": True,
+    },
+    "modernbert": {
+        "mlp_width": 1152,
+        "norm_bias": False,
+        "mlp_bias": False,
+        "head_bias": True,
+        "tied_head": True,
+    },
 }
+_ABSENT["roberta"] = _ABSENT["bert"]
+_NULL = ("num_kv_heads", "head_dim", "mlp_width", "window")  # null has a meaning of its own
 # Fields of ours that all models of an architecture share.
 _SHARED: dict[str, dict[str, Any]] = {
     "gpt2": dict(causal=True, positions="learned", qkv_bias=True, out_bias=True, init="normal"),
     "llama": dict(causal=True, norm="rmsnorm", mlp="swiglu", mlp_bias=False, init="normal"),
 }
+_SHARED["mistral"] = _SHARED["llama"]
 _SHARED["qwen2"] = _SHARED["llama"] | {"qkv_bias": True}
+_SHARED["qwen3"] = _SHARED["llama"] | {"qk_norm": True}
+_SHARED["Dream"] = _SHARED["qwen2"] | {"causal": False, "shift_logits": True}
 _SHARED["llada"] = _SHARED["llama"] | {"causal": False}
+_SHARED["bert"] = _SHARED["gpt2"] | dict(
+    causal=False,
+    norm_place="post",
+    embed_norm=True,
+    mlp="gelu_exact",
+    head_transform=True,
+    head_bias=True,
+)
+_SHARED["roberta"] = _SHARED["bert"]
+_SHARED["modernbert"] = dict(
+    causal=False, embed_norm=True, mlp="geglu", head_transform=True, init="normal"
+)
 _CLASS = {
     "gpt2": "GPT2LMHeadModel",
     "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "Dream": "DreamModel",
     "llada": "LLaDAModelLM",
+    "bert": "BertForMaskedLM",
+    "roberta": "RobertaForMaskedLM",
+    "modernbert": "ModernBertForMaskedLM",
 }
+_KINDS = ("full_attention", "sliding_attention")
+_MODERNBERT_BASES = {"global_rope_theta": 160_000.0, "local_rope_theta": 10_000.0}
 # Fields of ours that say how to compute, or how to start, but not what.
 _NOT_STORED = {
     "dtype", "param_dtype", "remat", "scan_layers", "init", "embed_std", "head_init",
@@ -170,29 +274,77 @@ def read(fields: Mapping[str, Any], **overrides: Any) -> tuple[str, TransformerC
             config[ours] = _typed(fields, theirs, _TYPES[ours])
         elif ours in ("vocab_size", "num_layers", "width", "num_heads", "max_len"):
             raise ValueError(f"config.json lacks {theirs}")
-    handled = {"is_causal", *names.values()}
+        elif theirs in fields and ours in _NULL:
+            config.pop(ours, None)
     fixed = _FIXED[architecture] | _FIXED_ANYWHERE
+    if architecture in _ENCODERS:
+        fixed |= {"is_causal": (None, False)}
     for name, allowed in fixed.items():
         if name in fields and fields[name] not in allowed:
             raise ValueError(f"config.json: {_shown(fields, name)} is not implemented")
-    handled |= fixed.keys()
-    if architecture in ("llama", "qwen2"):
-        handled |= {"rope_theta", "rope_scaling", "rope_parameters"}
+    handled = {"is_causal", *names.values(), *fixed, *_read_rest(architecture, fields, config)}
+    handled |= _IRRELEVANT | _IRRELEVANT_TO.get(architecture, frozenset())
+    for name in sorted(fields.keys() - handled):
+        if not name.startswith(_IRRELEVANT_PREFIX):
+            raise ValueError(f"config.json: unknown field {_shown(fields, name)}")
+    return architecture, TransformerConfig(**(config | overrides))
+
+
+def _read_rest(architecture: str, fields: Mapping[str, Any], config: dict[str, Any]) -> set[str]:
+    """Puts into `config` what no table says of an architecture; the fields that it has read."""
+    if architecture == "modernbert":
+        return _read_modernbert(fields, config)
+    if architecture in _ROPE:
         config["rope_base"], config["rope_scaling"] = _read_rope(fields, config["max_len"])
-    if architecture == "qwen2" and set(fields.get("layer_types") or ()) - {"full_attention"}:
-        raise ValueError(f"config.json: layer_types={fields['layer_types']!r} is not implemented")
+        named = fields.get("layer_types") or () if architecture in _LAYER_TYPES else ()
+        if set(named) - {"full_attention"}:
+            shown = _shown(fields, "layer_types")
+            raise ValueError(f"config.json: {shown} is not implemented")
+        return {"rope_theta", "rope_scaling", "rope_parameters"}
+    if architecture == "roberta":
+        pad_id = fields.get("pad_token_id", 1)
+        if not (type(pad_id) is int and 0 <= pad_id < config["max_len"] - 1):
+            raise ValueError(f"config.json: pad_token_id={pad_id!r} cannot be")
+        config["first_position"] = pad_id + 1
+        config["max_len"] -= pad_id + 1
     if architecture == "llada":
-        handled |= {"vocab_size", "embedding_size"}
         size = "embedding_size" if fields.get("embedding_size") else "vocab_size"
         if fields.get(size) is None:
             raise ValueError("config.json lacks vocab_size")
         config["vocab_size"] = _typed(fields, size, int)
         ratio = _typed(fields, "mlp_ratio", int) if "mlp_ratio" in fields else 4
         config.setdefault("mlp_width", ratio * config["width"])
-    for name in sorted(fields.keys() - handled - _IRRELEVANT):
-        if not name.startswith(_IRRELEVANT_PREFIX):
-            raise ValueError(f"config.json: unknown field {_shown(fields, name)}")
-    return architecture, TransformerConfig(**(config | overrides))
+        return {"vocab_size", "embedding_size"}
+    return set()
+
+
+def _read_modernbert(fields: Mapping[str, Any], config: dict[str, Any]) -> set[str]:
+    """Windows, the two bases of RoPE, and the bias of the head's linear layer."""
+    given = {"local_attention": 128, "global_attn_every_n_layers": 3, **fields}
+    every = _typed(given, "global_attn_every_n_layers", int)
+    kinds = fields.get("layer_types")
+    if kinds is None:
+        kinds = [_KINDS[n % every > 0] for n in range(config["num_layers"])]
+    if len(kinds) != config["num_layers"] or set(kinds) - set(_KINDS):
+        raise ValueError(f"config.json: {_shown(fields, 'layer_types')} is not implemented")
+    config["window"] = _typed(given, "local_attention", int) // 2 + 1
+    config["window_layers"] = tuple(n for n, kind in enumerate(kinds) if kind == _KINDS[1])
+    bases: list[float] = []
+    rope = _typed(fields, "rope_parameters", dict) if fields.get("rope_parameters") else {}
+    for kind, (theirs, base) in zip(_KINDS, _MODERNBERT_BASES.items(), strict=True):
+        if fields.get(theirs, 0) is None:  # as in transformers 4: the other one
+            base = bases[0] if bases else base
+        if fields.get(theirs) is not None:
+            base = _typed(fields, theirs, float)
+        found, scaling = _read_rope({"rope_parameters": rope.get(kind)}, config["max_len"], base)
+        if scaling is not None:
+            raise ValueError(f"config.json: {_shown(fields, 'rope_parameters')} is not implemented")
+        bases.append(found)
+    config["rope_base"], config["window_rope_base"] = bases
+    if bool(fields.get("classifier_bias")) != config["mlp_bias"]:
+        raise ValueError("config.json: classifier_bias that is not mlp_bias is not implemented")
+    read = {"layer_types", "rope_parameters", "classifier_bias", *_MODERNBERT_BASES}
+    return read | {"local_attention", "global_attn_every_n_layers"}
 
 
 def _typed(fields: Mapping[str, Any], name: str, kind: Any) -> Any:
@@ -208,7 +360,7 @@ def _typed(fields: Mapping[str, Any], name: str, kind: Any) -> Any:
         wanted = getattr(kind, "__name__", str(kind))
         raise ValueError(f"config.json: {_shown(fields, name)} is not of type {wanted}")
     if kind is float:
-        lowest = 0.0 if name.endswith(("dropout", "pdrop")) else math.nextafter(0, 1)
+        lowest = 0.0 if "drop" in name else math.nextafter(0, 1)
         if not lowest <= value < math.inf:
             raise ValueError(f"config.json: {_shown(fields, name)} cannot be")
     elif isinstance(value, int) and kind is not bool and not 1 <= value < 2**31:
@@ -234,9 +386,14 @@ def write(config: TransformerConfig) -> dict[str, Any]:
     fields = {theirs: getattr(config, ours) for ours, theirs in _FIELDS[architecture].items()}
     fields |= {name: allowed[0] for name, allowed in _FIXED[architecture].items()}
     fields |= {"model_type": architecture, "architectures": [_CLASS[architecture]]}
-    if config.causal != _SHARED[architecture]["causal"]:
+    if config.causal != _SHARED[architecture]["causal"] and architecture not in _ENCODERS:
         fields["is_causal"] = config.causal  # as transformers has it
-    if architecture in ("llama", "qwen2"):
+    if architecture == "roberta":
+        fields["pad_token_id"] = config.first_position - 1
+        fields["max_position_embeddings"] = config.max_len + config.first_position
+    if architecture == "modernbert":
+        fields |= _modernbert_fields(config)
+    if architecture in _ROPE:
         fields["rope_theta"] = config.rope_base
         fields["rope_scaling"] = None
         if config.rope_scaling is not None:
@@ -249,31 +406,64 @@ def write(config: TransformerConfig) -> dict[str, Any]:
             }
     if architecture == "llada":
         fields |= {"vocab_size": config.vocab_size, "embedding_size": config.vocab_size}
-    _, back = read(fields)
+    check(fields, config)
+    return fields
+
+
+def check(fields: Mapping[str, Any], config: TransformerConfig) -> None:
+    """Raises ValueError, naming a field of ours, if a config.json is not that of `config`."""
+    architecture, back = read(fields)
     for field in dataclasses.fields(config):
         ours, stored = getattr(config, field.name), getattr(back, field.name)
         if field.name not in _NOT_STORED and ours != stored:
             raise ValueError(f"{architecture} has {field.name}={stored!r}, the model {ours!r}")
-    return fields
+
+
+def _modernbert_fields(config: TransformerConfig) -> dict[str, Any]:
+    """What `_read_modernbert` reads, for transformers 4 too where it has fields for that."""
+    kinds = [_KINDS[config.has_window(n)] for n in range(config.num_layers)]
+    bases = [config.rope_base, config.window_rope_base or config.rope_base]
+    return {
+        "local_attention": 2 * (config.window - 1) if config.window else 128,
+        "layer_types": kinds,
+        "rope_parameters": {
+            kind: {"rope_type": "default", "rope_theta": base}
+            for kind, base in zip(_KINDS, bases, strict=True)
+        },
+        "classifier_bias": config.mlp_bias,
+        **dict(zip(_MODERNBERT_BASES, bases, strict=True)),
+        # Absent they are ids of the large vocabulary, which a small one lacks.
+        **{f"{name}_token_id": None for name in ("bos", "cls", "eos", "pad", "sep")},
+    }
 
 
 def _architecture(config: TransformerConfig) -> str:
     """What a model made here could be; `write` proves that it is."""
+    if config.norm_place == "post":
+        return "roberta" if config.first_position else "bert"
+    if config.embed_norm:
+        return "modernbert"
     if config.positions == "learned":
         return "gpt2"
+    if config.shift_logits or config.qk_norm:
+        return "Dream" if config.shift_logits else "qwen3"
     if not config.causal:
         return "llada"
+    if config.window:
+        return "mistral"
     return "qwen2" if config.qkv_bias and not config.out_bias else "llama"
 
 
-def _read_rope(fields: Mapping[str, Any], max_len: int) -> tuple[float, RopeScaling | None]:
+def _read_rope(
+    fields: Mapping[str, Any], max_len: int, default: float = 10_000.0
+) -> tuple[float, RopeScaling | None]:
     """(base, scaling) from transformers 5's `rope_parameters` or 4's two fields."""
     for theirs in ("rope_parameters", "rope_scaling"):
         if fields.get(theirs):
             _typed(fields, theirs, dict)
     rope = fields.get("rope_parameters") or {}
     scaling = dict(fields.get("rope_scaling") or rope)
-    bases = scaling.pop("rope_theta", None), fields.get("rope_theta"), 10_000.0
+    bases = scaling.pop("rope_theta", None), fields.get("rope_theta"), default
     given = [_typed({"rope_theta": x}, "rope_theta", float) for x in bases if x is not None]
     base = given[0]
     kind = scaling.pop("rope_type", None) or scaling.pop("type", None) or "default"

@@ -33,29 +33,57 @@ def _linear(key: str, *params: str, transposed: bool = True) -> tuple[Weight, We
     )
 
 
+def _norm(key: str, param: str) -> tuple[Weight, Weight]:
+    """The scale and the bias of a norm."""
+    return Weight(f"{key}.weight", (f"{param}/scale",)), Weight(f"{key}.bias", (f"{param}/bias",))
+
+
+def _bert(*head: Weight) -> tuple[Weight, ...]:
+    """BERT's encoder with a head of its own names."""
+    layer = "encoder.layer.{n}"
+    return (
+        Weight("embeddings.word_embeddings.weight", ("embed/embedding",)),
+        Weight("embeddings.position_embeddings.weight", ("position_embed/embedding",)),
+        Weight("embeddings.token_type_embeddings.weight", ("type_embed/embedding",)),
+        *_norm("embeddings.LayerNorm", "embed_norm"),
+        *_linear(f"{layer}.attention.self.query", "attention/query"),
+        *_linear(f"{layer}.attention.self.key", "attention/key"),
+        *_linear(f"{layer}.attention.self.value", "attention/value"),
+        *_linear(f"{layer}.attention.output.dense", "attention/out"),
+        *_norm(f"{layer}.attention.output.LayerNorm", "attention_norm"),
+        *_linear(f"{layer}.intermediate.dense", "mlp/up"),
+        *_linear(f"{layer}.output.dense", "mlp/down"),
+        *_norm(f"{layer}.output.LayerNorm", "mlp_norm"),
+        *head,
+    )
+
+
 _QKV = ("attention/query", "attention/key", "attention/value")
 # The prefix may be absent, as in directories saved from the model without its head.
 PREFIX = {
     "gpt2": "transformer.",
     "llama": "model.",
     "qwen2": "model.",
+    "qwen3": "model.",
+    "mistral": "model.",
+    "Dream": "model.",
     "llada": "model.transformer.",
+    "bert": "bert.",
+    "roberta": "roberta.",
+    "modernbert": "model.",
 }
-_OUTSIDE_PREFIX = ("lm_head.",)
+_OUTSIDE_PREFIX = ("lm_head.", "cls.", "head.", "decoder.")
 TABLES: dict[str, tuple[Weight, ...]] = {
     "gpt2": (
         Weight("wte.weight", ("embed/embedding",)),
         Weight("wpe.weight", ("position_embed/embedding",)),
-        Weight("h.{n}.ln_1.weight", ("attention_norm/scale",)),
-        Weight("h.{n}.ln_1.bias", ("attention_norm/bias",)),
+        *_norm("h.{n}.ln_1", "attention_norm"),
         *_linear("h.{n}.attn.c_attn", *_QKV, transposed=False),
         *_linear("h.{n}.attn.c_proj", "attention/out", transposed=False),
-        Weight("h.{n}.ln_2.weight", ("mlp_norm/scale",)),
-        Weight("h.{n}.ln_2.bias", ("mlp_norm/bias",)),
+        *_norm("h.{n}.ln_2", "mlp_norm"),
         *_linear("h.{n}.mlp.c_fc", "mlp/up", transposed=False),
         *_linear("h.{n}.mlp.c_proj", "mlp/down", transposed=False),
-        Weight("ln_f.weight", ("final_norm/scale",)),
-        Weight("ln_f.bias", ("final_norm/bias",)),
+        *_norm("ln_f", "final_norm"),
         Weight("lm_head.weight", ("head/kernel",), True),
     ),
     "llama": (
@@ -65,6 +93,8 @@ TABLES: dict[str, tuple[Weight, ...]] = {
         *_linear("layers.{n}.self_attn.k_proj", "attention/key"),
         *_linear("layers.{n}.self_attn.v_proj", "attention/value"),
         *_linear("layers.{n}.self_attn.o_proj", "attention/out"),
+        Weight("layers.{n}.self_attn.q_norm.weight", ("attention/query_norm/scale",)),
+        Weight("layers.{n}.self_attn.k_norm.weight", ("attention/key_norm/scale",)),
         Weight("layers.{n}.post_attention_layernorm.weight", ("mlp_norm/scale",)),
         *_linear("layers.{n}.mlp.gate_proj", "mlp/gate"),
         *_linear("layers.{n}.mlp.up_proj", "mlp/up"),
@@ -86,15 +116,55 @@ TABLES: dict[str, tuple[Weight, ...]] = {
         Weight("ln_f.weight", ("final_norm/scale",)),
         Weight("ff_out.weight", ("head/kernel",), True),
     ),
+    "bert": _bert(
+        *_linear("cls.predictions.transform.dense", "head_dense"),
+        *_norm("cls.predictions.transform.LayerNorm", "head_norm"),
+        Weight("cls.predictions.bias", ("head_bias",)),
+        *_linear("cls.predictions.decoder", "head"),
+    ),
+    "roberta": _bert(
+        *_linear("lm_head.dense", "head_dense"),
+        *_norm("lm_head.layer_norm", "head_norm"),
+        Weight("lm_head.bias", ("head_bias",)),
+        *_linear("lm_head.decoder", "head"),
+    ),
+    "modernbert": (
+        Weight("embeddings.tok_embeddings.weight", ("embed/embedding",)),
+        *_norm("embeddings.norm", "embed_norm"),
+        *_norm("layers.{n}.attn_norm", "attention_norm"),
+        *_linear("layers.{n}.attn.Wqkv", *_QKV),
+        *_linear("layers.{n}.attn.Wo", "attention/out"),
+        *_norm("layers.{n}.mlp_norm", "mlp_norm"),
+        *_linear("layers.{n}.mlp.Wi", "mlp/gate", "mlp/up"),
+        *_linear("layers.{n}.mlp.Wo", "mlp/down"),
+        *_norm("final_norm", "final_norm"),
+        *_linear("head.dense", "head_dense"),
+        *_norm("head.norm", "head_norm"),
+        Weight("decoder.bias", ("head_bias",)),
+        *_linear("decoder", "head"),
+    ),
 }
-TABLES["qwen2"] = TABLES["llama"]
-# Constants that old versions of transformers saved; recomputed here.
-BUFFERS = {
+_LIKE_LLAMA = ("qwen2", "qwen3", "mistral", "Dream")
+TABLES |= dict.fromkeys(_LIKE_LLAMA, TABLES["llama"])
+# What no logit depends on: constants that old versions of transformers saved, and other heads.
+_SKIPPED: dict[str, tuple[str, ...]] = {
     "gpt2": ("h.{n}.attn.bias", "h.{n}.attn.masked_bias"),
     "llama": ("layers.{n}.self_attn.rotary_emb.inv_freq",),
-    "qwen2": ("layers.{n}.self_attn.rotary_emb.inv_freq",),
     "llada": (),
+    "bert": (
+        "embeddings.position_ids",
+        "pooler.dense.weight",
+        "pooler.dense.bias",
+        "cls.seq_relationship.weight",
+        "cls.seq_relationship.bias",
+    ),
+    "roberta": ("embeddings.position_ids", "pooler.dense.weight", "pooler.dense.bias"),
+    "modernbert": (),
 }
+_SKIPPED |= dict.fromkeys(_LIKE_LLAMA, _SKIPPED["llama"])
+# What a tied head repeats, and what an untied one has beside the bias that it adds.
+_TIED_TO = {"head/kernel": "embed/embedding", "head/bias": "head_bias"}
+_OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 
 
 class Layout:
@@ -102,8 +172,8 @@ class Layout:
 
     Attributes:
       weights: name (a key without the prefix) -> (its row of the table, layer or None).
-      buffers: names to skip.
-      tied: names that repeat the embedding, if the head is tied to it.
+      skipped: names that no logit depends on.
+      tied: names that repeat a parameter, where the head is tied to the embedding -> its path.
     """
 
     def __init__(self, architecture: str, config: TransformerConfig, shapes: Params):
@@ -116,12 +186,23 @@ class Layout:
             for layer in numbers if "{n}" in row.key else (None,):
                 if self._path(row.params[0], layer) in self._shapes:
                     self.weights[row.key.format(n=layer)] = (row, layer)
-        self.buffers = {name.format(n=n) for name in BUFFERS[architecture] for n in numbers}
-        heads = {row.key for row in TABLES[architecture] if row.params == ("head/kernel",)}
-        self.tied = heads - self.weights.keys()
+        self.skipped = {name.format(n=n) for name in _SKIPPED[architecture] for n in numbers}
+        self.tied: dict[str, str] = {}
+        for row in TABLES[architecture]:
+            if row.key in self.weights or "{n}" in row.key:
+                continue
+            if _TIED_TO.get(row.params[0]) in self._shapes:
+                self.tied[row.key] = _TIED_TO[row.params[0]]
+            elif row.params == ("head_bias",) and "head/bias" in self._shapes:
+                self.skipped.add(row.key)  # transformers adds the linear layer's
 
     def bare(self, key: str) -> str:
-        return key.removeprefix(self._prefix)
+        """A key without its prefix, under the name that the table has."""
+        name = key.removeprefix(self._prefix)
+        for old, new in _OLD_NAMES.items():
+            if name.endswith(old):
+                return name.removesuffix(old) + new
+        return name
 
     def prefixed(self, name: str) -> str:
         return name if name.startswith(_OUTSIDE_PREFIX) else self._prefix + name

@@ -14,6 +14,7 @@ from dirasym import keys
 from dirasym.types import Array
 
 Positions = Literal["rope", "alibi", "sinusoidal", "learned", "none"]
+Activation = Literal["gelu", "gelu_exact", "swiglu", "geglu"]
 
 # ---------------------------------------------------------------------------------------
 # Positions
@@ -226,6 +227,15 @@ class Attention(nn.Module):
         self.out = dense(
             c, c.width, c.num_heads * c.head_dim, axis=(-2, -1), use_bias=c.out_bias, residual=True
         )
+        if c.qk_norm:
+            self.query_norm, self.key_norm = make_norm(c), make_norm(c)
+
+    def queries(self, x):
+        """[..., N, H] from [..., D], before any rotation; `keys` gives [..., K, H]."""
+        return self.query_norm(self.query(x)) if self.config.qk_norm else self.query(x)
+
+    def keys(self, x):
+        return self.key_norm(self.key(x)) if self.config.qk_norm else self.key(x)
 
     def __call__(self, x_BLD, position_BL, readable_BLS, dropout_key, cache_start=None):
         """x_BLD -> x_BLD. `readable_BLS`: whether position s may be read from l.
@@ -239,8 +249,8 @@ class Attention(nn.Module):
     def context(self, x_BLD, position_BL, readable_BLS, dropout_key, cache_start=None):
         """The weighted sum of values at every position: context_BLNH."""
         c = self.config
-        q_BLNH = self._rotated(self.query(x_BLD), position_BL)
-        k_BSKH, v_BSKH = self._rotated(self.key(x_BLD), position_BL), self.value(x_BLD)
+        q_BLNH = self._rotated(self.queries(x_BLD), position_BL)
+        k_BSKH, v_BSKH = self._rotated(self.keys(x_BLD), position_BL), self.value(x_BLD)
         if cache_start is not None:
             num_slots = readable_BLS.shape[-1]
             k_BSKH = self._with_cache("key_BSKH", k_BSKH, cache_start, num_slots)
@@ -263,8 +273,8 @@ class Attention(nn.Module):
         example_R = row_R // x_BSD.shape[1]
         position_BS = jnp.broadcast_to(position_BS, x_BSD.shape[:2])
         position_RS, position_R1 = position_BS[example_R], take_rows(position_BS, row_R)[:, None]
-        q_R1NH = self._rotated(self.query(take_rows(x_BSD, row_R)[:, None]), position_R1)
-        k_RSKH = self._rotated(self.key(x_BSD), position_BS)[example_R]
+        q_R1NH = self._rotated(self.queries(take_rows(x_BSD, row_R)[:, None]), position_R1)
+        k_RSKH = self._rotated(self.keys(x_BSD), position_BS)[example_R]
         v_RSKH = self.value(x_BSD)[example_R]
         weights_RN1S = self._weights(
             _scores(q_R1NH, k_RSKH),
@@ -325,36 +335,46 @@ def masked_softmax(scores: jax.Array, readable: jax.Array) -> jax.Array:
 
 # Recomputed in the backward pass, which would else read up to six arrays that this one stored.
 _recomputed = functools.partial(jax.checkpoint, prevent_cse=False)
-_gelu = _recomputed(functools.partial(nn.gelu, approximate=True))
-_swiglu = _recomputed(lambda gate, up: nn.silu(gate) * up)
+_exact_gelu = functools.partial(nn.gelu, approximate=False)
+_ACTIVATIONS = {
+    "gelu": _recomputed(functools.partial(nn.gelu, approximate=True)),
+    "gelu_exact": _recomputed(_exact_gelu),
+    "swiglu": _recomputed(lambda up, gate: nn.silu(gate) * up),
+    "geglu": _recomputed(lambda up, gate: _exact_gelu(gate) * up),
+}
 
 
 class MLP(nn.Module):
-    """GELU (tanh form): down(gelu(up x)); SwiGLU: down(silu(gate x) * up x). Any leading axes."""
+    """down(gelu(up x)), or gated: SwiGLU down(silu(gate x) * up x), GeGLU with GELU for SiLU.
+
+    "gelu" is its tanh form; "gelu_exact" and GeGLU have the error function. Any leading axes.
+    """
 
     config: Any
 
     def setup(self):
         c = self.config
         self.up = dense(c, c.mlp_width, c.width, use_bias=c.mlp_bias)
-        if c.mlp == "swiglu":
+        if c.mlp in ("swiglu", "geglu"):
             self.gate = dense(c, c.mlp_width, c.width, use_bias=c.mlp_bias)
         self.down = dense(c, c.width, c.mlp_width, use_bias=c.mlp_bias, residual=True)
 
     def __call__(self, x):
-        if self.config.mlp == "swiglu":
-            return self.down(_swiglu(self.gate(x), self.up(x)))
-        return self.down(_gelu(self.up(x)))
+        activation = _ACTIVATIONS[self.config.mlp]
+        if self.config.mlp in ("swiglu", "geglu"):
+            return self.down(activation(self.up(x), self.gate(x)))
+        return self.down(activation(self.up(x)))
 
 
 class Block(nn.Module):
-    """Pre-norm residual block: x += attention(norm(x)); x += mlp(norm(x))."""
+    """Pre-norm: x += attention(norm(x)), x += mlp(norm(x)); post-norm: x = norm(x + ..) twice."""
 
     config: Any
+    is_normed: bool = False  # the input is normed already: a pre-norm attention reads it as it is
 
     def setup(self):
         c = self.config
-        self.attention_norm = make_norm(c)
+        self.attention_norm = (lambda x: x) if self.is_normed else make_norm(c)
         self.attention = Attention(c)
         if not c.attention_only:
             self.mlp_norm = make_norm(c)
@@ -363,15 +383,19 @@ class Block(nn.Module):
     def __call__(self, x_BLD, position_BL, readable_BLS, dropout_key, cache_start=None):
         weights_key, rest_key = _split(dropout_key)
         attended_BLD = self.attention(
-            self.attention_norm(x_BLD), position_BL, readable_BLS, weights_key, cache_start
+            self.attention_input(x_BLD), position_BL, readable_BLS, weights_key, cache_start
         )
         row_BL = jnp.arange(x_BLD[..., 0].size).reshape(x_BLD.shape[:2])
         return self.after_attention(x_BLD, attended_BLD, row_BL, rest_key)
 
+    def attention_input(self, x):
+        """What attention reads of the stream."""
+        return self.attention_norm(x) if self.config.norm_place == "pre" else x
+
     def at_rows(self, x_BLD, position_BL, readable_BLS, row_R, dropout_key):
         """The block's output at rows of the flattened B·L; only attention sees the others."""
         weights_key, rest_key = _split(dropout_key)
-        inputs = (self.attention_norm(x_BLD), position_BL, readable_BLS)
+        inputs = (self.attention_input(x_BLD), position_BL, readable_BLS)
         if self._asks_alone(x_BLD.shape, row_R.size, dropout_key):
             context_RNH = self.attention.context_at(*inputs, row_R)
         else:
@@ -395,10 +419,15 @@ class Block(nn.Module):
         """What follows attention, token by token: leading axes as those of `row`."""
         c = self.config
         attended_key, mlp_key = _split(dropout_key)
+        is_post = c.norm_place == "post"
         x = (x if c.residual else 0) + dropout(attended, c.dropout, attended_key, row)
+        if is_post:
+            x = self.attention_norm(x)
         if c.attention_only:
             return x
-        return x + dropout(self.mlp(self.mlp_norm(x)), c.dropout, mlp_key, row)
+        added = self.mlp(x if is_post else self.mlp_norm(x))
+        x = x + dropout(added, c.dropout, mlp_key, row)
+        return self.mlp_norm(x) if is_post else x
 
 
 def _split(key: jax.Array | None) -> tuple[jax.Array | None, jax.Array | None]:

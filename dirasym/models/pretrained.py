@@ -1,7 +1,7 @@
 """Hugging Face model directories ↔ parameters, strict: each key accounted for, by name.
 
-GPT-2, LLaMA, Qwen2 and LLaDA, from `config.json` and one or several safetensors files.
-Needs the extra `[hf]` (safetensors).
+GPT-2, LLaMA, Mistral, Qwen2, Qwen3, LLaDA, Dream, BERT, RoBERTa and ModernBERT, from
+`config.json` and one or several safetensors files. Needs the extra `[hf]` (safetensors).
 """
 
 import contextlib
@@ -34,7 +34,7 @@ _OURS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")  # what `save_pretra
 _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "chat_template.jinja", "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model",
-    "spiece.model",
+    "spiece.model", "sentencepiece.bpe.model",
 )  # fmt: skip
 _SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "mask_token_id")
 
@@ -108,13 +108,13 @@ def assemble(
 
     params: dict[str, jax.Array] = {}
     key_of: dict[str, str] = {}
-    tied: tuple[str, np.ndarray] | None = None
+    tied: list[tuple[str, np.ndarray, str]] = []
     for path, key, tensor in tensors:
         name = layout.bare(key)
-        if name in layout.buffers:
+        if name in layout.skipped:
             continue
         if name in layout.tied:
-            tied = key, tensor
+            tied.append((key, tensor, layout.tied[name]))
             continue
         if name not in layout.weights:
             raise ValueError(f"{path}: unknown key {key}")
@@ -139,10 +139,11 @@ def assemble(
     if missing:
         keys = "key" if len(missing) == 1 else "keys"
         raise ValueError(f"{source}: missing {keys} {', '.join(missing)}")
-    if tied is not None:
-        embedding = np.asarray(params["embed/embedding"])
-        if not np.array_equal(embedding, tied[1].astype(embedding.dtype)):
-            raise ValueError(f"{source}: {tied[0]} differs from the embedding that it is tied to")
+    for key, tensor, target in tied:
+        stored = np.asarray(params[target])
+        if not np.array_equal(stored, tensor.astype(stored.dtype)):
+            what = "the embedding" if target == "embed/embedding" else "the bias"
+            raise ValueError(f"{source}: {key} differs from {what} that it is tied to")
     return model, flax.traverse_util.unflatten_dict(params, sep="/")
 
 
@@ -170,7 +171,7 @@ def save_pretrained(
       more_fields: of config.json, such as eos_token_id: none that change the computation.
 
     Raises:
-      ValueError: the model is none of the four architectures (the field in the way is named),
+      ValueError: the model is none of the architectures (the field in the way is named),
         `params` is not a tree of its parameters, one of `more_fields` is unknown, or
         `tokenizer_from` has no tokenizer.
     """
@@ -186,7 +187,7 @@ def save_pretrained(
         if not copied:
             raise ValueError(f"{tokenizer_from} has no tokenizer")
     fields |= more_fields or {}
-    hf_config.read(fields)
+    hf_config.check(fields, model.config)
     shapes = param_shapes(model)
     flat = _checked(params, shapes)
     layout = Layout(fields["model_type"], model.config, shapes)

@@ -18,8 +18,10 @@ from dirasym.types import ApplyFn, Params
 
 def is_exact(config: TransformerConfig) -> bool:
     """Whether a model of this configuration can be read from a table."""
-    one_layer = config.num_layers == 1 and not config.scan_layers
-    return one_layer and config.positions in ("rope", "none")
+    c = config
+    one_layer = c.num_layers == 1 and not c.scan_layers
+    plain = not (c.embed_norm or c.token_types or c.window or c.shift_logits)
+    return one_layer and plain and c.positions in ("rope", "none")
 
 
 def make_apply_fn(model: Transformer) -> ApplyFn:
@@ -48,7 +50,8 @@ def make_apply_fn(model: Transformer) -> ApplyFn:
     c = model.config
     if not is_exact(c):
         raise ValueError(
-            "a table needs one layer, not scanned, and positions by rotation or none: got "
+            "a table needs one layer, not scanned, positions by rotation or none, and neither a "
+            "window, a norm of embeddings, token types nor shifted logits: got "
             f"num_layers={c.num_layers}, scan_layers={c.scan_layers}, positions={c.positions!r}"
         )
     whole = transformer.make_apply_fn(model)
@@ -70,7 +73,7 @@ def _logits_at(model: Transformer, tokens_BL, rows_R) -> jax.Array:
     table_VD = model.embed(jnp.arange(model.config.vocab_size))
     attended_RD = _attend(
         block.attention,
-        block.attention_norm(table_VD),
+        block.attention_input(table_VD),
         tokens_BL,
         model.readable(tokens_BL.shape),
         row_R,
@@ -111,8 +114,8 @@ def _attend(attention: layers.Attention, table_VD, tokens_BL, readable_BLS, row_
 def _score_table(attention: layers.Attention, table_VD, length: int) -> jax.Array:
     """Raw score of every query token on every key token at every offset -(L-1)..L-1: NVOW."""
     c = attention.config
-    q_VNH = attention.query(table_VD)
-    k_VNH = attention.key(table_VD).repeat(c.num_heads // c.num_kv_heads, axis=1)
+    q_VNH = attention.queries(table_VD)
+    k_VNH = attention.keys(table_VD).repeat(c.num_heads // c.num_kv_heads, axis=1)
     offset_O = np.arange(-(length - 1), length)
     q_OVNH = jnp.broadcast_to(q_VNH, (len(offset_O), *q_VNH.shape))
     if c.positions == "rope":  # qᵀ R(Δ) k = (R(-Δ) q)ᵀ k

@@ -1,6 +1,7 @@
 """One transformer, causal or bidirectional, under one frozen configuration."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, cast
 
@@ -34,11 +35,19 @@ class TransformerConfig:
     rope_base: float = 10_000.0
     rope_pairing: Literal["half", "interleaved"] = "half"
     rope_scaling: layers.RopeScaling | None = None
+    window: int | None = None  # positions nearer than this are read; all of them
+    window_layers: tuple[int, ...] | None = None  # the layers that have the window; every one
+    window_rope_base: float | None = None  # of these layers; rope_base
+    first_position: int = 0  # of a text's first token, in the table of learned positions
+    token_types: int = 0  # embeddings of a token's kind, such as BERT's two sentences
+    embed_norm: bool = False  # the first layer's attention then has no norm before it
+    norm_place: Literal["pre", "post"] = "pre"  # "post": after each addition, and none at the end
     norm: Literal["layernorm", "rmsnorm", "none"] = "layernorm"
     norm_eps: float = 1e-5
     norm_bias: bool = True
     norm_bias_init: float = 0.0
-    mlp: Literal["gelu", "swiglu"] = "gelu"
+    qk_norm: bool = False  # norm each head's queries and keys
+    mlp: layers.Activation = "gelu"
     attention_only: bool = False  # no MLP
     residual: bool = True  # False: attention's output replaces the stream
     qkv_bias: bool = False
@@ -46,6 +55,8 @@ class TransformerConfig:
     mlp_bias: bool = True
     head_bias: bool = False
     tied_head: bool = False  # the head is the transposed embedding
+    head_transform: bool = False  # BERT's: a linear layer, exact GELU and a norm before the head
+    shift_logits: bool = False  # predict a token where the one before it stands, as Dream does
     dropout: float = 0.0  # on what attention and the MLP add to the stream
     embed_dropout: float = 0.0
     attention_dropout: float = 0.0  # on the softmaxed weights
@@ -82,6 +93,7 @@ class TransformerConfig:
                 value = getattr(self, field.name)
                 if value not in choices:
                     raise ValueError(f"{field.name} must be one of {choices}, got {value!r}")
+        self._check_window()
         if self.positions == "learned" and self.max_len is None:
             raise ValueError("max_len is required with learned positions")
         if self.positions == "rope":
@@ -91,6 +103,43 @@ class TransformerConfig:
         for name in ("dropout", "embed_dropout", "attention_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+
+    def _check_window(self):
+        """Brings the fields of the window to one form: what says nothing is None."""
+        layers_with = self.window_layers
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"window must be positive, got {self.window}")
+        if layers_with is not None:
+            layers_with = tuple(sorted(set(layers_with)))
+            if self.window is None or not all(0 <= n < self.num_layers for n in layers_with):
+                raise ValueError(
+                    f"window_layers {layers_with} are not layers of {self.num_layers} with a window"
+                )
+            if not layers_with:
+                object.__setattr__(self, "window", None)
+            layers_with = layers_with if 0 < len(layers_with) < self.num_layers else None
+            object.__setattr__(self, "window_layers", layers_with)
+        if self.window is None or self.window_rope_base == self.rope_base:
+            object.__setattr__(self, "window_rope_base", None)
+        if self.scan_layers and (layers_with or (self.embed_norm and self.norm_place == "pre")):
+            raise ValueError(
+                "scan_layers needs layers that are alike: no window_layers, and with "
+                "embed_norm norm_place='post'"
+            )
+        if self.shift_logits and self.causal:
+            raise ValueError("shift_logits needs causal=False: a causal model shifts by itself")
+
+    def has_window(self, layer: int) -> bool:
+        """Whether a layer's attention reads `window` alone."""
+        return self.window is not None and (
+            self.window_layers is None or layer in self.window_layers
+        )
+
+    def of_layer(self, layer: int) -> "TransformerConfig":
+        """What one layer computes with: its own base of RoPE."""
+        if self.window_rope_base is None or not self.has_window(layer):
+            return self
+        return dataclasses.replace(self, rope_base=self.window_rope_base)
 
 
 class Transformer(nn.Module):
@@ -109,21 +158,20 @@ class Transformer(nn.Module):
             embed_init = layers.uniform_fan_in(c.width)
         else:
             embed_init = nn.initializers.normal(0.02)
-        self.embed = nn.Embed(
-            c.vocab_size,
-            c.width,
+        embed = functools.partial(
+            nn.Embed,
+            features=c.width,
             embedding_init=embed_init,
             dtype=c.dtype,
             param_dtype=c.param_dtype,
         )
+        self.embed = embed(c.vocab_size)
         if c.positions == "learned":
-            self.position_embed = nn.Embed(
-                c.max_len,
-                c.width,
-                embedding_init=embed_init,
-                dtype=c.dtype,
-                param_dtype=c.param_dtype,
-            )
+            self.position_embed = embed(c.max_len + c.first_position)
+        if c.token_types:
+            self.type_embed = embed(c.token_types)
+        if c.embed_norm:
+            self.embed_norm = layers.make_norm(c)
         block = layers.Block
         if c.remat:
             block = nn.remat(block, prevent_cse=not c.scan_layers)
@@ -134,15 +182,25 @@ class Transformer(nn.Module):
                 split_rngs={"params": True, "dropout": True},
                 in_axes=(nn.broadcast, nn.broadcast, 0, nn.broadcast),
                 length=c.num_layers,
-            )(c, block)
+            )(c.of_layer(0), block)
         else:
-            self.blocks = [block(c) for _ in range(c.num_layers)]
-        self.final_norm = layers.make_norm(c)
-        if not c.tied_head:
+            self.blocks = [
+                block(c.of_layer(n), is_normed=n == 0 and c.embed_norm and c.norm_place == "pre")
+                for n in range(c.num_layers)
+            ]
+        if c.norm_place == "pre":
+            self.final_norm = layers.make_norm(c)
+        if c.head_transform:
+            self.head_dense = layers.dense(c, c.width, c.width, use_bias=c.mlp_bias)
+            self.head_norm = layers.make_norm(c)
+        if c.tied_head and c.head_bias:
+            shape = (c.vocab_size,)
+            self.head_bias = self.param("head_bias", nn.initializers.zeros, shape, c.param_dtype)
+        elif not c.tied_head:
             init = "zeros" if c.head_init == "zeros" else None
             self.head = layers.dense(c, c.vocab_size, c.width, use_bias=c.head_bias, init=init)
 
-    def __call__(self, tokens_BL, *, valid_BL=None, rows_R=None):
+    def __call__(self, tokens_BL, *, valid_BL=None, rows_R=None, types_BL=None):
         """int tokens_BL -> float32 logits_BLV; with `rows_R`, logits_RV.
 
         Args:
@@ -153,6 +211,7 @@ class Transformer(nn.Module):
             more is not in use, and gets the last position's logits. After the last layer's
             attention nothing is computed elsewhere (with `scan_layers`: after the last layer).
             The same function of the parameters and the dropout key as the whole.
+          types_BL: which of `token_types` a token is of; the first when None.
 
         Raises:
           ValueError: the sequence is longer than `max_len`.
@@ -166,17 +225,24 @@ class Transformer(nn.Module):
             position_BL = jnp.maximum(jnp.cumsum(valid_BL, axis=1) - 1, 0)
         readable_BLS = self.readable(tokens_BL.shape, valid_BL)
         embed_key, layer_keys = self.dropout_keys()
-        x_BLD = self._embed(tokens_BL, position_BL, embed_key)
+        x_BLD = self._embed(tokens_BL, position_BL, embed_key, types_BL)
         if rows_R is None:
-            return self.logits(self._blocks(x_BLD, position_BL, readable_BLS, layer_keys))
+            x_BLD = self._blocks(x_BLD, position_BL, readable_BLS, layer_keys)
+            if c.shift_logits:
+                row_R = self._source_rows(jnp.arange(tokens_BL.size), length, valid_BL)
+                x_BLD = layers.take_rows(x_BLD, row_R).reshape(x_BLD.shape)
+            return self.logits(x_BLD)
         row_R = jnp.minimum(rows_R, tokens_BL.size - 1)
+        if c.shift_logits:
+            row_R = self._source_rows(row_R, length, valid_BL)
         if c.scan_layers:
             x_BLD = self._blocks(x_BLD, position_BL, readable_BLS, layer_keys)
             return self.logits(layers.take_rows(x_BLD, row_R))
         *before, last = self.blocks
-        for block, key in zip(before, layer_keys[:-1], strict=True):
-            x_BLD = block(x_BLD, position_BL, readable_BLS, key)
+        for layer, (block, key) in enumerate(zip(before, layer_keys[:-1], strict=True)):
+            x_BLD = block(x_BLD, position_BL, self._in_layer(layer, readable_BLS), key)
         # Never recomputed, even with `remat`: its backward pass comes first.
+        readable_BLS = self._in_layer(c.num_layers - 1, readable_BLS)
         return self.logits(last.at_rows(x_BLD, position_BL, readable_BLS, row_R, layer_keys[-1]))
 
     def extend(self, tokens_BL, start, valid_BS):
@@ -199,7 +265,7 @@ class Transformer(nn.Module):
         position_BL = jnp.maximum(jnp.cumsum(valid_BS, axis=1) - 1, 0)[:, slot_L]
         readable_LS = jnp.arange(num_slots)[None] <= slot_L[:, None]
         readable_BLS = readable_LS[None] & valid_BS[:, None]
-        x_BLD = self._embed(tokens_BL, position_BL, None)
+        x_BLD = self._embed(tokens_BL, position_BL, None, None)
         no_keys = None if c.scan_layers else [None] * c.num_layers
         return self.logits(self._blocks(x_BLD, position_BL, readable_BLS, no_keys, start))
 
@@ -211,6 +277,22 @@ class Transformer(nn.Module):
         if valid_BL is not None:
             readable_BLS = readable_BLS & valid_BL[:, None, :]
         return jnp.broadcast_to(readable_BLS, (*shape, shape[1]))
+
+    def _in_layer(self, layer: int, readable_BLS, start=None):
+        """What one layer reads: only the slots within its window, if it has one."""
+        window = self.config.window
+        if window is None or not self.config.has_window(layer):
+            return readable_BLS
+        slot_L, slot_S = (jnp.arange(size) for size in readable_BLS.shape[1:])
+        from_LS = (0 if start is None else start) + slot_L[:, None] - slot_S[None]
+        return readable_BLS & (jnp.abs(from_LS) < window)[None]
+
+    def _source_rows(self, row_R, length: int, valid_BL):
+        """Where the logits of rows are read with `shift_logits`: a text's first token at itself."""
+        has_one_R = row_R % length > 0
+        if valid_BL is not None:
+            has_one_R &= jnp.ravel(valid_BL)[row_R - 1]
+        return row_R - has_one_R
 
     def dropout_keys(self):
         """The embedding's key and the layers': None for each without dropout.
@@ -225,25 +307,40 @@ class Transformer(nn.Module):
 
     def logits(self, x):
         """Final norm and head: float32 [..., V] from x [..., D]."""
-        x = self.final_norm(x)
-        logits = self.embed.attend(x) if self.config.tied_head else self.head(x)
-        return logits.astype(jnp.float32)
+        c = self.config
+        if c.norm_place == "pre":
+            x = self.final_norm(x)
+        if c.head_transform:
+            x = self.head_norm(nn.gelu(self.head_dense(x), approximate=False))
+        logits = self.embed.attend(x) if c.tied_head else self.head(x)
+        logits = logits.astype(jnp.float32)
+        if c.tied_head and c.head_bias:
+            logits += self.head_bias.reshape((1,) * (x.ndim - 1) + (-1,))
+        return logits
 
     def _blocks(self, x_BLD, position_BL, readable_BLS, layer_keys, start=None):
         if self.config.scan_layers:
+            readable_BLS = self._in_layer(0, readable_BLS, start)
             x_BLD, _ = self.blocks(x_BLD, position_BL, readable_BLS, layer_keys, start)
             return x_BLD
-        for block, key in zip(self.blocks, layer_keys, strict=True):
-            x_BLD = block(x_BLD, position_BL, readable_BLS, key, start)
+        for layer, (block, key) in enumerate(zip(self.blocks, layer_keys, strict=True)):
+            near_BLS = self._in_layer(layer, readable_BLS, start)
+            x_BLD = block(x_BLD, position_BL, near_BLS, key, start)
         return x_BLD
 
-    def _embed(self, tokens_BL, position_BL, dropout_key):
+    def _embed(self, tokens_BL, position_BL, dropout_key, types_BL):
         c = self.config
         x_BLD = self.embed(tokens_BL)
+        if c.token_types:
+            x_BLD = x_BLD + self.type_embed(
+                jnp.zeros((1, 1), int) if types_BL is None else types_BL
+            )
         if c.positions == "learned":
-            x_BLD = x_BLD + self.position_embed(position_BL)
+            x_BLD = x_BLD + self.position_embed(position_BL + c.first_position)
         if c.positions == "sinusoidal":
             x_BLD = x_BLD + layers.sinusoids(position_BL, c.width).astype(x_BLD.dtype)
+        if c.embed_norm:
+            x_BLD = self.embed_norm(x_BLD)
         return layers.dropout(x_BLD, c.embed_dropout, dropout_key)
 
 

@@ -300,6 +300,34 @@ def test_special_ids_of_a_directory(tmp_path):
     assert tokenizers.from_directory(_directory(tmp_path, **llada)).mask_id == 126_336
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_a_bert_ends_texts_with_its_separator_and_has_its_own_mask(named, tmp_path):
+    hf = pytest.importorskip("tokenizers")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "paris", "par", "##is", "##t", "is", "."]
+    tokenizer = hf.Tokenizer(
+        hf.models.WordPiece({word: n for n, word in enumerate(words)}, unk_token="[UNK]")
+    )
+    tokenizer.normalizer = hf.normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = hf.pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = hf.decoders.WordPiece()
+    tokenizer.add_special_tokens(words[:5])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    config = {"model_type": "bert", "vocab_size": 11, "pad_token_id": 0, "eos_token_id": None}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    if named:
+        special = {"sep_token": "[SEP]", "mask_token": "[MASK]", "pad_token": "[PAD]"}
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(special))
+    loaded = tokenizers.from_directory(tmp_path)
+    assert (loaded.eos_id, loaded.pad_id, loaded.mask_id, loaded.vocab_size) == (3, 0, 4, 11)
+    assert loaded.encode(["Paris is.", "parist"]) == [[5, 9, 10], [5, 8]]
+    assert loaded.decode([5, 8, 3]) == "parist"
+    assert loaded.offsets(["Is paris"]) == [[(0, 2), (3, 8)]]
+    _, (answer,) = batching.split_answers(loaded, ["Is"], [" Paris"])
+    assert answer == [5]
+    with pytest.raises(ValueError, match="turns 'Rome'"):
+        loaded.encode(["Rome"])
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
