@@ -356,7 +356,7 @@ def _combined(parts: Sequence[Any], level: float, **fixed: Any) -> Any:
 def _shown(bounds: Bounds | None, name: str) -> str:
     if bounds is None:
         return "–"
-    factor, digits = (100, 1) if name in SHARES else (1, 0 if name == "rank" else 3)
+    factor, digits = (100, 1) if name in SHARES else (1, 1 if name == "rank" else 3)
     estimate, low, high = (f"{factor * x:.{digits}f}" for x in bounds)
     return estimate if np.isnan(bounds.low) else f"{estimate} ({low}, {high})"
 
