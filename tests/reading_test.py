@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from dirasym import intervals, measuring, models
+from dirasym.analysis.questions import Questions
+from dirasym.data import facts
 from dirasym.data.pairs import Pairs
 from dirasym.data.tokenizers import Characters, Words
 from dirasym.measuring import measure
@@ -309,6 +311,35 @@ def test_a_transformer_is_read_with_its_attention_and_padding_on_either_side():
         measure(model, params, PAIRS, WORDS, kind="causal")
     with pytest.raises(ValueError, match="tokens after it are 20, the context has 16"):
         measure(model, params, PAIRS, WORDS, num_new=15)
+
+
+@pytest.mark.parametrize("kind", ["masked", "causal"])
+def test_a_reading_has_the_numbers_of_the_facts_page(kind):
+    """Of a network of random weights, on facts of which some have two right answers."""
+    told = [facts.ParentChild(f"c{n}", f"p{n}", (f"p{n}", f"q{n}")) for n in range(5)]
+    data = facts.parent_child(told)
+    words = Words(data.texts())
+    model = models.Transformer(
+        (models.llama if kind == "causal" else models.llada)(
+            words.vocab_size, num_layers=1, width=16, num_heads=2, num_kv_heads=2, mlp_width=16,
+            max_len=16, rope_base=10_000.0, rope_scaling=None,
+        )
+    )  # fmt: skip
+    params = model.init(jax.random.key(0), jnp.zeros((1, 1), int))["params"]
+    params = jax.tree.map(lambda x: 5 * x, params)
+    asked = Questions.of(data, words, masked=kind == "masked")
+    make = models.make_apply_fn if kind == "masked" else models.make_extend_fn
+    said = asked.said(asked.generator(make(model)), params, jax.random.key(0))
+    want = asked.recall(models.make_apply_fn(model), params, said)
+    read = measure(model, params, data, words, answers="first")
+    for side in ("forward", "reverse"):
+        got, line = getattr(read, side), want[side].summary()
+        names = {"accuracy": "percent", "begun": "begun_percent", "copied": "copied_percent"}
+        for name, key in (names | {"choice": "choice_percent"}).items():
+            np.testing.assert_allclose(100 * getattr(got, name).estimate, line[key])
+        np.testing.assert_allclose(got.p_true.estimate, line["p"], rtol=1e-5)
+        assert got.rank.estimate == line["rank"]
+    assert [one.said for one in read.reverse.asked] == said[asked.sides["reverse"]]
 
 
 def test_adapters_that_do_nothing_change_nothing():
