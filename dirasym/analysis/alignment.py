@@ -231,7 +231,7 @@ def cross_alignment(
         return cross.whole(params, rows, columns)
     if is_traced:
         raise ValueError("out: no files can be written inside jit or vmap")
-    names = [getattr(loss, "__qualname__", str(loss)) for loss in (loss_fwd, loss_rev)]
+    names = list(map(_loss_name, (loss_fwd, loss_rev)))
     identity = dict(arrays=digest(params, rows, columns), losses=names, method=method)
     return cross.into_files(pathlib.Path(out), params, rows, columns, identity)
 
@@ -354,6 +354,14 @@ def _is_one_loss(first: Loss, second: Loss) -> bool:
         return programs.fingerprint(first) == programs.fingerprint(second)
     except programs.IsTracedError:
         return False
+
+
+def _loss_name(loss: Any) -> str:
+    """The same in another process, where two losses of other names or numbers differ."""
+    if isinstance(loss, functools.partial):
+        fixed = [*loss.args, *loss.keywords.items()]
+        return f"{_loss_name(loss.func)}{[x for x in fixed if ' at 0x' not in repr(x)]}"
+    return getattr(loss, "__qualname__", type(loss).__name__)
 
 
 def _shapes(*trees: Any) -> Any:

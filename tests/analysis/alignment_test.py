@@ -37,8 +37,9 @@ def _examples(seed=0):
 
 
 def _transformer(**kwargs):
+    kwargs = dict(num_layers=1) | kwargs
     config = models.TransformerConfig(
-        vocab_size=VOCAB, num_layers=1, width=8, num_heads=2, causal=False, **kwargs
+        vocab_size=VOCAB, width=8, num_heads=2, causal=False, **kwargs
     )
     model = models.Transformer(config)
     init = jax.jit(model.init)
@@ -255,6 +256,94 @@ def test_columns_may_be_examples_of_another_kind(method):
     np.testing.assert_allclose(cross["kernel"], want, rtol=1e-4, atol=1e-4)
 
 
+def _counted(calls, power):
+    """A loss made anew, that counts how often it is traced."""
+
+    def loss(params, x):
+        calls.append(power)
+        return ((x @ params["w"]) ** power).sum() + params["b"].sum() ** 2
+
+    return loss
+
+
+def test_a_training_loop_traces_once():
+    calls, ids = Calls(), np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+    for step in range(3):
+        params = {"w": jnp.full((4, 2), step + 1.0), "b": jnp.ones(1)}
+        losses = [_counted(calls, power) for power in (2, 3)]  # new functions at each step
+        result = alignment.alignment(*losses, params, examples=ids, method="factored")
+        cross = alignment.cross_alignment(*losses, params, ids, method="factored")
+        np.testing.assert_allclose(jnp.diagonal(cross["total"]), result.inner["total"], rtol=1e-5)
+        if step == 0:
+            traced = len(calls.seen)
+    assert 0 < traced == len(calls.seen)
+    alignment.alignment(*losses, params, examples=ids[:, None], method="factored")
+    assert len(calls.seen) > traced  # another shape
+
+
+class Calls:
+    """A list that is the same whatever is in it."""
+
+    def __init__(self):
+        self.seen = []
+
+    def append(self, x):
+        self.seen.append(x)
+
+
+def test_it_may_be_traced():
+    x_EI = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+    params = {"w": jnp.ones((4, 2)), "b": jnp.ones(1)}
+    losses = [_counted(Calls(), power) for power in (2, 3)]
+    for method in ("direct", "factored"):
+        want = alignment.alignment(*losses, params, examples=x_EI, method=method).inner
+
+        @jax.jit
+        def closed(scale, params, method=method):
+            fwd = lambda p, x: scale * losses[0](p, x)  # noqa: E731
+            return alignment.alignment(fwd, losses[1], params, examples=x_EI, method=method).inner
+
+        twice = jax.tree.map(lambda x: 2 * x, want)
+        chex.assert_trees_all_close(closed(2.0, params), twice, rtol=1e-5)
+        stacked = jax.tree.map(lambda x: jnp.stack([x, x]), params)
+        over_models = jax.vmap(closed, in_axes=(None, 0))(2.0, stacked)
+        chex.assert_trees_all_close(
+            over_models, jax.tree.map(lambda x: jnp.stack([x, x]), twice), rtol=1e-5
+        )
+
+
+def test_strict_says_what_cannot_be_factored_and_why():
+    x_EI = np.ones((3, 4), np.float32)
+    loss = _counted(Calls(), 2)
+    params = {"w": jnp.ones((4, 2)), "b": jnp.ones(2)}
+    with pytest.raises(ValueError, match=r"strict: not all .*: b: used by reduce_sum"):
+        alignment.alignment(loss, loss, params, examples=x_EI, method="factored", strict=True)
+    result = alignment.alignment(loss, loss, params, examples=x_EI, method="factored")
+    assert result.direct == ("b",) and result.direct_share == 0.2
+    square = lambda p, x: ((x @ p["w"]) ** 2).sum()  # noqa: E731
+    how = dict(examples=x_EI, method="factored", strict=True)
+    assert alignment.alignment(square, square, {"w": params["w"]}, **how).direct == ()
+
+
+@pytest.mark.slow
+def test_scanned_layers_have_the_blocks_of_others():
+    """Stacked or not, by layer, module and role, the same model has the same products."""
+    models_of = [_transformer(scan_layers=scanned, num_layers=2) for scanned in (False, True)]
+    (plain, params), (scanned, _) = models_of
+    stacked = {k: v for k, v in params.items() if not k.startswith("blocks_")}
+    layers = [params["blocks_0"], params["blocks_1"]]
+    stacked["blocks"] = {"block": jax.tree.map(lambda *x: jnp.stack(x), *layers)}
+    losses = [_losses(plain), _losses(scanned)]
+    for blocks in ("module", "role"):
+        want, got = (
+            _alignment(*pair, blocks=blocks, method="factored")(p, examples=_examples()).inner
+            for pair, p in zip(losses, (params, stacked), strict=True)
+        )
+        assert got.keys() == want.keys() and len(got) > 3
+        scale = max(float(jnp.abs(x).max()) for x in want.values())
+        chex.assert_trees_all_close(got, want, rtol=1e-4, atol=1e-6 * scale)
+
+
 def test_blocks_by_regex_and_by_function():
     params = {f"layer_{n}": {"w": jnp.full(2, n + 1.0), "b": jnp.ones(1)} for n in range(3)}
 
@@ -306,6 +395,17 @@ def test_bad_input():
 
     with pytest.raises(TypeError, match="params: w is int32"):
         alignment.alignment(loss, loss, ints)
+
+    def prints(p, *_):
+        jax.debug.print("{}", p["w"])
+        return loss(p)
+
+    with pytest.raises(ValueError, match="loss_rev must have no side effects"):
+        alignment.alignment(loss, prints, params)
+    deleted = {"layer": {"w": jnp.ones(2)}}
+    deleted["layer"]["w"].delete()
+    with pytest.raises(ValueError, match="params: layer/w was deleted"):
+        alignment.alignment(loss, loss, deleted)
     with pytest.raises(ValueError, match="loss_rev must return a scalar"):
         alignment.alignment(loss, lambda p: p["w"], params)
     with pytest.raises(ValueError, match="blocks matches no parameter"):

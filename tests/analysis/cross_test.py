@@ -1,0 +1,202 @@
+"""Products of all gradients with all: in tiles, in files, on several devices, in any precision."""
+
+import functools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dirasym.analysis import alignment, cross, products
+from dirasym.analysis.factored import Factors, Use
+
+HERE = pathlib.Path(__file__).parent
+ROWS, COLUMNS, TOKENS = 5, 7, 6
+
+
+def _params(dtype=jnp.float32):
+    rng = np.random.default_rng(0)
+    shapes = dict(embed=(9, 4), bias=(4,), head=(4, 3))
+    stack = dict(attention=dict(query=dict(kernel=rng.normal(size=(2, 4, 2, 2)))))
+    params = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+    return jax.tree.map(lambda x: jnp.asarray(x, dtype), params | {"blocks": {"block": stack}})
+
+
+def _loss(params, tokens_L, power):
+    x_LD = params["embed"][tokens_L] + params["bias"][None]
+
+    def layer(x_LD, p):
+        return jnp.tanh(jnp.einsum("ld,dnh->lnh", x_LD, p["query"]["kernel"])).reshape(
+            x_LD.shape
+        ), None
+
+    x_LD, _ = jax.lax.scan(layer, x_LD, params["blocks"]["block"]["attention"])
+    tied_LV = x_LD @ params["embed"].T
+    return ((x_LD @ params["head"]) ** power).sum() + (tied_LV[:, :3] ** 2).mean()
+
+
+LOSSES = functools.partial(_loss, power=2), functools.partial(_loss, power=3)
+
+
+def _examples(number, seed=0):
+    return np.random.default_rng(seed).integers(0, 9, (number, TOKENS))
+
+
+def _by_hand(losses, params, rows, columns, pick=lambda g: jax.tree.leaves(g)):
+    flat = lambda g: jnp.concatenate([x.ravel() for x in pick(g)])  # noqa: E731
+    left, right = (
+        jax.jit(jax.vmap(lambda x, loss=loss: flat(jax.grad(loss)(params, x))))(side)
+        for loss, side in zip(losses, (rows, columns), strict=True)
+    )
+    return np.asarray(left @ right.T)
+
+
+def _assert_close(got, want, tolerance=1e-5):
+    np.testing.assert_allclose(got, want, atol=tolerance * np.abs(want).max())
+
+
+@pytest.mark.parametrize("memory_limit", [2**31, 20_000, 1])
+@pytest.mark.parametrize("method", ["direct", "factored"])
+def test_tiles_of_any_size_make_the_matrix(method, memory_limit):
+    params, rows, columns = _params(), _examples(ROWS), _examples(COLUMNS, seed=1)
+    got = alignment.cross_alignment(
+        *LOSSES, params, rows, examples_rev=columns, method=method, memory_limit=memory_limit
+    )
+    _assert_close(got["total"], _by_hand(LOSSES, params, rows, columns))
+    second = lambda g: [g["blocks"]["block"]["attention"]["query"]["kernel"][1]]  # noqa: E731
+    want = _by_hand(LOSSES, params, rows, columns, second)
+    _assert_close(got["blocks_1/attention/query/kernel"], want)
+    _assert_close(got["embed"], _by_hand(LOSSES, params, rows, columns, lambda g: [g["embed"]]))
+
+
+@pytest.mark.parametrize("memory_limit", [2**31, 20_000])
+def test_equal_sides_are_computed_once(memory_limit):
+    params, rows = _params(), _examples(COLUMNS)
+    loss = LOSSES[0]
+    got = alignment.cross_alignment(
+        loss, loss, params, rows, method="factored", memory_limit=memory_limit
+    )
+    _assert_close(got["total"], _by_hand((loss, loss), params, rows, rows))
+
+
+def test_heads_are_blocks():
+    params, rows, columns = _params(), _examples(ROWS), _examples(COLUMNS, seed=1)
+    for method in ("direct", "factored"):
+        got = alignment.cross_alignment(
+            *LOSSES, params, rows, examples_rev=columns, method=method, heads=True
+        )
+        head = lambda g: [g["blocks"]["block"]["attention"]["query"]["kernel"][0, :, 1]]  # noqa: E731
+        want = _by_hand(LOSSES, params, rows, columns, head)
+        _assert_close(got["blocks_0/attention/query/kernel/head_1"], want)
+        _assert_close(got["total"], _by_hand(LOSSES, params, rows, columns))
+
+
+def _factors(tokens, rows, columns, lookup):
+    rng = np.random.default_rng(tokens)
+    normal = lambda *shape: jnp.asarray(rng.normal(size=(3, 1, *shape)), jnp.float32)  # noqa: E731
+    dense = Use(normal(tokens, rows), normal(tokens, columns))
+    numbers = jnp.asarray(rng.integers(0, rows, (3, 1, tokens)))
+    return Factors(dense, Use(numbers, normal(tokens, columns)) if lookup else None, num_rows=rows)
+
+
+@pytest.mark.parametrize("lookup", [False, True])
+@pytest.mark.parametrize("limit", [2**28, 100])
+@pytest.mark.parametrize("tokens", [1, 40])  # formed, and not
+def test_formed_or_not_the_products_are_the_same(tokens, limit, lookup):
+    first, second = (_factors(t, 70, 90, lookup) for t in (tokens, tokens + 2))
+    matrices = [
+        jax.vmap(jax.vmap(lambda x: products._matrix(x.dense, x.lookup, 70)))(x)
+        for x in (first, second)
+    ]
+    want = jnp.einsum("ikcf,jkcf->ijk", *matrices)
+    _assert_close(products.cross_products(first, second, limit=limit), want)
+    own = products.cross_products(first, first, limit=limit)
+    _assert_close(own, jnp.einsum("ikcf,jkcf->ijk", matrices[0], matrices[0]))
+    three = jax.vmap(products.three_products)(first, second)
+    _assert_close(three[0], jnp.einsum("iik->ik", want))
+    _assert_close(three[1], (matrices[0] ** 2).sum((2, 3)))
+    _assert_close(three[2], (matrices[1] ** 2).sum((2, 3)))
+
+
+def test_one_bad_example_does_not_spoil_the_others():
+    params, rows, columns = _params(), _examples(ROWS), _examples(COLUMNS, seed=1)
+    loss = lambda p, x, power: _loss(p, x["tokens"], power) * x["scale"]  # noqa: E731
+    losses = [functools.partial(loss, power=power) for power in (2, 3)]
+    bad = dict(tokens=rows, scale=np.array([1, np.nan, 1, np.inf, 1], np.float32))
+    good = dict(tokens=columns, scale=np.ones(COLUMNS, np.float32))
+    want = _by_hand(LOSSES, params, rows, columns)
+    for method in ("direct", "factored"):
+        got = alignment.cross_alignment(*losses, params, bad, examples_rev=good, method=method)
+        for block, matrix in got.items():
+            assert not np.isfinite(matrix[jnp.array([1, 3])]).any(), block
+            assert np.isfinite(matrix[jnp.array([0, 2, 4])]).all(), block
+        _assert_close(got["total"][jnp.array([0, 2, 4])], want[[0, 2, 4]])
+        alone = alignment.alignment(*losses, params, examples=bad, method=method)
+        assert (np.isfinite(alone.cosine["total"]) == [True, False, True, False, True]).all()
+
+
+def test_bfloat16_is_summed_in_float32():
+    params, rows, columns = _params(jnp.bfloat16), _examples(ROWS), _examples(COLUMNS, seed=1)
+    got = alignment.cross_alignment(*LOSSES, params, rows, examples_rev=columns, method="factored")
+    assert got["total"].dtype == jnp.float32
+    wide = jax.tree.map(lambda x: x.astype(jnp.float32), params)
+    _assert_close(got["total"], _by_hand(LOSSES, wide, rows, columns), 0.1)
+
+
+def test_files_are_resumed(tmp_path, monkeypatch):
+    params, rows, columns = _params(), _examples(ROWS), _examples(COLUMNS, seed=1)
+    run = functools.partial(
+        alignment.cross_alignment, *LOSSES, params, rows, examples_rev=columns,
+        method="factored", memory_limit=20_000, out=tmp_path, blocks="layer",
+    )  # fmt: skip
+    written, write = [], cross.MatrixFiles.write
+
+    def dies_at_the_third(self, rows, columns, values, mirror):
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append((rows.start, columns.start))
+        write(self, rows, columns, values, mirror)
+
+    monkeypatch.setattr(cross.MatrixFiles, "write", dies_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    begun, written = written, []
+    got = run()
+    assert len(begun) == 2 and len(written) == 2
+    assert isinstance(got["total"], np.memmap) and set(got) == {
+        "bias",
+        "blocks_0",
+        "blocks_1",
+        "embed",
+        "head",
+        "total",
+    }
+    _assert_close(got["total"], _by_hand(LOSSES, params, rows, columns))
+    written = []
+    run()
+    assert not written  # all is there
+    with pytest.raises(ValueError, match=r"another matrix: .'arrays'. differ"):
+        alignment.cross_alignment(
+            *LOSSES, jax.tree.map(jnp.negative, params), rows, examples_rev=columns,
+            method="factored", memory_limit=20_000, out=tmp_path, blocks="layer",
+        )  # fmt: skip
+    assert json.loads((tmp_path / "identity.json").read_text())["shape"] == [ROWS, COLUMNS]
+    with pytest.raises(ValueError, match="out: no files"):
+        jax.jit(lambda p: alignment.cross_alignment(*LOSSES, p, rows, out=tmp_path))(params)
+
+
+@pytest.mark.slow
+def test_examples_are_split_over_four_devices():
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
+    done = subprocess.run(
+        [sys.executable, HERE / "alignment_devices_main.py"],
+        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "same products" in done.stdout

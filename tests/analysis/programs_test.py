@@ -1,0 +1,99 @@
+import functools
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dirasym.analysis import programs
+
+SCALE = 2.0
+
+
+def _make(scale, dtype=jnp.float32):
+    return lambda x: jnp.asarray(scale, dtype) * x
+
+
+def _recursive(n):
+    return n and _recursive(n - 1)
+
+
+def _reads_global(x):
+    return SCALE * x
+
+
+@pytest.mark.parametrize(
+    "value",
+    [2.0, -0.0, float("nan"), 1j, np.arange(3), {"a": [np.ones(2), (1, "b")]}, jnp.float32, None],
+    ids=repr,
+)
+def test_equal_values_are_known_again(value):
+    assert programs.fingerprint(_make(value)) == programs.fingerprint(_make(value))
+    assert hash(programs.fingerprint(value)) == hash(programs.fingerprint(value))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (_make(0.0), _make(-0.0)),
+        (_make(1), _make(1.0)),
+        (_make(np.arange(3)), _make(np.arange(3)[::-1])),
+        (_make(np.arange(3)), _make(np.arange(3.0))),
+        (_make(1), _make(1, jnp.bfloat16)),
+        (_make(jnp.ones(2)), _make(jnp.ones(2))),  # of JAX: by identity
+        (functools.partial(_make, 1), functools.partial(_make, 2)),
+        (lambda x: x + 1, lambda x: x + 2),
+        (lambda x, y=1: x + y, lambda x, y=2: x + y),
+        ({"a": 1}, {"b": 1}),
+    ],
+)
+def test_other_values_are_other_programs(one, other):
+    assert programs.fingerprint(one) != programs.fingerprint(other)
+
+
+def test_globals_count_too(monkeypatch):
+    before = programs.fingerprint(_reads_global)
+    assert before == programs.fingerprint(_reads_global)
+    monkeypatch.setitem(globals(), "SCALE", 3.0)
+    assert before != programs.fingerprint(_reads_global)
+
+
+def test_an_object_changed_in_place_is_known_by_its_fields_or_itself():
+    config = types.SimpleNamespace(scale=1.0)
+    before = programs.fingerprint(_make(config))
+    config.scale = 2.0
+    assert before != programs.fingerprint(_make(config))
+
+
+def test_functions_that_call_themselves():
+    assert programs.fingerprint(_recursive) == programs.fingerprint(_recursive)
+
+
+def test_what_is_traced_is_never_kept():
+    made = []
+
+    def make(value):
+        made.append(value)
+        return value
+
+    programs.once(make, dict(value=1))
+    programs.once(make, dict(value=1))
+    assert len(made) == 1
+    jax.make_jaxpr(lambda x: programs.once(make, dict(value=lambda: x)) and x)(1.0)
+    jax.make_jaxpr(lambda x: programs.once(make, dict(value=lambda: x)) and x)(1.0)
+    assert len(made) == 3
+
+
+def test_the_least_used_program_is_dropped():
+    made = []
+
+    def make(number):
+        made.append(number)
+        return number
+
+    for number in range(programs.MAX_PROGRAMS + 1):
+        programs.once(make, dict(number=number))
+    programs.once(make, dict(number=0))
+    programs.once(make, dict(number=programs.MAX_PROGRAMS))
+    assert made.count(0) == 2 and made.count(programs.MAX_PROGRAMS) == 1
