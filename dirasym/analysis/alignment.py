@@ -223,7 +223,8 @@ def cross_alignment(
         losses=(loss_fwd, loss_rev),
         shapes=_shapes(params, *firsts, rows, columns),
         how=dict(blocks=blocks, heads=heads, method=method, strict=strict),
-        is_symmetric=is_same and _is_one_loss(loss_fwd, loss_rev),
+        is_same=is_same,
+        is_one_loss=_is_one_loss(loss_fwd, loss_rev),
         tiles=dict(memory_limit=memory_limit, chunk_size=chunk_size, mesh=mesh),
     )
     cross = programs.once(_cross_program, static)
@@ -236,11 +237,13 @@ def cross_alignment(
     return cross.into_files(pathlib.Path(out), params, rows, columns, identity)
 
 
-def _cross_program(losses, shapes, how, is_symmetric, tiles) -> CrossMatrix:
+def _cross_program(losses, shapes, how, is_same, is_one_loss, tiles) -> CrossMatrix:
     params, first, first_rev, rows, columns = _from_shapes(shapes)
     fwd, rev = losses
     problem = Problem.of(params, (fwd, first), (rev, first_rev), **how)
-    return CrossMatrix(problem, params, rows, columns, is_symmetric=is_symmetric, **tiles)
+    is_one_loss = is_one_loss and _shapes(first) == _shapes(first_rev)
+    tiles = tiles | dict(is_one_loss=is_one_loss, is_symmetric=is_one_loss and is_same)
+    return CrossMatrix(problem, params, rows, columns, **tiles)
 
 
 class Transfer(NamedTuple):

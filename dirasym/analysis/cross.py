@@ -28,6 +28,8 @@ from dirasym.analysis.problem import Problem
 from dirasym.sharding import DATA
 from dirasym.types import Params
 
+CACHED_BYTES = 2**27  # activations at a time on CPUs: more is slower
+
 
 class CrossMatrix:
     """⟨∇L_fwd(i), ∇L_rev(j)⟩ of examples of given shapes, tile by tile, compiled once.
@@ -43,12 +45,17 @@ class CrossMatrix:
         rows: Any,
         columns: Any,
         *,
+        is_one_loss: bool,
         is_symmetric: bool,
         memory_limit: int,
         chunk_size: int | None,
         mesh: Mesh | None,
     ):
-        """`params`, `rows` and `columns` are arrays, or their shapes and dtypes."""
+        """Of arrays, or of their shapes and dtypes.
+
+        `is_one_loss` says that both losses are the same, `is_symmetric` that rows and columns
+        are the same examples too.
+        """
         self._is_symmetric = is_symmetric
         self._mesh = mesh
         self._num = (_length(rows), _length(columns))
@@ -57,15 +64,20 @@ class CrossMatrix:
             _bytes(jax.eval_shape(functools.partial(problem.gradient, which), params, _one(side)))
             for which, side in (("fwd", rows), ("rev", columns))
         ]
-        activations = max(problem.fwd.num_bytes, problem.rev.num_bytes)
-        self._chunk = chunk_size or max(1, memory_limit // 4 // max(1, activations))
+        activations = max(1, problem.fwd.num_bytes, problem.rev.num_bytes)
+        on_cpu = jax.default_backend() == "cpu"
+        at_once = min(memory_limit // 4, CACHED_BYTES) if on_cpu else memory_limit // 4
+        self._chunk = chunk_size or max(1, at_once // activations)
         self.tile = _tile(self._num, sizes, memory_limit * devices // 2, devices, is_symmetric)
         self._formed_bytes = memory_limit // 8
         self._fwd, self._rev = (
             jax.jit(functools.partial(self._gradients, problem, which)) for which in ("fwd", "rev")
         )
-        self._products = jax.jit(functools.partial(self._inner, problem))
-        self._own_products = jax.jit(lambda rows: self._inner(problem, rows, rows))
+        if is_one_loss:
+            self._rev = self._fwd
+        # Compiled a leaf at a time: once for all leaves of one shape.
+        self._leaf = jax.jit(self._leaf_products)
+        self._sum = jax.jit(functools.partial(self._summed, problem))
 
     def tiles(self) -> Iterator[tuple[slice, slice]]:
         """The tiles that are computed: where rows and columns are the same, half of them."""
@@ -128,8 +140,7 @@ class CrossMatrix:
             ):
                 if key not in held:
                     held[key] = gradients(params, self._padded(side, part))
-            first, second = held[keys[0]], held[keys[1]]
-            found = self._own_products(first) if first is second else self._products(first, second)
+            found = self._inner(held[keys[0]], held[keys[1]])
             shape = (i.stop - i.start, j.stop - j.start)
             yield i, j, {name: x[: shape[0], : shape[1]] for name, x in found.items()}
 
@@ -150,21 +161,29 @@ class CrossMatrix:
 
         return self._sharded(local, (PartitionSpec(), PartitionSpec(DATA)))(params, examples)
 
-    def _inner(self, problem: Problem, rows: Gradient, columns: Gradient) -> dict[str, jax.Array]:
+    def _inner(self, rows: Gradient, columns: Gradient) -> dict[str, jax.Array]:
+        sides = (rows,) if rows is columns else (rows, columns)
+        inner = [self._leaf(*x) for x in zip(*(side.leaves for side in sides), strict=True)]
+        return self._sum(inner, rows.size, columns.size)
+
+    def _leaf_products(self, *sides: products.Leaf) -> jax.Array:
         def gather(x):
             return x if self._mesh is None else jax.lax.all_gather(x, DATA, tiled=True)
 
-        def local(rows, *columns):
-            other = columns[0] if columns else rows
-            inner = [
-                products.cross_products(x, y, gather=gather, limit=self._formed_bytes)
-                for x, y in zip(rows.leaves, other.leaves, strict=True)
-            ]
-            scale = rows.size[:, None] * gather(other.size)[None]
-            return {name: x * scale for name, x in problem.parts.sum(inner).items()}
+        def local(*sides):
+            return products.cross_products(
+                sides[0], sides[-1], gather=gather, limit=self._formed_bytes
+            )
 
-        args = (rows,) if rows is columns else (rows, columns)
-        return self._sharded(local, (PartitionSpec(DATA),) * len(args))(*args)
+        if any(side is None for side in sides):
+            return jnp.zeros((1, 1, 1))
+        return self._sharded(local, (PartitionSpec(DATA),) * len(sides))(*sides)
+
+    def _summed(
+        self, problem: Problem, inner: list[jax.Array], rows: jax.Array, columns: jax.Array
+    ) -> dict[str, jax.Array]:
+        scale = rows[:, None] * columns[None]
+        return {name: x * scale for name, x in problem.parts.sum(inner).items()}
 
     def _sharded(self, function: Callable[..., Any], specs: tuple[Any, ...]) -> Callable[..., Any]:
         """On a mesh, a device's share of the examples on each; other axes are the compiler's."""

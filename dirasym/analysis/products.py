@@ -19,8 +19,10 @@ import jax.numpy as jnp
 from dirasym.analysis.factored import Factors, Formed, Use
 
 Leaf = Formed | Factors | None
-BLOCK = 4096  # entries of two gradients multiplied at a time: they stay in the cache
-FORMED_BYTES = 2**28  # of a leaf's gradients formed at a time
+# On CPUs, what stays in the cache: entries of each gradient multiplied at a time, and bytes of
+# all gradients formed at a time. 1.5 to 2 times as fast as all at once.
+BLOCK = 4096
+FORMED_BYTES = 2**24
 
 
 def three_products(fwd: Leaf, rev: Leaf) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -40,7 +42,7 @@ def cross_products(
     columns: Leaf,
     *,
     gather: Callable[[Any], Any] = lambda x: x,
-    limit: int = FORMED_BYTES,
+    limit: int = 2**28,
 ) -> jax.Array:
     """⟨row i, column j⟩ of each layer: [R, C, K], or [1, 1, 1] where nothing reads the leaf.
 
@@ -118,19 +120,31 @@ def _matrix(dense: Use | None, lookup: Use | None, num_rows: int) -> jax.Array:
 
 def _cross_layer(rows: Factors, columns: Factors, gather, limit: int) -> jax.Array:
     """[R, C] of one layer, by forming some columns of all gradients at a time, or none."""
-    sides = (rows,) if rows is columns else (rows, columns)
+    sides: tuple[Factors, ...] = (rows,) if rows is columns else (rows, columns)
     num_rows, num_columns = (_uses(side)[0].right.shape[0] for side in (rows, columns))
     width = _uses(rows)[0].right.shape[-1]
     forming = sum(map(_forming_cost, sides)) + num_rows * num_columns * rows.num_rows * width
     if num_rows * num_columns * _pair_cost(rows, columns) < forming:
         return _factored_cross(rows, jax.tree.map(gather, columns))
 
+    if all(side.lookup is None for side in sides) and rows.num_rows > width:
+        # ⟨G, G'⟩ = ⟨Gᵀ, G'ᵀ⟩: what is taken in blocks is the longer side.
+        sides, width = tuple(map(_transposed, sides)), rows.num_rows
+
     def some_columns(start, size):
         formed = [_some_columns(side, start, size) for side in sides]
         return _blocked_product(formed[0], gather(formed[-1]))
 
-    entry_bytes = 4 * (num_rows + num_columns) * rows.num_rows
-    return _sum_blocks(some_columns, width, max(1, limit // entry_bytes))
+    limit = min(limit, FORMED_BYTES) if _on_cpu() else limit
+    column_bytes = 4 * (num_rows + num_columns) * sides[0].num_rows
+    num_blocks = -(-width // max(1, limit // column_bytes))
+    return _sum_blocks(some_columns, width, -(-width // num_blocks))
+
+
+def _transposed(factors: Factors) -> Factors:
+    assert factors.dense is not None and factors.lookup is None, "row numbers are of rows"
+    left, right = factors.dense
+    return Factors(dense=Use(right, left), lookup=None, num_rows=right.shape[-1])
 
 
 def _some_columns(factors: Factors, start: Any, size: int) -> jax.Array:
@@ -162,13 +176,17 @@ def _factored_cross(rows: Factors, columns: Factors) -> jax.Array:
 
 
 def _blocked_product(a: jax.Array, b: jax.Array) -> jax.Array:
-    """a bᵀ, summed over blocks of the inner dimension: twice as fast on CPUs as at once."""
+    """a bᵀ, on CPUs summed over blocks of the inner dimension."""
 
     def some(start, size):
         parts = [jax.lax.dynamic_slice_in_dim(x, start, size, 1) for x in (a, b)]
         return parts[0] @ parts[1].T
 
-    return _sum_blocks(some, a.shape[1], BLOCK)
+    return _sum_blocks(some, a.shape[1], BLOCK if _on_cpu() else a.shape[1])
+
+
+def _on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
 
 
 def _sum_blocks(product: Any, length: int, size: int) -> jax.Array:
