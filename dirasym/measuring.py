@@ -11,17 +11,14 @@ reading.attention_correlation             # [layer, head, total distance]
 reading.to_frame(); reading.figure("reading.png"); reading.save("reading.json")
 """
 
-import contextlib
 import dataclasses
 import functools
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import jax
 import numpy as np
-import tqdm
 
 from dirasym import decoding, intervals
 from dirasym.analysis import attention as attention_scores
@@ -33,8 +30,11 @@ from dirasym.data.facts import FactSet
 from dirasym.data.pairs import Pairs
 from dirasym.data.tokenizers import Tokenizer
 from dirasym.networks import Network
+from dirasym.progress import Parts
 from dirasym.reading import Asked, Direction, Gradients, Kind, Reading
 from dirasym.types import Params
+
+Answers = tuple[Sequence[str], dict[str, recall.TokenRecall]]  # what is said; first tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,34 +186,20 @@ class Measurement:
     blocks: BlockOf
     attention: bool
 
-    @property
-    def num_parts(self) -> int:
-        """Units of the bar."""
-        return 1 + 2 * (self.network.kind == "masked") + (self.blocks is not None) + self.attention
-
     def reading(self, progress: bool | None = None) -> Reading:
         """Asks every set; `progress` as of `measure`."""
         is_seen = sys.stderr.isatty() or "ipykernel" in sys.modules
-        shown = is_seen if progress is None else progress
-        total = self.num_parts * len(self.sets)
-        with tqdm.tqdm(total=total, disable=not shown, leave=False) as bar:
-            readings = [self.read(params, bar) for params in self.sets]
-        return readings[0] if len(readings) == 1 else Reading.over_sets(readings)
+        shown, many = is_seen if progress is None else progress, len(self.sets)
+        readings = [
+            self.read(params, Parts(shown, f", set {n} of {many}" if many > 1 else ""))
+            for n, params in enumerate(self.sets, 1)
+        ]
+        return readings[0] if many == 1 else Reading.over_sets(readings)
 
-    def read(self, params: Params, bar: tqdm.tqdm) -> Reading:
+    def read(self, params: Params, parts: Parts) -> Reading:
         """The reading of one parameter set."""
-        seconds: dict[str, float] = {}
         absent: dict[str, str] = {}
-
-        @contextlib.contextmanager
-        def part(name: str) -> Iterator[None]:
-            bar.set_description(name)
-            start = time.monotonic()
-            yield
-            seconds[name] = seconds.get(name, 0.0) + time.monotonic() - start
-            bar.update()
-
-        said, token = self._answers(params, part)
+        said, token = self._answers(params, parts)
         sides = {}
         for name, side in self.questions.sides.items():
             sides[name] = self._direction(self.questions.queries[side], said[side], token[name])
@@ -225,12 +211,11 @@ class Measurement:
         if self.blocks is None:
             absent["alignment"] = "no blocks were asked for"
         else:
-            with part("gradients"):
-                gradients = _gradients(self, params, absent)
+            gradients = _gradients(self, params, absent, parts)
         if not self.attention:
             absent["attention"] = "it was not asked for"
         else:
-            with part("attention"):
+            with parts.part("attention", 1):
                 attention = _attention(self, params, absent)
         return Reading(
             self.network.kind,
@@ -241,16 +226,16 @@ class Measurement:
             alignment=gradients,
             attention=attention,
             absent=absent,
-            seconds=seconds,
+            seconds=parts.seconds,
         )
 
-    def _answers(self, params, part) -> tuple[Sequence[str], dict[str, recall.TokenRecall]]:
+    def _answers(self, params, parts) -> Answers:
         """What is said to all questions, and by direction what is made of first tokens."""
         q, network, size = self.questions, self.network, self.how.chunk_size
         if network.kind == "causal" and self._is_asked_as_it_stands():
-            with part("answers"):
-                return self._causal_answers(params)
-        with part("answers"):
+            with parts.part("answers", len(q.queries), size) as counted:
+                return self._causal_answers(params, counted)
+        with parts.part("answers", len(q.queries), size) as counted:
             generate = q.generator(
                 network.apply_fn if network.kind == "masked" else network.extend_fn,
                 num_steps=self.how.decode_steps,
@@ -258,10 +243,10 @@ class Measurement:
                 remasking=self.how.remasking,
             )
             key = jax.random.key(self.how.seed)
-            said = q.said(generate, params, key, chunk_size=size, padded=network.padded)
+            said = q.said(counted(generate), params, key, chunk_size=size, padded=network.padded)
         token = {}
         for name, (questions, among) in q.first.items():
-            with part("first tokens"):
+            with parts.part("first tokens", 1):
                 (asked,) = network.of_rows(questions)
                 token[name] = recall.token_recall(
                     network.apply_fn,
@@ -285,19 +270,23 @@ class Measurement:
         first = [row for cloze in asked for row in rows(cloze.tokens_EL, cloze.valid_EL)]
         return first == rows(q.tokens_EL, q.valid_EL)
 
-    def _causal_answers(self, params) -> tuple[Sequence[str], dict[str, recall.TokenRecall]]:
+    def _causal_answers(
+        self, params, counted
+    ) -> tuple[Sequence[str], dict[str, recall.TokenRecall]]:
         """Both from one reading of the prompts."""
         q, said, token = self.questions, [], {}
         for name, side in q.sides.items():
             _, among = q.first[name]
             new_EN, *judged = recall.in_chunks(
-                lambda _, *rows, among=among: _say_and_judge(
-                    params,
-                    *rows,
-                    among.first_C,
-                    extend_fn=self.network.extend_fn,
-                    num_new=q.num_new,
-                    eos_id=q.tokenizer.eos_id,
+                counted(
+                    lambda _, *rows, among=among: _say_and_judge(
+                        params,
+                        *rows,
+                        among.first_C,
+                        extend_fn=self.network.extend_fn,
+                        num_new=q.num_new,
+                        eos_id=q.tokenizer.eos_id,
+                    )
                 ),
                 (q.tokens_EL[side], q.valid_EL[side], among.aside_EX, among.right_EX),
                 self.how.chunk_size,
@@ -325,7 +314,9 @@ class Measurement:
         return Direction.of(asked, self.level)
 
 
-def _gradients(m: Measurement, params: Params, absent: dict[str, str]) -> Gradients | None:
+def _gradients(
+    m: Measurement, params: Params, absent: dict[str, str], parts: Parts
+) -> Gradients | None:
     q, network = m.questions, m.network
     pairs = queries.paired_queries(
         m.facts,
@@ -344,9 +335,9 @@ def _gradients(m: Measurement, params: Params, absent: dict[str, str]) -> Gradie
     groups = [(np.arange(len(pairs[0].target_E)), network.of_rows(*pairs))]
     if not network.padded:
         groups = list(recall.of_one_length(*pairs))
-    found = [
-        recall.in_chunks(lambda _, *pair: compare(params, *pair), group, 8) for _, group in groups
-    ]
+    with parts.part("gradients", len(pairs[0].target_E), 8) as counted:
+        one_chunk = counted(lambda _, *pair: compare(params, *pair))
+        found = [recall.in_chunks(one_chunk, group, 8) for _, group in groups]
     joined = jax.tree.map(lambda *x: np.concatenate(x).astype(float), *found)
     paths = [path for path in joined.inner if path != TOTAL]
     by_block = _summed(joined, _names(paths, m.blocks))

@@ -1,8 +1,11 @@
-"""A run's progress: a bar on a terminal, plain lines elsewhere."""
+"""A run's progress: a bar on a terminal, plain lines elsewhere; and that of work in parts."""
 
+import contextlib
+import dataclasses
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -45,3 +48,30 @@ class Progress:
         """Removes the bar."""
         if self._bar is not None:
             self._bar.close()
+
+
+@dataclasses.dataclass
+class Parts:
+    """The parts of one reading: what each takes, and a bar of its questions."""
+
+    shown: bool
+    title: str
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def part(self, name: str, count: int, size: int = 1) -> Iterator[Callable]:
+        """Gives a wrapper for what is called on `size` of the `count` questions at a time."""
+        start = time.monotonic()
+        how: dict[str, Any] = dict(disable=not self.shown, leave=False)
+        with tqdm.tqdm(desc=f"{name}{self.title}", total=count, **how) as bar:
+
+            def counted(function):
+                def call(*args):
+                    found = jax.block_until_ready(function(*args))
+                    bar.update(min(size, count - bar.n))
+                    return found
+
+                return call
+
+            yield counted
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start

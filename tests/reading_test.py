@@ -402,7 +402,7 @@ def test_a_mask_outside_the_vocabulary_and_a_missing_keyword_are_named():
         measure(_model("masked", True), PARAMS, PAIRS, WORDS, kind="masked", num_neww=3)
 
 
-def test_a_list_that_the_model_can_read_is_one_set():
+def test_a_list_that_the_model_can_read_is_one_set(capsys):
     def apply_fn(params, tokens_BL):
         scale, tilt = params
         whole = {"query": {"kernel": scale}, "value": {"kernel": tilt}}
@@ -412,7 +412,9 @@ def test_a_list_that_the_model_can_read_is_one_set():
     read = measure(apply_fn, [jnp.ones(()), jnp.zeros(())], PAIRS, WORDS, kind="causal")
     assert read.of_sets == () and read.over == "pairs"
     sets = [[jnp.ones(()), jnp.zeros(())]] * 2
-    assert len(measure(apply_fn, sets, PAIRS, WORDS, kind="causal").of_sets) == 2
+    assert not capsys.readouterr().err
+    read = measure(apply_fn, sets, PAIRS, WORDS, kind="causal", progress=True)
+    assert len(read.of_sets) == 2 and "answers, set 2 of 2: " in capsys.readouterr().err
 
 
 def test_settings_have_a_description_each():
