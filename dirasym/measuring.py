@@ -13,6 +13,7 @@ reading.to_frame(); reading.figure("reading.png"); reading.save("reading.json")
 
 import dataclasses
 import functools
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
@@ -420,6 +421,7 @@ def _summed(found: Any, names: dict[str, str | None]) -> dict[str, dict[str, np.
     for path, name in names.items():
         if name is not None:
             members.setdefault(name, []).append(path)
+    members = {name: members[name] for name in sorted(members, key=_natural)}
     members[TOTAL] = list(names)
     inner = {name: sum(found.inner[path] for path in paths) for name, paths in members.items()}
     norms = [
@@ -429,3 +431,8 @@ def _summed(found: Any, names: dict[str, str | None]) -> dict[str, dict[str, np.
     with np.errstate(invalid="ignore", divide="ignore"):
         cosine = {name: x / (norms[0][name] * norms[1][name]) for name, x in inner.items()}
     return {"cosine": cosine, "inner": inner, "norm_fwd": norms[0], "norm_rev": norms[1]}
+
+
+def _natural(name: str) -> list[Any]:
+    """Sorts blocks_2 before blocks_10."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]

@@ -1,6 +1,7 @@
 """A model whose every answer is written down by hand is read as what it is."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -415,6 +416,19 @@ def test_a_list_that_the_model_can_read_is_one_set(capsys):
     assert not capsys.readouterr().err
     read = measure(apply_fn, sets, PAIRS, WORDS, kind="causal", progress=True)
     assert len(read.of_sets) == 2 and "answers, set 2 of 2: " in capsys.readouterr().err
+
+
+def test_blocks_are_summed_and_stand_in_the_order_of_their_numbers():
+    paths = ("blocks_10/a", "blocks_2/a", "blocks_2/b", "head/a")
+    inner = dict(zip(paths, (np.full(2, x) for x in (1.0, 2.0, 4.0, 8.0)), strict=True))
+    norms = {path: np.full(2, 3.0) for path in paths}
+    found = types.SimpleNamespace(inner=inner, norm_fwd=norms, norm_rev=norms)
+    names = {path: path.split("/")[0] if "head" not in path else None for path in paths}
+    got = measuring._summed(found, names)
+    assert list(got["inner"]) == ["blocks_2", "blocks_10", "total"]
+    assert [x[0] for x in got["inner"].values()] == [6.0, 1.0, 15.0]
+    np.testing.assert_allclose([x[1] for x in got["norm_fwd"].values()], [18**0.5, 3, 6])
+    np.testing.assert_allclose([x[1] for x in got["cosine"].values()], [6 / 18, 1 / 9, 15 / 36])
 
 
 def test_settings_have_a_description_each():
