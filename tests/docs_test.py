@@ -113,3 +113,20 @@ def test_every_paper_has_its_page_of_claims():
         page = (claims.CLAIMS / f"{paper}.md").read_text(encoding="utf-8")
         assert f'claims.page("{paper}")' in page
         assert all(claim["says"].replace("|", "\\|") in page for claim in claims.read(paper))
+
+
+@pytest.mark.parametrize("page", [*PAGES, "BUILD_NOTES.md"])
+def test_what_a_page_names_is_there(page):
+    """Tests, test files and links; a name that ends in … begins one."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    files = list((ROOT / "tests").rglob("*.py"))
+    tests = {
+        name for file in files for name in re.findall(r"^def (test_\w+)", file.read_text(), re.M)
+    }
+    for name, more in re.findall(r"`(test_\w+)(…?)`", text):
+        assert name in tests or (more and any(test.startswith(name) for test in tests)), name
+    for path in re.findall(r"`(tests/[\w/]+\.py)", text):
+        assert (ROOT / path).exists(), path
+    for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
+        if not re.match(r"https?:|mailto:", link):
+            assert ((ROOT / page).parent / link).exists(), link

@@ -171,6 +171,18 @@ def sampled_queries(length: int, per_cell: int) -> dict[str, Queries]:
     return {name: jax.tree.map(lambda x: x[chosen_E], asked) for name, asked in ask.items()}
 
 
+def shares(asked: Queries) -> np.ndarray:
+    """The share of all placements that each row of `sampled_queries` stands for: [E], sums to 1.
+
+    A letter has L − d placements at distance d, shared among its rows of that distance.
+    """
+    length = asked.tokens_EL.shape[1]
+    cell_E = np.asarray(asked.letter_E) * length + asked.distance_E
+    _, of_E, rows_C = np.unique(cell_E, return_inverse=True, return_counts=True)
+    share_E = (length - asked.distance_E) / rows_C[of_E]
+    return share_E / share_E.sum()
+
+
 def sampled_rows(asked: Queries, count: int) -> np.ndarray:
     """A fixed sample of rows: of both directions the same letters and positions."""
     return np.random.default_rng(0).permutation(len(asked.target_E))[:count]

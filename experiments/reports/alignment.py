@@ -123,7 +123,7 @@ def _alignment(curves, config):
 
 
 def _attention(curves, config):
-    """Figures 3 and 13: score correlation by total distance, and weights over training."""
+    """Figures 3 and 13: score correlation; weights over placements, and (···) over distances."""
     figure, axes = report.new_figure(2, len(config.lengths), (4.0, 2.6))
     for (top, bottom), length in zip(axes.T, config.lengths, strict=True):
         c = curves["full", "mdm", length, config.layers[0]]
@@ -132,8 +132,9 @@ def _attention(curves, config):
         top.axhline(0, color="black", lw=0.8)
         top.set(title=f"L = {length}", xlabel="Δ₁ + Δ₂", ylabel="Corr(S_fwd, S_rev)", ylim=(-1, 1))
         for direction, color in COLORS.items():
-            weight_TS = c[f"weight_{direction}"].mean(axis=(2, 3))
-            report.plot_seeds(bottom, c["eval_step"], weight_TS, direction, color=color)
+            for name, ls, label in (("_all", "-", direction), ("", ":", "all distances alike")):
+                weight_TS = c[f"weight_{direction}{name}"].mean(axis=(2, 3))
+                report.plot_seeds(bottom, c["eval_step"], weight_TS, label, color=color, ls=ls)
         bottom.set(xlabel="step", ylabel="weight [M] → uppercase", ylim=(0, 1))
         bottom.legend(fontsize="x-small")
     return figure

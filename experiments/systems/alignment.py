@@ -38,6 +38,7 @@ def measurements(
     internals = models.make_internals_fn(model)
     for direction, paid in case_recall.attention_to_context(internals, params, asked).items():
         values[f"weight_{direction}"] = paid.weights.mean(-1)
+        values[f"weight_{direction}_all"] = paid.weights @ case_recall.shares(asked[direction])
     rows = case_recall.sampled_rows(ask["forward"], examples)
     matched = tuple(
         recall.Cloze(q.tokens_EL[rows], q.position_E[rows], q.target_E[rows]) for q in ask.values()

@@ -49,6 +49,18 @@ def test_attention_is_read_at_every_letter_and_distance():
     assert len(forward.letter_E) == 26 * (2 * 4 + 1)
 
 
+def test_rows_stand_for_all_placements_of_their_distance():
+    """At L = 6: 5, 4, 3, 2, 1 of 15 placements, and two rows a distance but the longest's one."""
+    asked = case_recall.sampled_queries(6, per_cell=2)["reverse"]
+    share_E = case_recall.shares(asked)
+    for distance, rows in ((1, 2), (2, 2), (4, 2), (5, 1)):
+        want = (6 - distance) / 15 / 26 / rows
+        np.testing.assert_allclose(share_E[asked.distance_E == distance], want)
+    np.testing.assert_allclose(share_E @ asked.distance_E, 7 / 3)  # mean distance: (L + 1) / 3
+    everywhere = case_recall.sampled_queries(6, per_cell=5)["forward"]
+    np.testing.assert_allclose(case_recall.shares(everywhere), 1 / 26 / 15)
+
+
 def test_what_is_tracked_of_two_losses_whose_gradients_are_known():
     """L_f = a·w and L_r = b·w + ‖w‖²/2, block by block, and a step's error of ‖ηg_f‖²/2."""
     w = {"x": np.array([2.0, -1.0], np.float32), "y": np.array([0.5], np.float32)}
@@ -112,6 +124,8 @@ def _history(model, seed, layers=1):
         "measured": np.stack([-eta + 3 * eta**power for power in (2.0, 2.5, 1.5, 3.0)]),
         "weight_forward": np.full((4, layers, 2), 0.5) * rise[:, None, None],
         "weight_reverse": np.full((4, layers, 2), 0.3) * rise[:, None, None],
+        "weight_forward_all": np.full((4, layers, 2), 0.7) * rise[:, None, None],
+        "weight_reverse_all": np.full((4, layers, 2), 0.2) * rise[:, None, None],
         "correlation_total": np.array([2, 3]),
         "correlation_mean": correlation,
         "correlation_low": correlation - 0.1,
@@ -190,8 +204,10 @@ def test_figures_draw_the_curves(reported):
     top, bottom = tables._attention(curves, config).axes
     np.testing.assert_allclose(top.get_lines()[0].get_ydata(), [0.205, 0.405])
     np.testing.assert_array_equal(top.get_lines()[0].get_xdata(), [2, 3])
-    np.testing.assert_allclose(_line(bottom, "forward").get_ydata(), [0.05, 0.1, 0.2, 0.4])
-    np.testing.assert_allclose(_line(bottom, "reverse").get_ydata(), [0.03, 0.06, 0.12, 0.24])
+    np.testing.assert_allclose(_line(bottom, "forward").get_ydata(), 0.7 * rise)
+    np.testing.assert_allclose(_line(bottom, "reverse").get_ydata(), 0.2 * rise)
+    alike = [x.get_ydata() for x in bottom.get_lines() if x.get_label() == "all distances alike"]
+    np.testing.assert_allclose(alike, [0.5 * rise, 0.3 * rise])
     left, right = tables._depth(curves, config).axes
     cosine = left.get_lines()[0]
     np.testing.assert_array_equal(cosine.get_xdata(), [1, 2])
