@@ -114,6 +114,17 @@ def measure(
       progress: whether a bar is shown; on a terminal and in a notebook when None.
       **settings: see `Settings`.
 
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from dirasym.data.tokenizers import Words
+      >>> pairs = Pairs((("Ann", "Bo"), ("Cy", "Dee")), "{a} begot {b}", "{b} is of {a}")
+      >>> words = Words(pairs.fact_set().texts())
+      >>> def guess(params, tokens_BL):
+      ...     return jnp.zeros((*tokens_BL.shape, words.vocab_size))
+      >>> reading = measure(guess, {}, pairs, words, kind="causal")
+      >>> words.vocab_size, round(reading.reverse.p_true.estimate, 3)
+      (10, 0.1)
+
     Raises:
       ValueError: the kind is not given, or is not the model's; the tokenizer has more tokens than
         the model, or no [M] for a masked one; questions that do not fit the context; probabilities
