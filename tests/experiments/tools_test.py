@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from dirasym import models, sharding
+from dirasym import collecting, models, sharding
 from experiments.benchmarks import alignment, common
 from experiments.tools import crash_test, scaling
 
@@ -46,6 +46,8 @@ def _run(*command):
         (("tools.scaling", "--devices=3"), "--devices=3 is not among [1, 8, 64]"),
         (("tools.scaling", "--output=/nonexistent/x.md"), "cannot be written"),
         (("tools.scaling", "--workdir=x"), "--workdir has no effect here"),
+        (("tools.submit", "--shards=2"), "--experiment is missing"),
+        (("tools.submit", "--experiment=nosuch"), "--experiment=nosuch: there is no such"),
         (("benchmarks.alignment", "--width=7", "--model=transformer"), "--width=7: head_dim"),
         (("benchmarks.steps", "--lengths=1"), "--lengths: 1 is below 2"),
     ],
@@ -54,6 +56,24 @@ def test_a_bad_flag_ends_in_one_line(command, words):
     result = _run(f"experiments.{command[0]}", *command[1:])
     assert result.returncode == 2, result.stderr
     assert words in result.stderr and result.stderr.count("\n") == 1 and result.stdout == ""
+
+
+@pytest.mark.slow
+def test_shards_sent_by_submit_do_the_whole(tmp_path):
+    pytest.importorskip("submitit")
+    flags = ["--preset=smoke", "--models=mdm", "--lengths=3", "--width=8", "--steps=4"]
+    flags += ["--eval_every=2", "--seeds=0,1", f"--workdir={tmp_path / 'runs'}"]
+    submit = ["experiments.tools.submit", "--experiment=toy_reversal", "--shards=2", "--wait"]
+    local = ["--executor=local", f"--logs={tmp_path / 'logs'}", "--"]
+    bad = _run(*submit, *local, *flags, "--width=7")
+    assert (bad.returncode, bad.stderr.count("\n")) == (2, 1), bad.stderr
+    assert not (tmp_path / "runs").exists()
+    done = _run(*submit, *local, *flags)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.split()) == 2
+    lines = collecting.collect([tmp_path / "runs"])
+    assert sorted(line["seed"] for line in lines) == [0, 1]
+    assert (tmp_path / "runs" / "report.md").exists()
 
 
 def test_killed_runs_end_with_the_same_bits(tmp_path):
