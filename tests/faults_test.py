@@ -15,7 +15,7 @@ ROOT = FAULTS.parents[1]
 
 
 def _scripts():
-    for path in sorted(FAULTS.glob("*.py")):
+    for path in sorted(FAULTS.glob("[!_]*.py")):
         slow = "# slow" in path.read_text(encoding="utf-8").splitlines()[:10]
         yield pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if slow else [])
 

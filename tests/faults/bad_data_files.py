@@ -1,14 +1,8 @@
 """Bad public files for facts, through the command line: one line that names the file, exit 2, nothing written?"""
 
 # slow
-import os
-import pathlib
-import shutil
-import subprocess
-import sys
-import tempfile
+from _common import TMP, cli, end, is_one_line
 
-os.environ.update(JAX_PLATFORMS="cpu", PYTHONPATH=os.getcwd())
 bad = 0
 CASES = {
     "csv field of 200,000": (
@@ -32,43 +26,14 @@ CASES = {
     ),
 }
 for name, (kind, file, data) in CASES.items():
-    tmp = pathlib.Path(tempfile.mkdtemp())
-    (tmp / "d").mkdir()
-    (tmp / "d" / file).write_bytes(data)
-    flags = (
-        [f"--model_id={tmp / 'd'}"]
-        if kind == "model"
-        else [f"--data={kind}", f"--data_path={tmp / 'd'}"]
+    folder = TMP / name.replace(" ", "_")
+    folder.mkdir()
+    (folder / file).write_bytes(data)
+    given = (
+        [f"--model_id={folder}"] if kind == "model" else [f"--data={kind}", f"--data_path={folder}"]
     )
-    r = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "experiments.facts",
-            "--preset=smoke",
-            *flags,
-            f"--workdir={tmp / 'w'}",
-        ],
-        capture_output=True,
-        text=True,
-    )
-    lines = r.stderr.strip().splitlines()
-    ok = (
-        r.returncode == 2
-        and len(lines) == 1
-        and str(tmp / "d") in lines[0]
-        and not (tmp / "w").exists()
-    )
+    done = cli("facts", "--preset=smoke", *given, f"--workdir={TMP}/w")
+    ok = is_one_line(done) and str(folder) in done.stderr and not (TMP / "w").exists()
     bad += not ok
-    print(
-        "ok  " if ok else "FAIL",
-        name,
-        "-> exit",
-        r.returncode,
-        len(lines),
-        "lines:",
-        lines[-1][:120],
-    )
-    shutil.rmtree(tmp)
-print(f"FAIL: {bad}" if bad else "PASS")
-sys.exit(bool(bad))
+    print("ok  " if ok else "FAIL", name, "-> exit", done.returncode, done.stderr[-120:].strip())
+end(bad, f"{bad}")

@@ -2,44 +2,23 @@
 
 # slow
 import json
-import os
-import pathlib
 import shutil
-import sys
-import tempfile
 
-os.environ["JAX_PLATFORMS"] = "cpu"
-sys.path.insert(0, os.getcwd())
 import jax
-import jax.numpy as jnp
+from _common import TMP, end, llama
 
 from dirasym import models
 from dirasym.models import lora
 
-tmp = pathlib.Path(tempfile.mkdtemp())
-good = tmp / "good"
-m = models.Transformer(
-    models.llama(
-        vocab_size=20,
-        num_layers=1,
-        width=8,
-        num_heads=2,
-        num_kv_heads=1,
-        mlp_width=16,
-        max_len=16,
-        rope_scaling=None,
-        rope_base=1e4,
-    )
-)
-p = m.init(jax.random.key(0), jnp.zeros((1, 1), int))["params"]
-models.save_pretrained(good, m, p)
+good = TMP / "good"
+m, p = llama(good)
 c = models.LoRAConfig(2, 4.0, "attention/query")
 models.save_adapters(good, m, lora.init_adapters(models.LoRA(m, c), p, jax.random.key(0)), c)
 bad = []
 
 
 def check(name, call, edit):
-    d = tmp / "d"
+    d = TMP / "d"
     shutil.rmtree(d, ignore_errors=True)
     shutil.copytree(good, d)
     edit(d)
@@ -119,6 +98,4 @@ for k, v in [
     ("lora_dropout", None),
 ]:
     check(f"adapter_config.json {k}={v!r}", adapters, field("adapter_config.json", **{k: v}))
-shutil.rmtree(tmp)
-print(f"FAIL: {len(bad)}" if bad else "PASS")
-sys.exit(bool(bad))
+end(bad, f"{len(bad)}")

@@ -3,29 +3,13 @@
 # harmless. Seen: "unknown field .." and no model.
 # slow
 import json
-import pathlib
-import sys
-import tempfile
 
-import jax
-import jax.numpy as jnp
+from _common import TMP as T
+from _common import end, llama
 
 from dirasym import models
 
-T = pathlib.Path(tempfile.mkdtemp())
-model = models.Transformer(
-    models.llama(
-        11,
-        num_layers=1,
-        width=8,
-        num_heads=2,
-        num_kv_heads=2,
-        mlp_width=8,
-        max_len=8,
-        rope_scaling=None,
-    )
-)
-models.save_pretrained(T, model, model.init(jax.random.key(0), jnp.zeros((1, 2), int))["params"])
+llama(T, vocab_size=11, num_kv_heads=2, mlp_width=8, max_len=8)
 fields, bad = json.loads((T / "config.json").read_text()), []
 for more in (
     {"_attn_implementation_autoset": True},
@@ -50,5 +34,4 @@ for more in (
     except ValueError as error:
         bad.append(next(iter(more)))
         print(str(error).partition("config.json: ")[2])
-print("FAIL " + ", ".join(bad) if bad else "PASS")
-sys.exit(bool(bad))
+end(bad, ", ".join(bad))

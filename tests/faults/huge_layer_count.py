@@ -2,46 +2,23 @@
 
 # slow
 import json
-import os
-import pathlib
 import resource
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 
-os.environ["JAX_PLATFORMS"] = "cpu"
-sys.path.insert(0, os.getcwd())
-if len(sys.argv) > 1:
-    from dirasym import models
+from _common import TMP, end, llama
 
+from dirasym import models
+
+if len(sys.argv) > 1:
     try:
         models.load_pretrained(sys.argv[1], scan_layers=sys.argv[2] == "scan")
     except ValueError as e:
         print("ValueError", str(e)[:100])
     sys.exit()
-import jax
-import jax.numpy as jnp
-
-from dirasym import models
-
-tmp = pathlib.Path(tempfile.mkdtemp())
-d = tmp / "d"
-m = models.Transformer(
-    models.llama(
-        vocab_size=20,
-        num_layers=1,
-        width=8,
-        num_heads=2,
-        num_kv_heads=1,
-        mlp_width=16,
-        max_len=16,
-        rope_scaling=None,
-        rope_base=1e4,
-    )
-)
-models.save_pretrained(d, m, m.init(jax.random.key(0), jnp.zeros((1, 1), int))["params"])
+d = TMP / "d"
+llama(d)
 bad = []
 for n, scan in ((10**6, "no"), (10**9, "scan")):
     f = json.loads((d / "config.json").read_text())
@@ -77,6 +54,4 @@ for n, scan in ((10**6, "no"), (10**9, "scan")):
     )
     if hung or q.returncode or peak > 4000:
         bad.append(n)
-shutil.rmtree(tmp)
-print("FAIL" if bad else "PASS")
-sys.exit(bool(bad))
+end(bad)

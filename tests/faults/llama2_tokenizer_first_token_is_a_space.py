@@ -5,65 +5,13 @@
 # null.
 # slow
 import json
-import os
-import pathlib
-import subprocess
-import sys
-import tempfile
-
-import dirasym
-
-ROOT = pathlib.Path(dirasym.__file__).resolve().parents[1]
-T = pathlib.Path(tempfile.mkdtemp())
-
-
-def cli(module, *flags, env=(), **kwargs):
-    env = os.environ | {"JAX_PLATFORMS": "cpu"} | dict(env)
-    return subprocess.run(
-        [sys.executable, "-m", f"experiments.{module}", "--noprogress", *map(str, flags)],
-        cwd=ROOT,
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=900,
-        **kwargs,
-    )
-
 
 import tokenizers as hf
+from _common import TMP, cli, end, llama
 from tokenizers import decoders, normalizers, trainers
 from tokenizers import models as m
 
 from dirasym.data import facts
-
-
-def model_directory(path, tokenizer, eos):
-    """A random LLaMA with this tokenizer; its last row is free for [M]."""
-    import jax
-    import jax.numpy as jnp
-
-    from dirasym import models
-
-    size = 2 + max(tokenizer.get_vocab().values())
-    model = models.Transformer(
-        models.llama(
-            vocab_size=size,
-            num_layers=1,
-            width=32,
-            num_heads=2,
-            num_kv_heads=2,
-            mlp_width=64,
-            max_len=128,
-            rope_scaling=None,
-            init="uniform_fan_in",
-        )
-    )
-    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 4), int))["params"]
-    models.save_pretrained(
-        path, model, params, more_fields={"eos_token_id": tokenizer.token_to_id(eos)}
-    )
-    tokenizer.save(str(path / "tokenizer.json"))
-
 
 pairs = facts.invent_parent_child(12, seed=0)
 corpus = [f"{p.parent}'s child is {p.child}" for p in pairs] + [
@@ -82,11 +30,11 @@ tokenizer.train_from_iterator(
         vocab_size=160, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False
     ),
 )
-model_directory(T / "model", tokenizer, "</s>")
+llama(TMP / "model", tokenizer, spare_rows=1)  # its last row is free for [M]
 done = cli(
     "facts",
     "--preset=smoke",
-    f"--model_id={T}/model",
+    f"--model_id={TMP}/model",
     "--num_pairs=12",
     "--both_ways=0",
     "--name_words=2",
@@ -98,11 +46,11 @@ done = cli(
     "--warmup_steps=0",
     "--gradient_examples=0",
     "--attention_examples=0",
-    f"--workdir={T}/run",
+    f"--workdir={TMP}/run",
 )
 bad = done.returncode not in (0, 2)
 if done.returncode == 0:
-    line = json.loads((T / "run/results.jsonl").read_text())
+    line = json.loads((TMP / "run/results.jsonl").read_text())
     print(
         {
             key: line[key]
@@ -110,5 +58,4 @@ if done.returncode == 0:
         }
     )
     bad = line["reverse_p"] > 0.9 and line["reverse_percent"] < 50
-print("FAIL" if bad else "PASS", done.stderr[-200:])
-sys.exit(bad)
+end(bad, done.stderr[-200:])
