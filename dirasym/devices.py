@@ -2,17 +2,25 @@
 
 import os
 import pathlib
+import socket
 import time
+import warnings
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from dirasym import sharding
+from dirasym import files, sharding
 from dirasym.compile import Backend
 
 
-def start(coordinator: str | None = None, num_processes: int = 1, process_id: int = 0) -> None:
+def start(
+    coordinator: str | None = None,
+    num_processes: int = 1,
+    process_id: int = 0,
+    *,
+    patience: float = 300.0,
+) -> None:
     """Prepares JAX for runs that end in the same bits; call it before anything is computed.
 
     Reductions are deterministic on a GPU too. Compiled programs are kept in
@@ -23,18 +31,20 @@ def start(coordinator: str | None = None, num_processes: int = 1, process_id: in
       coordinator: HOST:PORT of process 0, where several processes share the work.
       num_processes: how many do.
       process_id: which this is, from 0.
+      patience: seconds that the others wait for process 0, which may come last.
 
     Raises:
-      ValueError: processes without a coordinator, or a number beyond them.
+      ValueError: processes without a coordinator, a number beyond them, a coordinator that is
+        not there, or XLA_FLAGS that name a file which cannot be read.
     """
-    flags = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true"
+    os.environ["XLA_FLAGS"] = f"{_xla_flags()} --xla_gpu_deterministic_ops=true"
     if process_id >= num_processes:
         raise ValueError(f"process_id={process_id} must be below num_processes={num_processes}")
     if coordinator:
         host, _, port = coordinator.rpartition(":")
         if not (host and port.isdecimal() and 0 < int(port) < 2**16):
             raise ValueError(f"coordinator={coordinator} is not HOST:PORT")
+        _find(host.strip("[]"), int(port), process_id, patience)
         jax.distributed.initialize(coordinator, num_processes, process_id)
     elif num_processes > 1:
         raise ValueError("num_processes needs coordinator=HOST:PORT")
@@ -42,6 +52,58 @@ def start(coordinator: str | None = None, num_processes: int = 1, process_id: in
         cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
         jax.config.update("jax_compilation_cache_dir", str(cache / "dirasym" / "jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    # A full disk costs the next start some time, and this one nothing.
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
+
+
+def _xla_flags() -> str:
+    """The flags of XLA_FLAGS, which may name a file of them: what begins with no dash."""
+    flags = os.environ.get("XLA_FLAGS", "").strip()
+    if not flags or flags.startswith("-"):
+        return flags
+    try:
+        files.check_regular(flags)
+        return " ".join(pathlib.Path(flags).read_text(encoding="utf-8").split())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"XLA_FLAGS names a file, {flags}, that cannot be read: {error}") from None
+
+
+def _find(host: str, port: int, process_id: int, patience: float) -> None:
+    """Raises ValueError unless the coordinator is there, or (for process 0) could be here.
+
+    JAX itself waits for minutes where signals are not heard, and then aborts.
+    """
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            if process_id == 0:
+                with socket.socket() as free:
+                    free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    free.bind(("", port))
+            else:
+                socket.create_connection((host, port), timeout=5).close()
+            return
+        except (socket.gaierror, UnicodeError) as error:
+            raise ValueError(f"coordinator={host}:{port}: {error}") from None
+        except OSError as error:
+            if process_id == 0 or time.monotonic() > deadline:
+                raise ValueError(f"coordinator={host}:{port}: {error.strerror or error}") from None
+        time.sleep(0.2)
+
+
+def memory() -> int | None:
+    """Bytes that this process's devices hold, or the machine where they have none of their own.
+
+    None where it cannot be known.
+    """
+    told = [device.memory_stats() or {} for device in jax.local_devices()]
+    limits = [stats["bytes_limit"] for stats in told if "bytes_limit" in stats]
+    if limits:
+        return sum(limits) * jax.process_count()
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * jax.process_count()
+    except (AttributeError, OSError, ValueError):
+        return None
 
 
 def mesh(num_devices: int = 1, model_devices: int = 1, backend: Backend = "jit") -> Mesh | None:

@@ -27,6 +27,7 @@ from dirasym import objectives, pretraining, runs, training
 from dirasym import report as tables
 from dirasym.data import batching, facts
 from dirasym.models import hf_config
+from dirasym.usage import UsageError, blamed
 from dirasym.workdir import WorkDir
 from experiments import flags
 from experiments.flags import flag
@@ -44,7 +45,7 @@ class Config:
     mask_id: int = flag(-1, "Id of [M]; -1: config.json's, or the last.", -1)
     steps: int = flag(5000, "Train steps.", 1)
     save_every: int = flag(100, "Steps between checkpoints.", 1)
-    batch_size: int = flag(8, "Sequences a step.", 1, kind="batch_size")
+    batch_size: int = flag(8, "Sequences a step.", 1, 10**6, kind="batch_size")
     length: int = flag(128, "Tokens of a sequence.", 2)
     learning_rate: float = flag(1e-4, "AdamW's, after warm-up.", 0)
     warmup_steps: int = flag(100, "Steps of linear warm-up.", 0)
@@ -52,9 +53,9 @@ class Config:
     dtype: Literal["float32", "bfloat16"] = flag("float32", "Of activations.")
     seed: int = flag(0, "Of the order and the noise.", kind="seed")
     causal: bool = flag(False, "The control: keep the causal mask, predict the next token.")
-    num_pairs: int = flag(250, "Invented parent–child pairs in the text.", 1)
+    num_pairs: int = flag(250, "Invented parent–child pairs in the text.", 1, 10**6)
     both_ways: bool = flag(False, "Tell the invented facts in both directions.")
-    fact_repeats: int = flag(1, "Times the facts are told; several: in a new order each.", 1)
+    fact_repeats: int = flag(1, "Times the facts are told; several: in a new order each.", 1, 1000)
 
     def __post_init__(self):
         if self.steps % self.save_every:
@@ -94,12 +95,13 @@ def plan(config: Config, workdir: pathlib.Path) -> list[runs.Run]:
     c = config
     settings = dict(causal=c.causal, scan_layers=True, dtype=jnp.dtype(c.dtype))
     tokenizer, model, params = open_pretrained(c.model_id, c.mask_id, **settings)
-    rows_NL = batching.pack(tokenizer, texts(c), c.length)
+    with blamed():
+        rows_NL = batching.pack(tokenizer, texts(c), c.length)
+        hf_config.write(model.config)  # what is trained can be saved
     if not c.causal and (rows_NL == tokenizer.mask_id).any():
-        raise ValueError(f"the text holds token {tokenizer.mask_id}, [M]: --mask_id")
-    hf_config.write(model.config)  # what is trained can be saved
+        raise UsageError(f"the text holds token {tokenizer.mask_id}, [M]: --mask_id")
     if model.config.max_len is not None and c.length > model.config.max_len:
-        raise ValueError(f"--length={c.length} exceeds the context of {model.config.max_len}")
+        raise UsageError(f"--length={c.length} exceeds the context of {model.config.max_len}")
     masked_diffusion = functools.partial(
         objectives.masked_diffusion,
         mask_id=tokenizer.mask_id,

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dirasym import devices, runs, sharding
+from dirasym.usage import blamed
 from dirasym.workdir import WorkDir
 from experiments import flags
 from experiments.reports import facts as facts_report
@@ -73,7 +74,8 @@ def plan(config: facts.Config, workdir: pathlib.Path) -> list[runs.Run]:
             dtype=jnp.dtype(c.dtype),
             scan_layers=True,
         )
-    tasks = (facts.Task(data, kind, c, pretrained) for data in c.data for kind in c.models)
+    with blamed():
+        tasks = [facts.Task(data, kind, c, pretrained) for data in c.data for kind in c.models]
     return [task.run(summarize) for task in tasks]
 
 

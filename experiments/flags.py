@@ -3,7 +3,7 @@
 An experiment is a module with a frozen dataclass of flags (`flag`; its __post_init__ raises
 ValueError for values that do not fit together), presets, and two functions:
 
-    def plan(config, workdir) -> list[runs.Run]: ...      # opens files, builds data
+    def plan(config, workdir) -> list[runs.Run]: ...      # opens files, builds data (see `blamed`)
     def report(workdir, config, all_runs) -> None: ...    # tables and figures
 
 Exit status: 0 done; 2 a bad flag or file, said in one line, nothing written; 3 the loss or the
@@ -26,6 +26,7 @@ from dirasym import checkpoints, devices, files, runs, sharding, training
 from dirasym import report as tables
 from dirasym.compile import check_divisible
 from dirasym.stopping import Stopped, stopped_by_signals
+from dirasym.usage import UsageError, blamed
 from dirasym.workdir import WorkDir, WorkDirError
 
 FLAGS = flags.FLAGS
@@ -49,25 +50,25 @@ flags.DEFINE_integer("num_processes", 1, "Processes that run this same command."
 flags.DEFINE_integer("process_id", 0, "Number of this process.", lower_bound=0)
 
 
-class UsageError(Exception):
-    """A bad flag or file: one line, exit status 2."""
-
-
 def flag(
     default: Any,
     help_text: str,
-    lower_bound: float | None = None,
+    lower_bound: float = -math.inf,
+    upper_bound: float | None = None,
     *,
     kind: Kind = "",
     report_only: bool = False,
 ) -> Any:
     """A configuration field that is also the flag of its name.
 
-    `lower_bound` is of a number, or of each in a list. `kind` says what it is: a "seed" is what
-    JAX and NumPy take; the devices share a "batch_size"; in a "path" `~` is the home directory.
-    What is `report_only` changes no result: a finished work directory may be reported anew.
+    Bounds are of a number, or of each in a list; above them is what no memory holds. `kind` says
+    what it is: a "seed" is what JAX and NumPy take; the devices share a "batch_size"; in a "path"
+    `~` is the home directory. What is `report_only` changes no result: a finished work directory
+    may be reported anew.
     """
-    metadata = dict(help=help_text, lower_bound=lower_bound, kind=kind, report_only=report_only)
+    highest = upper_bound or (math.inf if isinstance(default, float) else 10**9)
+    bounds = (0, 2**32 - 1) if kind == "seed" else (lower_bound, highest)
+    metadata = dict(help=help_text, bounds=bounds, kind=kind, report_only=report_only)
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -96,11 +97,13 @@ def define(config_type: type) -> None:
 
 def read(config_type: type) -> Any:
     """The configuration that the flags say. Raises ValueError, naming the flag, if it cannot be."""
-    return config_type(**{f.name: _value(f) for f in dataclasses.fields(config_type)})
+    fields = dataclasses.fields(config_type)
+    return config_type(**{f.name: checked(f, FLAGS[f.name].value) for f in fields})
 
 
-def _value(field: dataclasses.Field) -> Any:
-    value, name, kind = FLAGS[field.name].value, field.name, field.metadata["kind"]
+def checked(field: dataclasses.Field, value: Any) -> Any:
+    """A flag's value as its configuration holds it. Raises ValueError for one that cannot be."""
+    name, (lowest, highest) = field.name, field.metadata["bounds"]
     if isinstance(value, list):
         value = tuple(value)
         choices = typing.get_args(typing.get_args(field.type)[0])  # of a tuple of Literals
@@ -111,15 +114,12 @@ def _value(field: dataclasses.Field) -> Any:
             raise ValueError(f"--{name} is empty")
         if len(set(value)) < len(value):  # runs are known by these values
             raise ValueError(f"--{name} repeats a value: {','.join(map(str, value))}")
-    bound = field.metadata["lower_bound"]
     for item in value if isinstance(value, tuple) else (value,):
         if isinstance(item, float) and not math.isfinite(item):
             raise ValueError(f"--{name}={item} is not finite")
-        if kind == "seed" and not 0 <= item < 2**32:
-            raise ValueError(f"--{name}={item} is not between 0 and 2^32 - 1")
-        if bound is not None and item < bound:
-            raise ValueError(f"--{name}: {item} is below {bound}")
-    return os.path.expanduser(value) if kind == "path" else value
+        if isinstance(item, int | float) and not lowest <= item <= highest:
+            raise ValueError(f"--{name}={item} is not between {lowest} and {highest}")
+    return os.path.expanduser(value) if field.metadata["kind"] == "path" else value
 
 
 def main(
@@ -141,6 +141,7 @@ def main(
         except (training.NonFiniteLossError, checkpoints.NonFiniteStateError) as error:
             leave(3, f"error: {error}")
         except (UsageError, WorkDirError, files.LockedError, checkpoints.CheckpointError) as error:
+            logging.info("where it was raised:", exc_info=True)  # --verbosity=1
             leave(2, "error: " + " ".join(str(error).split()))
         except (Stopped, KeyboardInterrupt) as stopped:
             leave(75, str(stopped) or "stopped by Ctrl-C; the same command goes on")
@@ -150,7 +151,7 @@ def main(
 
 def _run(name: str, config_type: type, report, plan) -> None:
     path = pathlib.Path(FLAGS.workdir or f"runs/{name}").expanduser()
-    try:
+    with blamed():
         devices.start(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
         mesh = devices.mesh(FLAGS.num_devices, FLAGS.model_devices, FLAGS.backend)
         together = {"yes": True, "no": False}.get(FLAGS.seeds_together, "auto")
@@ -160,16 +161,15 @@ def _run(name: str, config_type: type, report, plan) -> None:
         for field in dataclasses.fields(config) if mesh else ():
             if field.metadata["kind"] == "batch_size":
                 check_divisible(getattr(config, field.name), mesh.shape[sharding.DATA])
-        all_runs, seeds = list(plan(config, path)), getattr(config, "seeds", ())
-        if FLAGS.dry_run:
-            lines = runs.sweep(all_runs, seeds, path, dry_run=True, **how)
-            return print(tables.plan_table(lines, devices.product_rate()))
+    all_runs, seeds = list(plan(config, path)), getattr(config, "seeds", ())
+    with blamed():
         runs.check(all_runs, seeds, **how)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+        runs.check_memory(all_runs, seeds)
+    if FLAGS.dry_run:
+        lines = runs.sweep(all_runs, seeds, path, dry_run=True, **how)
+        return print(tables.plan_table(lines, devices.product_rate()))
     kept = [f.name for f in dataclasses.fields(config) if not f.metadata["report_only"]]
-    wanted = {"experiment": name, "backend": FLAGS.backend}
-    wanted |= {field: getattr(config, field) for field in kept}
+    wanted = {"experiment": name, "backend": FLAGS.backend, **{f: getattr(config, f) for f in kept}}
     workdir = WorkDir(path, wanted, results_path=getattr(config, "output", "") or None)
     how |= {name: FLAGS[name].value for name in ("time_limit", "keep_checkpoints", "progress")}
     runs.sweep(all_runs, seeds, workdir, **how)

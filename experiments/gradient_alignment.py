@@ -16,6 +16,7 @@ import pathlib
 from typing import Literal
 
 from dirasym import runs
+from dirasym.usage import UsageError, blamed
 from experiments import flags
 from experiments.flags import flag
 from experiments.reports import alignment as tables
@@ -37,8 +38,8 @@ class Config:
     """One flag a field."""
 
     parts: tuple[Literal["minimal", "full"], ...] = flag(("minimal", "full"), "What to run.")
-    lengths: tuple[int, ...] = flag((10,), "Sequence lengths of `full`.")
-    layers: tuple[int, ...] = flag((1,), "Depths of `full`.")
+    lengths: tuple[int, ...] = flag((10,), "Sequence lengths of `full`.", 2, 400)
+    layers: tuple[int, ...] = flag((1,), "Depths of `full`.", 1, 1000)
     models: tuple[Literal["mdm", "arm"], ...] = flag(("mdm", "arm"), "Of `full`; ARM at depth 1.")
     seeds: tuple[int, ...] = flag((0, 1, 2), "One run each.", kind="seed")
     steps: int = flag(3000, "Train steps.", 1)
@@ -46,10 +47,10 @@ class Config:
     minimal_steps: int = flag(300, "Train steps of `minimal`.", 1)
     minimal_every: int = flag(20, "Steps between measurements of `minimal`.", 1)
     minimal_warmup: int = flag(0, "Warm-up steps of `minimal`.", 0)
-    batch_size: int = flag(256, "Sequences a step.", 1, kind="batch_size")
-    width: int = flag(256, "Width of the residual stream.", 2)
-    examples: int = flag(64, "Matched placements whose gradients are compared.", 2)
-    per_cell: int = flag(2, "Placements a letter and distance whose attention is read.", 1)
+    batch_size: int = flag(256, "Sequences a step.", 1, 10**6, kind="batch_size")
+    width: int = flag(256, "Width of the residual stream.", 2, 10**6)
+    examples: int = flag(64, "Matched placements whose gradients are compared.", 2, 10**5)
+    per_cell: int = flag(2, "Placements a letter and distance whose attention is read.", 1, 1000)
 
     def toy_config(self, length: int, layers: int = 1, **changes) -> toy.Config:
         """The toy task's configuration of one run."""
@@ -61,23 +62,20 @@ class Config:
 def plan(config: Config, workdir: pathlib.Path) -> list[runs.Run]:
     """A run a part, model, length and depth."""
     del workdir
-    two_letters = config.toy_config(
-        2,
-        attention_only=True,
-        dropout=0.0,
-        steps=config.minimal_steps,
-        eval_every=config.minimal_every,
-        warmup_steps=config.minimal_warmup,
-    )
-    minimal = [("minimal", toy.Task(model, 2, two_letters)) for model in ("mdm", "arm")]
-    full = [
-        ("full", toy.Task(model, length, config.toy_config(length, layers)))
-        for model, layers, length in itertools.product(config.models, config.layers, config.lengths)
-        if model == "mdm" or layers == 1
-    ]
+    with blamed():
+        short = dict(steps=config.minimal_steps, eval_every=config.minimal_every)
+        short |= dict(warmup_steps=config.minimal_warmup, dropout=0.0, attention_only=True)
+        two_letters = config.toy_config(2, **short)
+        minimal = [("minimal", toy.Task(model, 2, two_letters)) for model in ("mdm", "arm")]
+        cases = itertools.product(config.models, config.layers, config.lengths)
+        full = [
+            ("full", toy.Task(model, length, config.toy_config(length, layers)))
+            for model, layers, length in cases
+            if model == "mdm" or layers == 1
+        ]
     found = [(part, task) for part, task in minimal + full if part in config.parts]
     if not found:
-        raise flags.UsageError("nothing to run: the causal model of `full` has --layers=1 alone")
+        raise UsageError("nothing to run: the causal model of `full` has --layers=1 alone")
     return [run_of(part, task, config) for part, task in found]
 
 

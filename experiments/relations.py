@@ -13,6 +13,7 @@ Expected  Training NLL → 0. Validation NLL: reversal and chain at or above a u
 import pathlib
 
 from dirasym import runs
+from dirasym.usage import UsageError
 from experiments import flags
 from experiments.reports import relations as relations_report
 from experiments.systems import relations
@@ -41,7 +42,7 @@ def plan(config: relations.Config, workdir: pathlib.Path) -> list[runs.Run]:
     for task, names in ONLY_OF.items():
         for name in names:
             if task != config.task and name in flags.FLAGS and flags.FLAGS[name].present:
-                raise flags.UsageError(f"--{name} is of --task={task}, not of {config.task}")
+                raise UsageError(f"--{name} is of --task={task}, not of {config.task}")
     all_runs = []
     for size in config.sizes:
         known = {"task": config.task, "family": config.family, "num_train": size}

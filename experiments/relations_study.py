@@ -49,9 +49,9 @@ class Config:
 
     factors: tuple[Literal[tuple(FACTORS)], ...] = flag(tuple(FACTORS), "What to vary.")
     seeds: tuple[int, ...] = flag((0, 1, 2), "One run each.", kind="seed")
-    vocab_size: int = flag(200, "Tokens to draw entities from.", 1)
-    n_layers: int = flag(2, "Layers where depth does not vary.", 1)
-    embed_dim: int = flag(64, "Width.", 1)
+    vocab_size: int = flag(200, "Tokens to draw entities from.", 1, 10**6)
+    n_layers: int = flag(2, "Layers where depth does not vary.", 1, 1000)
+    embed_dim: int = flag(64, "Width.", 1, 10**5)
     num_epochs: int = flag(200, "Epochs.", 1)
     lr: float = flag(1e-3, "AdamW's.", 0)
 

@@ -44,13 +44,13 @@ PRESETS = {
 class Config:
     """One flag a field."""
 
-    length: int = flag(10, "Sequence length L.", 2)
+    length: int = flag(10, "Sequence length L.", 2, 400)
     seeds: tuple[int, ...] = flag((0, 1, 2), "One run each.", kind="seed")
     inits: tuple[Literal[tuple(INITS)], ...] = flag(tuple(INITS), "Initialisations.")
     orders: tuple[case_recall.Order, ...] = flag(case_recall.Order.__args__, "Orders of revealing.")
     steps: int = flag(3000, "Train steps.", 1)
     eval_every: int = flag(250, "Steps between evaluations.", 1)
-    generations: int = flag(100, "Sampled per letter, direction and order.", 1)
+    generations: int = flag(100, "Sampled per letter, direction and order.", 1, 10**4)
 
     def __post_init__(self):
         for init in self.inits:

@@ -27,7 +27,7 @@ CHECKED_STEPS = 20  # of gradient descent, before anything is written
 
 
 def plan(config: dynamics.Config, workdir: pathlib.Path) -> list:
-    """Nothing is trained; raises ValueError for a step size at which descent diverges at once."""
+    """Nothing is trained; raises UsageError for a step size at which descent diverges at once."""
     del workdir
     dynamics.descend(config, CHECKED_STEPS)
     return []

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 
 from dirasym import runs
 from dirasym.models.presets import GPT2_SIZES
+from dirasym.usage import blamed
 from dirasym.workdir import WorkDir
 from experiments import flags
 from experiments.reports import world_a as world_a_report
@@ -39,7 +40,8 @@ PRESETS = {
 
 def plan(config: world_a.Config, workdir: pathlib.Path) -> list[runs.Run]:
     """A run a regime, K and direction."""
-    world_a_report.read_mlp_results(config.mlp_results)
+    with blamed():
+        world_a_report.read_mlp_results(config.mlp_results)
     setting = world_a.Setting(config, workdir)
     tasks = [world_a.Task(setting, regime) for regime in world_a.regimes(config)]
     cases = [(task, K, way) for task in tasks for K in config.Ks for way in config.directions]

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 ORDER = (  # each imports those before it alone
-    *("types", "files", "readers", "processes", "leaves", "results", "keys", "intervals"),
+    *("types", "usage", "files", "readers", "processes", "leaves", "results", "keys", "intervals"),
     *("data", "rows", "models", "objectives", "decoding", "metrics", "likelihood"),
     *("training", "sharding", "compile", "devices", "seeds", "checkpoints"),
     *("finetuning", "stopping", "progress", "workdir", "pieces", "runs", "analysis", "pretraining"),

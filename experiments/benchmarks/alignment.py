@@ -35,11 +35,11 @@ class Config:
     """One flag a field."""
 
     model: Literal["dense", "transformer"] = flag("dense", "Dense layers alone, or attention too.")
-    width: int = flag(512, "Of every layer.", 2)
-    layers: int = flag(4, "Dense layers or transformer blocks.", 1)
-    examples: int = flag(64, "Compared one by one.", 2)
-    length: int = flag(32, "Tokens an example.", 2)
-    vocab_size: int = flag(512, "Tokens and classes.", 2)
+    width: int = flag(512, "Of every layer.", 2, 10**5)
+    layers: int = flag(4, "Dense layers or transformer blocks.", 1, 1000)
+    examples: int = flag(64, "Compared one by one.", 2, 10**5)
+    length: int = flag(32, "Tokens an example.", 2, 10**5)
+    vocab_size: int = flag(512, "Tokens and classes.", 2, 10**6)
     rounds: int = flag(6, "Alternations; the fastest of each contender counts.", 1)
 
     def __post_init__(self):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import jax
 
 from dirasym import report
-from experiments.flags import UsageError
+from dirasym.usage import UsageError
 
 Contender = Callable[[], object]
 VERSIONS = {"torch": "torch==2.13.0"}

@@ -45,12 +45,12 @@ RANK, ALPHA = 32, 64.0
 class Config:
     """One flag a field."""
 
-    layers: int = flag(30, "Layers, 30 in SmolLM2-135M.", 1)
+    layers: int = flag(30, "Layers, 30 in SmolLM2-135M.", 1, 1000)
     scan_layers: bool = flag(False, "One compiled layer, as in facts: less memory, less speed.")
-    batch_size: int = flag(8, "Sequences a step.", 1)
-    length: int = flag(16, "Tokens of a sequence, and of a prompt.", 2)
+    batch_size: int = flag(8, "Sequences a step.", 1, 10**6)
+    length: int = flag(16, "Tokens of a sequence, and of a prompt.", 2, 10**6)
     num_scored: int = flag(4, "Last tokens of a sequence that the LoRA step scores.", 1)
-    num_new: int = flag(32, "Tokens to decode.", 1)
+    num_new: int = flag(32, "Tokens to decode.", 1, 10**6)
     rounds: int = flag(5, "Alternations; the fastest of each contender counts.", 1)
     steps: int = flag(3, "LoRA steps timed in a round.", 1)
 

@@ -32,8 +32,8 @@ PRESETS = {"smoke": dict(lengths=[4], rounds=1), "quick": {}, "paper": {}}
 class Config:
     """One flag a field."""
 
-    lengths: tuple[int, ...] = flag((10, 40), "Sequence lengths of the toy step.", 2)
-    batch_size: int = flag(256, "Sequences a step.", 1)
+    lengths: tuple[int, ...] = flag((10, 40), "Sequence lengths of the toy step.", 2, 400)
+    batch_size: int = flag(256, "Sequences a step.", 1, 10**6)
     rounds: int = flag(6, "Alternations; the fastest of each contender counts.", 1)
     steps: int = flag(10, "Steps, and epochs of `relations`, timed in a round.", 1)
     cases: tuple[Literal["toy", "relations"], ...] = flag(("toy", "relations"), "What to time.")

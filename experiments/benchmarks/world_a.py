@@ -36,13 +36,13 @@ PADDED_LENGTH = 64
 class Config:
     """One flag a field."""
 
-    layers: int = flag(4, "GPT-2's layers.", 1)
-    width: int = flag(256, "GPT-2's width.", 1)
-    heads: int = flag(4, "GPT-2's heads.", 1)
+    layers: int = flag(4, "GPT-2's layers.", 1, 1000)
+    width: int = flag(256, "GPT-2's width.", 1, 10**5)
+    heads: int = flag(4, "GPT-2's heads.", 1, 10**5)
     tokenizer: str = flag("gpt2", "As in world_a.", kind="path")
-    batch_size: int = flag(64, "GPT-2's pairs a step.", 1)
+    batch_size: int = flag(64, "GPT-2's pairs a step.", 1, 10**6)
     steps: int = flag(5, "Steps timed in a round.", 1)
-    mlp_pairs: int = flag(40_000, "Pairs of the MLP's epoch; a multiple of 5.", 5)
+    mlp_pairs: int = flag(40_000, "Pairs of the MLP's epoch; a multiple of 5.", 5, 10**6)
     rounds: int = flag(5, "Alternations; the fastest of each contender counts.", 1)
 
     @property

@@ -18,7 +18,8 @@ from dirasym.finetuning import Trainable
 from dirasym.models import lora
 from dirasym.rows import PerRow
 from dirasym.types import Params
-from experiments.flags import UsageError, flag
+from dirasym.usage import blamed
+from experiments.flags import flag
 
 # App. C.1 of arXiv 2602.02133: AdamW's rate, and that on T-REx.
 PAPER_RATES = {"llada": (5e-5, 2e-4), "llama": (5e-5, 9e-5), "qwen2": (1e-4, 5e-5)}
@@ -37,30 +38,30 @@ class Config:
     forward: str = flag("", "How they are trained: 'The capital of {a} is {b}'.")
     reverse: str = flag("", "How they are asked in reverse: '{b} is the capital of {a}'.")
     data_seed: int = flag(0, "Draws the facts; the same for every run.", kind="seed")
-    num_pairs: int = flag(250, "Parent–child pairs asked about.", 1)
-    both_ways: int = flag(0, "Further pairs trained both ways, to teach the wording.", 0)
+    num_pairs: int = flag(250, "Parent–child pairs asked about.", 1, 10**6)
+    both_ways: int = flag(0, "Further pairs trained both ways, to teach the wording.", 0, 10**6)
     both_ways_from: Literal["invented", "file"] = flag(
         "invented", "Whether these are invented, or further pairs of --data_path's file."
     )
-    name_words: int = flag(2, "Words in an invented parent's or child's name.", 1)
+    name_words: int = flag(2, "Words in an invented parent's or child's name.", 1, 100)
     models: tuple[Literal["mdm", "arm"], ...] = flag(("mdm", "arm"), "Masked or causal.")
     seeds: tuple[int, ...] = flag((1, 42, 1234), "One run each.", kind="seed")
     model_id: str = flag("", "Hugging Face directory; empty: from scratch.", kind="path")
-    width: int = flag(128, "From scratch: width of the residual stream.", 2)
-    layers: int = flag(2, "From scratch: layers.", 1)
-    heads: int = flag(4, "From scratch: query heads.", 1)
-    kv_heads: int = flag(2, "From scratch: key/value heads.", 1)
+    width: int = flag(128, "From scratch: width of the residual stream.", 2, 10**6)
+    layers: int = flag(2, "From scratch: layers.", 1, 1000)
+    heads: int = flag(4, "From scratch: query heads.", 1, 10**6)
+    kv_heads: int = flag(2, "From scratch: key/value heads.", 1, 10**6)
     positions: Literal["rope", "alibi", "sinusoidal", "learned", "none"] = flag(
         "rope", "From scratch: how positions enter."
     )
-    lora_rank: int = flag(0, "Rank of the adapters; 0 trains every weight.", 0)
+    lora_rank: int = flag(0, "Rank of the adapters; 0 trains every weight.", 0, 10**6)
     lora_alpha: float = flag(64.0, "Adapters are scaled by alpha / rank.", 0)
     lora_dropout: float = flag(0.0, "Dropout on the adapters' input.", 0)
     lora_targets: str = flag(r"attention/(query|key|value|out)$", "Regex of adapted layers.")
     dtype: Literal["float32", "bfloat16"] = flag("float32", "Of frozen weights and activations.")
     epochs: int = flag(150, "Passes over the statements.", 1)
     eval_epochs: int = flag(10, "Epochs between evaluations (and checkpoints).", 1)
-    batch_size: int = flag(8, "Statements a step.", 1, kind="batch_size")
+    batch_size: int = flag(8, "Statements a step.", 1, 10**6, kind="batch_size")
     learning_rate: float = flag(5e-5, "AdamW's; -1: the paper's, by model and data.", -1)
     warmup_steps: int = flag(0, "Steps of linear warm-up.", 0)
     weight_decay: float = flag(0.1, "AdamW's.", 0)
@@ -70,13 +71,15 @@ class Config:
         "the answer alone (loss over its length).",
     )
     mask_id: int = flag(-1, "With --model_id: id of [M]; -1: config.json's, or the last.", -1)
-    max_new: int = flag(0, "Tokens generated; 0: the longest answer and its end.", 0)
-    decode_steps: int = flag(0, "MDM: steps of remasking; 0: one a token.", 0)
-    block_length: int = flag(0, "MDM: tokens a block; 0: all.", 0)
+    max_new: int = flag(0, "Tokens generated; 0: the longest answer and its end.", 0, 10**5)
+    decode_steps: int = flag(0, "MDM: steps of remasking; 0: one a token.", 0, 10**5)
+    block_length: int = flag(0, "MDM: tokens a block; 0: all.", 0, 10**5)
     remasking: Literal["low_confidence", "random"] = flag("low_confidence", "MDM: what is kept.")
-    gradient_examples: int = flag(0, "Queries whose gradients are compared at evaluations.", 0)
-    attention_examples: int = flag(0, "MDM: facts whose attention scores are correlated.", 0)
-    attention_distance: int = flag(8, "MDM: largest distance from [M] to B of these.", 1)
+    gradient_examples: int = flag(
+        0, "Queries whose gradients are compared at evaluations.", 0, 10**6
+    )
+    attention_examples: int = flag(0, "MDM: facts whose attention scores are correlated.", 0, 10**6)
+    attention_distance: int = flag(8, "MDM: largest distance from [M] to B of these.", 1, 1000)
 
     def __post_init__(self):
         c = self
@@ -116,27 +119,23 @@ class Pretrained(NamedTuple):
 
 def open_pretrained(model_id: str, mask_id: int, **settings: Any) -> Pretrained:
     """Tokenizer and weights of --model_id; `settings` as of `models.load_pretrained`."""
-    try:
+    with blamed(f"--model_id={model_id}"):
         tokenizer = tokenizers.from_directory(model_id, mask_id=mask_id if mask_id >= 0 else None)
         if tokenizer.mask_id is None:
             raise ValueError(f"[M] cannot be the end of text, {tokenizer.eos_id}: --mask_id")
         return Pretrained(tokenizer, *models.load_pretrained(model_id, **settings))
-    except (ValueError, ImportError) as error:
-        raise UsageError(f"--model_id={model_id}: {error}") from None
 
 
 def fact_set(name: str, config: Config) -> facts.FactSet:
-    """The facts of one training direction. Raises ValueError, naming the direction."""
+    """The facts of one training direction. Raises UsageError, naming the direction."""
     c = config
-    try:
+    with blamed(f"--data={name}"):
         if name == "pairs":
             sides = dict(zip("ab", c.columns, strict=True), forward=c.forward, reverse=c.reverse)
             return pairs.Pairs.from_csv(c.pairs, several=True, **sides).fact_set()
         names = ("num_pairs", "both_ways", "both_ways_from", "name_words")
         drawn = {name: getattr(c, name) for name in names}
         return facts_files.paper_set(name, c.data_path, seed=c.data_seed, **drawn)
-    except ValueError as error:
-        raise ValueError(f"--data={name}: {error}") from None
 
 
 def from_scratch(kind: str, vocab_size: int, config: Config) -> models.TransformerConfig:
@@ -181,6 +180,10 @@ class Task:
             self.names = answer_tokens(self.facts, self.tokenizer, c.attention_examples)
             if len(self.names) < 3:
                 raise ValueError(f"--attention_examples: of {len(self.names)} names, 3 are needed")
+            length = c.attention_distance + max(map(len, self.names))
+            if network.max_len is not None and length > network.max_len:
+                given = f"--attention_distance={c.attention_distance} makes rows of {length} tokens"
+                raise ValueError(f"{given}, and the context has {network.max_len}")
         self.trained = Trainable(
             models.Transformer(network),
             training.make_optimizer(

@@ -19,15 +19,15 @@ from experiments.flags import flag
 class Config:
     """One flag a field."""
 
-    lengths: tuple[int, ...] = flag((10,), "Sequence lengths L.")
+    lengths: tuple[int, ...] = flag((10,), "Sequence lengths L.", 2, 400)
     seeds: tuple[int, ...] = flag((0, 1, 2), "One run each.", kind="seed")
     models: tuple[Literal["mdm", "arm"], ...] = flag(("mdm", "arm"), "Which to train.")
     steps: int = flag(3000, "Train steps.", 1)
     eval_every: int = flag(250, "Steps between evaluations (and checkpoints).", 1)
     report_step: int = flag(0, "The step whose weights Table 2 and Figure 11 show; 0: the last.", 0)
-    batch_size: int = flag(256, "Sequences a step.", 1, kind="batch_size")
-    width: int = flag(256, "Width of the residual stream.", 2)
-    layers: int = flag(1, "Transformer layers.", 1)
+    batch_size: int = flag(256, "Sequences a step.", 1, 10**6, kind="batch_size")
+    width: int = flag(256, "Width of the residual stream.", 2, 10**6)
+    layers: int = flag(1, "Transformer layers.", 1, 1000)
     attention_only: bool = flag(False, "The MDM as embedding, attention and head alone (§5.2).")
     positions: Literal["rope", "alibi", "sinusoidal", "learned", "none"] = flag(
         "rope", "How positions enter the MDM."
@@ -41,17 +41,18 @@ class Config:
     embed_std: float = flag(0.0, "Start of the MDM's embedding: N(0, std²); 0: U(±1/√width).", 0)
     norm_bias_init: float = flag(1.0, "Start of the MDM's LayerNorm biases (1 in RADD's code).")
     order: case_recall.Order = flag("random", "Order in which the MDM reveals positions.")
-    generations: int = flag(100, "Sampled per letter and direction, at every evaluation.", 1)
-    top_k: int = flag(3, "Sample among the most probable k.", 1)
+    generations: int = flag(100, "Sampled per letter and direction, at every evaluation.", 1, 10**4)
+    top_k: int = flag(3, "Sample among the most probable k.", 1, case_pairs.VOCAB_SIZE)
 
     def __post_init__(self):
-        if self.top_k > case_pairs.VOCAB_SIZE:
-            raise ValueError(f"--top_k={self.top_k} exceeds the {case_pairs.VOCAB_SIZE} tokens")
         if self.ema_decay >= 1:
             raise ValueError(f"--ema_decay={self.ema_decay} must be below 1")
-        if self.report_step > self.steps or self.report_step % self.eval_every:
-            wanted = f"a multiple of --eval_every={self.eval_every} up to --steps={self.steps}"
-            raise ValueError(f"--report_step={self.report_step} is not {wanted}")
+        for name, step in (("steps", self.steps), ("report_step", self.report_step)):
+            if step > self.steps or step % self.eval_every:
+                wanted = f"a multiple of --eval_every={self.eval_every} up to --steps={self.steps}"
+                raise ValueError(f"--{name}={step} is not {wanted}")
+        for model in self.models:
+            Task(model, min(self.lengths), self).network  # noqa: B018  # raises what does not fit
 
     @property
     def shown_step(self) -> int:

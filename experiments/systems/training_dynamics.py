@@ -16,9 +16,10 @@ from dirasym.checkpoints import History
 from dirasym.data.relations import LEFT, RIGHT
 from dirasym.models.bilinear import random_signs
 from dirasym.types import Batch
+from dirasym.usage import UsageError
 from experiments.flags import flag
 
-LARGEST = {"vocab_size": 10_000, "num_times": 100_000}
+LARGEST = 3 * 10**8  # numbers of an array
 PAIRS = ((2, 3), (4, 5), (6, 7))  # of the one-layer model; tokens 0 and 1 are → and ←
 ONE_LAYER_VOCAB = 20
 CASES = {  # how the one-layer model trains; what each is in the report
@@ -36,23 +37,26 @@ Solved = tuple[dict[str, Any], History]  # a result line and curves
 class Config:
     """One flag a field."""
 
-    widths: tuple[int, ...] = flag((32, 64, 128, 256, 512, 1024, 2048, 4096), "Of embeddings.", 1)
+    widths: tuple[int, ...] = flag(
+        (32, 64, 128, 256, 512, 1024, 2048, 4096), "Of embeddings.", 1, 10**6
+    )
     seeds: tuple[int, ...] = flag(
         (0, 1, 2, 3, 4), "Of the embeddings: a run each at every width.", kind="seed"
     )
-    vocab_size: int = flag(60, "Tokens M of the bilinear model.", 2)
+    vocab_size: int = flag(60, "Tokens M of the bilinear model.", 2, 10**4)
     num_pairs: int = flag(24, "Pairs A → B.", 2)
     both_share: float = flag(0.5, "Share of the pairs that train in both directions.", 0)
     final_loss: float = flag(1e-3, "Forward loss to reach, in nats.", 0)
-    num_times: int = flag(80, "Times looked at, log spaced.", 2)
+    num_times: int = flag(80, "Times looked at, log spaced.", 2, 10**5)
     step_size: float = flag(1.0, "Of gradient descent, compared with the flow.", 0)
 
     def __post_init__(self):
-        for name, largest in LARGEST.items():
-            if getattr(self, name) > largest:
-                raise ValueError(f"--{name}={getattr(self, name)} is above {largest}")
-        if max(self.widths) > 10**6:
-            raise ValueError(f"--widths={max(self.widths)} is above 1000000")
+        for name, size in (
+            ("widths", self.vocab_size * max(self.widths)),
+            ("num_times", self.vocab_size**2 * self.num_times),
+        ):
+            if size > LARGEST:
+                raise ValueError(f"--{name} with --vocab_size={self.vocab_size}: {size} numbers")
         if self.vocab_size < 2 * self.num_pairs:
             raise ValueError(
                 f"--vocab_size={self.vocab_size} has no room for {self.num_pairs} pairs"
@@ -92,7 +96,7 @@ def descend(config: Config, num_steps: int) -> np.ndarray:
     """Gradient descent at the smallest width, whose embeddings overlap most: C at every step.
 
     Raises:
-      ValueError: the step size diverges; names the stability bound.
+      UsageError: the step size diverges; names the stability bound.
     """
     model = bilinear(config, min(config.widths), config.seeds[0])
     start_VV = np.zeros(model.gram_VV.shape)
@@ -101,7 +105,7 @@ def descend(config: Config, num_steps: int) -> np.ndarray:
             model.field, model.loss, start_VV, step_size=config.step_size, num_steps=num_steps
         )
     except gradient_flow.UnstableStepError as error:
-        raise ValueError(f"--step_size: {error}") from None
+        raise UsageError(f"--step_size: {error}") from None
 
 
 def solve_bilinear(config: Config, width: int, seed: int) -> Solved:

@@ -1,6 +1,5 @@
 """World A (arXiv 2511.19997): the regimes in which GPT-2 learns maps between strings."""
 
-import contextlib
 import dataclasses
 import functools
 import math
@@ -15,6 +14,7 @@ from dirasym.models import lora
 from dirasym.models.presets import GPT2_SIZES
 from dirasym.rows import usual_share
 from dirasym.types import Params
+from dirasym.usage import UsageError, blamed
 from dirasym.world_a import Learner
 from experiments.flags import FLAGS, flag
 
@@ -23,6 +23,7 @@ ObjectiveName = Literal["next_token", "masked_diffusion", "parallel"]
 BLOCKS = r"(blocks_\d+/(?:attention|mlp)(?=/)|position_embed|embed)"
 LORA_DROPOUT = 0.05
 PRETRAIN_LENGTH = 64
+LARGEST = 10**8  # characters of all pairs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,13 +33,13 @@ class Config:
     modes: tuple[Mode, ...] = flag(("scratch", "finetune", "finetune_reg", "lora"), "Regimes.")
     model_id: str = flag("gpt2", "A GPT-2 size, or a directory with weights.", kind="path")
     Ks: tuple[int, ...] = flag((1, 5, 8), "Branching factors K.", 1)
-    n_pairs: int = flag(40_000, "Pairs of strings.", 1)
-    str_len: int = flag(8, "Characters of a string.", 1)
+    n_pairs: int = flag(40_000, "Pairs of strings.", 1, 10**6)
+    str_len: int = flag(8, "Characters of a string.", 1, 1000)
     epochs: int = flag(20, "Passes over the pairs.", 1)
-    batch_size: int = flag(64, "Pairs a step.", 1, kind="batch_size")
+    batch_size: int = flag(64, "Pairs a step.", 1, 10**6, kind="batch_size")
     lr: float = flag(1e-4, "AdamW's peak learning rate; LoRA's is min(lr · rank / 8, 1e-3).", 0)
     seeds: tuple[int, ...] = flag((0,), "One run each.", kind="seed")
-    lora_ranks: tuple[int, ...] = flag((8, 64, 256), "LoRA's ranks.", 1)
+    lora_ranks: tuple[int, ...] = flag((8, 64, 256), "LoRA's ranks.", 1, 10**6)
     lora_alpha: float = flag(32.0, "LoRA's alpha.", 0)
     reg_weight_decay: float = flag(0.1, "Weight decay of finetune_reg.", 0)
     reg_dropout: float = flag(0.1, "Dropout of finetune_reg.", 0)
@@ -53,9 +54,11 @@ class Config:
     tokenizer: str = flag(
         "gpt2", "characters, gpt2, or a path: tokenizer.json, GPT-2's merges.", kind="path"
     )
-    layers: int = flag(0, "Transformer layers of a GPT-2 made here; 0: as --model_id says.", 0)
-    width: int = flag(0, "Width of a GPT-2 made here; 0: as --model_id says.", 0)
-    heads: int = flag(0, "Attention heads of a GPT-2 made here; 0: as --model_id says.", 0)
+    layers: int = flag(
+        0, "Transformer layers of a GPT-2 made here; 0: as --model_id says.", 0, 1000
+    )
+    width: int = flag(0, "Width of a GPT-2 made here; 0: as --model_id says.", 0, 10**6)
+    heads: int = flag(0, "Attention heads of a GPT-2 made here; 0: as --model_id says.", 0, 10**6)
     dropout: float = flag(0.1, "Dropout of the other regimes.", 0)
     weight_decay: float = flag(0.01, "Weight decay of the other regimes.", 0)
     lora_lr: float = flag(0.0, "LoRA's learning rate at every rank; 0: as --lr says.", 0)
@@ -85,50 +88,44 @@ class Config:
 
 def string_map(config: Any, K: int) -> StringMap:
     """The same (A, B) for every regime: data seed 42 + K. ValueError for one that cannot be."""
+    if config.n_pairs * config.str_len > LARGEST:
+        raise ValueError(f"--n_pairs={config.n_pairs} of --str_len={config.str_len} are too many")
     exchangeable = config.control == "exchangeable"
     return StringMap(K, config.n_pairs, config.str_len, 42 + K, exchangeable)
-
-
-@contextlib.contextmanager
-def _blamed(flag_value: str):
-    """Errors of a file or a package, said of the flag that named it."""
-    try:
-        yield
-    except (ValueError, ImportError) as error:
-        raise ValueError(f"{flag_value}: {error}") from None
 
 
 class Setting:
     """What all regimes share: maps as token rows of one length, the model, pretrained weights.
 
     Raises:
-      ValueError: a file that cannot be used, or flags that do not fit what it holds.
+      UsageError: a file that cannot be used, or flags that do not fit what it holds.
     """
 
     def __init__(self, config: Config, workdir: pathlib.Path):
         self.config = c = config
         self.stored = None
         if pathlib.Path(c.model_id).is_dir():
-            with _blamed(f"--model_id={c.model_id}"):
+            with blamed(f"--model_id={c.model_id}"):
                 self.stored = models.load_pretrained(c.model_id)
         elif c.model_id not in GPT2_SIZES:
             names = ", ".join(GPT2_SIZES)
-            raise ValueError(f"--model_id={c.model_id} is neither a directory nor one of {names}")
+            raise UsageError(f"--model_id={c.model_id} is neither a directory nor one of {names}")
         self.maps = {K: string_map(c, K) for K in c.Ks}
-        with _blamed(f"--tokenizer={c.tokenizer}"):
+        with blamed(f"--tokenizer={c.tokenizer}"):
             self.tokenizer = tokenizers.load(c.tokenizer)
             self.rows = string_maps.encode(self.tokenizer, self.maps.values())
         scored = [rows["scored_BL"][:, 1:] for rows in self.rows.values()]
         self.length = 1 + scored[0].shape[1]
         self.scored_share = max(usual_share(x, c.batch_size) for x in scored)
-        shape, sizes = self.model_config(), f"the model of --model_id={c.model_id}"
+        with blamed():
+            shape, sizes = self.model_config(), f"the model of --model_id={c.model_id}"
         if shape.vocab_size < self.tokenizer.vocab_size:
-            raise ValueError(
+            raise UsageError(
                 f"--tokenizer={c.tokenizer} has {self.tokenizer.vocab_size} ids, and {sizes} only "
                 f"{shape.vocab_size}"
             )
         if self.length > shape.max_len:
-            raise ValueError(
+            raise UsageError(
                 f"--str_len={c.str_len} makes rows of {self.length} tokens, and {sizes} holds "
                 f"{shape.max_len}"
             )
@@ -153,7 +150,7 @@ class Setting:
     def _pretraining(self, workdir: pathlib.Path) -> pretraining.Pretraining:
         """From nothing to weights that know English, trained and kept in `workdir`."""
         c = self.config
-        with _blamed(f"--tokenizer={c.tokenizer}, the texts of pretraining"):
+        with blamed(f"--tokenizer={c.tokenizer}, the texts of pretraining"):
             texts = [pretraining.documentation()]
             tokens_NL = batching.pack(self.tokenizer, texts, PRETRAIN_LENGTH)
         names = ("model_id", "tokenizer", "layers", "width", "heads", "dropout", "weight_decay")
@@ -211,7 +208,7 @@ class Task:
     """A regime's model, optimizer and objective, and all maps to learn.
 
     Raises:
-      ValueError: a rank that does not fit the model.
+      UsageError: a rank that does not fit the model.
     """
 
     def __init__(self, setting: Setting, regime: Regime):
@@ -244,7 +241,7 @@ class Task:
         self.learner = Learner(
             trainable.state, trained, c.epochs, c.batch_size, c.eval_every, **how
         )
-        with _blamed("--lora_ranks"):
+        with blamed("--lora_ranks"):
             self.num_params = self.learner.num_params
 
     def run(self, K: int, direction: Direction, number: int) -> runs.Run:

@@ -72,18 +72,14 @@ def page_seeds() -> tuple[int, ...]:
     return 1, 42, 1234
 
 
-def positions_table() -> str:
-    """RoPE and sinusoidal positions by step, forward / reverse."""
-    folders = {"RoPE": "facts_quick", "sinusoidal": "facts_quick_sinusoidal"}
-    found = {name: over_steps(folder) for name, folder in folders.items()}
-    steps = [step for step in found["sinusoidal"] if step in found["RoPE"] or step % 600 == 0]
-    rows = []
-    for name, by_step in found.items():
-        cells = (
-            map(number, by_step[step], (0, 0)) if step in by_step else () for step in steps[1:]
-        )
-        rows.append([name, *(" / ".join(cell) or "not run" for cell in cells)])
-    return table(["forward / reverse %, step", *map(str, steps[1:])], rows)
+def steps_table(folder: str) -> str:
+    """Both directions by step."""
+    by_step = {step: both for step, both in over_steps(folder).items() if step}
+    rows = [
+        [direction, *(number(both[side], 1) for both in by_step.values())]
+        for side, direction in enumerate(DIRECTIONS)
+    ]
+    return table(["%, step", *map(str, by_step)], rows)
 
 
 def at_end(folder: str, model: str, key: str) -> list[float]:

@@ -5,11 +5,12 @@ from typing import Any
 
 from absl import app
 
+from dirasym.usage import UsageError, blamed
 from experiments import flags
 
 
 def main(config_type: type, work: Callable[[Any], None]) -> None:
-    """Parses the flags of `config_type` alone, and works; a ValueError ends it in one line."""
+    """Parses the flags of `config_type` alone, and works; a UsageError ends it in one line."""
     common = {flag.name for flag in flags.FLAGS.get_flags_for_module(flags.__name__)}
     flags.define(config_type)
 
@@ -18,9 +19,11 @@ def main(config_type: type, work: Callable[[Any], None]) -> None:
         try:
             for name in common:
                 if flags.FLAGS[name].present:
-                    raise ValueError(f"--{name} has no effect here")
-            work(flags.read(config_type))
-        except (ValueError, flags.UsageError) as error:
+                    raise UsageError(f"--{name} has no effect here")
+            with blamed():
+                config = flags.read(config_type)
+            work(config)
+        except UsageError as error:
             flags.leave(2, "error: " + " ".join(str(error).split()))
 
     app.run(absl_main, flags_parser=lambda argv: flags.parse(argv, {}))

@@ -19,23 +19,26 @@ import subprocess
 import sys
 import time
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
 import numpy as np
 
-from dirasym import report, training
+from dirasym import models, pretraining, report, training
 from dirasym.pieces import Piece
 from dirasym.workdir import WorkDir, full_name
 from experiments import (
+    adapt_masked,
     facts,
     flags,
     gradient_alignment,
     relations,
     relations_study,
+    rope_bounds,
     toy_reversal,
     toy_study,
+    training_dynamics,
     work,
     world_a,
     world_a_mlp,
@@ -44,6 +47,7 @@ from experiments.flags import flag
 from experiments.systems import facts as facts_system
 from experiments.systems import relations as relations_system
 from experiments.systems import toy
+from experiments.systems import training_dynamics as dynamics
 from experiments.systems import world_a as world_a_system
 
 PRESETS = {"smoke": dict(kills=2), "quick": dict(kills=20), "paper": dict(kills=100)}
@@ -52,11 +56,15 @@ TIMING = ("run_wall_time_sec", "wall_time_sec")
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A small run of an experiment; `changes` are on top of its preset `smoke`."""
+    """A small run of an experiment; `changes` are on top of its preset `smoke`.
+
+    `prepare` makes in a folder what the experiment reads, and returns further changes.
+    """
 
     page: types.ModuleType
     config_type: type
     changes: dict[str, Any]
+    prepare: Callable[[pathlib.Path], dict[str, Any]] = lambda folder: {}
 
     def config(self) -> Any:
         """What the command line says."""
@@ -73,6 +81,25 @@ class Program:
         flags_given = [f"--{key}={value}" for key, value in given.items()]
         where = [f"--workdir={path.absolute()}", "--noprogress"]
         return [self.page.__name__, "--preset=smoke", *flags_given, *where]
+
+
+def tiny_causal_model(folder: pathlib.Path) -> dict[str, Any]:
+    """A random LLaMA that reads bytes, with a row of its embedding free for [M]."""
+    import tokenizers  # an extra
+
+    letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: number for number, token in enumerate([*letters, "</s>"])}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, []))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    sizes = dict(num_layers=1, width=8, num_heads=2, num_kv_heads=2, mlp_width=8, max_len=16)
+    model = models.Transformer(models.llama(len(vocab) + 1, rope_scaling=None, **sizes))
+    params = pretraining.init_params(model, jax.random.key(0))
+    models.save_pretrained(
+        folder / "causal", model, params, more_fields={"eos_token_id": vocab["</s>"]}
+    )
+    tokenizer.save(str(folder / "causal/tokenizer.json"))
+    return {"model_id": str(folder / "causal")}
 
 
 PROGRAMS = {
@@ -119,6 +146,11 @@ PROGRAMS = {
             "gradient_examples": 0, "attention_examples": 0,
         },
     ),
+    "adapt_masked": Program(
+        adapt_masked, adapt_masked.Config, {"num_pairs": 2, "batch_size": 2}, tiny_causal_model
+    ),
+    "training_dynamics": Program(training_dynamics, dynamics.Config, {"num_times": 4}),
+    "rope_bounds": Program(rope_bounds, rope_bounds.Config, {"num_queries": 8, "num_keys": 8}),
 }  # fmt: skip
 
 
@@ -165,6 +197,8 @@ def kill_and_compare(
       checkpoint was there, and how many lives reached their end.
     """
     path = directory / "run"
+    directory.mkdir(parents=True, exist_ok=True)
+    program = dataclasses.replace(program, changes=program.changes | program.prepare(directory))
     for _ in ("cold", "warm"):
         shutil.rmtree(path, ignore_errors=True)
         begin = time.monotonic()
@@ -224,29 +258,35 @@ def _live(
 
 def outcome(program: Program, path: pathlib.Path) -> dict[str, Any]:
     """Everything that a run leaves, by name, but for time."""
-    config = program.config()
-    all_runs = list(program.page.plan(config, path))
-    found: dict[str, Any] = {}
-    workdir = _opened(path)
-    for run in all_runs:
+    page, config, workdir = program.page, program.config(), _opened(path)
+    found: dict[str, Any] = {
+        "figures": sorted(x.name for x in path.glob("figures/*")),
+        "model": {x.name: x.read_bytes() for x in path.glob("model/*")},
+    }
+    for piece in page.pieces(config) if hasattr(page, "pieces") else ():
+        found[full_name(piece, piece.seed)] = _recorded(workdir, piece, piece.seed)
+    for run in page.plan(config, path) if hasattr(page, "plan") else ():
         for seed in config.seeds:
-            name = full_name(run, seed)
-            curves = workdir.curves(run, seed)
-            line = workdir.line(run, seed)
             saved = workdir.checkpoints(run, seed, digest=training.digest(run.data(seed)))
             step, state, _ = saved.restore(run.init(seed).replace(frozen=None))
             saved.close()
-            found[name] = {
-                "curves": {key: x for key, x in curves.items() if key not in TIMING},
-                "line": {key: x for key, x in line.items() if key not in TIMING},
-                "step": step,
-                "state": {
-                    jax.tree_util.keystr(place): np.asarray(_plain(leaf))
-                    for place, leaf in jax.tree_util.tree_leaves_with_path(state)
-                },
+            leaves = {
+                jax.tree_util.keystr(place): np.asarray(_plain(leaf))
+                for place, leaf in jax.tree_util.tree_leaves_with_path(state)
             }
-    found["files"] = sorted(x.name for x in (path / "figures").iterdir())
+            own = _recorded(workdir, run, seed)
+            found[full_name(run, seed)] = own | {"step": step, "state": leaves}
     return found
+
+
+def _recorded(workdir: WorkDir, known: Any, seed: int | None) -> dict[str, Any]:
+    line = workdir.line(known, seed)
+    curves = workdir.curves(known, seed) if getattr(known, "has_curves", True) else {}
+    parts = {"line": line, "curves": curves}
+    return {
+        name: {key: x for key, x in part.items() if key not in TIMING}
+        for name, part in parts.items()
+    }
 
 
 def _opened(path: pathlib.Path) -> WorkDir:

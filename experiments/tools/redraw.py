@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from dirasym import report, results
+from dirasym.usage import UsageError
 from experiments import toy_reversal, toy_study
 from experiments.flags import flag
 from experiments.reports import toy as toy_report
@@ -47,7 +48,7 @@ def draw(config: Config) -> None:
     """Draws them and prints their paths."""
     folder = pathlib.Path(config.folder)
     if not folder.is_dir():
-        raise ValueError(f"--folder={folder} is no directory")
+        raise UsageError(f"--folder={folder} is no directory")
     table_2 = toy.Config(lengths=tuple(toy_reversal.PAPER_TABLE_2), report_step=1000)
     lines = _lines("toy_reversal", "results", "results_L40", "results_arm")
     bars = toy_report.accuracy_bars(lines, table_2, toy_reversal.PAPER_TABLE_2)

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from dirasym import files, models, objectives, report, sharding, training
 from dirasym.models import lora
 from dirasym.types import Batch
+from dirasym.usage import UsageError
 from experiments.flags import flag
 from experiments.tools import command
 
@@ -126,7 +127,7 @@ def write(config: Config) -> None:
         return
     output = pathlib.Path(config.output)
     if not os.access(output if output.exists() else output.parent, os.W_OK):
-        raise ValueError(f"--output={output} cannot be written")
+        raise UsageError(f"--output={output} cannot be written")
     lines = []
     for devices in MESHES:
         environment = os.environ | {

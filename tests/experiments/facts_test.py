@@ -14,9 +14,9 @@ import pytest
 from dirasym import models, readers
 from dirasym.analysis import queries
 from dirasym.data import facts, tokenizers
+from dirasym.usage import UsageError
 from experiments import adapt_masked
 from experiments import facts as page
-from experiments.flags import UsageError
 from experiments.systems import facts as system
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -194,8 +194,14 @@ def test_settings_of_decoding_are_refused_before_training():
 def test_adapters_that_could_not_be_saved_are_refused_before_training(tiny_directory, tmp_path):
     model_id = str(tiny_directory(tmp_path))
     for targets in ("head$", "c_attn"):
-        with pytest.raises(ValueError, match=r"head/a has no place|match no linear layer"):
+        words = r"head/a has no place|match no linear layer|match the head"
+        with pytest.raises(ValueError, match=words):
             _task("arm", model_id=model_id, lora_rank=2, lora_targets=targets)
+
+
+def test_a_correlation_beyond_the_context_is_refused_before_training():
+    with pytest.raises(ValueError, match="rows of 202 tokens, and the context has 128"):
+        _task("mdm", attention_distance=200)
 
 
 def test_a_correlation_of_too_few_names_is_refused_before_training():

@@ -1,4 +1,5 @@
 import dataclasses
+import importlib
 import json
 import os
 import pathlib
@@ -6,12 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+import typing
 from typing import Literal
 
 import numpy as np
 import pytest
 from absl import flags
 
+from dirasym import usage
 from dirasym.workdir import WorkDir
 from experiments import flags as house
 from experiments import toy_study
@@ -35,19 +38,26 @@ def _toy(*arguments, **kwargs):
         (["--preset=huge"], "smoke|quick|paper"),
         (["--modelz=mdm"], "modelz"),
         (["--models=mdm,rnn"], "'rnn' is not among mdm|arm"),
-        (["--lengths=1"], "length must be at least 2"),
+        (["--lengths=1"], "--lengths=1 is not between 2 and 400"),
+        (["--lengths=10000000"], "--lengths=10000000 is not between"),
+        (["--width=1000000"], "GB for its weights alone"),
         (["--lengths=3,four"], "not a list of integers"),
         (["--seeds=0,1,0"], "--seeds repeats a value: 0,1,0"),
-        (["--steps=7"], "num_steps=7 is not a multiple of eval_every=2"),
+        (["--steps=7"], "--steps=7 is not a multiple of --eval_every=2"),
         (["--batch_size=6", "--num_devices=4"], "batch of 6 is not divisible by 4 devices"),
         (["--width=7"], "head_dim must be even"),
         (["--num_devices=99"], "99"),
-        (["--top_k=1000"], "--top_k=1000 exceeds the 54 tokens"),
+        (["--top_k=1000"], "--top_k=1000 is not between 1 and 54"),
         (["--seeds=0,-1"], "--seeds=-1 is not between 0 and"),
         (["--learning_rate=nan"], "--learning_rate=nan is not finite"),
         (["--backend=pmap", "--seeds_together=yes"], "seeds together need backend 'jit'"),
         (["--coordinator=foo", "--num_processes=2"], "coordinator=foo is not HOST:PORT"),
         (["--coordinator=foo:0", "--num_processes=2"], "coordinator=foo:0 is not HOST:PORT"),
+        (["--coordinator=localhost:99999", "--num_processes=2"], "is not HOST:PORT"),
+        (
+            ["--coordinator=no.host.invalid:1", *"--num_processes=2 --process_id=1".split()],
+            ".invalid",
+        ),
         (["--num_processes=2"], "num_processes needs coordinator"),
         (["--shard=2/2"], "shard=2/2 is not I/N"),
         (["--shard=half"], "shard=half is not I/N"),
@@ -169,8 +179,44 @@ def _parse(*words, presets=None):
 
 
 def test_the_study_refuses_what_its_runs_would():
-    with pytest.raises(ValueError, match="num_steps=7 is not a multiple of eval_every=2"):
-        toy_study.plan(toy_study.Config(steps=7, eval_every=2), None)
+    with pytest.raises(ValueError, match="--steps=7 is not a multiple of --eval_every=2"):
+        toy_study.Config(steps=7, eval_every=2)
+
+
+def _configurations():
+    for path in sorted((ROOT / "experiments").rglob("*.py")):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        module = importlib.import_module(name) if path.stem != "__init__" else None
+        if dataclasses.is_dataclass(config := getattr(module, "Config", None)):
+            yield pytest.param(config, id=name)
+
+
+@pytest.mark.parametrize("config", list(_configurations()))
+def test_no_experiment_takes_a_size_that_no_memory_holds(config):
+    for field in dataclasses.fields(config):
+        is_list = typing.get_origin(field.type) is tuple
+        if int in (field.type, *typing.get_args(field.type)):
+            with pytest.raises(ValueError, match=f"--{field.name}"):
+                house.checked(field, (10**12,) if is_list else 10**12)
+
+
+def test_a_plan_s_own_fault_is_no_bad_flag(monkeypatch, tmp_path):
+    """A ValueError of ours comes with its place; one of what a user gave is one line."""
+
+    def ours(config, workdir):
+        np.zeros(3).reshape(2)
+
+    def theirs(config, workdir):
+        with usage.blamed("--test_name"):
+            raise ValueError("is bad")
+
+    _parse(f"--workdir={tmp_path}/run")
+    with pytest.raises(ValueError, match="reshape") as error:
+        house._run("test", _Config, None, ours)
+    assert not isinstance(error.value, usage.UsageError)
+    with pytest.raises(usage.UsageError, match=r"^--test_name: is bad$"):
+        house._run("test", _Config, None, theirs)
+    assert not list(tmp_path.iterdir())
 
 
 def test_another_process_may_come_before_the_directory_is_made(tmp_path, monkeypatch):
@@ -183,9 +229,9 @@ def test_another_process_may_come_before_the_directory_is_made(tmp_path, monkeyp
     ("kind", "bad", "words"),
     [
         ("draws", "0,4294967296", "--test_draws=4294967296 is not between 0"),
-        ("Ks", "3,-1", "--test_Ks: -1 is below 0"),
+        ("Ks", "3,-1", "--test_Ks=-1 is not between 0 and"),
         ("rate", "inf", "--test_rate=inf is not finite"),
-        ("rate", "-1", "--test_rate: -1.0 is below 0"),
+        ("rate", "-1", "--test_rate=-1.0 is not between 0 and"),
     ],
 )
 def test_what_a_flag_is_decides_what_it_takes(kind, bad, words):

@@ -114,7 +114,6 @@ def test_the_figure_holds_traces_and_correlations(reported):
     ("changes", "words"),
     [
         (dict(widths=(7,)), "head width 7 is not even"),
-        (dict(max_distance=10**11), "max_distance=100000000000 is above"),
         (dict(rhos=(101,)), "are percentages"),
     ],
 )

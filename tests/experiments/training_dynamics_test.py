@@ -222,7 +222,7 @@ def test_the_plan_names_every_part_and_the_report_reads_them_all(tmp_path, cases
         (dict(step_size=1e6), "diverges.* are stable"),
         (dict(num_pairs=5), "no room for 5 pairs"),
         (dict(both_share=1.0), "leaves no reverse to ask"),
-        (dict(widths=(10**14,)), "is above 1000000"),
+        (dict(widths=(10**14,)), "--widths with --vocab_size=.* numbers"),
         (dict(final_loss=3.0), "final_loss must be in"),
         (dict(step_size=0.0), "step_size must be positive"),
     ],

@@ -1,0 +1,56 @@
+import os
+import socket
+
+import jax
+import pytest
+
+from dirasym import devices
+
+DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """Calls of `jax.distributed.initialize`, none of which is made; settings come back."""
+    calls = []
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *given: calls.append(given))
+    monkeypatch.setattr(jax.config, "update", lambda *given: None)
+    return calls
+
+
+def test_xla_flags_are_kept_and_may_stand_in_a_file(started, monkeypatch, tmp_path):
+    (tmp_path / "flags.txt").write_text("--xla_a=1\n--xla_b=2\n")
+    for given, kept in (
+        ("", ""),
+        (" --xla_a=1", "--xla_a=1"),
+        (str(tmp_path / "flags.txt"), "--xla_a=1 --xla_b=2"),
+    ):
+        monkeypatch.setenv("XLA_FLAGS", given)
+        devices.start()
+        assert os.environ["XLA_FLAGS"] == f"{kept} {DETERMINISTIC}"
+    monkeypatch.setenv("XLA_FLAGS", str(tmp_path / "other.txt"))
+    with pytest.raises(ValueError, match=r"other\.txt, that cannot be read"):
+        devices.start()
+
+
+def test_a_coordinator_that_is_not_there_is_not_waited_for_without_end(started, free_port):
+    for where, process_id, words in (
+        (f"localhost:{free_port}", 1, "refused"),
+        ("no.such.host.invalid:1234", 1, "no.such.host.invalid:1234: "),
+        ("localhost:99999", 1, "is not HOST:PORT"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            devices.start(where, 2, process_id, patience=0.1)
+    assert not started
+    with socket.create_server(("localhost", free_port)):
+        devices.start(f"localhost:{free_port}", 2, 1, patience=0.1)
+        with pytest.raises(ValueError, match="in use"):
+            devices.start(f"localhost:{free_port}", 2, 0)
+    devices.start(f"localhost:{free_port}", 2, 0)
+    assert started == [(f"localhost:{free_port}", 2, process_id) for process_id in (1, 0)]
+
+
+def test_memory_is_that_of_a_machine():
+    there = devices.memory()
+    assert there is None or 2**28 < there < 2**50
