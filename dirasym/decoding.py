@@ -19,7 +19,12 @@ def top_k_sample(key: jax.Array, logits_V: jax.Array, top_k: int | None) -> jax.
     """One token from the renormalised `top_k` most probable (all for None, the best for 1).
 
     Drawn in float32 or what is wider of the logits: in bfloat16 noise ties, and the first wins.
+
+    Raises:
+      ValueError: a `top_k` outside 1..V.
     """
+    if top_k is not None and not 1 <= top_k <= len(logits_V):
+        raise ValueError(f"top_k must be in 1..{len(logits_V)}, got {top_k}")
     logits_V = logits_V.astype(jnp.promote_types(logits_V.dtype, jnp.float32))
     if top_k is None:
         return jax.random.categorical(key, logits_V)
@@ -135,7 +140,8 @@ def _ranks(masked_BL: jax.Array, order: Order, keys_B: jax.Array) -> jax.Array:
         order_keys_B = jax.vmap(lambda k: jax.random.fold_in(k, length))(keys_B)
         place_BL = jax.vmap(lambda k: jax.random.uniform(k, (length,)))(order_keys_B)
     elif order in ("left_to_right", "right_to_left"):
-        place_L = jnp.arange(length) if order == "left_to_right" else -jnp.arange(length)
+        place_L = jnp.arange(length, dtype=jnp.float32)
+        place_L = place_L if order == "left_to_right" else -place_L
         place_BL = jnp.broadcast_to(place_L, masked_BL.shape)
     else:
         raise ValueError(f"order must be random, left_to_right or right_to_left, got {order!r}")
@@ -180,6 +186,7 @@ def start_greedy(
 ) -> tuple[jax.Array, Any]:
     """`greedy`'s reading of the prompts: logits of the first new token [B, V], and the cache."""
     prompt_BL, valid_BL = jnp.asarray(prompt_BL), jnp.asarray(valid_BL)
+    chex.assert_equal_shape([prompt_BL, valid_BL])
     valid_BS = jnp.pad(valid_BL, ((0, 0), (0, num_new)), constant_values=True)
     logits_BLV, cache = extend_fn(params, {}, prompt_BL, 0, valid_BS)
     last_B = prompt_BL.shape[1] - 1 - jnp.argmax(valid_BL[:, ::-1], axis=1)
@@ -287,7 +294,8 @@ def remask(
     tokens_BS = jnp.pad(prompt_BL, padding, constant_values=mask_id)
     valid_BS = None
     if valid_BL is not None:
-        valid_BS = jnp.pad(jnp.asarray(valid_BL), padding, constant_values=True)
+        chex.assert_equal_shape([prompt_BL, valid_BL := jnp.asarray(valid_BL)])
+        valid_BS = jnp.pad(valid_BL, padding, constant_values=True)
     num_rows, num_slots = tokens_BS.shape
     keys_B = None if key is None else _row_keys(key, num_rows, index_B)
     first_R = num_slots * jnp.arange(num_rows).repeat(block_length) + jnp.tile(
@@ -311,7 +319,7 @@ def remask(
         is_open_BP = tokens_BP == mask_id
         score_BP = jnp.where(is_open_BP, score_BP, -jnp.inf)
         share, extra = divmod(block_length, steps_per_block)
-        num_kept = share + (step_in_block < extra)
+        num_kept = jnp.where(step_in_block < extra, share + 1, share)
         rank_BP = jnp.argsort(jnp.argsort(-score_BP, axis=1), axis=1)
         tokens_BP = jnp.where(is_open_BP & (rank_BP < num_kept), guess_BP, tokens_BP)
         return jax.lax.dynamic_update_slice_in_dim(tokens_BS, tokens_BP, start, axis=1), None

@@ -32,8 +32,9 @@ def student_interval(values: Array | Sequence[float], level: float = 0.95) -> In
     (2.0, 2.484)
 
     Raises:
-      ValueError: no values.
+      ValueError: no values, or a level outside (0, 1).
     """
+    _check_level(level)
     values = np.asarray(values, float)
     if values.size == 0:
         raise ValueError("no values to average")
@@ -59,8 +60,9 @@ def wilson_interval(successes: int, count: int, level: float = 0.95) -> Bounds:
       level: of confidence.
 
     Raises:
-      ValueError: successes outside 0..count, or no draws.
+      ValueError: successes outside 0..count, no draws, or a level outside (0, 1).
     """
+    _check_level(level)
     if not (0 <= successes <= count and count >= 1):
         raise ValueError(f"{successes} successes of {count} draws are no share")
     interval = scipy.stats.binomtest(int(successes), int(count)).proportion_ci(level, "wilson")
@@ -85,8 +87,9 @@ def bootstrap_interval(
       seed: of the draws.
 
     Raises:
-      ValueError: no values, or one that is not a number.
+      ValueError: no values, one that is not a number, or a level outside (0, 1).
     """
+    _check_level(level)
     values = np.asarray(values, float)
     if values.size == 0:
         raise ValueError("no values to average")
@@ -107,6 +110,11 @@ def bootstrap_interval(
         random_state=np.random.default_rng(seed),
     ).confidence_interval
     return Bounds(estimate, float(interval.low), float(interval.high))
+
+
+def _check_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise ValueError(f"level must be in (0, 1), got {level}")
 
 
 def proportion_error(share: float, count: int) -> float:

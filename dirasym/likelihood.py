@@ -319,7 +319,7 @@ def masked_log_likelihood(
             batch, jax.vmap(jax.random.fold_in, (0, None))(keys_B, number)
         )
         if counts == "stratified":
-            uniform_B = (number + uniform_B) / num_samples
+            uniform_B = (number.astype(uniform_B.dtype) + uniform_B) / num_samples
         masked_BL, weight_B, level_B = corrupt(uniform_B, place_BL, scored_BL, weighting="k")
         nll_BL = denoising_nll(
             *(apply_fn, params, batch, masked_BL, masked_BL, mask_id, capacity), noise_B=level_B

@@ -291,10 +291,10 @@ def corrupt(
       (masked_BL bool, weight_B float, level_B float: λ, of "k" k/n).
     """
     if weighting == "k":
-        size_B = jnp.sum(noised_BL, axis=1)
+        size_B = jnp.sum(noised_BL, axis=1, dtype=uniform_B.dtype)
         k_B = jnp.clip(jnp.ceil(uniform_B * size_B), 1, size_B)
         rank_BL = jnp.argsort(jnp.argsort(jnp.where(noised_BL, place_BL, jnp.inf), axis=1), axis=1)
-        level_B = k_B / jnp.maximum(size_B, 1)
+        rank_BL, level_B = rank_BL.astype(k_B.dtype), k_B / jnp.maximum(size_B, 1)
         return (rank_BL < k_B[:, None]) & noised_BL, size_B / jnp.maximum(k_B, 1), level_B
     if weighting == "lambda":
         level_B, weight_B = uniform_B, 1 / uniform_B
@@ -351,7 +351,7 @@ def masked_lm(
             )
         )(keys_B)
         drawn_BL = _by_token(batch, drawn_BL)
-        drawn_BL = drawn_BL + (drawn_BL >= mask_id)
+        drawn_BL = jnp.where(drawn_BL >= mask_id, drawn_BL + 1, drawn_BL)
         randomised_BL = selected_BL & (fate_BL > keep) & (fate_BL <= keep + random)
         tokens_BL = jnp.where(randomised_BL, drawn_BL, tokens_BL)
     predicted_BL = selected_BL & scored_BL
@@ -383,8 +383,8 @@ def _noised(batch: Batch) -> jax.Array:
 
 def example_keys(batch: Batch, key: jax.Array) -> jax.Array:
     """A key for each example, that of its index in the global batch: [B]."""
-    key = keys.threefry(key)
-    return jax.vmap(lambda index: jax.random.fold_in(key, index))(jnp.asarray(batch.index_B))
+    chex.assert_shape(batch.index_B, jnp.shape(batch.tokens_BL)[:1])
+    return jax.vmap(jax.random.fold_in, (None, 0))(keys.threefry(key), jnp.asarray(batch.index_B))
 
 
 def uniforms(batch: Batch, keys_B: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -410,7 +410,7 @@ def _stratified(batch: Batch, key: jax.Array, uniform_B: jax.Array) -> jax.Array
     draw_N = jax.random.uniform(order_key, index_N.shape)
     cell_N = jnp.argsort(jnp.argsort(jnp.where(index_N < size, draw_N, jnp.inf)))
     cell_B = cell_N[jnp.clip(batch.index_B, 0, size - 1)]
-    return (cell_B + uniform_B) / size
+    return (cell_B.astype(uniform_B.dtype) + uniform_B) / jnp.asarray(size, uniform_B.dtype)
 
 
 def denoising_nll(

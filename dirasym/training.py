@@ -196,12 +196,17 @@ def train_step(
       "grad_norm" before clipping, and the objective's own sums.
 
     Raises:
-      ValueError: a batch that does not divide by `microbatches`.
+      ValueError: a batch that does not divide by `microbatches`, or an `ema_decay` outside [0, 1],
+        without an average in the state, or missing where there is one.
     """
     if microbatches < 1 or len(batch.tokens_BL) % microbatches:
         raise ValueError(
             f"batch of {len(batch.tokens_BL)} is not divisible by microbatches={microbatches}"
         )
+    if (ema_decay is None) != (state.ema_params is None):
+        raise ValueError("ema_decay goes with create_state(ema=True): both or neither")
+    if ema_decay is not None and not 0 <= ema_decay <= 1:
+        raise ValueError(f"ema_decay must be in [0, 1], got {ema_decay}")
     sums = _summed(state, batch, objective, microbatches, dropout, axis_name)
     if axis_name is not None:
         sums = jax.lax.psum(sums, axis_name)
@@ -211,7 +216,8 @@ def train_step(
     grads = jax.tree.map(
         lambda g, p: (g * (1 / count).astype(g.dtype)).astype(p.dtype), grads, state.params
     )
-    state = state.apply_gradients(grads)
+    with jax.numpy_dtype_promotion("standard"):  # optax's schedules rely on it
+        state = state.apply_gradients(grads)
     if ema_decay is not None:
         decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
         state = state.replace(
@@ -267,12 +273,14 @@ def scan_steps(
     depend on how steps are grouped into calls; with `whole_epochs` from `epoch_indices`,
     where the last batch of an epoch holds what is left, and its other rows are not scored.
     `localise` takes the global batch to the part that `step` should see.
+
+    The steps raise ValueError for fields of different n.
     """
     order = batching.epoch_indices if whole_epochs else batching.batch_indices
 
     def steps(state, data):
         order_key = jax.random.fold_in(state.key, ORDER_STREAM)
-        num_examples = len(jax.tree.leaves(data)[0])
+        num_examples = batching.count_examples(data)
         indices_TB = order(order_key, state.step, num_steps, num_examples, batch_size)
 
         def body(state, indices_B):

@@ -10,6 +10,7 @@ os.environ["XLA_FLAGS"] = (
 import chex
 import jax
 import jax.numpy as jnp
+import laws_test
 import numpy as np
 from jax.sharding import Mesh
 
@@ -69,8 +70,21 @@ def check(objective, dropout, kinds, scan, capacity=None):
     return step
 
 
+def check_sums(name):
+    """An objective's sums are those of its devices' shares."""
+    key, batch = jax.random.key(3), laws_test._batch()
+    shares = jax.tree.map(lambda x: x.reshape(4, -1, *x.shape[1:]), batch)
+    summed = jax.pmap(
+        lambda share: jax.lax.psum(laws_test._jitted(name)(share, key), "data"), axis_name="data"
+    )(shares)
+    want = laws_test._jitted(name)(batch, key)
+    chex.assert_trees_all_close(jax.tree.map(lambda x: x[0], summed), want, rtol=1e-5)
+
+
 def main():
     assert jax.device_count() == 4
+    for name in laws_test.OBJECTIVES:
+        check_sums(name)
     check(OBJECTIVES["next_token"], 0.0, KINDS, scan=False, capacity=rows.PerRow(6))
     # The share that is scored, which some batches exceed, and under pmap some devices.
     check(OBJECTIVES["next_token"], 0.0, KINDS, scan=True, capacity=0.52)

@@ -1,7 +1,8 @@
 """What is drawn for an example depends on its key and index alone, wherever it stands.
 
-For every objective and decoder: batches split or whole, padding left or right or none, last
-batches that are not full, every implementation of keys, logits in low precision.
+For every objective and decoder: batches split or whole (into devices' shares too, see
+devices_main.py), rows in any order, padding left or right or none, last batches that are not full,
+microbatches, every implementation of keys, logits in low precision, strict dtypes.
 """
 
 import functools
@@ -10,9 +11,10 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from dirasym import decoding, keys, likelihood, objectives
+from dirasym import decoding, keys, likelihood, objectives, training
 from dirasym.data import batching
 from dirasym.models import layers
 from dirasym.types import Batch
@@ -48,6 +50,7 @@ OBJECTIVES = {
         {},
     ),
 }
+TRAINED = [name for name in OBJECTIVES if name != "any_order" and "likelihood" not in name]
 CAUSAL = ("next_token", "next_token_bos", "answer_log_likelihood")
 
 
@@ -81,6 +84,43 @@ def test_a_batch_is_the_sum_of_its_parts(name):
         whole = _jitted(name)(_batch(), key)
         parts = [_jitted(name)(_batch(rows=rows), key) for rows in (slice(3), slice(3, 8))]
         chex.assert_trees_all_close(jax.tree.map(jnp.add, *parts), whole, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_rows_may_come_in_any_order(name):
+    key, order = jax.random.key(3), np.random.default_rng(2).permutation(8)
+    assert (order != np.arange(8)).any()
+    chex.assert_trees_all_close(
+        _jitted(name)(_batch(rows=order), key), _jitted(name)(_batch(), key), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_rows_that_are_not_there_count_for_nothing(name):
+    """A last batch of 3, filled up to 8 rows or not: whatever fills it up."""
+    key, size, is_there = jax.random.key(3), np.full(8, 3), np.arange(8)[:, None] < 3
+    scored = np.broadcast_to(is_there, TOKENS.shape)
+    alone = _jitted(name)(_batch(rows=slice(3), size_B=size), key)
+    for filler in (TOKENS, TOKENS[::-1]):
+        filled = _batch(np.where(is_there, TOKENS, filler), scored_BL=scored, size_B=size)
+        chex.assert_trees_all_close(_jitted(name)(filled, key), alone, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_step_does_not_depend_on_microbatches(name):
+    def apply_fn(params, tokens, valid_BL=None):
+        return _read(params["table"], tokens, valid_BL, causal=name in CAUSAL)
+
+    params, key = {"table": jnp.asarray(TABLE)}, jax.random.key(8, impl="rbg")
+    state = training.create_state(apply_fn, params, optax.sgd(1.0), key)
+    moved = []
+    for parts in (1, 2, 8):
+        how = dict(objective=OBJECTIVES[name], microbatches=parts)
+        new, metrics = jax.jit(functools.partial(training.train_step, **how))(state, _batch())
+        moved.append((new.params["table"], metrics["loss"]))
+    assert float(jnp.abs(moved[0][0] - TABLE).max()) > 1e-3
+    for other in moved[1:]:
+        chex.assert_trees_all_close(other, moved[0], atol=1e-5)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -180,9 +220,28 @@ def test_what_is_decoded_does_not_depend_on_company_nor_padding(name):
         whole = decode(slice(None), key)
         parts = [decode(rows, key) for rows in (slice(3), slice(3, 8))]
         np.testing.assert_array_equal(np.concatenate(parts), whole)
+    order = np.random.default_rng(2).permutation(8)
+    np.testing.assert_array_equal(decode(order, key), whole[order])
     if "remask" in name:
         for side in (dict(left=2), dict(right=3)):
             np.testing.assert_array_equal(decode(slice(None), key, **side), whole)
+
+
+@pytest.mark.parametrize("name", [*OBJECTIVES, *_decoders()])
+def test_dtypes_are_converted_by_hand(name):
+    """As JAX_NUMPY_DTYPE_PROMOTION=strict wants it."""
+    key = jax.random.key(0)
+    with jax.numpy_dtype_promotion("strict"):
+        if name in OBJECTIVES:
+            apply_fn = functools.partial(_read, causal=name in CAUSAL)
+            batch = _batch(valid_BL=np.ones(TOKENS.shape, bool), size_B=np.full(8, 8))
+            jax.eval_shape(
+                lambda batch, key: OBJECTIVES[name](apply_fn, jnp.asarray(TABLE), batch, key)[:2],
+                batch,
+                key,
+            )
+        else:
+            jax.eval_shape(functools.partial(_decoders()[name], slice(None)), key)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
@@ -238,10 +297,17 @@ def test_fields_of_other_shapes_are_refused():
     batch = Batch(TOKENS, np.arange(8), 8, scored_BL=np.ones((1, LENGTH), bool))
     with pytest.raises(AssertionError, match="shape"):
         objectives.next_token(apply_fn, TABLE, batch)
+    with pytest.raises(AssertionError, match="shape"):
+        objectives.masked_diffusion(
+            apply_fn, TABLE, Batch(TOKENS, np.arange(3), 8), jax.random.key(0), mask_id=MASK
+        )
     with pytest.raises(ValueError, match="global_size"):
         objectives.masked_diffusion(
             apply_fn, TABLE, Batch(TOKENS, np.arange(8), 0), jax.random.key(0), mask_id=MASK
         )
+    for top_k in (0, -1, VOCAB + 1):
+        with pytest.raises(ValueError, match="top_k"):
+            decoding.top_k_sample(jax.random.key(0), jnp.zeros(VOCAB), top_k)
     for prompt_length in (-1, LENGTH + 1):
         with pytest.raises(ValueError, match="prompt_length"):
             decoding.left_to_right(

@@ -56,6 +56,17 @@ def test_bootstrap_interval():
         intervals.bootstrap_interval([1.0, np.nan])
 
 
+@pytest.mark.parametrize("level", [0.0, 1.0, 1.5, -1.0, np.nan])
+def test_a_level_is_between_none_and_all(level):
+    for call in (
+        lambda: intervals.student_interval([1.0, 2.0], level),
+        lambda: intervals.wilson_interval(1, 2, level),
+        lambda: intervals.bootstrap_interval([1.0, 2.0], level=level),
+    ):
+        with pytest.raises(ValueError, match=r"level must be in \(0, 1\)"):
+            call()
+
+
 def test_generation_success_is_anywhere():
     got = metrics.generation_success(np.array([[1, 2], [3, 1], [2, 2]]), np.array([1, 1, 1]))
     np.testing.assert_array_equal(got, [True, True, False])

@@ -215,6 +215,24 @@ def test_an_optimizer_that_cannot_be_is_refused():
             training.make_optimizer(**{"learning_rate": 1.0, name: value})
 
 
+@pytest.mark.parametrize(("ema", "decay"), [(True, None), (False, 0.9), (True, -0.1), (True, 2.0)])
+def test_an_average_has_a_decay_and_a_decay_an_average(ema, decay):
+    state = training.create_state(
+        None, {"w": jnp.ones(3)}, optax.sgd(1.0), jax.random.key(0), ema=ema
+    )
+    batch = Batch(DATA["tokens_BL"][:8], np.arange(8), 8)
+    with pytest.raises(ValueError, match="ema_decay"):
+        training.train_step(state, batch, objective=None, ema_decay=decay)
+
+
+def test_fields_of_different_sizes_are_refused():
+    """Whichever of them comes first: rows that are not there would be read as the last one."""
+    step = compile_scan(_step(), num_steps=1, batch_size=8)
+    for name in ("scored_BL", "valid_BL"):
+        with pytest.raises(ValueError, match="leading size"):
+            step(_state(), DATA | {name: np.ones((1, 4), bool)})
+
+
 def test_what_the_caller_gave_stays_the_callers():
     params, key = {"w": jnp.ones(3)}, jax.random.key(0)
     state = training.create_state(None, params, optax.sgd(1.0), key)

@@ -91,7 +91,7 @@ def true_probability(apply_fn: ApplyFn, params: Params, asked: Queries, *, kind:
     num_rows, length = asked.tokens_EL.shape
     chunk = max(CHUNK_TOKENS // length, 1)
     if num_rows <= chunk:
-        return total(*rows) / asked.asked_EL.sum()
+        return total(*rows) / asked.asked_EL.sum(dtype=np.float32)
     # What fills the last chunk asks for nothing.
     missing = -num_rows % chunk
     chunks = [
@@ -99,7 +99,7 @@ def true_probability(apply_fn: ApplyFn, params: Params, asked: Queries, *, kind:
         for x in rows
     ]
     totals = jax.lax.map(lambda one: total(*one), tuple(chunks))
-    return totals.sum() / asked.asked_EL.sum()
+    return totals.sum() / asked.asked_EL.sum(dtype=np.float32)
 
 
 def reverse_panel(apply_fn: ApplyFn, params: Params, length: int, *, kind: Kind) -> jax.Array:
@@ -114,8 +114,8 @@ def reverse_panel(apply_fn: ApplyFn, params: Params, length: int, *, kind: Kind)
     p_ELV = metrics.probabilities(apply_fn, params, tokens_EL, **reading)
     is_target_EV = np.arange(VOCAB_SIZE) == prompts.target_E[:, None]
     is_wrong_EV = ~is_target_EV & (np.arange(VOCAB_SIZE) != PAD)
-    right_EL = (p_ELV * is_target_EV[:, None]).sum(-1)
-    wrong_EL = (p_ELV * is_wrong_EV[:, None]).max(-1)
+    right_EL = jnp.where(is_target_EV[:, None], p_ELV, 0.0).sum(-1)
+    wrong_EL = jnp.where(is_wrong_EV[:, None], p_ELV, 0.0).max(-1)
     return jnp.stack([right_EL.mean(0), wrong_EL.mean(0)])
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dirasym import intervals
-from dirasym.data import string_maps
+from dirasym.data import batching, string_maps
 from dirasym.objectives import Objective
 from dirasym.types import ApplyFn, Batch, Params
 
@@ -100,8 +100,13 @@ def clean_loss(
 
     Returns:
       Nats per string, a scalar: the sum of its batches' shares.
+
+    Raises:
+      ValueError: fields of different n, or an empty batch.
     """
-    num_examples = len(data["tokens_BL"])
+    num_examples = batching.count_examples(data)
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
 
     def batch_nats(first):
         index_B = first + jnp.arange(batch_size)

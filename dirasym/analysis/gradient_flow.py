@@ -45,11 +45,16 @@ def flow(
     array([1.      , 0.367879])
 
     Raises:
-      RuntimeError: the integrator gave up; says why.
+      RuntimeError: the field is not finite at the start, or the integrator gave up; says why.
+      ValueError: times that are not finite.
     """
+    if not np.isfinite(times).all():
+        raise ValueError("times must be finite")
     with jax.enable_x64(True):
         flat, unravel = jax.flatten_util.ravel_pytree(_float64(state))
         slope = jax.jit(lambda x: jax.flatten_util.ravel_pytree(field(unravel(x)))[0])
+        if not np.isfinite(slope(flat)).all():  # SciPy's first step would be NaN, and never end
+            raise RuntimeError("gradient flow: the field is not finite at the start")
         solution = scipy.integrate.solve_ivp(
             lambda _, x: np.asarray(slope(x)),
             (times[0], times[-1]),

@@ -4,6 +4,7 @@ What arXiv 2405.04669 says of the weights of the bilinear and the one-layer mode
 a network.
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -34,11 +35,16 @@ def effective_logits(
 def gap(logits_PP: Array) -> jax.Array:
     """How far each prompt's own answer stands above the mean of the others, in nats: [..., P].
 
+    The block is square, of at least 2.
+
     >>> gap([[3.0, 1.0], [0.0, 0.5]]).tolist()
     [2.0, 0.5]
     """
     logits_PP = jnp.asarray(logits_PP)
     num = logits_PP.shape[-1]
+    chex.assert_shape(logits_PP, (..., num, num))
+    if num < 2:
+        raise ValueError("a gap needs an answer and another")
     own_P = jnp.diagonal(logits_PP, axis1=-2, axis2=-1)
     return (own_P * num - logits_PP.sum(axis=-1)) / (num - 1)
 
@@ -49,6 +55,7 @@ def intransitivity(first_PP: Array, second_PP: Array, composed_PP: Array) -> jax
     0 when what follows from two facts weighs as much as the weaker of them, 1 when it weighs
     nothing, above 1 when it is less likely than a guess: [...] for blocks [..., P, P].
     """
+    chex.assert_equal_shape([first_PP, second_PP, composed_PP])
     first, second, composed = (gap(x).mean(axis=-1) for x in (first_PP, second_PP, composed_PP))
     return 1 - composed / jnp.minimum(first, second)
 
@@ -62,6 +69,7 @@ def asymmetry(forward_PP: Array, reverse_PP: Array) -> jax.Array:
     softmax's freedom and the tokens' popularity.
     """
     forward_PP, reverse_PP = _centred(forward_PP), _centred(reverse_PP)
+    chex.assert_equal_shape([forward_PP, reverse_PP.mT])
     difference = jnp.linalg.norm(forward_PP - reverse_PP.mT, axis=(-2, -1))
     size = sum(jnp.linalg.norm(x, axis=(-2, -1)) for x in (forward_PP, reverse_PP))
     return difference / jnp.where(size > 0, size, 1)

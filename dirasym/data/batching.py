@@ -253,9 +253,11 @@ def batch_indices(
     Epochs follow one another without a seam: with n examples, the slots e·n..(e+1)·n-1 of
     the stream hold permutation `fold_in(key, e)`, and step t reads slots t·b..(t+1)·b-1.
     Every example is thus seen exactly once an epoch, and a batch may span two epochs.
+
+    Raises:
+      ValueError: no examples, an empty batch, or a known step below 0.
     """
-    if num_examples < 1 or batch_size < 1:
-        raise ValueError(f"need examples and a batch, got {num_examples=} and {batch_size=}")
+    _check_order(first_step, num_examples, batch_size)
     # step = round·n + rest, and a round of n steps is b whole epochs: no step·b to overflow int32.
     rounds, rest = jnp.divmod(jnp.asarray(first_step), num_examples)
     epochs, first_slot = _product_divmod(rest, batch_size, num_examples)
@@ -271,6 +273,13 @@ def batch_indices(
     orders = jax.vmap(shuffled)(first_epoch + jnp.arange(num_epochs))
     indices = orders[slots // num_examples, slots % num_examples]
     return indices.reshape(num_steps, batch_size)
+
+
+def _check_order(first_step: jax.Array | int, num_examples: int, batch_size: int) -> None:
+    if num_examples < 1 or batch_size < 1:
+        raise ValueError(f"need examples and a batch, got {num_examples=} and {batch_size=}")
+    if not isinstance(first_step, jax.core.Tracer) and first_step < 0:
+        raise ValueError(f"steps count from 0, got {first_step}")
 
 
 def _product_divmod(x: jax.Array, factor: int, divisor: int) -> tuple[jax.Array, jax.Array]:
@@ -292,9 +301,11 @@ def epoch_indices(
 
     Each epoch is permutation `fold_in(key, e)` in ⌈n/b⌉ steps; the last one is filled up with
     -1, which stands for no example.
+
+    Raises:
+      ValueError: as `batch_indices`.
     """
-    if num_examples < 1 or batch_size < 1:
-        raise ValueError(f"need examples and a batch, got {num_examples=} and {batch_size=}")
+    _check_order(first_step, num_examples, batch_size)
     epoch_steps = -(-num_examples // batch_size)
     step_T = jnp.asarray(first_step) + jnp.arange(num_steps)
     num_epochs = (num_steps - 1) // epoch_steps + 2  # that many can be touched
@@ -319,11 +330,19 @@ def batch_at(arrays: Any, key: jax.Array, step: jax.Array | int, batch_size: int
     same rows on any machine; see `batch_indices` for the order.
 
     Raises:
-      ValueError: arrays of unequal length, none at all, or an empty batch.
+      ValueError: arrays of unequal length, none at all, an empty batch, or a step below 0.
+    """
+    rows = batch_indices(key, step, 1, count_examples(arrays), batch_size)[0]
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows], arrays)
+
+
+def count_examples(arrays: Any) -> int:
+    """The leading size that all arrays of a pytree share.
+
+    Raises:
+      ValueError: they do not, or there is none.
     """
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(arrays)]
-    lengths = {shape[0] for shape in shapes if shape}
-    if len(lengths) != 1 or not all(shapes):
+    if len({shape[0] for shape in shapes if shape}) != 1 or not all(shapes):
         raise ValueError(f"arrays must share one leading size, got shapes {shapes}")
-    rows = batch_indices(key, step, 1, shapes[0][0], batch_size)[0]
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows], arrays)
+    return shapes[0][0]

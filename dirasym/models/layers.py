@@ -298,7 +298,7 @@ class Attention(nn.Module):
         if c.positions == "alibi":
             distance_B1LS = jnp.abs(position_BL[:, None, :, None] - position_BS[:, None, None, :])
             slopes_1N11 = jnp.asarray(alibi_slopes(c.num_heads), jnp.float32)[None, :, None, None]
-            biased_BNLS -= slopes_1N11 * distance_B1LS
+            biased_BNLS -= slopes_1N11 * distance_B1LS.astype(slopes_1N11.dtype)
         return masked_softmax(biased_BNLS, readable_BLS[:, None])
 
     def _with_cache(self, name: str, new_BLKH, start, num_slots: int):

@@ -76,8 +76,8 @@ class LoRA(nn.Module):
     adapters' dropout on.
 
     Raises:
-      ValueError: on a call, if the targets match no linear layer or the rank exceeds a
-        layer's smaller side.
+      ValueError: on a call, if the targets match no linear layer, or the head of a model that
+        has none of its own, or the rank exceeds a layer's smaller side.
     """
 
     model: nn.Module
@@ -114,6 +114,11 @@ class _Interceptor:
     def __call__(self, next_fun, args, kwargs, context):
         layer, config = context.module, self._config
         y = next_fun(*args, **kwargs)
+        is_tied_head = isinstance(layer, nn.Embed) and context.method_name == "attend"
+        if is_tied_head and re.search(config.targets, "head"):
+            raise ValueError(
+                f"LoRA targets {config.targets!r} match the head, which is the embedding here"
+            )
         if not isinstance(layer, nn.Dense | nn.DenseGeneral) or context.method_name != "__call__":
             return y
         if not re.search(config.targets, "/".join(layer.path)):

@@ -2,9 +2,11 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, Literal, cast
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -75,9 +77,13 @@ class TransformerConfig:
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
 
-        for name in ("vocab_size", "num_layers", "width", "num_heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        counts = ("vocab_size", "num_layers", "width", "num_heads", "num_kv_heads", "head_dim")
+        for name in (*counts, "mlp_width", "max_len"):
+            self._check(name, lambda x: x >= 1, "positive")
+        for name in ("rope_base", "window_rope_base", "norm_eps"):
+            self._check(name, lambda x: 0 < x < math.inf, "positive and finite")
+        self._check("embed_std", lambda x: 0 <= x < math.inf, "at least 0 and finite")
+        self._check("norm_bias_init", math.isfinite, "finite")
         if self.head_dim is None and self.width % self.num_heads:
             raise ValueError(f"width {self.width} is not divisible by num_heads {self.num_heads}")
         default("num_kv_heads", self.num_heads)
@@ -101,14 +107,18 @@ class TransformerConfig:
         if self.positions == "sinusoidal" and self.width % 2:
             raise ValueError(f"width must be even for sinusoidal positions, got {self.width}")
         for name in ("dropout", "embed_dropout", "attention_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+            self._check(name, lambda x: 0 <= x < 1, "in [0, 1)")
+
+    def _check(self, name: str, is_right: Callable[[Any], bool], wanted: str) -> None:
+        """Raises ValueError for a field that is set and is not as wanted."""
+        value = getattr(self, name)
+        if value is not None and not is_right(value):
+            raise ValueError(f"{name} must be {wanted}, got {value}")
 
     def _check_window(self):
         """Brings the fields of the window to one form: what says nothing is None."""
         layers_with = self.window_layers
-        if self.window is not None and self.window < 1:
-            raise ValueError(f"window must be positive, got {self.window}")
+        self._check("window", lambda x: x >= 1, "positive")
         if layers_with is not None:
             layers_with = tuple(sorted(set(layers_with)))
             if self.window is None or not all(0 <= n < self.num_layers for n in layers_with):
@@ -217,7 +227,7 @@ class Transformer(nn.Module):
           ValueError: the sequence is longer than `max_len`.
         """
         c = self.config
-        length = tokens_BL.shape[1]
+        length = _checked_length(tokens_BL, valid_BL, rows_R, types_BL)
         if c.max_len is not None and length > c.max_len:
             raise ValueError(f"sequence of {length} tokens is longer than max_len {c.max_len}")
         position_BL = np.arange(length)[None]  # known, so that RoPE's angles are constants
@@ -342,6 +352,14 @@ class Transformer(nn.Module):
         if c.embed_norm:
             x_BLD = self.embed_norm(x_BLD)
         return layers.dropout(x_BLD, c.embed_dropout, dropout_key)
+
+
+def _checked_length(tokens_BL, valid_BL, rows_R, types_BL) -> int:
+    """Tokens of a sequence, if all arguments have the shapes that they should."""
+    chex.assert_equal_shape([x for x in (tokens_BL, valid_BL, types_BL) if x is not None])
+    if rows_R is not None:
+        chex.assert_rank(rows_R, 1)
+    return tokens_BL.shape[1]
 
 
 class _ScannedBlock(nn.Module):

@@ -375,6 +375,16 @@ def test_the_reverse_loss_changes_to_first_order_as_predicted():
     assert abs(slope - 2) < 0.05
 
 
+def test_a_step_from_bfloat16_is_taken_and_measured_in_float32():
+    params = {"w": jnp.linspace(1, 2, 7, dtype=jnp.bfloat16)}
+    loss = lambda p: (p["w"] ** 2).sum()  # noqa: E731
+    transfer = alignment.first_order_transfer(loss, loss, params, [0.0, 1e-4])
+    w = np.asarray(params["w"], np.float64)
+    assert transfer.measured[0] == 0
+    np.testing.assert_allclose(transfer.measured[1], ((0.9998 * w) ** 2 - w**2).sum(), rtol=1e-2)
+    np.testing.assert_allclose(transfer.predicted[1], -1e-4 * (4 * w**2).sum(), rtol=1e-5)
+
+
 def test_update_ratios_by_hand():
     params = {"a": jnp.array([3.0, 4.0]), "b": {"c": jnp.full(4, 6.0), "d": jnp.array(5.0)}}
     updates = {"a": jnp.array([0.0, -0.5]), "b": {"c": jnp.full(4, 0.3), "d": jnp.array(0.8)}}

@@ -184,6 +184,17 @@ def test_clean_loss_does_not_depend_on_its_batches():
     np.testing.assert_allclose(losses, losses[0], rtol=1e-5)
 
 
+def test_a_clean_loss_of_fields_that_do_not_fit_is_refused():
+    data = {"tokens_BL": np.zeros((4, 3), np.int32), "scored_BL": np.ones((1, 3), bool)}
+    for fields, batch_size, words in (
+        (data, 2, "leading size"),
+        (data | {"scored_BL": None}, 0, ""),
+    ):
+        given = {name: x for name, x in fields.items() if x is not None}
+        with pytest.raises(ValueError, match=words or "batch_size"):
+            excess.clean_loss(None, None, None, given, KEY, batch_size=batch_size)
+
+
 def test_gap_is_paired_by_seed():
     gap = excess.directional_gap([1.0, 2.0, 3.0], [1.5, 2.5, 3.5])
     assert gap.mean == 0.5 and gap.half_width == pytest.approx(0, abs=1e-12)

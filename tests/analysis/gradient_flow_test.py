@@ -217,6 +217,13 @@ def test_descent_that_has_arrived_stays():
 def test_flow_errors_are_told():
     with pytest.raises(RuntimeError, match="gradient flow"):
         gradient_flow.flow(lambda x: x**2, jnp.ones(1), [0.0, 2.0])  # blows up at t = 1
+    for factor in (np.nan, np.inf):
+        with pytest.raises(RuntimeError, match="not finite at the start"):
+            gradient_flow.flow(lambda x, factor=factor: factor * x, np.ones(2), [0.0, 1.0])
+    with pytest.raises(RuntimeError, match="gradient flow"):  # NaN on the way
+        gradient_flow.flow(lambda x: jnp.where(x > 1.5, jnp.nan, x), np.ones(2), [0.0, 1.0])
+    with pytest.raises(ValueError, match="times"):
+        gradient_flow.flow(lambda x: x, np.ones(2), [0.0, np.inf])
 
 
 # Measures

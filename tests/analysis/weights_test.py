@@ -21,6 +21,19 @@ def test_effective_logits_are_weights_in_the_simple_models():
     np.testing.assert_allclose(weights.gap(got), own - others, rtol=1e-5)
 
 
+def test_blocks_that_do_not_fit_are_refused():
+    square, long = np.eye(3), np.ones((2, 3))
+    for call in (
+        lambda: weights.gap(long),
+        lambda: weights.asymmetry(long, long),
+        lambda: weights.intransitivity(square, square, np.eye(2)),
+    ):
+        with pytest.raises(AssertionError, match="shape"):
+            call()
+    with pytest.raises(ValueError, match="another"):
+        weights.gap(np.ones((1, 1)))
+
+
 @pytest.mark.parametrize("causal", [True, False])
 def test_effective_logits_of_a_deep_network(causal):
     sentences = np.array([[2, 0, 5], [3, 0, 6]])

@@ -73,6 +73,9 @@ def test_bad_input():
         batch_at({"a": 3.0}, jax.random.key(0), 0, 2)
     with pytest.raises(ValueError, match="batch"):
         batch_at(np.arange(3), jax.random.key(0), 0, 0)
+    for order in (batching.batch_indices, batching.epoch_indices):
+        with pytest.raises(ValueError, match="from 0, got -1"):
+            order(jax.random.key(0), -1, 1, 3, 2)
 
 
 def _fields(data, tokenizer, **options):

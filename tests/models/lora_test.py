@@ -189,6 +189,14 @@ def test_dropout_acts_on_the_adapters_input_and_is_shared_by_fused_layers(scan_l
     assert np.abs(query - adapted.apply(variables, x)[0]).max() > 0.01
 
 
+def test_a_head_that_is_the_embedding_has_no_adapter():
+    """Also where another target matches, for which the head was left out in silence."""
+    both = _config(targets=f"{lora.GPT2_TARGETS}|head$")
+    models.LoRA(_model(), both).init(jax.random.key(0), TOKENS)
+    with pytest.raises(ValueError, match="match the head, which is the embedding"):
+        models.LoRA(_model(tied_head=True), both).init(jax.random.key(0), TOKENS)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

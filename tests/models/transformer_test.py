@@ -338,11 +338,26 @@ def test_presets_and_options():
         ("max_len", dict(positions="learned", max_len=None)),
         ("dropout", dict(dropout=1.0)),
         ("num_layers", dict(num_layers=0)),
+        ("num_kv_heads", dict(num_kv_heads=0)),
+        ("head_dim", dict(head_dim=-2)),
+        ("max_len", dict(max_len=0)),
+        ("norm_eps", dict(norm_eps=-1.0)),
+        ("norm_eps", dict(norm_eps=float("nan"))),
+        ("rope_base", dict(rope_base=-1.0)),
+        ("embed_std", dict(embed_std=-1.0)),
+        ("norm_bias_init", dict(norm_bias_init=float("inf"))),
     ],
 )
 def test_a_bad_configuration_names_the_field(field, overrides):
     with pytest.raises(ValueError, match=field):
         _config(**overrides)
+
+
+def test_arguments_of_other_shapes():
+    model, params, tokens = _init(_config())
+    for given in (dict(valid_BL=np.ones((1, 6), bool)), dict(rows_R=np.ones((3, 6), int))):
+        with pytest.raises(AssertionError):
+            _apply(model, {"params": params}, tokens, **given)
 
 
 def test_too_long_a_sequence():
