@@ -18,6 +18,7 @@ import json
 import os
 import pathlib
 import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -289,7 +290,7 @@ def _finish(partial: pathlib.Path, record: dict) -> None:
     }
     text = json.dumps({"record": record, "sha256": _digest_of_record(record)})
     files.write_atomically(partial / RECORD, text + "\n")
-    partial.rename(partial.with_name(str(record["step"])))
+    files.rename(partial, str(record["step"]))
 
 
 def _remove(folder: pathlib.Path) -> None:
@@ -377,10 +378,21 @@ def _named_errors(what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without Orbax's log, which tells an error that is raised as well in forty lines."""
-    verbosity = logging.get_verbosity()
+    """Without Orbax's log, which tells an error that is raised as well in forty lines.
+
+    After an error TensorStore's other writers find Orbax's event loop closed, one after another,
+    and would say so in five lines each, for as long as they last.
+    """
+    verbosity, hook = logging.get_verbosity(), sys.unraisablehook
+
+    def told(unraisable):
+        if str(unraisable.exc_value) != "Event loop is closed":
+            hook(unraisable)
+
     logging.set_verbosity(logging.FATAL)
+    sys.unraisablehook = told
     try:
         yield
+        sys.unraisablehook = hook
     finally:
         logging.set_verbosity(verbosity)

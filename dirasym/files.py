@@ -29,8 +29,7 @@ def write_atomically(path: str | os.PathLike, content: str | bytes) -> None:
       OSError: the file cannot be written, or is there and is no regular file.
     """
     path = pathlib.Path(os.path.realpath(path))
-    if path.exists() and not path.is_file():
-        raise OSError(f"{path} is no regular file")  # a rename would replace a device or a pipe
+    check_regular(path)  # a rename would replace a device or a pipe
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("wb") as file:
         file.write(content.encode() if isinstance(content, str) else content)
@@ -39,6 +38,38 @@ def write_atomically(path: str | os.PathLike, content: str | bytes) -> None:
     if path.exists():
         shutil.copymode(path, partial)
     os.replace(partial, path)
+    _sync(path.parent)
+
+
+def check_regular(path: str | os.PathLike) -> None:
+    """Raises OSError for what is there and is no regular file: a pipe or a device never ends."""
+    path = pathlib.Path(path)
+    if path.exists() and not path.is_file():
+        what = "Is a directory, no regular file" if path.is_dir() else "Is no regular file"
+        raise OSError(errno.EISDIR if path.is_dir() else errno.EINVAL, what, str(path))
+
+
+def rename(path: pathlib.Path, name: str) -> None:
+    """Gives a folder its name once all that is below it, and then the name, is on the disk.
+
+    Whatever comes, power loss too, the name is that of the whole folder.
+    """
+    for one in path.rglob("*"):
+        _sync(one)
+    _sync(path)
+    path.rename(path.with_name(name))
+    _sync(path.parent)
+
+
+def _sync(path: pathlib.Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # of folders, on file systems that have no such thing
+            raise
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

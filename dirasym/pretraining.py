@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import pathlib
 import pydoc_data.topics
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dirasym import files, models, runs, training
+from dirasym import files, models, processes, runs, stopping, training
 from dirasym.objectives import Objective
 from dirasym.types import Params
 from dirasym.workdir import WorkDir
@@ -101,14 +102,25 @@ class Pretraining:
         """What it ends with, for a run that starts there: trained now if it is not done.
 
         By a sweep of its own with seed 0, which is resumed and kept as any is; processes that
-        want the same (shards) wait for one another. In a dry run (under `jax.eval_shape`) nothing
-        is trained, and `how`, which gives keywords of `runs.sweep`, is not called.
+        want the same (shards) wait for one another, and meanwhile hear signals. In a dry run
+        (under `jax.eval_shape`) nothing is trained, and `how`, which gives keywords of
+        `runs.sweep`, is not called.
         """
         if isinstance(jnp.zeros(()), jax.core.Tracer):
             return self.init(0).params
         with contextlib.ExitStack() as stack:
-            if jax.process_index() == 0:
-                lock = self.workdir.with_name(f".{self.workdir.name}.lock")
-                stack.enter_context(files.locked(lock, wait=True))
+            lock = self.workdir.with_name(f".{self.workdir.name}.lock")
+            while not processes.on_process_0(functools.partial(_is_taken, stack, lock)):
+                stopping.check_innermost(f"another process trains {self.workdir}")
+                time.sleep(0.1)
             runs.sweep([self.run()], [0], WorkDir(self.workdir, self.identity), **how())
         return models.load_pretrained(self.workdir / "model")[1]
+
+
+def _is_taken(stack: contextlib.ExitStack, lock: pathlib.Path) -> bool:
+    """Takes the lock until the stack ends, if nobody holds it."""
+    try:
+        stack.enter_context(files.locked(lock))
+    except files.LockedError:
+        return False
+    return True

@@ -8,6 +8,8 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from dirasym import files
+
 _MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 _SEPARATORS = (",", "\t", ";", "|")
 
@@ -19,6 +21,7 @@ def read_text(path: str | os.PathLike, encoding: str = "utf-8") -> str:
       ValueError: the file cannot be read, or holds another encoding. One line, with its name.
     """
     try:
+        files.check_regular(path)
         data = pathlib.Path(path).read_bytes()
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror or error}") from None

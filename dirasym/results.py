@@ -21,6 +21,7 @@ def read_results(path: str | os.PathLike) -> list[dict[str, Any]]:
       ValueError: a line before the last is no JSON (NaN and Infinity are none) or no UTF-8.
       OSError: the file cannot be read.
     """
+    files.check_regular(path)
     try:
         *lines, last = pathlib.Path(path).read_bytes().split(b"\n")
     except FileNotFoundError:

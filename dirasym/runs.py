@@ -6,21 +6,23 @@ A `Run` says what is trained, for any seed; `sweep` does the rest. It has no fla
 script of your own as it serves the experiments.
 """
 
+import contextlib
 import dataclasses
 import functools
 import itertools
+import math
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Protocol
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from dirasym import sharding, training
-from dirasym.checkpoints import History
+from dirasym import devices, sharding, training
+from dirasym.checkpoints import Checkpoints, History, NonFiniteStateError
 from dirasym.compile import Backend, check_divisible, compile_scan
 from dirasym.progress import Progress
 from dirasym.seeds import by_seed, stack, unstack
@@ -153,7 +155,8 @@ def sweep(
       ValueError: runs of one identity, repeated seeds, a batch that the devices cannot share,
         seeds together under pmap, or a shard that is not one.
       WorkDirError, LockedError: see `WorkDir`.
-      NonFiniteLossError: the loss stopped being finite; names run, step and last checkpoint.
+      NonFiniteLossError, NonFiniteStateError: the loss, a weight or a scalar evaluation stopped
+        being finite; names run, step and last good checkpoint.
       Stopped: SIGTERM, Ctrl-C or the time limit; all is saved, and the same call goes on.
 
     Examples:
@@ -203,6 +206,20 @@ def check(
         accelerated = jax.default_backend() != "cpu"
         return accelerated and backend == "jit" and not splits_weights
     return together
+
+
+def check_memory(all_runs: Sequence[Run], seeds: Sequence[int]) -> None:
+    """Raises ValueError for a run whose state and gradient alone no memory here holds."""
+    there = devices.memory() or math.inf
+    for run in {run.init: run for run in all_runs}.values():
+        state = jax.eval_shape(functools.partial(run.init, seeds[0]))
+        leaves = jax.tree.leaves((state, state.params))
+        needed = sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
+        if needed > there:
+            sizes = (
+                f"{needed / 1e9:.0f} GB for its weights alone, of {there / 1e9:.0f} that are here"
+            )
+            raise ValueError(f"{run.name} needs {sizes}")
 
 
 class _Programs:
@@ -282,9 +299,11 @@ class _Group:
                     self._log(*which, step, time.time() - start)
                     for which in zip(states, histories, metrics, strict=True)
                 ]
-            for saved, one, history in zip(self.saved, states, histories, strict=True):
-                if step not in saved.steps():  # a twin of its group was killed before it was saved
-                    with stopping.unbroken():
+            for name, *what in zip(self.names, self.saved, states, histories, strict=True):
+                saved, one, history = what
+                with _named(name, saved), stopping.unbroken():
+                    _check_evaluated(history, step)
+                    if step not in saved.steps():  # else a twin of its group was killed before
                         saved.save(step, one.replace(frozen=None), history)
             self.progress.update(step, histories[0])
             self._tell(step, histories)
@@ -333,13 +352,8 @@ class _Group:
 
     def _check(self, metrics, step: int) -> None:
         for name, of_seed, saved in zip(self.names, metrics, self.saved, strict=True):
-            try:
+            with _named(name, saved):
                 training.check_finite(of_seed, step)
-            except training.NonFiniteLossError as error:
-                good = max(saved.steps(), default=0)
-                where = str(saved.directory / str(good)) if good else "none, it failed at once"
-                error.args = (f"{error} of {name}; last good checkpoint: {where}",)
-                raise
 
     def _log(self, state, history, metrics, step: int, seconds: float) -> History:
         history = self._evaluated(_extended(history, metrics), state, step)
@@ -361,6 +375,29 @@ class _Group:
             line = dict(self.run.summarize(history))
             line["run_wall_time_sec"] = float(history["wall_time_sec"])
             self.workdir.record(self.run, seed, line)
+
+
+@contextlib.contextmanager
+def _named(name: str, saved: Checkpoints) -> Iterator[None]:
+    """Says of which run a number stopped being finite, and which checkpoint is good."""
+    try:
+        yield
+    except (training.NonFiniteLossError, NonFiniteStateError) as error:
+        good = max(saved.steps(), default=0)
+        where = str(saved.directory / str(good)) if good else "none, it failed at once"
+        error.args = (f"{error} of {name}; last good checkpoint: {where}",)
+        raise
+
+
+def _check_evaluated(history: History, step: int) -> None:
+    """Raises NonFiniteStateError for a scalar that was evaluated to be finite, and is not now.
+
+    What is not finite from the start could not be measured, which ruins nothing.
+    """
+    count = len(history.get("eval_step", ()))
+    for name, x in history.items():
+        if x.shape == (count,) and np.isfinite(x[0]) and not np.isfinite(x[-1]):
+            raise NonFiniteStateError(step, f"the evaluation {name}")
 
 
 def plan_line(run: Run, seeds: Sequence[int]) -> dict[str, Any]:

@@ -116,6 +116,13 @@ _INNERMOST: contextvars.ContextVar[Stopping | None] = contextvars.ContextVar(
 )
 
 
+def check_innermost(where: str) -> None:
+    """`Stopping.check` of the context that the caller is in; outside of any, nothing."""
+    stopping = _INNERMOST.get()
+    if stopping is not None:
+        stopping.check(where)
+
+
 @contextlib.contextmanager
 def stopped_by_signals() -> Iterator[None]:
     """SIGTERM raises Stopped and Ctrl-C KeyboardInterrupt at once: for work that loses nothing."""

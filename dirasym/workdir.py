@@ -20,7 +20,6 @@ import os
 import pathlib
 import re
 import sys
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -132,9 +131,10 @@ class WorkDir:
     # Result lines
 
     def results(self) -> list[dict[str, Any]]:
-        """Lines of finished runs of this configuration."""
+        """Lines of finished runs of this configuration: of each run and seed the last one."""
         lines = results.read_results(self.results_path)
-        return [line for line in lines if line.get("exp_id") == self.exp_id]
+        ours = [line for line in lines if line.get("exp_id") == self.exp_id]
+        return list({(line.get("run"), line.get("seed")): line for line in ours}.values())
 
     def line(self, run: Known, seed: int | None) -> dict[str, Any] | None:
         """The result line of a run and seed (None for what has no seed), or None."""
@@ -197,9 +197,11 @@ class WorkDir:
     def _read_curves(self, run: Known, seed: int | None) -> History | None:
         try:
             with np.load(self.curves_path(run, seed), allow_pickle=False) as file:
-                return dict(file)
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+                history = dict(file)
+        except Exception:  # zip, zlib and NumPy raise a dozen kinds; the checkpoint makes it again
             return None
+        # What is no array comes as bytes.
+        return history if all(isinstance(x, np.ndarray) for x in history.values()) else None
 
     def stacked(
         self,
@@ -326,6 +328,7 @@ def _check_results(path: pathlib.Path) -> None:
 
 def _refuse_other(path: pathlib.Path, wanted: dict[str, Any]) -> None:
     try:
+        files.check_regular(path)
         found = json.loads(path.read_text(encoding="utf-8"))
         sections = [(found[name], wanted[name]) for name in ("config", "jax")]
         differing = [

@@ -337,6 +337,29 @@ def test_what_a_killed_writer_left_is_no_checkpoint(copy):
     assert sorted(path.name for path in copy.iterdir()) == ["20", "30"]
 
 
+def test_all_is_on_the_disk_before_the_checkpoint_has_its_name(tmp_path, monkeypatch):
+    synced, before = [], {}
+    fsync, rename = os.fsync, pathlib.Path.rename
+
+    def spied_fsync(descriptor):
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    def spied_rename(path, target):
+        before[path.name] = set(synced)
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", spied_fsync)
+    monkeypatch.setattr(pathlib.Path, "rename", spied_rename)
+    checkpoints.Checkpoints(tmp_path).save(1, _small(1), {"loss": np.zeros(3)})
+    partial = tmp_path / ".1.partial"
+    below = {
+        str(partial / path.relative_to(tmp_path / "1")) for path in (tmp_path / "1").rglob("*")
+    }
+    assert len(below) > 4 and below | {str(partial)} <= before[".1.partial"]
+    assert synced[-1] == str(tmp_path)
+
+
 def test_only_what_keep_rotates_out_is_removed(small):
     (small / "notes").mkdir()
     (small / "notes/a.txt").write_text("mine")

@@ -9,7 +9,8 @@ import sys
 import pytest
 from absl import logging
 
-from dirasym import files
+from dirasym import files, readers, results
+from dirasym.workdir import WorkDir, WorkDirError
 
 
 def test_a_file_is_replaced_whole_and_links_stay_links(tmp_path):
@@ -29,6 +30,21 @@ def test_devices_and_pipes_are_not_replaced(tmp_path):
         with pytest.raises(OSError, match="no regular file"):
             files.write_atomically(path, "text")
     assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+
+
+def test_what_never_ends_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in ("/dev/zero", tmp_path / "pipe"):
+        with pytest.raises(OSError, match="no regular file"):
+            results.read_results(path)
+        with pytest.raises(ValueError, match="Is no regular file"):
+            readers.read_text(path)
+    (tmp_path / "run").mkdir()
+    os.mkfifo(tmp_path / "run/config.json")
+    for given in (dict(path=tmp_path / "run"), dict(path=tmp_path, results_path="/dev/zero")):
+        with pytest.raises(WorkDirError, match="cannot be used"):
+            WorkDir(**given)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pipe", "run"]
 
 
 def test_text_is_utf8_under_an_ascii_locale(tmp_path):

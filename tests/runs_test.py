@@ -17,7 +17,7 @@ import numpy as np
 import optax
 import pytest
 
-from dirasym import files, results, runs, stopping, training
+from dirasym import checkpoints, files, results, runs, stopping, training
 from dirasym.workdir import WorkDir, WorkDirError, merge
 
 HERE = pathlib.Path(__file__).parent
@@ -120,6 +120,23 @@ def test_lost_or_cut_curves_are_written_again(finished, tmp_path):
         assert _without_time(_sweep([_run("a")], [0], tmp_path)) == _without_time(again)
         assert WorkDir(tmp_path).curves(_run("a"), 0)["loss"].shape == (12,)
     assert _without_time(again) == _without_time(lines[:1])
+
+
+def test_no_damage_of_curves_is_an_error_of_another_kind(finished):
+    _, path = finished
+    workdir, file = WorkDir(path), path / "curves" / "name=b,seed=2.npz"
+    content, want = file.read_bytes(), WorkDir(path).curves(_run("b"), 2)
+    rng, found = np.random.default_rng(0), []
+    for place in rng.integers(len(content), size=300):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << rng.integers(8)
+        file.write_bytes(damaged)
+        found.append(not workdir.missing([(_run("b"), 2)]))
+        if found[-1]:  # what is left says the same, or misses an array whose name has changed
+            got = workdir.curves(_run("b"), 2)
+            assert all(np.array_equal(x, want[key]) for key, x in got.items() if key in want)
+    file.write_bytes(content)
+    assert np.mean(found) < 0.5
 
 
 def test_seeds_in_one_program_are_those_one_after_another(finished, tmp_path):
@@ -283,6 +300,36 @@ def test_a_non_finite_loss_names_run_step_and_checkpoint(tmp_path):
     with pytest.raises(training.NonFiniteLossError, match=r"step 7 of name=a,seed=0.*/4"):
         _sweep([_run("a", step=poisoned)], [0], tmp_path)
     assert results.read_results(tmp_path / "results.jsonl") == []
+
+
+@pytest.mark.parametrize("ruined", [8, 12])
+def test_an_evaluation_that_stops_being_finite_is_not_saved(ruined, tmp_path):
+    """Nor recorded, if it is the last. One that never was finite could not be measured."""
+
+    def evaluate(state):
+        value = jax.numpy.where(state.step >= ruined, np.inf, 1.0)
+        return {"weight": value, "never": np.nan, "many": value * np.ones(3)}
+
+    run = dataclasses.replace(_run("a"), evaluate=evaluate)
+    with pytest.raises(
+        checkpoints.NonFiniteStateError,
+        match=rf"evaluation weight is not finite at step {ruined} of name=a,seed=0.*/{ruined - 4}$",
+    ):
+        _sweep([run], [0], tmp_path)
+    saved = tmp_path / "checkpoints/name=a,seed=0"
+    assert max(int(path.name) for path in saved.glob("[0-9]*")) == ruined - 4
+    assert results.read_results(tmp_path / "results.jsonl") == []
+
+
+def test_weights_that_stop_being_finite_name_run_and_checkpoint(tmp_path):
+    def poisoned(state, batch, **kwargs):
+        state, metrics = STEP(state, batch, **kwargs)
+        ruin = jax.numpy.where(state.step == 12, np.nan, 0.0)
+        return state.replace(params=jax.tree.map(lambda x: x + ruin, state.params)), metrics
+
+    run = dataclasses.replace(_run("a", step=poisoned), evaluate=None)
+    with pytest.raises(checkpoints.NonFiniteStateError, match=r"step 12 of name=a,seed=0.*/8$"):
+        _sweep([run], [0], tmp_path)
 
 
 def test_runs_that_cannot_be_are_refused(tmp_path):
