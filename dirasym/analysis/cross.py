@@ -28,7 +28,7 @@ from dirasym.analysis.problem import Problem
 from dirasym.sharding import DATA
 from dirasym.types import Params
 
-CACHED_BYTES = 2**27  # activations at a time on CPUs: more is slower
+CACHED_BYTES = 2**28  # activations at a time on CPUs: more is slower
 
 
 class CrossMatrix:
@@ -157,7 +157,8 @@ class CrossMatrix:
     def _gradients(self, problem: Problem, which: str, params: Params, examples: Any) -> Gradient:
         def local(params, examples):
             one = functools.partial(problem.gradient, which, params)
-            return jax.lax.map(one, examples, batch_size=min(self._chunk, _length(examples)))
+            size = _even_chunk(_length(examples), self._chunk)
+            return jax.lax.map(one, examples, batch_size=size)
 
         return self._sharded(local, (PartitionSpec(), PartitionSpec(DATA)))(params, examples)
 
@@ -300,6 +301,12 @@ def _tile(num, sizes, limit: int, devices: int, is_square: bool) -> tuple[int, i
     if num[1] * sizes[1] <= limit // 2:
         return fitted(limit - num[1] * sizes[1], sizes[0], most[0]), most[1]
     return tuple(fitted(limit // 2, size, n) for size, n in zip(sizes, most, strict=True))
+
+
+def _even_chunk(length: int, most: int) -> int:
+    """At most so many at a time; if half as many or more divide the length, these."""
+    sizes = range(min(most, length), most // 2, -1)
+    return next((size for size in sizes if length % size == 0), min(most, length))
 
 
 def _length(examples: Any) -> int:
