@@ -268,6 +268,8 @@ def digest(*trees: Any) -> str:
     found = hashlib.blake2b()
     for tree in trees:
         for leaf in jax.tree.leaves(tree):
+            if jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key):
+                leaf = jax.random.key_data(leaf)
             array = np.asarray(leaf)
             found.update(f"{array.dtype}{array.shape}".encode())
             found.update(np.ascontiguousarray(array).view(np.uint8).data)

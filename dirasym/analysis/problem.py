@@ -65,7 +65,7 @@ class Problem:
             elif axis is not None and plan.rows[n] and _sides(plan, n, shape) is None:
                 reasons[n] = "its heads are not an axis of the product"
         plan = plan.without(reasons)
-        if strict and plan.direct:
+        if strict and method == "factored" and plan.direct:
             why = "; ".join(f"{parts.paths[n]}: {plan.reasons[n]}" for n in plan.direct)
             raise ValueError(f"strict: not all parameters can be factored: {why}")
         return cls(traced_fwd, traced_rev, plan, parts, shapes)

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 T = TypeVar("T")
-MAX_PROGRAMS = 64  # the least recently used ones are dropped
+MAX_PROGRAMS = 16  # the least recently used ones are dropped, with what they close over
 
 _made: collections.OrderedDict[Hashable, Any] = collections.OrderedDict()
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from dirasym import collecting, models, sharding
-from experiments.benchmarks import alignment, common
+from experiments.benchmarks import alignment, common, cross_matrix
 from experiments.tools import crash_test, scaling
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -159,6 +159,24 @@ def test_ways_are_compared_with_the_faster_that_forms_gradients():
     rows = alignment.table(seconds, megabytes).splitlines()[2:]
     assert rows[0] == "| vmap(grad) | 400 | 0.75 | 8 |"
     assert rows[2] == "| factored, chunks of 8 | 100 | 3.00 | 2 |"
+
+
+def test_ways_to_the_cross_matrix_are_compared_with_kronfluence_where_it_is():
+    seconds = {"plain: chunks of 8, a product a leaf": 0.6, "ours": 0.2}
+    assert cross_matrix.table(seconds).splitlines()[-1] == "| ours | 0.20 | 3.00 |"
+    with_torch = cross_matrix.table(seconds | {"kronfluence": 0.5}).splitlines()
+    assert with_torch[0] == "| way | seconds | times kronfluence |"
+    assert with_torch[3] == "| ours | 0.20 | 2.50 |"
+
+
+def test_all_ways_to_the_cross_matrix_agree(tmp_path, capsys, monkeypatch):
+    from dirasym.workdir import WorkDir
+
+    monkeypatch.setattr(cross_matrix.importlib.util, "find_spec", lambda name: None)
+    cross_matrix.time_all(WorkDir(tmp_path), cross_matrix.Config(**cross_matrix.SMALL), [])
+    printed = capsys.readouterr().out
+    difference = float(printed.split("inner product ")[1].split()[0])
+    assert 0 < difference < 1e-5
 
 
 def test_all_ways_of_the_alignment_benchmark_agree(tmp_path, capsys):
