@@ -28,6 +28,7 @@ from dirasym.data.pairs import Pairs
 from dirasym.measuring import Measurement, prepare
 from dirasym.pieces import Piece
 from dirasym.reading import MEASURES, Reading
+from dirasym.usage import blamed
 from dirasym.workdir import WorkDir
 from experiments import flags, work
 from experiments.flags import flag
@@ -53,14 +54,14 @@ class Config:
     forward: str = flag("{a}'s child is {b}", "Asks for b: 'The capital of {a} is {b}'.")
     reverse: str = flag("{b}'s parent is {a}", "Asks for a: '{b} is the capital of {a}'.")
     encoding: str = flag("utf-8", "The file's.")
-    num_pairs: int = flag(250, "Pairs to invent.", 1)
+    num_pairs: int = flag(250, "Pairs to invent.", 1, 10**6)
     level: float = flag(0.95, "Of confidence of the intervals.")
     blocks: str = flag("", "Compares gradients by layer, module, role or a regex; empty: none.")
     gradient_pairs: int = flag(0, "Pairs whose gradients are compared; 0: all.", 0)
     attention: bool = flag(False, "Reads the attention of a masked model.")
-    attention_distance: int = flag(8, "Largest distance from [M] to a name.", 1)
-    max_new: int = flag(0, "Tokens generated; 0: the longest answer and its end.", 0)
-    chunk_size: int = flag(64, "Questions a call.", 1)
+    attention_distance: int = flag(8, "Largest distance from [M] to a name.", 1, 1000)
+    max_new: int = flag(0, "Tokens generated; 0: the longest answer and its end.", 0, 10**5)
+    chunk_size: int = flag(64, "Questions a call.", 1, 10**6)
     seed: int = flag(0, "Draws the untrained network and the invented pairs.", kind="seed")
 
     def __post_init__(self):
@@ -131,8 +132,16 @@ def _untrained(config: Config, pairs: Pairs) -> tuple[models.Transformer, Any]:
 def plan(config: Config, workdir: pathlib.Path) -> Sequence:
     """Nothing is trained; files are opened, so that what they lack is said first."""
     del workdir
-    prepared(config)
+    with blamed():
+        prepared(config)
     return ()
+
+
+def pieces(config: Config, folder: pathlib.Path = pathlib.Path()) -> list[Piece]:
+    """The reading, which is saved in the folder too."""
+    identity = {"model": pathlib.Path(config.model_id).name or "untrained"}
+    reading = functools.partial(read, config, folder / "reading.json")
+    return [Piece(identity, reading, has_curves=False)]
 
 
 def read(config: Config, path: pathlib.Path) -> tuple[dict[str, Any], dict]:
@@ -150,16 +159,12 @@ def read(config: Config, path: pathlib.Path) -> tuple[dict[str, Any], dict]:
 def compute(workdir: WorkDir, config: Config, planned: Sequence) -> None:
     """Reads the model unless that is done, and reports."""
     del planned
-    path = workdir.path / "reading.json"
-    identity = {"model": pathlib.Path(config.model_id).name or "untrained"}
-    piece = Piece(identity, functools.partial(read, config, path), has_curves=False)
-    try:
+    (piece,) = pieces(config, workdir.path)
+    with blamed():
         if not work.all_done([piece], workdir):
             return
-        reading = Reading.load(path)
-    except ValueError as error:
-        raise flags.UsageError(str(error)) from None
-    text = f"# {identity['model']}, read on {config.pairs or 'invented pairs'}\n\n{reading}"
+        reading = Reading.load(workdir.path / "reading.json")
+    text = f"# {piece.identity['model']}, read on {config.pairs or 'invented pairs'}\n\n{reading}"
     report.write(workdir.path, text, {"reading": reading.figure}, printed=str(reading))
 
 

@@ -25,7 +25,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from dirasym import models, pretraining, report, training
+from dirasym import models, report, training
 from dirasym.pieces import Piece
 from dirasym.workdir import WorkDir, full_name
 from experiments import (
@@ -33,6 +33,7 @@ from experiments import (
     facts,
     flags,
     gradient_alignment,
+    measure,
     relations,
     relations_study,
     rope_bounds,
@@ -51,7 +52,7 @@ from experiments.systems import training_dynamics as dynamics
 from experiments.systems import world_a as world_a_system
 
 PRESETS = {"smoke": dict(kills=2), "quick": dict(kills=20), "paper": dict(kills=100)}
-TIMING = ("run_wall_time_sec", "wall_time_sec")
+TIMING = ("run_wall_time_sec", "wall_time_sec", "seconds")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +95,7 @@ def tiny_causal_model(folder: pathlib.Path) -> dict[str, Any]:
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
     sizes = dict(num_layers=1, width=8, num_heads=2, num_kv_heads=2, mlp_width=8, max_len=16)
     model = models.Transformer(models.llama(len(vocab) + 1, rope_scaling=None, **sizes))
-    params = pretraining.init_params(model, jax.random.key(0))
+    params = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 1), np.int32))["params"]
     models.save_pretrained(
         folder / "causal", model, params, more_fields={"eos_token_id": vocab["</s>"]}
     )
@@ -151,6 +152,7 @@ PROGRAMS = {
     ),
     "training_dynamics": Program(training_dynamics, dynamics.Config, {"num_times": 4}),
     "rope_bounds": Program(rope_bounds, rope_bounds.Config, {"num_queries": 8, "num_keys": 8}),
+    "measure": Program(measure, measure.Config, {"num_pairs": 4}),
 }  # fmt: skip
 
 

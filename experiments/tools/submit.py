@@ -20,7 +20,8 @@ import sys
 from collections.abc import Sequence
 from typing import Literal
 
-from experiments.flags import UsageError, flag
+from dirasym.usage import UsageError
+from experiments.flags import flag
 from experiments.tools import command
 
 
