@@ -81,6 +81,22 @@ def test_gaps_of_the_mlp_on_1000_pairs(on_file):
     assert world_a.mlp_gap_1000(8) == [3.5, 7.0]
 
 
+def test_the_mlps_pace_by_length_of_strings(on_file):
+    def line(seed, arrow, *curve):
+        of = {"K": 5, "seed": seed, "direction": arrow, "bits_to_store_per_pair": 9.5}
+        return of | {"eval_epochs": [0, 2, 4], f"{world_a.CLEAN}_curve": curve}
+
+    on_file["world_a_mlp_lengths/len4"] = [
+        line(1, "A->B", 8.0, 4.0, 0.0),
+        line(0, "A->B", 8.0, 6.0, 2.0),
+        line(0, "B->A", 6.0, 5.0, 1.0),
+    ]
+    assert world_a.lengths_table(4).splitlines()[2:] == [
+        "| 4 | K = 5 forward | 9.5 | 2.5 ± 6.4 |",  # 2 and 3
+        "| 4 | K = 5 inverse | 9.5 | 3.0 |",
+    ]
+
+
 def test_bits_that_adapters_stored(on_file):
     line = {"lora_r": 4, "lr": 3e-3, "n_pairs": 1000, "lora_trainable_params": 2000}
     on_file["world_a_lora/long"] = [line | {world_a.CLEAN: 20.0}]

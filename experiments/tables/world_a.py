@@ -141,6 +141,20 @@ def mlp_pace_table() -> str:
     return table(["K", "bits", *map(str, epochs("world_a_mlp")[1:])], rows)
 
 
+def lengths_table(*lengths: int) -> str:
+    """The MLP on strings of several lengths: bits, and epochs until half is learned."""
+    rows = []
+    for length in lengths:
+        of = lines(f"world_a_mlp_lengths/len{length}")
+        for K in sorted({line["K"] for line in of}):
+            for direction, arrow in ARROWS.items():
+                mine = [x for x in of if (x["K"], x["direction"]) == (K, arrow)]
+                half = [excess.half_learned(x["eval_epochs"], x[f"{CLEAN}_curve"]) for x in mine]
+                stored = f"{mine[0]['bits_to_store_per_pair']:.1f}"
+                rows.append([length, f"K = {K} {direction}", stored, mean(half, 1)])
+    return table(["characters", "task", "bits per pair", "epochs until half is learned"], rows)
+
+
 def bidirectional_table() -> str:
     """Masked diffusion and all tokens at once: both directions and the gap, by epoch."""
     folder, rows = "world_a_bidirectional", []
