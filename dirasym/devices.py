@@ -28,7 +28,9 @@ def start(
     native code, which is run unchecked.
 
     Args:
-      coordinator: HOST:PORT of process 0, where several processes share the work.
+      coordinator: HOST:PORT of process 0, where several processes share the work; or "auto", and
+        JAX finds it and the two numbers below itself: under Slurm, Open MPI, Kubernetes and on TPU
+        pods.
       num_processes: how many do.
       process_id: which this is, from 0.
       patience: seconds that the others wait for process 0, which may come last.
@@ -40,7 +42,12 @@ def start(
     os.environ["XLA_FLAGS"] = f"{_xla_flags()} --xla_gpu_deterministic_ops=true"
     if process_id >= num_processes:
         raise ValueError(f"process_id={process_id} must be below num_processes={num_processes}")
-    if coordinator:
+    if coordinator == "auto":
+        try:
+            jax.distributed.initialize()
+        except ValueError as error:
+            raise ValueError(f"coordinator=auto: no cluster that JAX knows ({error})") from None
+    elif coordinator:
         host, _, port = coordinator.rpartition(":")
         if not (host and port.isdecimal() and 0 < int(port) < 2**16):
             raise ValueError(f"coordinator={coordinator} is not HOST:PORT")

@@ -117,7 +117,7 @@ def likelihood(
       ValueError: an unknown kind, no texts, one that is of no token or holds [M], no [M] or no
         `prefix` where one is needed, or ids that the model has no logit for.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> from dirasym.data import tokenizers
       >>> letters = tokenizers.Characters("ab")  # ids 0 and 1; the end of text is 2

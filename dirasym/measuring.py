@@ -114,7 +114,7 @@ def measure(
       progress: whether a bar is shown; on a terminal and in a notebook when None.
       **settings: see `Settings`.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> from dirasym.data.tokenizers import Words
       >>> pairs = Pairs((("Ann", "Bo"), ("Cy", "Dee")), "{a} begot {b}", "{b} is of {a}")

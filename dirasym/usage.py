@@ -17,7 +17,7 @@ def blamed(what: str = "") -> Iterator[None]:
     Raises:
       UsageError: for a ValueError, or for an ImportError of a package that is not installed.
 
-    Example:
+    Examples:
       >>> with blamed("--steps"):
       ...     int("four")
       Traceback (most recent call last):

@@ -30,7 +30,6 @@ from dirasym.usage import UsageError, blamed
 from dirasym.workdir import WorkDir, WorkDirError
 
 FLAGS = flags.FLAGS
-Kind = Literal["", "seed", "batch_size", "path"]
 
 flags.DEFINE_string("workdir", None, "Where results go; default runs/NAME.")
 flags.DEFINE_enum("preset", "quick", ["smoke", "quick", "paper"], "Defaults of the other flags.")
@@ -41,11 +40,9 @@ flags.DEFINE_string("shard", None, "I/N: the I-th of N parts of the runs, I from
 flags.DEFINE_enum("backend", "jit", ["jit", "pmap"], "How train steps are compiled.")
 flags.DEFINE_integer("num_devices", 1, "Devices to share the work; 0 for all.", lower_bound=0)
 flags.DEFINE_integer("model_devices", 1, "Of these, devices that share each weight.", lower_bound=1)
-flags.DEFINE_enum(
-    "seeds_together", "auto", ["auto", "yes", "no"], "Seeds in one program; auto: on accelerators."
-)
+flags.DEFINE_enum("seeds_together", "auto", ["auto", "yes", "no"], "Seeds in one program.")
 flags.DEFINE_bool("keep_checkpoints", False, "Keep the checkpoint of every evaluation.")
-flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, for jax.distributed.")
+flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0; auto: a cluster's own.")
 flags.DEFINE_integer("num_processes", 1, "Processes that run this same command.", lower_bound=1)
 flags.DEFINE_integer("process_id", 0, "Number of this process.", lower_bound=0)
 
@@ -56,15 +53,14 @@ def flag(
     lower_bound: float = -math.inf,
     upper_bound: float | None = None,
     *,
-    kind: Kind = "",
+    kind: Literal["", "seed", "batch_size", "path"] = "",
     report_only: bool = False,
 ) -> Any:
     """A configuration field that is also the flag of its name.
 
-    Bounds are of a number, or of each in a list; above them is what no memory holds. `kind` says
-    what it is: a "seed" is what JAX and NumPy take; the devices share a "batch_size"; in a "path"
-    `~` is the home directory. What is `report_only` changes no result: a finished work directory
-    may be reported anew.
+    Bounds are of a number, or of each in a list. `kind` says what it is: a "seed" is what JAX and
+    NumPy take; the devices share a "batch_size"; in a "path" `~` is the home directory. What is
+    `report_only` changes no result: a finished work directory may be reported anew.
     """
     highest = upper_bound or (math.inf if isinstance(default, float) else 10**9)
     bounds = (0, 2**32 - 1) if kind == "seed" else (lower_bound, highest)
@@ -131,6 +127,10 @@ def main(
 ) -> None:
     """Parses flags, plans, trains what is missing, reports, and exits with the status above."""
     define(config_type)
+    for shown in FLAGS.get_flags_for_module(__name__):  # by --help, with their presets
+        given = {preset: values.get(shown.name) for preset, values in presets.items()}
+        shown.help += "".join(f" [{preset}: {v}]" for preset, v in given.items() if v is not None)
+        FLAGS.register_key_flag_for_module(sys.argv[0], shown)
 
     def absl_main(_):
         if not FLAGS["verbosity"].present:

@@ -32,6 +32,14 @@ def _toy(*arguments, **kwargs):
     )
 
 
+def test_help_shows_the_flags_of_this_experiment_with_their_presets_and_no_others():
+    shown = _toy("--help").stdout
+    assert shown.startswith("Does a masked diffusion model answer")
+    assert "--batch_size: Sequences a step. [quick: 128]\n    (default: '256')" in shown
+    assert "--time_limit: Minutes to stop before, all saved." in shown
+    assert not any(name in shown for name in ("verbosity", "chex", "orbax", "run_with_pdb"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -59,6 +67,7 @@ def _toy(*arguments, **kwargs):
             ".invalid",
         ),
         (["--num_processes=2"], "num_processes needs coordinator"),
+        (["--coordinator=auto"], "no cluster that JAX knows"),
         (["--shard=2/2"], "shard=2/2 is not I/N"),
         (["--shard=half"], "shard=half is not I/N"),
         (["--time_limit=-1"], "time_limit"),
