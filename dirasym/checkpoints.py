@@ -15,6 +15,7 @@ import errno
 import functools
 import hashlib
 import json
+import logging as python_logging
 import os
 import pathlib
 import shutil
@@ -381,7 +382,8 @@ def _quiet() -> Iterator[None]:
     """Without Orbax's log, which tells an error that is raised as well in forty lines.
 
     After an error TensorStore's other writers find Orbax's event loop closed, one after another,
-    and would say so in five lines each, for as long as they last.
+    and would say so in five lines each, for as long as they last; those that failed too have nobody
+    who asks for their error, and asyncio would tell it.
     """
     verbosity, hook = logging.get_verbosity(), sys.unraisablehook
 
@@ -394,5 +396,9 @@ def _quiet() -> Iterator[None]:
     try:
         yield
         sys.unraisablehook = hook
+    except BaseException:
+        asyncio_log = python_logging.getLogger("asyncio")
+        asyncio_log.addFilter(lambda record: "never retrieved" not in record.getMessage())
+        raise
     finally:
         logging.set_verbosity(verbosity)
