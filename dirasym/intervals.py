@@ -27,9 +27,10 @@ class Bounds(NamedTuple):
 def student_interval(values: Array | Sequence[float], level: float = 0.95) -> Interval:
     """Student's t interval of the mean over independent runs (seeds): mean ± t_{n-1}·s/√n.
 
-    >>> mean, half_width = student_interval([1.0, 2.0, 3.0])
-    >>> round(mean, 3), round(half_width, 3)
-    (2.0, 2.484)
+    Examples:
+      >>> mean, half_width = student_interval([1.0, 2.0, 3.0])
+      >>> round(mean, 3), round(half_width, 3)
+      (2.0, 2.484)
 
     Raises:
       ValueError: no values, or a level outside (0, 1).
@@ -50,9 +51,10 @@ def wilson_interval(successes: int, count: int, level: float = 0.95) -> Bounds:
 
     Inside [0, 1], and of some width even where no draw or every draw is a success.
 
-    >>> share, low, high = wilson_interval(242, 250)
-    >>> f"{share:.1%} ({low:.1%} to {high:.1%})"
-    '96.8% (93.8% to 98.4%)'
+    Examples:
+      >>> share, low, high = wilson_interval(242, 250)
+      >>> f"{share:.1%} ({low:.1%} to {high:.1%})"
+      '96.8% (93.8% to 98.4%)'
 
     Args:
       successes: of `count` independent draws.

@@ -114,11 +114,12 @@ def alignment(
         were donated, or with `strict` cannot be factored, by path.
       TypeError: parameters that are not floats, by path.
 
-    >>> loss = lambda params, x: ((x @ params["w"]) ** 2).sum()
-    >>> params, examples = {"w": jnp.ones((2, 1))}, jnp.array([[1.0, 0.0], [1.0, 1.0]])
-    >>> found = alignment(loss, loss, params, examples=examples, method="factored")
-    >>> found.inner["w"].tolist(), found.direct
-    ([4.0, 32.0], ())
+    Examples:
+      >>> loss = lambda params, x: ((x @ params["w"]) ** 2).sum()
+      >>> params, examples = {"w": jnp.ones((2, 1))}, jnp.array([[1.0, 0.0], [1.0, 1.0]])
+      >>> found = alignment(loss, loss, params, examples=examples, method="factored")
+      >>> found.inner["w"].tolist(), found.direct
+      ([4.0, 32.0], ())
     """
     _check_method(method)
     one_alone = [] if examples is None else [_first("examples", examples)]
@@ -319,9 +320,10 @@ def update_ratios(
 ) -> dict[str, jax.Array]:
     """‖update‖ / ‖weights‖ of every block, and of all in "total"; `blocks` as for `alignment`.
 
-    >>> ratios = update_ratios({"a": jnp.array([0.3])}, {"a": jnp.array([-3.0])})
-    >>> f"{ratios['a']:.1f}"
-    '0.1'
+    Examples:
+      >>> ratios = update_ratios({"a": jnp.array([0.3])}, {"a": jnp.array([-3.0])})
+      >>> f"{ratios['a']:.1f}"
+      '0.1'
 
     Raises:
       ValueError: updates of another structure than the parameters, or as `alignment`.

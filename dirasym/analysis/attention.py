@@ -176,9 +176,10 @@ def by_distance(values_E: Array, item_E: Array, distance_E: Array) -> np.ndarray
     In a one-layer RoPE model the raw score depends on (letter, distance) alone and the mean
     is over equal numbers; in deeper ones it averages over where the pair stands.
 
-    >>> by_distance([1.0, 3.0, 5.0], item_E=[0, 0, 1], distance_E=[2, 2, 1])
-    array([[nan,  2.],
-           [ 5., nan]])
+    Examples:
+      >>> by_distance([1.0, 3.0, 5.0], item_E=[0, 0, 1], distance_E=[2, 2, 1])
+      array([[nan,  2.],
+             [ 5., nan]])
 
     Raises:
       ValueError: a distance below 1 or a negative item, or none.

@@ -36,8 +36,9 @@ def layer(path: str) -> str:
 
     Where no part has a number, the first part; a collection named `params` is not counted.
 
-    >>> layer("blocks_3/attention/query/kernel"), layer("layers/3/weight"), layer("head/kernel")
-    ('blocks_3', 'layers/3', 'head')
+    Examples:
+      >>> layer("blocks_3/attention/query/kernel"), layer("layers/3/weight"), layer("head/kernel")
+      ('blocks_3', 'layers/3', 'head')
     """
     return "/".join(_split_at_layer(path)[0])
 
@@ -45,8 +46,9 @@ def layer(path: str) -> str:
 def module(path: str) -> str:
     """A layer's part that a parameter belongs to.
 
-    >>> module("blocks_3/attention/query/kernel"), module("embed/embedding")
-    ('blocks_3/attention', 'embed')
+    Examples:
+      >>> module("blocks_3/attention/query/kernel"), module("embed/embedding")
+      ('blocks_3/attention', 'embed')
     """
     first, rest = _split_at_layer(path)
     return "/".join(first + rest[: min(1, len(rest) - 1)])
@@ -60,10 +62,11 @@ def role(path: str) -> Literal["storage", "routing", "other"]:
     are those of this library, of linen and of common checkpoints; `blocks` takes any other
     function of the path in place of this one.
 
-    >>> [role(f"blocks_3/{x}/kernel") for x in ("attention/value", "mlp/up", "attention/key")]
-    ['storage', 'storage', 'routing']
-    >>> role("embed/embedding"), role("blocks_3/mlp_norm/scale")
-    ('other', 'other')
+    Examples:
+      >>> [role(f"blocks_3/{x}/kernel") for x in ("attention/value", "mlp/up", "attention/key")]
+      ['storage', 'storage', 'routing']
+      >>> role("embed/embedding"), role("blocks_3/mlp_norm/scale")
+      ('other', 'other')
     """
     parts = path.split("/")[:-1]
     if any(map(_NORM.fullmatch, parts)):
@@ -81,8 +84,10 @@ def head_axis(path: str, ndim: int) -> int | None:
     Kernels of queries, keys and values are [width, heads, head width], their biases [heads,
     head width], and the output projection's kernel [heads, head width, width].
 
-    >>> head_axis("blocks_0/attention/query/kernel", 3), head_axis("blocks_0/attention/out/bias", 1)
-    (-2, None)
+    Examples:
+      >>> attention = "blocks_0/attention"
+      >>> head_axis(f"{attention}/query/kernel", 3), head_axis(f"{attention}/out/bias", 1)
+      (-2, None)
     """
     *parts, last = path.split("/")
     if not any(map(_ATTENTION.fullmatch, parts)) or any(map(_NORM.fullmatch, parts)):

@@ -53,9 +53,10 @@ def exact_floor(
     joint: H(target | source); parallel: Σ_p H(target_p | source), in nats per string, where
     H is the entropy of the empirical law of the pairs.
 
-    >>> floor = exact_floor(["a", "a"], ["xx", "yy"], "parallel")
-    >>> round(floor.nats_per_string, 3), floor.tokens_per_target  # 2 ln 2: each token is a guess
-    (1.386, 2.0)
+    Examples:
+      >>> floor = exact_floor(["a", "a"], ["xx", "yy"], "parallel")
+      >>> round(floor.nats_per_string, 3), floor.tokens_per_target  # 2 ln 2: each token is a guess
+      (1.386, 2.0)
 
     Args:
       sources: one hashable each.

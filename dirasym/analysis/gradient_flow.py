@@ -41,8 +41,9 @@ def flow(
     SciPy's DOP853 (Dormand–Prince 8(5,3)), whose local error is kept below rtol·|x| + atol in
     every coordinate, in float64 whatever `state` is.
 
-    >>> flow(lambda x: -x, np.ones(1), [0.0, 1.0])[:, 0].round(6)  # e^0 and e^-1
-    array([1.      , 0.367879])
+    Examples:
+      >>> flow(lambda x: -x, np.ones(1), [0.0, 1.0])[:, 0].round(6)  # e^0 and e^-1
+      array([1.      , 0.367879])
 
     Raises:
       RuntimeError: the field is not finite at the start, or the integrator gave up; says why.

@@ -66,11 +66,12 @@ def fingerprint(*values: Any) -> Hashable:
     identity, arrays of NumPy and containers by content, functions by their code and what it
     reads. As for `jax.jit`, an object that is changed in place is not seen to have changed.
 
-    >>> make = lambda scale: lambda params: scale * params
-    >>> fingerprint(make(2.0)) == fingerprint(make(2.0)), make(2.0) == make(2.0)
-    (True, False)
-    >>> fingerprint(make(2.0)) == fingerprint(make(3.0))
-    False
+    Examples:
+      >>> make = lambda scale: lambda params: scale * params
+      >>> fingerprint(make(2.0)) == fingerprint(make(2.0)), make(2.0) == make(2.0)
+      (True, False)
+      >>> fingerprint(make(2.0)) == fingerprint(make(3.0))
+      False
 
     Raises:
       IsTracedError: a value of a trace in progress is among them.

@@ -58,12 +58,13 @@ class Cloze:
     ) -> "Cloze":
         """Questions for the first token of each answer.
 
-        >>> questions = Cloze.of([[5], [6, 7]], [[1, 2], [3]], pad_id=0, mask_id=9)
-        >>> questions.tokens_EL.tolist(), questions.position_E.tolist()
-        ([[5, 9, 9], [6, 7, 9]], [1, 2])
-        >>> causal = Cloze.of([[5], [6, 7]], [[1, 2], [3]], pad_id=0)
-        >>> causal.tokens_EL.tolist(), causal.position_E.tolist()
-        ([[5, 0], [6, 7]], [0, 1])
+        Examples:
+          >>> questions = Cloze.of([[5], [6, 7]], [[1, 2], [3]], pad_id=0, mask_id=9)
+          >>> questions.tokens_EL.tolist(), questions.position_E.tolist()
+          ([[5, 9, 9], [6, 7, 9]], [1, 2])
+          >>> causal = Cloze.of([[5], [6, 7]], [[1, 2], [3]], pad_id=0)
+          >>> causal.tokens_EL.tolist(), causal.position_E.tolist()
+          ([[5, 0], [6, 7]], [0, 1])
 
         Args:
           before: tokens before each answer.

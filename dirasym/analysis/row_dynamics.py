@@ -47,8 +47,9 @@ def row_probability(
     Each of the other M − 1 tokens has (1 − p)/(M − 1): below a uniform guess 1/M from the
     start. In a chain A → B, B → C that is p(C | A).
 
-    >>> row_probability(time=[0.0, 100.0], num_tokens=800, rate=1.0).round(3)
-    array([0.001, 0.989])
+    Examples:
+      >>> row_probability(time=[0.0, 100.0], num_tokens=800, rate=1.0).round(3)
+      array([0.001, 0.989])
     """
     gap = row_gap(time, num_tokens, rate)
     return 1 / (1 + (np.asarray(num_tokens, np.float64) - 1) * np.exp(-gap))

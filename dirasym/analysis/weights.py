@@ -37,8 +37,9 @@ def gap(logits_PP: Array) -> jax.Array:
 
     The block is square, of at least 2.
 
-    >>> gap([[3.0, 1.0], [0.0, 0.5]]).tolist()
-    [2.0, 0.5]
+    Examples:
+      >>> gap([[3.0, 1.0], [0.0, 0.5]]).tolist()
+      [2.0, 0.5]
     """
     logits_PP = jnp.asarray(logits_PP)
     num = logits_PP.shape[-1]

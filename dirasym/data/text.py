@@ -12,8 +12,9 @@ def normalise(text: str) -> str:
     a space; runs of white space are one space, at the ends and beside punctuation none, where
     tokenizers put in or leave out what they like.
 
-    >>> normalise("  O' Neil (The\u00a0Rock) ")
-    "o'neil(the rock)"
+    Examples:
+      >>> normalise("  O' Neil (The\u00a0Rock) ")
+      "o'neil(the rock)"
     """
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).lower())
     return re.sub(r" ?([^\w\s]) ?", r"\1", " ".join(text.split()))
