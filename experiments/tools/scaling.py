@@ -19,6 +19,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import textwrap
 
 import jax
 import jax.numpy as jnp
@@ -154,21 +155,24 @@ def write(config: Config) -> None:
             for line in lines
         ],
     )  # fmt: skip
-    text = (
-        "# Scale: the 8B models on 1, 8 and 64 devices\n\n"
-        "Written by `python -m experiments.tools.scaling`; see there how each number is made.\n"
+    above = (
+        "Written by `python -m experiments.tools.scaling`; see there how each number is made. "
         f"A LoRA step (rank {RANK} on the attention projections) of {BATCH_PER_DATA} sequences of "
         f"{LENGTH} tokens for each place on the data axis; base weights bfloat16 and frozen, "
-        "adapters and Adam's moments float32, layers rematerialised. Activations come on top.\n\n"
-        f"{table}\n\n"
+        "adapters and Adam's moments float32, layers rematerialised. Activations come on top."
+    )
+    below = (
         "Parameters are split over the axis `model` by name (`dirasym/sharding.py`) and repeated "
         "along `data`; an axis that `model` does not divide stays whole, as Qwen's 28 heads do on "
         "8. Parameters and bytes are of the whole model (`jax.eval_shape`). FLOPs are "
         "extrapolated linearly in the number of layers from the compiled steps of one and of two "
         "layers at full width, f(n) = f(1) + (n - 1)(f(2) - f(1)): the compiler's cost analysis "
         "counts a loop's body once, so scanned layers cannot be read off. It is the program of one "
-        "device that is counted, after partitioning, as compiled for CPU.\n"
+        "device that is counted, after partitioning, as compiled for CPU."
     )
+    title = "# Scale: the 8B models on 1, 8 and 64 devices"
+    parts = [title, textwrap.fill(above, 100), table, textwrap.fill(below, 100)]
+    text = "\n\n".join(parts) + "\n"
     files.write_atomically(output, text)
     print(table)
 
