@@ -27,8 +27,8 @@ mb = {}
 for n in (32, 320):
     pairs = jax.random.randint(jax.random.key(0), (n, 8, 2), 0, 500)
     params = model.init(jax.random.key(1), pairs[0, :, 0])
-    f = jax.jit(lambda p, e: alignment.cross_alignment(forward, reverse, p, e, memory_limit=2**26))
+    f = jax.jit(lambda p, e: alignment.cross_alignment(forward, reverse, p, e, memory_limit=2**28))
     compiled = f.lower(params, pairs).compile()
     mb[n] = compiled.memory_analysis().temp_size_in_bytes / 1e6
-print(f"of 67 MB allowed, held at 32 examples {mb[32]:.0f} MB, at 320 {mb[320]:.0f} MB")
+print(f"of 268 MB allowed, held at 32 examples {mb[32]:.0f} MB, at 320 {mb[320]:.0f} MB")
 end(mb[320] > 2 * mb[32])
