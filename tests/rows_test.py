@@ -122,6 +122,7 @@ def test_a_promise_has_no_array_of_all_logits_and_no_conditional(name, scan_laye
     assert " cond[" in largest(0.5)[1]
 
 
+@pytest.mark.slow
 def test_seeds_under_vmap_take_the_fallback_together():
     apply_fn, params = _model()
     two = jax.tree.map(lambda x: jnp.stack([x, 1.1 * x]), params)

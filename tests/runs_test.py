@@ -371,6 +371,7 @@ def _example():
     return text.split("```python\n")[1].split("```")[0]
 
 
+@pytest.mark.slow
 def test_the_example_of_the_docs_is_killed_and_resumes(tmp_path):
     """A script of twenty lines, killed while it trains, ends in the same bits."""
     script = tmp_path / "study.py"

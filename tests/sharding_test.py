@@ -53,6 +53,7 @@ def test_a_mesh_needs_its_devices():
         sharding.make_mesh(data=64, model=64)
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_same_on_2_by_4_devices():
     environment = os.environ | {
         "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8",

@@ -84,6 +84,7 @@ def test_grouping_steps_into_calls_changes_nothing():
     assert int(state.step) == 10
 
 
+@pytest.mark.slow
 def test_seeds_in_one_program_equal_seeds_one_after_another():
     kwargs = dict(num_steps=20, batch_size=16)
     step = _step(objective=functools.partial(OBJECTIVE, capacity=0.6))
@@ -174,6 +175,7 @@ def _run(arguments, env=None):
     )
 
 
+@pytest.mark.slow
 def test_four_devices_agree_with_one():
     """jit over a mesh, pmap and one device: see devices_main.py, which needs its own process."""
     process = _run([HERE / "devices_main.py"])
@@ -181,6 +183,7 @@ def test_four_devices_agree_with_one():
     assert process.returncode == 0, output
 
 
+@pytest.mark.slow
 def test_two_processes_agree_with_one(free_port):
     processes = [_run([HERE / "processes_main.py", str(free_port), str(n)]) for n in range(2)]
     for process in processes:

@@ -226,7 +226,7 @@ class Task:
             weight_decay=regime.weight_decay,
         )
         base = None if regime.run_type == "scratch" else setting.params
-        trainable = finetuning.Trainable(self.model, optimizer, base, adapters)
+        self.trainable = finetuning.Trainable(self.model, optimizer, base, adapters)
         # What follows the last attention is computed at targets alone.
         room, mask = dict(capacity=setting.scored_share), dict(mask_id=setting.tokenizer.eos_id)
         trained, clean = {
@@ -239,7 +239,7 @@ class Task:
         }[regime.objective]
         how = dict(clean_objective=clean, blocks=BLOCKS if c.track_gradients else None)
         self.learner = Learner(
-            trainable.state, trained, c.epochs, c.batch_size, c.eval_every, **how
+            self.trainable.state, trained, c.epochs, c.batch_size, c.eval_every, **how
         )
         with blamed("--lora_ranks"):
             self.num_params = self.learner.num_params

@@ -12,6 +12,7 @@ import sys
 from typing import Any, Literal
 
 from dirasym import collecting, intervals, report
+from dirasym.usage import UsageError, blamed
 from experiments.flags import flag
 from experiments.tools import command
 
@@ -33,17 +34,19 @@ class Config:
 
 def collect(config: Config) -> None:
     """Prints the table."""
-    if config.compare:
-        lines = collecting.differences(*(collecting.collect([path]) for path in config.workdirs))
-    else:
-        lines = collecting.collect(config.workdirs)
-        if not config.each_seed:
-            lines = collecting.over_seeds(lines)
+    with blamed():
+        if config.compare:
+            one, other = (collecting.collect([path]) for path in config.workdirs)
+            lines = collecting.differences(one, other)
+        else:
+            lines = collecting.collect(config.workdirs)
+    if not (config.compare or config.each_seed):
+        lines = collecting.over_seeds(lines)
     columns = list(dict.fromkeys(key for line in lines for key in line))
     if config.columns != ("all",):
         unknown = [name for name in config.columns if name not in columns]
         if unknown:
-            raise ValueError(f"--columns: no column {unknown[0]!r} among {', '.join(columns)}")
+            raise UsageError(f"--columns: no column {unknown[0]!r} among {', '.join(columns)}")
         columns = list(config.columns)
     rows = [[_text(line.get(column, "")) for column in columns] for line in lines]
     if config.format == "csv":

@@ -86,6 +86,7 @@ def test_a_bad_flag_ends_in_one_line_and_writes_nothing(arguments, words, tmp_pa
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_the_same_command_resumes(tmp_path):
     workdir = tmp_path / "run"
     process = subprocess.Popen(
@@ -152,6 +153,7 @@ def test_a_non_finite_loss_stops_with_the_step_and_the_last_checkpoint(tmp_path)
     assert not (tmp_path / "results.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_a_finished_directory_is_not_trained_again(tmp_path):
     first = _toy(f"--workdir={tmp_path}", "--steps=4")
     assert first.returncode == 0, first.stderr

@@ -31,6 +31,7 @@ def _facts(tmp_path):
     return f"--pairs={path}"
 
 
+@pytest.mark.slow
 def test_a_directory_is_read_on_a_users_own_file(tiny_directory, tmp_path):
     given = (f"--model_id={tiny_directory(tmp_path)}", _facts(tmp_path), *WORDING)
     done = _run(tmp_path / "run", *given, "--columns=country,city", "--noattention", "--level=0.9")

@@ -117,6 +117,7 @@ def _run(module, *arguments):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_command_writes_lines_figures_and_a_report(tmp_path):
     arguments = [f"--workdir={tmp_path}", "--preset=smoke", "--num_epochs=2", "--eval_every=1"]
     first = _run("relations", *arguments, "--n_layers=1", "--embed_dim=8")

@@ -75,6 +75,7 @@ def test_shards_sent_by_submit_do_the_whole(tmp_path):
     assert (tmp_path / "runs" / "report.md").exists()
 
 
+@pytest.mark.slow
 def test_killed_runs_end_with_the_same_bits(tmp_path):
     program = crash_test.PROGRAMS["toy_reversal"]
     line, _ = crash_test.kill_and_compare(program, tmp_path, kills=8, seed=0)
@@ -169,6 +170,7 @@ def test_ways_to_the_cross_matrix_are_compared_with_kronfluence_where_it_is():
     assert with_torch[3] == "| ours | 0.20 | 2.50 |"
 
 
+@pytest.mark.slow
 def test_all_ways_to_the_cross_matrix_agree(tmp_path, capsys, monkeypatch):
     from dirasym.workdir import WorkDir
 

@@ -40,8 +40,8 @@ def _task(tmp_path, **flags):
 
 
 def _state(task, table, tx=None):
-    params, tx = {"embed": {"embedding": jnp.float32(table)}}, tx or task.optimizer
-    state = task.init(0)
+    params, tx = {"embed": {"embedding": jnp.float32(table)}}, tx or task.trainable.optimizer
+    state = task.trainable.state(0)
     return state.replace(apply_fn=_bigram, params=params, tx=tx, opt_state=tx.init(params))
 
 

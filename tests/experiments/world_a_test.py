@@ -199,6 +199,7 @@ def test_runs_of_a_regime_share_a_program(tmp_path):
     assert len({run.data(seed)["tokens_BL"].shape for run in all_runs for seed in (0, 1)}) == 1
 
 
+@pytest.mark.slow
 def test_the_mlp_runs_and_is_not_trained_again(tmp_path):
     output = tmp_path / "out.jsonl"
     output.write_text('{"exp_id": "other", "K": 1}\n')

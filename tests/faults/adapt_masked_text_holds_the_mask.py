@@ -1,7 +1,6 @@
 # Right: exit 2 and one line that the text holds [M] (as `facts` says) and that --mask_id chooses
 # another. Seen: the default [M] is the embedding's last row; where that is an ordinary token,
 # exit 3 "loss is not finite at step 1".
-# slow
 import pydoc_data.topics
 
 import tokenizers as hf

@@ -1,6 +1,5 @@
 """--coordinator with a port that cannot be (99999) or a host that is not: one line and exit 2, or minutes of silence and an abort?"""
 
-# slow
 import subprocess
 
 from _common import TMP, cli, end, is_one_line

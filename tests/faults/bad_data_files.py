@@ -1,6 +1,5 @@
 """Bad public files for facts, through the command line: one line that names the file, exit 2, nothing written?"""
 
-# slow
 from _common import TMP, cli, end, is_one_line
 
 bad = 0

@@ -1,6 +1,5 @@
 """Command lines that end in a traceback, an abort, the wrong status or not within 60 s, where one line and exit 2 are promised."""
 
-# slow
 import resource
 import shutil
 import subprocess

@@ -1,6 +1,5 @@
 """Bad config.json, index, adapter_config.json: ValueError naming the file (docstrings of load_pretrained, load_adapters), or another exception?"""
 
-# slow
 import json
 import shutil
 

@@ -1,6 +1,5 @@
 """A run killed half way, its config.json lost, started with another learning rate: refused, or continued from the other's checkpoint?"""
 
-# slow
 import json
 
 from _common import TINY_MLP, TMP, cli, end, start, wait_for_step

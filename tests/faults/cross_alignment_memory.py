@@ -1,6 +1,5 @@
 """cross_alignment(method="direct") promises tiles within `memory_limit`: temporary memory under jit at 32 and 320 examples. Compiled only."""
 
-# slow
 import flax.linen as nn
 import jax
 import optax

@@ -1,7 +1,6 @@
 # Right: exit 2 with one line that names file and row. Seen: a stray quote swallows the rest of a
 # large file: csv.Error ("field larger than field limit") is no ValueError, so a traceback and
 # exit 1.
-# slow
 from _common import TMP, cli, end, is_one_line
 
 rows = "".join(f"Ann Bo{n},Cy Dee{n}\n" for n in range(12000))

@@ -1,6 +1,5 @@
 """A finished run whose curves/*.npz is cut, empty, garbage or gone: one line (or made again from the checkpoint), or a traceback for ever?"""
 
-# slow
 from _common import TMP, cli, end, is_one_line
 
 flags = ["--preset=smoke", "--seeds=0,1", f"--workdir={TMP}/w"]

@@ -1,6 +1,5 @@
 # Right: a work directory whose config.json is damaged or of something else is one line and exit 2,
 # as for an empty one. Seen: bytes that are no UTF-8, or a list: traceback, exit 1.
-# slow
 from _common import TINY_TOY, TMP, cli, end, is_one_line
 
 bad = 0

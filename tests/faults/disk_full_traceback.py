@@ -1,6 +1,5 @@
 """No space for a checkpoint (here: ulimit -f 16): one line, or hundreds? (What is on disk stays good: the run resumes to the same bits.)"""
 
-# slow
 import resource
 
 from _common import TINY_MLP, TMP, cli, end

@@ -1,7 +1,6 @@
 # Right: a full disk ends a run with one line (what is full, that the command resumes). Seen: forty
 # lines of Orbax's traceback, "RESOURCE_EXHAUSTED", exit 1. (That the run then resumes to the same
 # bits holds.) Needs the right to mount a tmpfs.
-# slow
 import subprocess
 import sys
 

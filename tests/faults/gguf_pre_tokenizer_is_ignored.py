@@ -2,7 +2,6 @@
 # deepseek-llm: digits in threes or one by one) is refused or split that way; fields that it lacks
 # are a ValueError (docstring). Seen: GPT-2's splitting for all but "smollm", so "1234" is one
 # token; KeyError for a file without merges or end of text. Needs `pip install gguf`.
-# slow
 import pathlib
 import sys
 import tempfile

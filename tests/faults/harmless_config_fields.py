@@ -1,7 +1,6 @@
 # Right: fields that say nothing about the computation and stand in many published or re-saved
 # config.json (transformers 4.46 to 4.5x, unsloth, full dumps of old versions) are known as
 # harmless. Seen: "unknown field .." and no model.
-# slow
 import json
 
 from _common import TMP as T

@@ -1,6 +1,5 @@
 """A config.json of 500 bytes that says num_hidden_layers = 10^6 (10^9): one line, or time and memory without end?"""
 
-# slow
 import json
 import resource
 import subprocess

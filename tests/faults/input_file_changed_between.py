@@ -1,6 +1,5 @@
 """A run is killed, the file of --data_path changed (other pairs, as many words), and the same command given again: refused, or continued on other data?"""
 
-# slow
 from _common import TMP, end, start, wait_for_step
 
 (TMP / "d").mkdir()

@@ -3,7 +3,6 @@
 # Prepend "▁"): two spaces, so that the "first token" of every answer is a lone "▁": reverse_p
 # goes to 1 and reverse_rank to 1 for a causal model that has 0 % in reverse; choice_percent is
 # null.
-# slow
 import json
 
 import tokenizers as hf

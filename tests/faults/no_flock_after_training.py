@@ -1,7 +1,6 @@
 # Right: on a file system without flock (Lustre without -o flock, some NFS: ENOLCK, ENOSYS) results
 # are written all the same, or the command refuses before it trains. Seen: traceback after training,
 # exit 1, no result line, at every further try too.
-# slow
 import os
 
 from _common import ENVIRONMENT, TINY_TOY, TMP, cli, end

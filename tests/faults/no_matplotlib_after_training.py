@@ -1,7 +1,6 @@
 # Right: without the optional matplotlib the command says so in one line before it trains (exit 2),
 # or reports without figures. Seen: trained to the end, then a traceback (ImportError) and exit 1;
 # no report.
-# slow
 import os
 
 from _common import ENVIRONMENT, TINY_TOY, TMP, cli, end

@@ -1,6 +1,5 @@
 """A step that ruins the weights after a finite loss: (a) the run's last step -> recorded as a finished run, exit 0? (b) any other -> exit 3, but is "the last good checkpoint" that it names finite?"""
 
-# slow
 import json
 import pathlib
 import re

@@ -1,7 +1,6 @@
 # Right: figures are drawn with Agg whatever MPLBACKEND says (a notebook's "!python -m .." inherits
 # it), or exit 2 before training. Seen: trained to the end, then a traceback from
 # `import matplotlib` and exit 1; no report.
-# slow
 from _common import TINY_TOY, TMP, cli, end
 
 backend = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}

@@ -1,4 +1,3 @@
-# slow
 # Right: with `whole_epochs=True` the examples of the last, partial batch meet the same law of noise
 # levels as those of a full batch (λ ~ U(0, 1]; masked_diffusion says that `stratified` "keeps the law
 # of the mean"). With equal rows the mean loss of the two must then agree, as it does unstratified.

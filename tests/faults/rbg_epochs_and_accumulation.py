@@ -1,4 +1,3 @@
-# slow
 # Right: "every example is seen exactly once an epoch", results depend neither on how steps are grouped
 # into calls nor on gradient accumulation (docstrings of batch_indices and Batch) - or such keys are refused.
 import functools

@@ -1,6 +1,5 @@
 """A refusal while a run is planned: nothing written? Parents that were made stay; a directory that was there before is removed."""
 
-# slow
 from _common import TMP, cli, end, is_one_line
 
 bad = []

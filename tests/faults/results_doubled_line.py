@@ -1,6 +1,5 @@
 """A line that stands twice in results.jsonl: does the report count that seed twice?"""
 
-# slow
 import json
 
 from _common import TMP, cli, end

@@ -1,4 +1,3 @@
-# slow
 # Right: `unmask` and `left_to_right` draw each token "from its own conditional", softmax(logits),
 # whatever float the ApplyFn's logits are; the objectives and `probabilities` go to float32 first.
 # Seen: the Gumbel noise is drawn, and its maximum taken, in the logits' own dtype. In bfloat16 noise

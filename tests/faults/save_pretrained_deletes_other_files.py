@@ -1,7 +1,6 @@
 # Right: saving replaces the files of an earlier save (model.safetensors,
 # model-00001-of-0000N.safetensors, the index) and no others. Seen: everything that matches
 # model*.safetensors is deleted, such as a model-ema.safetensors kept beside it.
-# slow
 import pathlib
 import sys
 import tempfile

@@ -1,6 +1,5 @@
 """Some seeds trained one by one, the run killed, resumed with --seeds_together=yes (or on a GPU, where that is the default): do figures and curves count a seed twice?"""
 
-# slow
 import json
 import time
 

@@ -1,6 +1,5 @@
 """Ctrl-C during training: what does the user see?"""
 
-# slow
 import signal
 
 from _common import TINY_MLP, TMP, end, start, wait_for_step

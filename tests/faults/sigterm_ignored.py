@@ -1,6 +1,5 @@
 """SIGTERM during an experiment that trains nothing (training_dynamics): does it ever stop?"""
 
-# slow
 import subprocess
 import time
 

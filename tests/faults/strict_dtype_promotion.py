@@ -1,7 +1,6 @@
 # Right: the code converts dtypes itself, so that it runs under JAX_NUMPY_DTYPE_PROMOTION=strict as
 # it does under JAX_NUMPY_RANK_PROMOTION=raise. Seen: TypePromotionError (float32 with bool),
 # traceback, exit 1. (Low: a debugging setting.)
-# slow
 from _common import TINY_TOY, TMP, cli, end
 
 strict = {"JAX_NUMPY_DTYPE_PROMOTION": "strict"}

@@ -1,6 +1,5 @@
 # Right: --workdir=~/x (which bash hands on as it stands) is below the home directory, or refused.
 # Seen: a folder named "~" in the current directory.
-# slow
 from _common import TINY_TOY, TMP, cli, end
 
 (TMP / "home").mkdir()

@@ -1,6 +1,5 @@
 """Memory of the toy task's evaluation against L: 26·L(L-1)/2 placements are read, in chunks. Compiled only, nothing is run."""
 
-# slow
 import math
 
 import jax

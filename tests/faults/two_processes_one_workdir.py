@@ -1,7 +1,6 @@
 # Right: the second process on a work directory is told in one line that it is in use (exit 2), or
 # both finish (exit 0). Seen: they remove each other's unfinished checkpoints; one of them ends in a
 # traceback of Orbax, exit 1.
-# slow
 import subprocess
 
 from _common import TMP, TOY, end, start

@@ -1,7 +1,6 @@
 # Right: XLA_FLAGS may name a file of flags (XLA's own rule for values without a leading "--").
 # Seen: a flag is appended to the name, and XLA aborts: "Could not open file
 # '/..flags.txt --xla_gpu_deterministic_ops=true'".
-# slow
 from _common import TINY_TOY, TMP, cli, end
 
 (TMP / "flags.txt").write_text("--xla_force_host_platform_device_count=2\n")

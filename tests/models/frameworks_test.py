@@ -156,7 +156,7 @@ def test_a_model_is_itself_and_drops_out_with_a_key_alone(name):
 @pytest.mark.parametrize("name", MODELS)
 def test_it_trains_is_saved_and_goes_on_where_it_was(name, kind, tmp_path):
     apply_fn, params, _ = MODELS[name]()
-    step = compile_step(functools.partial(train_step, objective=OBJECTIVES[kind]))
+    step = compile_step(functools.partial(train_step, objective=OBJECTIVES[kind], ema_decay=0.9))
     batch = Batch.of(TOKENS)
     state = start = create_state(apply_fn, params, optax.adam(0.05), KEY, ema=True)
     losses = []
