@@ -4,6 +4,7 @@ lines = collecting.collect(pathlib.Path("runs").glob("*"))
 collecting.over_seeds(lines)
 """
 
+import itertools
 import json
 import os
 import pathlib
@@ -60,8 +61,9 @@ def collect(paths: Iterable[str | os.PathLike]) -> list[dict[str, Any]]:
 def over_seeds(lines: Iterable[Mapping[str, Any]], level: float = 0.95) -> list[dict[str, Any]]:
     """One line for all seeds of a run: Student intervals where numbers differ between them.
 
-    Lines belong together that agree in `run` and in all that is not a number. A number which
-    differs becomes an `intervals.Interval`; lists and words that differ are left out.
+    Lines belong together that agree in all that stands before their seed: the flags and what
+    the run is known by. A number which differs behind it becomes an `intervals.Interval`; lists
+    and words that differ are left out.
 
     Returns:
       Lines with `seeds`, how many there are.
@@ -74,11 +76,8 @@ def over_seeds(lines: Iterable[Mapping[str, Any]], level: float = 0.95) -> list[
     """
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for line in lines:
-        known = {
-            key: value
-            for key, value in line.items()
-            if key not in {"workdir", "exp_id", *_SEEDS} and not _is_result(value)
-        }
+        keys = itertools.takewhile(lambda key: key not in _SEEDS, line)
+        known = {key: line[key] for key in keys if key not in {"workdir", "exp_id"}}
         groups.setdefault(json.dumps(known, sort_keys=True), []).append(line)
     return [_merged(group, level) for group in groups.values()]
 
@@ -107,10 +106,6 @@ def differences(
             }
             found.append({"run": key[0], "seed": key[1], **pairs})
     return found
-
-
-def _is_result(value: Any) -> bool:
-    return isinstance(value, float | list | dict)
 
 
 def _merged(group: Sequence[Mapping[str, Any]], level: float) -> dict[str, Any]:

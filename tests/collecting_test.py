@@ -16,7 +16,10 @@ def _fill(path, config, values, *, seeds=(0, 1)):
     pieces = [
         Piece(
             {"model": model},
-            lambda model=model, seed=seed: ({"loss": values[model] + seed, "steps": 3}, {}),
+            lambda model=model, seed=seed: (
+                {"loss": values[model] + seed, "learned_at": 100 * seed, "steps": 3},
+                {},
+            ),
             seed=seed,
             has_curves=False,
         )
@@ -49,6 +52,7 @@ def test_flags_that_differ_are_columns_and_seeds_of_equal_flags_go_together(thre
     values = [5.0, 6.0, 9.0]
     low, high = scipy.stats.t.interval(0.95, 2, sum(values) / 3, scipy.stats.sem(values))
     assert mean == pytest.approx(20 / 3) and half == pytest.approx((high - low) / 2)
+    assert merged[8, "arm"]["learned_at"].mean == pytest.approx(500 / 3)  # a count, not a flag
     assert merged[8, "arm"]["steps"] == 3 and "seed" not in merged[8, "arm"]
 
 

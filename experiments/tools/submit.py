@@ -37,7 +37,7 @@ class Config:
     gpus: int = flag(0, "Of a job.", 0)
     cpus: int = flag(2, "Of a job.", 1)
     memory_gb: int = flag(16, "Of a job.", 1)
-    logs: str = flag("runs/logs", "Folder for the jobs' output.", kind="path")
+    logs: str = flag("logs/submit", "Folder for the jobs' output.", kind="path")
     wait: bool = flag(False, "Stay until all have ended.")
 
     def __post_init__(self):
