@@ -16,6 +16,7 @@ from dirasym.workdir import WorkDirError, experiment_id
 
 # Of a sweep, not of a run: directories that differ in these alone hold more seeds of one thing.
 _SEEDS = {"seeds", "seed"}
+_OF_DIRECTORY = {"workdir", "exp_id"}
 
 
 def collect(paths: Iterable[str | os.PathLike]) -> list[dict[str, Any]]:
@@ -77,7 +78,7 @@ def over_seeds(lines: Iterable[Mapping[str, Any]], level: float = 0.95) -> list[
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for line in lines:
         keys = itertools.takewhile(lambda key: key not in _SEEDS, line)
-        known = {key: line[key] for key in keys if key not in {"workdir", "exp_id"}}
+        known = {key: line[key] for key in keys if key not in _OF_DIRECTORY}
         groups.setdefault(json.dumps(known, sort_keys=True), []).append(line)
     return [_merged(group, level) for group in groups.values()]
 
@@ -102,7 +103,7 @@ def differences(
             pairs = {
                 name: pair
                 for name, pair in pairs.items()
-                if pair[0] != pair[1] and name not in {"workdir", "exp_id", "run_wall_time_sec"}
+                if pair[0] != pair[1] and name not in _OF_DIRECTORY | {"run_wall_time_sec"}
             }
             found.append({"run": key[0], "seed": key[1], **pairs})
     return found
@@ -112,7 +113,7 @@ def _merged(group: Sequence[Mapping[str, Any]], level: float) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for key, first in group[0].items():
         values: list[Any] = [line.get(key) for line in group]
-        if key not in {"workdir", "exp_id", *_SEEDS}:
+        if key not in _OF_DIRECTORY | _SEEDS:
             if all(value == first for value in values):
                 merged[key] = first
             elif all(isinstance(value, int | float) for value in values):

@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -351,9 +351,7 @@ def _gradients(
         one_chunk = counted(lambda _, *pair: compare(params, *pair))
         found = [recall.in_chunks(one_chunk, group, 8) for _, group in groups]
     joined = jax.tree.map(lambda *x: np.concatenate(x).astype(float), *found)
-    paths = [path for path in joined.inner if path != TOTAL]
-    by_block = _summed(joined, _names(paths, m.blocks))
-    by_role = _summed(joined, _names(paths, m.how.roles))
+    by_block, by_role = (_summed(joined, blocks) for blocks in (m.blocks, m.how.roles))
 
     def bounds(values: dict[str, np.ndarray], name: str) -> dict[str, Any]:
         shown = {}
@@ -420,23 +418,18 @@ def _say_and_judge(
     return new_BT, *recall.judge(logits_BV, first_C, aside_BX, right_BX)
 
 
-def _names(paths: Iterable[str], blocks: BlockOf) -> dict[str, str | None]:
-    """From each parameter's path, with its layer, to its block."""
-    parts = Blocks.of({path: np.zeros(()) for path in paths}, blocks)
-    return {path: names[0] for path, names in zip(parts.paths, parts.names, strict=True)}
-
-
-def _summed(found: Any, names: dict[str, str | None]) -> dict[str, dict[str, np.ndarray]]:
+def _summed(found: Any, blocks: BlockOf) -> dict[str, dict[str, np.ndarray]]:
     """An `Alignment` by path as one by block: inner products and squared norms add up."""
-    members: dict[str, list[str]] = {}
-    for path, name in names.items():
-        if name is not None:
-            members.setdefault(name, []).append(path)
-    members = {name: members[name] for name in sorted(members, key=_natural)}
-    members[TOTAL] = list(names)
-    inner = {name: sum(found.inner[path] for path in paths) for name, paths in members.items()}
+    parts = Blocks.of({path: np.zeros(()) for path in found.inner if path != TOTAL}, blocks)
+
+    def summed(of_path):
+        sums: dict[str, Any] = parts.sum([of_path(path)[:, None] for path in parts.paths])
+        total = sums.pop(TOTAL)
+        return {name: sums[name] for name in sorted(sums, key=_natural)} | {TOTAL: total}
+
+    inner = summed(lambda path: found.inner[path])
     norms = [
-        {name: np.sqrt(sum(side[path] ** 2 for path in paths)) for name, paths in members.items()}
+        {name: np.sqrt(x) for name, x in summed(lambda path, side=side: side[path] ** 2).items()}
         for side in (found.norm_fwd, found.norm_rev)
     ]
     with np.errstate(invalid="ignore", divide="ignore"):

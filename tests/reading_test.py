@@ -424,7 +424,7 @@ def test_blocks_are_summed_and_stand_in_the_order_of_their_numbers():
     norms = {path: np.full(2, 3.0) for path in paths}
     found = types.SimpleNamespace(inner=inner, norm_fwd=norms, norm_rev=norms)
     names = {path: path.split("/")[0] if "head" not in path else None for path in paths}
-    got = measuring._summed(found, names)
+    got = measuring._summed(found, names.get)
     assert list(got["inner"]) == ["blocks_2", "blocks_10", "total"]
     assert [x[0] for x in got["inner"].values()] == [6.0, 1.0, 15.0]
     np.testing.assert_allclose([x[1] for x in got["norm_fwd"].values()], [18**0.5, 3, 6])

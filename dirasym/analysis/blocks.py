@@ -6,6 +6,8 @@ is as many parameters as it has layers, of the same names as if they were not st
 """
 
 import dataclasses
+import functools
+import operator
 import re
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Literal
@@ -174,7 +176,7 @@ class Blocks:
             for number, name in enumerate(names):
                 if name is not None:
                     sums[name] = sums.get(name, 0.0) + values[..., number]
-        total = jax.tree.reduce(jnp.add, [values.sum(-1) for values in leaf_values])
+        total = functools.reduce(operator.add, [values.sum(-1) for values in leaf_values])
         return sums | {TOTAL: total}
 
 
