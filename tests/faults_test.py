@@ -9,17 +9,10 @@ import pytest
 
 FAULTS = pathlib.Path(__file__).parent / "faults"
 ROOT = FAULTS.parents[1]
-GAPS = {"cross_alignment_memory": "an outer jit unrolls the tiles of cross_alignment"}
-
-
-def _case(path):
-    gap = GAPS.get(path.stem)
-    marks = [pytest.mark.xfail(reason=gap, strict=True)] if gap else []
-    return pytest.param(path, id=path.stem, marks=marks)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", list(map(_case, sorted(FAULTS.glob("[!_]*.py")))))
+@pytest.mark.parametrize("path", sorted(FAULTS.glob("[!_]*.py")), ids=lambda path: path.stem)
 def test_what_failed_once_is_right(path, tmp_path):
     environment = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
     done = subprocess.run(

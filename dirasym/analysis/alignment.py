@@ -41,7 +41,7 @@ class Alignment:
       inner: ⟨g_fwd, g_rev⟩ over the block's parameters.
       cosine: inner / (norm_fwd · norm_rev); NaN where a gradient is zero, see `undefined`.
       norm_fwd, norm_rev: ‖g‖₂.
-      direct: paths of the parameters whose per-example gradients were formed.
+      direct: paths of the parameters whose per-example gradients were formed whole.
       direct_share: of the entries of all parameters.
     """
 
@@ -67,6 +67,20 @@ class Alignment:
                     reason = f"the {' and the '.join(sides)} gradient is {fault}"
                     reasons[block] = ", ".join(filter(None, [reasons.get(block), reason]))
         return reasons
+
+
+@flax.struct.dataclass
+class CrossAlignment:
+    """The gradients of all examples of one loss by those of all examples of another.
+
+    Attributes:
+      inner: ⟨∇L_fwd(i), ∇L_rev(j)⟩ of a block, and of all in "total", [E, E'] each.
+      direct, direct_share: as of `Alignment`.
+    """
+
+    inner: dict[str, Any]
+    direct: tuple[str, ...] = flax.struct.field(pytree_node=False, default=())
+    direct_share: float = flax.struct.field(pytree_node=False, default=1.0)
 
 
 @highest_precision
@@ -102,8 +116,9 @@ def alignment(
         and g the cotangents of the outputs, and
         ⟨Σ_t a_t g_tᵀ, Σ_s a'_s g'_sᵀ⟩ = Σ_ts (a_t·a'_s)(g_t·g'_s). They are found in the loss's
         jaxpr, so in any JAX function, through `jit`, `checkpoint` and `scan`: products without
-        batch axes, convolutions and lookups of rows. Other parameters (biases, norms) take the
-        direct way and are listed in `direct`. Memory: activations and cotangents of a chunk.
+        batch axes, convolutions, lookups of rows, and what is broadcast (biases, norms), of which
+        a is 1. Parameters used otherwise take the direct way and are listed in `direct`. Memory:
+        activations and cotangents of a chunk.
       strict: with "factored", raise where a parameter cannot be factored.
       chunk_size: examples at a time.
       mesh: has an axis "data", over which the examples are split; parameters may lie on another.
@@ -192,8 +207,8 @@ def cross_alignment(
     memory_limit: int = 2**31,
     out: str | pathlib.Path | None = None,
     mesh: Mesh | None = None,
-) -> dict[str, Any]:
-    """⟨∇L_fwd(i), ∇L_rev(j)⟩ for all pairs of examples: block name, and "total", to [E, E'].
+) -> CrossAlignment:
+    """⟨∇L_fwd(i), ∇L_rev(j)⟩ for all pairs of examples.
 
     Arguments as for `alignment`, and these. Where both losses and both sets of examples are the
     same, half of the matrix is computed. "factored" holds the factors of a tile's rows and
@@ -209,7 +224,7 @@ def cross_alignment(
         with the same arguments, it goes on after the last tile that is there.
 
     Returns:
-      Arrays; with `out`, NumPy's, mapped read-only from their files.
+      Its arrays are, with `out`, NumPy's, mapped read-only from their files.
 
     Raises:
       ValueError: as `alignment`; `out` that holds another matrix, or inside a trace.
@@ -229,13 +244,14 @@ def cross_alignment(
         tiles=dict(memory_limit=memory_limit, chunk_size=chunk_size, mesh=mesh),
     )
     cross = programs.once(_cross_program, static)
+    made = functools.partial(CrossAlignment, direct=cross.direct, direct_share=cross.direct_share)
     if out is None:
-        return cross.whole(params, rows, columns)
+        return made(cross.whole(params, rows, columns))
     if is_traced:
         raise ValueError("out: no files can be written inside jit or vmap")
     names = list(map(_loss_name, (loss_fwd, loss_rev)))
     identity = dict(arrays=digest(params, rows, columns), losses=names, method=method)
-    return cross.into_files(pathlib.Path(out), params, rows, columns, identity)
+    return made(cross.into_files(pathlib.Path(out), params, rows, columns, identity))
 
 
 def _cross_program(losses, shapes, how, is_same, is_one_loss, tiles) -> CrossMatrix:

@@ -22,7 +22,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from dirasym import files
-from dirasym.analysis import products
+from dirasym.analysis import products, programs
 from dirasym.analysis.factored import Gradient
 from dirasym.analysis.problem import Problem
 from dirasym.sharding import DATA
@@ -36,6 +36,7 @@ class CrossMatrix:
 
     Attributes:
       tile: rows and columns of a tile; the last ones are smaller.
+      direct, direct_share: as of `Alignment`.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class CrossMatrix:
         `is_one_loss` says that both losses are the same, `is_symmetric` that rows and columns
         are the same examples too.
         """
+        self.direct, self.direct_share = problem.direct(params)
         self._is_symmetric = is_symmetric
         self._mesh = mesh
         self._num = (_length(rows), _length(columns))
@@ -87,7 +89,9 @@ class CrossMatrix:
                 yield slice(i, min(i + height, num_rows)), slice(j, min(j + width, num_columns))
 
     def whole(self, params: Params, rows: Any, columns: Any) -> dict[str, jax.Array]:
-        """All tiles, put together."""
+        """All tiles, put together; under a trace in a loop, which holds one tile at a time."""
+        if programs.is_traced((params, rows, columns)) and len(list(self.tiles())) > 1:
+            return self._looped(params, rows, columns)
         strips: dict[str, dict[int, list[tuple[int, jax.Array]]]] = {}
         for i, j, found in self._compute(params, rows, columns, lambda i, j: False):
             for name, x in found.items():
@@ -105,6 +109,27 @@ class CrossMatrix:
             )
             for name, strip in strips.items()
         }
+
+    def _looped(self, params: Params, rows: Any, columns: Any) -> dict[str, jax.Array]:
+        """`whole` as loops over tiles of one size, the last of them filled up."""
+        height, width = self.tile
+
+        def strip(step):
+            i, some = step
+            held = self._fwd(params, some)
+
+            def tile(step):
+                j, others = step
+                inner = lambda: self._inner(held, self._rev(params, others))  # noqa: E731
+                if not self._is_symmetric:
+                    return inner()
+                shapes = jax.eval_shape(inner)
+                return jax.lax.cond(j < i, lambda: jax.tree.map(jnp.zeros_like, shapes), inner)
+
+            return jax.lax.map(tile, _in_tiles(columns, width))
+
+        found = jax.lax.map(strip, _in_tiles(rows, height))
+        return {name: _joined(x, self._num, self._is_symmetric) for name, x in found.items()}
 
     def into_files(
         self,
@@ -303,6 +328,28 @@ def _tile(num, sizes, limit: int, devices: int, is_square: bool) -> tuple[int, i
     if num[1] * sizes[1] <= limit // 2:
         return fitted(limit - num[1] * sizes[1], sizes[0], most[0]), most[1]
     return tuple(fitted(limit // 2, size, n) for size, n in zip(sizes, most, strict=True))
+
+
+def _in_tiles(examples: Any, size: int) -> tuple[jax.Array, Any]:
+    """Numbers of tiles, and the tiles' examples [tiles, size, ..], the last example repeated."""
+    extra = -_length(examples) % size
+
+    def tiled(x):
+        x = jnp.concatenate([x, *[x[-1:]] * extra]) if extra else jnp.asarray(x)
+        return x.reshape(-1, size, *x.shape[1:])
+
+    tiles = jax.tree.map(tiled, examples)
+    return jnp.arange(_length(tiles)), tiles
+
+
+def _joined(x_IJRC: jax.Array, num: tuple[int, int], is_symmetric: bool) -> jax.Array:
+    """Tiles as a matrix; of a symmetric one those below the diagonal are mirrored."""
+    num_i, num_j, height, width = x_IJRC.shape
+    x = jnp.moveaxis(x_IJRC, 2, 1).reshape(num_i * height, num_j * width)
+    if is_symmetric:
+        number = jnp.arange(len(x)) // height
+        x = jnp.where(number[:, None] > number, x.T, x)
+    return x[: num[0], : num[1]]
 
 
 def _even_chunk(length: int, most: int) -> int:

@@ -3,9 +3,10 @@
 The gradient of a matrix that tokens t are multiplied with is Σ_t a_t g_tᵀ, with a the inputs
 and g the cotangents of the outputs. Both are read off the loss's jaxpr: where a parameter meets
 a `dot_general`, a `conv_general_dilated` or a `gather` of rows, the other operand is a, and the
-cotangent of a zero added to the output is g. Parameters are followed through `jit`,
-`checkpoint` and `scan`. What is used otherwise (biases, norms, products with batch axes, `cond`
-and `while`) takes the direct way: its gradient is formed.
+cotangent of a zero added to the output is g. A bias or a norm's scale is broadcast over the
+tokens: its gradient is Σ_t g_t. Parameters are followed through `jit`, `checkpoint` and `scan`.
+What is used otherwise (products with batch axes, entry by entry, `cond` and `while`) takes the
+direct way: its gradient is formed.
 """
 
 import dataclasses
@@ -34,7 +35,7 @@ class Use(NamedTuple):
 
 
 class Formed(NamedTuple):
-    """A gradient formed: [K, entries]."""
+    """A gradient formed, or one row of a matrix and so no larger than a factor: [K, entries]."""
 
     value: jax.Array
 
@@ -94,14 +95,17 @@ class Plan:
     """Which parameters of some losses are factored, and why the others are not.
 
     Attributes:
-      rows: the rows of each parameter that is factored; None of the others.
+      rows: the rows of each parameter that is factored, none of one that is a single row or is
+        not used; None of the others.
       reasons: why a parameter is not factored, by its number.
+      used: parameters that the losses read as they can be factored.
       stacked: parameters that stack layers on their first axis, and are used layer by layer.
       scanned: parameters over whose first axis a scan walks.
     """
 
     rows: tuple[Atoms | None, ...]
     reasons: dict[int, str]
+    used: frozenset[int]
     stacked: frozenset[int]
     scanned: frozenset[int]
 
@@ -125,8 +129,11 @@ class Plan:
                 if tap.layers is not None:
                     stacked.add(n)
             rows.append(None if n in reasons else chosen)
-        scanned = frozenset(n for walk in walks for n in walk.scanned)
-        return cls(tuple(rows), reasons, frozenset(stacked), scanned)
+        used, scanned = (
+            frozenset(n for walk in walks for n in found(walk))
+            for found in (lambda w: (tap.leaf for tap in w.taps), lambda w: w.scanned)
+        )
+        return cls(tuple(rows), reasons, used, frozenset(stacked), scanned)
 
     def without(self, direct: Mapping[int, str]) -> "Plan":
         """The plan with more parameters left to the direct way, for these reasons."""
@@ -166,7 +173,7 @@ def gradient(loss: Traced, plan: Plan, params: Params, *example: Any) -> Gradien
             gradients.append(Formed(_wide(formed[n]).reshape(1, -1)))
         elif uses[n]:
             num_layers = leaves[n].shape[0] if n in plan.stacked else 1
-            gradients.append(_joined(uses[n], rows, num_layers))
+            gradients.append(_one_row_formed(_joined(uses[n], rows, num_layers)))
         else:
             gradients.append(None)
     return Gradient(gradients, size)
@@ -197,6 +204,14 @@ def _joined(uses: Sequence[_Used], rows: Atoms, num_layers: int) -> Factors:
         lookup=_stacked(lookup, num_layers),
         num_rows=math.prod(atom.size for atom in rows),
     )
+
+
+def _one_row_formed(factors: Factors) -> Factors | Formed:
+    """The gradient of a single row, such as a bias, formed: it is no larger than a factor."""
+    if factors.num_rows > 1 or factors.dense is None or factors.lookup is not None:
+        return factors
+    left, right = (_wide(x) for x in factors.dense)
+    return Formed(jnp.sum(left * right, axis=1).reshape(1, -1))
 
 
 def _stacked(pieces: Sequence[tuple[int, jax.Array, jax.Array]], num_layers: int) -> Use | None:

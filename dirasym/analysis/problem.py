@@ -60,9 +60,9 @@ class Problem:
         ):
             if method == "direct":
                 reasons[n] = "method is 'direct'"
-            elif is_stacked and shape[0] > 1 and plan.rows[n] and n not in plan.stacked:
+            elif is_stacked and shape[0] > 1 and n in plan.used - plan.stacked:
                 reasons[n] = "its layers are used at once"
-            elif axis is not None and plan.rows[n] and _sides(plan, n, shape) is None:
+            elif axis is not None and _sides(plan, n, shape) is None:
                 reasons[n] = "its heads are not an axis of the product"
         plan = plan.without(reasons)
         if strict and method == "factored" and plan.direct:

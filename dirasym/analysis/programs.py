@@ -13,6 +13,7 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 T = TypeVar("T")
@@ -51,8 +52,9 @@ def call(function: Callable[..., T], static: Mapping[str, Any], *args: Any) -> T
 
 
 def is_traced(tree: Any) -> bool:
-    """Whether an array in the tree belongs to a trace in progress."""
-    return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree))
+    """Whether an array in the tree, or whatever is computed now, belongs to a trace in progress."""
+    leaves = [*jax.tree.leaves(tree), jnp.zeros(())]
+    return any(isinstance(x, jax.core.Tracer) for x in leaves)
 
 
 def _jitted(function: Callable[..., Any], static: Mapping[str, Any]) -> Callable[..., Any]:

@@ -17,6 +17,8 @@ from jax.extend import core
 from dirasym.analysis.views import Atoms, View, merged, order
 
 _CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr"}
+# Of one view and one array: on these a bias or a scale may be spread without a `broadcast_in_dim`.
+_ENTRYWISE = ("add", "add_any", "sub", "mul", "div", "max", "min")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Tap:
     Attributes:
       leaf: the parameter's number.
       is_lookup: a is row numbers [T], not vectors [T, rows].
+      is_sum: all a are one, as a bias's and a norm's scale are: g is summed over the tokens.
       rows, columns: the leaf's entries that a and g run over.
       layers: (first, number) of the layers that it is, of a leaf that stacks them.
       shape, dtype: of the zero that is added.
@@ -36,6 +39,7 @@ class Tap:
 
     leaf: int
     is_lookup: bool
+    is_sum: bool
     rows: Atoms
     columns: Atoms
     layers: tuple[int, int] | None
@@ -62,7 +66,11 @@ class Tap:
         axes = [*range(depth), *(depth + n for n in self.tokens)]
         axes += [n for n in range(cotangent.ndim) if n not in axes]
         moved = jnp.transpose(cotangent, axes)
-        return in_order(moved, self.columns_as_used, cotangent.shape[:depth])
+        vectors = in_order(moved, self.columns_as_used, cotangent.shape[:depth])
+        if not self.is_sum:
+            return vectors
+        wide = jnp.promote_types(vectors.dtype, jnp.float32)
+        return jnp.sum(vectors, axis=depth, keepdims=True, dtype=wide)
 
     def merge_scans(self, x: jax.Array) -> jax.Array:
         """[scans.., T, ..] to [layers, T', ..]; iterations that are not layers are tokens."""
@@ -126,15 +134,18 @@ class Walk:
             return self._checkpoint(eqn, args)
         if name == "scan":
             return self._scan(eqn, args)
-        if len(at) == 1 and name in _USES:
-            use = _USES[name](eqn.params, at[0], args)
+        if len(at) == 1:
+            use = _USES[name](eqn.params, at[0], args) if name in _USES else None
+            arrays = [_value(x) for x in args]
+            outs = self._bind(eqn, arrays)
             if use is not None:
-                return [self._tap(use, eqn, args[at[0]], args)]
-        elif len(at) == 1:
-            outs = self._bind(eqn, [_value(x) for x in args])
+                return [self._tap(use, args[at[0]], outs[0], arrays)]
             moved = _moved(eqn, args[at[0]], outs)
             if moved is not None:
                 return moved
+            repeated = self._repeated(eqn, args[at[0]])
+            if repeated is not None:
+                return self._bind(eqn, [repeated if n in at else x for n, x in enumerate(args)])
         return self._bind(eqn, self.values(args, f"used by {name}"))
 
     def _bind(self, eqn: Any, args: Sequence[Any]) -> list[Any]:
@@ -144,15 +155,30 @@ class Walk:
             out = eqn.primitive.bind(*args, **eqn.primitive.get_bind_params(eqn.params))
         return list(out) if eqn.primitive.multiple_results else [out]
 
-    def _tap(self, use: "_Use", eqn: Any, view: View, args: Sequence[Any]) -> Any:
-        arrays = [_value(x) for x in args]
-        (out,) = self._bind(eqn, arrays)
+    def _repeated(self, eqn: Any, view: View) -> Any:
+        """The operand of an entrywise operation, repeated to the other's shape and tapped.
+
+        None of other operations, and of more than a vector that meets an array of its own shape.
+        """
+        shape = eqn.outvars[0].aval.shape
+        use = _sum(view, shape, range(len(shape)))
+        is_alone = view.shape == shape and _num_axes(view) > 1
+        if eqn.primitive.name not in _ENTRYWISE or use is None or is_alone:
+            return None
+        out: Any = jax.ShapeDtypeStruct(shape, view.value.dtype)
+        if self._zeros is not None:
+            out = jnp.broadcast_to(view.value, shape)
+        return self._tap(use, view, out, ())
+
+    def _tap(self, use: "_Use", view: View, out: Any, arrays: Sequence[Any]) -> Any:
+        """What comes of a use, with its zero."""
         if math.prod(atom.size for atom in use.rows + use.columns) != view.size:
             self.reasons.setdefault(view.leaf, "used in part")
         self.taps.append(
             Tap(
                 leaf=view.leaf,
                 is_lookup=use.is_lookup,
+                is_sum=use.is_sum,
                 rows=merged(use.rows),
                 columns=merged(use.columns),
                 layers=view.layers,
@@ -244,6 +270,7 @@ class _Use(NamedTuple):
     tokens: Sequence[int]
     left: Callable[..., jax.Array]  # of the operands, in the leaf's order
     is_lookup: bool = False
+    is_sum: bool = False
 
 
 def _dot(p: dict[str, Any], at: int, args: Sequence[Any]) -> _Use | None:
@@ -333,11 +360,32 @@ def _convolution(p: dict[str, Any], at: int, args: Sequence[Any]) -> _Use | None
     return _Use(rows, columns, tokens, left)
 
 
+def _broadcast(p: dict[str, Any], at: int, args: Sequence[Any]) -> _Use | None:
+    """Entries that are repeated: whatever is done with the copies, their cotangents add up."""
+    if math.prod(p["shape"]) == math.prod(args[0].shape):
+        return None
+    return _sum(args[0], p["shape"], p["broadcast_dimensions"])
+
+
+def _sum(view: View, shape: Sequence[int], placed: Sequence[int]) -> _Use | None:
+    """A vector, or one a head, whose axes are placed among those of a larger shape."""
+    if _num_axes(view) > 2:
+        return None
+    kept = [n for n, axis in enumerate(placed) if view.shape[n] == shape[axis]]
+    tokens = [axis for axis in range(len(shape)) if axis not in [placed[n] for n in kept]]
+
+    def left(*_):
+        return jnp.ones((1, 1), view.value.dtype)
+
+    return _Use((), _atoms(view, kept), tokens, left, is_sum=True)
+
+
 _USES: dict[str, Callable[[dict[str, Any], int, Sequence[Any]], _Use | None]] = {
     "dot_general": _dot,
     "gather": _lookup,
     "dynamic_slice": _one_row,
     "conv_general_dilated": _convolution,
+    "broadcast_in_dim": _broadcast,
 }
 
 
@@ -359,6 +407,10 @@ def _moved(eqn: Any, view: View, outs: Sequence[Any]) -> list[View] | None:
     else:
         found = [view.moved(name, p, outs[0])]
     return None if None in found else [x for x in found if x is not None]
+
+
+def _num_axes(view: View) -> int:
+    return sum(size > 1 for size in view.shape)
 
 
 def _atoms(view: View, axes: Sequence[int]) -> Atoms:

@@ -312,11 +312,10 @@ class Attention(nn.Module):
 
 
 def _scores(q_BLNH: jax.Array, k_BSKH: jax.Array) -> jax.Array:
-    """Raw scores_BNLS in float32; N/K neighbouring query heads share a key head."""
+    """Raw scores_BNLS in float32 or better; N/K neighbouring query heads share a key head."""
     q_BLKGH = q_BLNH.reshape(*q_BLNH.shape[:2], k_BSKH.shape[2], -1, q_BLNH.shape[-1])
-    scores_BKGLS = jnp.einsum(
-        "blkgh,bskh->bkgls", q_BLKGH, k_BSKH, preferred_element_type=jnp.float32
-    )
+    dtype = jnp.promote_types(q_BLNH.dtype, jnp.float32)
+    scores_BKGLS = jnp.einsum("blkgh,bskh->bkgls", q_BLKGH, k_BSKH, preferred_element_type=dtype)
     return scores_BKGLS.reshape(scores_BKGLS.shape[0], -1, *scores_BKGLS.shape[3:])
 
 

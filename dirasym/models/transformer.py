@@ -316,14 +316,14 @@ class Transformer(nn.Module):
         return keys[0], keys[1:] if c.scan_layers else list(keys[1:])
 
     def logits(self, x):
-        """Final norm and head: float32 [..., V] from x [..., D]."""
+        """Final norm and head: [..., V] in float32 or better, from x [..., D]."""
         c = self.config
         if c.norm_place == "pre":
             x = self.final_norm(x)
         if c.head_transform:
             x = self.head_norm(nn.gelu(self.head_dense(x), approximate=False))
         logits = self.embed.attend(x) if c.tied_head else self.head(x)
-        logits = logits.astype(jnp.float32)
+        logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
         if c.tied_head and c.head_bias:
             logits += self.head_bias.reshape((1,) * (x.ndim - 1) + (-1,))
         return logits

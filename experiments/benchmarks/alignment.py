@@ -98,7 +98,7 @@ def time_all(workdir: WorkDir, config: Config, planned: list) -> None:
     compiled[CROSS] = jax.jit(cross).lower(params, examples).compile()
     difference = largest_difference(
         {name: call() for name, call in calls.items()},
-        jnp.diagonal(compiled[CROSS](params, examples)["total"]),
+        jnp.diagonal(compiled[CROSS](params, examples).inner["total"]),
     )
     calls[CROSS] = functools.partial(compiled[CROSS], params, examples)
     seconds = common.alternate(

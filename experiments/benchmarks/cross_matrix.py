@@ -65,7 +65,9 @@ def time_all(workdir: WorkDir, config: Config, planned: list) -> None:
             loss, loss, params, rows, method="factored", blocks=_linear
         ),
     }
-    results = {name: np.asarray(call()["linear"]) for name, call in list(ways.items())[:3]}
+    results = {
+        name: np.asarray(_matrices(call())["linear"]) for name, call in list(ways.items())[:3]
+    }
     calls = {name: lambda call=call: jax.block_until_ready(call()) for name, call in ways.items()}
     with tempfile.TemporaryDirectory() as directory:
         if all(map(importlib.util.find_spec, (KRONFLUENCE, "torch", "transformers"))):
@@ -118,6 +120,10 @@ def problem(config: Config):
         return optax.softmax_cross_entropy_with_integer_labels(logits_LV, tokens_L[1:]).sum()
 
     return model, params, loss, *sides
+
+
+def _matrices(found):
+    return found.inner if isinstance(found, alignment.CrossAlignment) else found
 
 
 def _linear(path: str) -> str:

@@ -231,9 +231,13 @@ def test_cross_matrix(method):
     g_fwd, _ = _by_hand(losses, params, examples)
     _, g_rev = _by_hand(losses, params, columns)
     how = dict(method=method, chunk_size=3, blocks="head")
-    cross = jax.jit(functools.partial(alignment.cross_alignment, *losses, **how))(
+    found = jax.jit(functools.partial(alignment.cross_alignment, *losses, **how))(
         params, examples, examples_rev=columns
     )
+    alone = _alignment(*losses, method=method, blocks="head")(params, examples=examples)
+    assert (found.direct, found.direct_share) == (alone.direct, alone.direct_share)
+    assert (method == "direct") == (found.direct_share == 1.0)
+    cross = found.inner
     want = g_fwd @ g_rev.T
     np.testing.assert_allclose(cross["total"], want, atol=1e-5 * np.abs(want).max())
     assert cross["head"].shape == (EXAMPLES, 3) and set(cross) == {"head", "total"}
@@ -250,7 +254,7 @@ def test_columns_may_be_examples_of_another_kind(method):
     loss_rev = lambda p, example: loss(p, example["x"])  # noqa: E731
     cross = alignment.cross_alignment(
         loss, loss_rev, params, x_EI, examples_rev={"x": other_ETI}, method=method
-    )
+    ).inner
     grads = [jax.vmap(jax.grad(loss), (None, 0))(params, x) for x in (x_EI, other_ETI)]
     want = jnp.einsum("eij,fij->ef", *(g["kernel"] for g in grads))
     np.testing.assert_allclose(cross["kernel"], want, rtol=1e-4, atol=1e-4)
@@ -273,7 +277,9 @@ def test_a_training_loop_traces_once():
         losses = [_counted(calls, power) for power in (2, 3)]  # new functions at each step
         result = alignment.alignment(*losses, params, examples=ids, method="factored")
         cross = alignment.cross_alignment(*losses, params, ids, method="factored")
-        np.testing.assert_allclose(jnp.diagonal(cross["total"]), result.inner["total"], rtol=1e-5)
+        np.testing.assert_allclose(
+            jnp.diagonal(cross.inner["total"]), result.inner["total"], rtol=1e-5
+        )
         if step == 0:
             traced = len(calls.seen)
     assert 0 < traced == len(calls.seen)

@@ -60,13 +60,15 @@ def _assert_close(got, want, tolerance=1e-5):
     np.testing.assert_allclose(got, want, atol=tolerance * np.abs(want).max())
 
 
+@pytest.mark.parametrize("is_traced", [False, True])
 @pytest.mark.parametrize("memory_limit", [2**31, 20_000, 1])
 @pytest.mark.parametrize("method", ["direct", "factored"])
-def test_tiles_of_any_size_make_the_matrix(method, memory_limit):
+def test_tiles_of_any_size_make_the_matrix(method, memory_limit, is_traced):
     params, rows, columns = _params(), _examples(ROWS), _examples(COLUMNS, seed=1)
-    got = alignment.cross_alignment(
-        *LOSSES, params, rows, examples_rev=columns, method=method, memory_limit=memory_limit
+    run = functools.partial(
+        alignment.cross_alignment, *LOSSES, method=method, memory_limit=memory_limit
     )
+    got = (jax.jit(run) if is_traced else run)(params, rows, examples_rev=columns).inner
     _assert_close(got["total"], _by_hand(LOSSES, params, rows, columns))
     second = lambda g: [g["blocks"]["block"]["attention"]["query"]["kernel"][1]]  # noqa: E731
     want = _by_hand(LOSSES, params, rows, columns, second)
@@ -74,13 +76,15 @@ def test_tiles_of_any_size_make_the_matrix(method, memory_limit):
     _assert_close(got["embed"], _by_hand(LOSSES, params, rows, columns, lambda g: [g["embed"]]))
 
 
+@pytest.mark.parametrize("is_traced", [False, True])
 @pytest.mark.parametrize("memory_limit", [2**31, 20_000])
-def test_equal_sides_are_computed_once(memory_limit):
+def test_equal_sides_are_computed_once(memory_limit, is_traced):
     params, rows = _params(), _examples(COLUMNS)
     loss = LOSSES[0]
-    got = alignment.cross_alignment(
-        loss, loss, params, rows, method="factored", memory_limit=memory_limit
+    run = functools.partial(
+        alignment.cross_alignment, loss, loss, method="factored", memory_limit=memory_limit
     )
+    got = (jax.jit(run) if is_traced else run)(params, rows).inner
     _assert_close(got["total"], _by_hand((loss, loss), params, rows, rows))
 
 
@@ -89,7 +93,7 @@ def test_heads_are_blocks():
     for method in ("direct", "factored"):
         got = alignment.cross_alignment(
             *LOSSES, params, rows, examples_rev=columns, method=method, heads=True
-        )
+        ).inner
         head = lambda g: [g["blocks"]["block"]["attention"]["query"]["kernel"][0, :, 1]]  # noqa: E731
         want = _by_hand(LOSSES, params, rows, columns, head)
         _assert_close(got["blocks_0/attention/query/kernel/head_1"], want)
@@ -132,6 +136,7 @@ def test_one_bad_example_does_not_spoil_the_others():
     want = _by_hand(LOSSES, params, rows, columns)
     for method in ("direct", "factored"):
         got = alignment.cross_alignment(*losses, params, bad, examples_rev=good, method=method)
+        got = got.inner
         for block, matrix in got.items():
             assert not np.isfinite(matrix[jnp.array([1, 3])]).any(), block
             assert np.isfinite(matrix[jnp.array([0, 2, 4])]).all(), block
@@ -143,6 +148,7 @@ def test_one_bad_example_does_not_spoil_the_others():
 def test_bfloat16_is_summed_in_float32():
     params, rows, columns = _params(jnp.bfloat16), _examples(ROWS), _examples(COLUMNS, seed=1)
     got = alignment.cross_alignment(*LOSSES, params, rows, examples_rev=columns, method="factored")
+    got = got.inner
     assert got["total"].dtype == jnp.float32
     wide = jax.tree.map(lambda x: x.astype(jnp.float32), params)
     _assert_close(got["total"], _by_hand(LOSSES, wide, rows, columns), 0.1)
@@ -166,7 +172,7 @@ def test_files_are_resumed(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run()
     begun, written = written, []
-    got = run()
+    got = run().inner
     assert len(begun) == 2 and len(written) == 2
     assert isinstance(got["total"], np.memmap) and set(got) == {
         "bias",
