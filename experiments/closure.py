@@ -51,6 +51,5 @@ def plan(config: families.Config, workdir: pathlib.Path) -> list[runs.Run]:
     return all_runs
 
 
-
 if __name__ == "__main__":
     flags.main("closure", families.Config, PRESETS, closure_report.write, plan)

@@ -19,9 +19,7 @@ from dirasym.types import Array
 RIDGE = 0.1  # of the mean square of singular values
 
 
-def fit(
-    hidden_PD: Array, subject_E: Array, object_E: Array, *, ridge: float = RIDGE
-) -> jax.Array:
+def fit(hidden_PD: Array, subject_E: Array, object_E: Array, *, ridge: float = RIDGE) -> jax.Array:
     """The matrix M [D, D] of one relation: least squares with a ridge on both sides, by SVD.
 
     M = H_r⁺ Y (H⁺)ᵀ, with X⁺ = V diag(σ/(σ² + λ)) Uᵀ of X = U diag(σ) Vᵀ and λ = ridge times the
@@ -51,7 +49,7 @@ def _inverse(x_PD: jax.Array, ridge: float) -> jax.Array:
     u_PK, s_K, v_KD = jnp.linalg.svd(x_PD, full_matrices=False)
     floor = s_K[0] * max(x_PD.shape) * jnp.finfo(x_PD.dtype).eps
     scale = jnp.where(s_K > floor, s_K / jnp.maximum(s_K**2 + ridge * jnp.mean(s_K**2), 1e-30), 0)
-    return (v_KD.T * scale) @ u_PK.T
+    return v_KD.T @ (scale[:, None] * u_PK.T)
 
 
 def scores(hidden_PD: Array, matrix_DD: Array, subject_E: Array) -> jax.Array:
@@ -72,7 +70,8 @@ def transpose_cosine(matrix_DD: Array, inverse_DD: Array) -> jax.Array:
     """⟨M, N⟩/(‖M‖ ‖N‖) of M and Nᵀ, the inverse relation's: 1 where reversing is transposing.
 
     Examples:
-      >>> float(transpose_cosine(jnp.array([[0.0, 2.0], [0.0, 0.0]]), jnp.array([[0, 0], [1.0, 0]])))
+      >>> M_DD = jnp.array([[0.0, 2.0], [0.0, 0.0]])
+      >>> float(transpose_cosine(M_DD, M_DD.T))
       1.0
     """
     matrix_DD, inverse_DD = jnp.asarray(matrix_DD), jnp.asarray(inverse_DD)

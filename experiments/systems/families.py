@@ -163,7 +163,7 @@ def hidden_states(model: models.Transformer, params, graph: families.Families) -
         mutable=["intermediates"],
     )
     hidden_PD = kept["intermediates"][name]["__call__"][0][:, 0]
-    return hidden_PD - hidden_PD.mean(axis=0)
+    return hidden_PD - hidden_PD.mean(axis=0, keepdims=True)
 
 
 def probed(hidden_PD: jax.Array, graph: families.Families) -> dict[str, jax.Array]:

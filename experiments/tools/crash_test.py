@@ -30,6 +30,7 @@ from dirasym.pieces import Piece
 from dirasym.workdir import WorkDir, full_name
 from experiments import (
     adapt_masked,
+    closure,
     facts,
     flags,
     gradient_alignment,
@@ -46,6 +47,7 @@ from experiments import (
 )
 from experiments.flags import flag
 from experiments.systems import facts as facts_system
+from experiments.systems import families as families_system
 from experiments.systems import relations as relations_system
 from experiments.systems import toy
 from experiments.systems import training_dynamics as dynamics
@@ -123,6 +125,11 @@ PROGRAMS = {
         {"embed_dim": 8, "seeds": [0, 1], "num_epochs": 6, "eval_every": 2},
     ),
     "relations_study": Program(relations_study, relations_study.Config, {"factors": ["loss"]}),
+    "closure": Program(
+        closure,
+        families_system.Config,
+        {"weight_decays": ["0", "3"], "closures": [2], "num_steps": 6, "eval_every": 2},
+    ),
     "gradient_alignment": Program(
         gradient_alignment,
         gradient_alignment.Config,

@@ -1,0 +1,241 @@
+"""Closure: known answers through the code that reports them, and what is refused."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dirasym import models, training
+from dirasym.data.families import RELATIONS
+from dirasym.types import Batch
+from dirasym.workdir import WorkDir
+from experiments import closure
+from experiments.reports import closure as closure_report
+from experiments.systems import families
+
+ROOT = Path(__file__).parents[2]
+TINY = families.Config(
+    weight_decays=("0", "3"), closures=(0, 2), widths=(8,), seeds=(0,), num_families=6,
+    withheld_share=0.5, n_layers=2, n_heads=2, num_steps=2, eval_every=1, batch_size=16,
+)  # fmt: skip
+
+
+def _learner(config=TINY, level=2):
+    graph = config.graph(level)
+    network = models.gpt2(
+        graph.vocab_size, 0.0, num_layers=2, num_heads=2, width=config.widths[0], max_len=2
+    )
+    model = models.Transformer(network)
+    optimizer = families.decayed_adamw(config.lr)
+    return families.Learner(config, graph, model, models.make_apply_fn(model), optimizer)
+
+
+def test_an_oracle_table_gives_its_accuracies_gaps_and_asymmetry():
+    """Half of what is given is right; the withheld say another person of the family, or one of
+    another family."""
+    learner = _learner()
+    graph, values = learner.graph, {}
+    table = np.zeros((graph.vocab_size,) * 3, np.float32)
+    for s, r, o in graph.train_EL:
+        table[s, r, o] = 4.0
+    num = len(graph.withheld_EL)
+    half, quarter = num // 2, num // 4
+    for s, r, o in graph.given_EL[half:]:
+        table[s, r, o] = -1.0
+    for number, (s, r, o) in enumerate(graph.withheld_EL):
+        table[s, r, o] = 1.0
+        if number < quarter:  # right
+            table[s, r, o] = 2.0
+        elif number < half:  # of the family, who is nobody's husband here
+            table[s, r, s] = 3.0
+        else:  # another family's husband
+            table[s, r, graph.withheld_EL[number - half, 2]] = 3.0
+
+    def apply_fn(params, tokens_BL):
+        before_BL = jnp.pad(tokens_BL[:, :-1], ((0, 0), (1, 0)))
+        return params[before_BL, tokens_BL]
+
+    parts = dict(train=graph.train_EL, forward=graph.given_EL, reverse=graph.withheld_EL)
+    for name, facts_EL in parts.items():
+        values |= families.answered(apply_fn, table, facts_EL, graph.family_V, name)
+    assert values["forward_accuracy"] == pytest.approx(half / num)
+    lost = num - half
+    assert values["train_accuracy"] == pytest.approx(1 - lost / len(graph.train_EL))
+    assert values["reverse_accuracy"] == pytest.approx(quarter / num)
+    assert values["reverse_family"] == pytest.approx(half / num)
+    assert values["reverse_choice"] == pytest.approx(half / num)  # oneself is no husband
+    logits = np.array([2.0] + [0] * (graph.vocab_size - 1))
+    right = -np.log(np.exp(2) / np.exp(logits).sum())
+    one = families.answered(apply_fn, table, graph.withheld_EL[:quarter], graph.family_V, "reverse")
+    assert one["reverse_nll"] == pytest.approx(right, rel=1e-5)
+
+
+def test_asymmetry_and_gaps_compare_the_same_pairs():
+    learner = _learner()
+    graph = learner.graph
+    table = np.zeros((graph.vocab_size,) * 3, np.float32)
+    for s, r, o in graph.given_EL:
+        table[s, r, o] = 3.0
+    for s, r, o in graph.withheld_EL:
+        table[s, r, o] = 1.0
+
+    def apply_fn(params, tokens_BL):
+        before_BL = jnp.pad(tokens_BL[:, :-1], ((0, 0), (1, 0)))
+        return jnp.asarray(table)[before_BL, tokens_BL]
+
+    state = learner.init(0).replace(apply_fn=apply_fn)
+    values = learner.evaluate(state)
+    assert values["asymmetry"] == pytest.approx(0.5, rel=1e-5)  # |3 − 1| / (3 + 1)
+    assert values["gap_given"] == pytest.approx(3) and values["gap_withheld"] == pytest.approx(1)
+
+
+def test_the_probe_reads_the_withheld_relation_and_its_inverse():
+    learner = _learner(dataclasses.replace(TINY, num_families=40))
+    graph = learner.graph
+    persons = graph.vocab_size - len(RELATIONS)
+    hidden_PD = np.random.default_rng(0).normal(size=(persons, 30)).astype(np.float32)
+    # Each husband is his wife's vector, moved from one plane into another.
+    for s, _, o in np.concatenate([graph.shown_EL, graph.withheld_EL]) - len(RELATIONS):
+        code = hidden_PD[s, :15]
+        hidden_PD[s], hidden_PD[o] = np.r_[code, 0 * code], np.r_[0 * code, code]
+    got = families.probed(jnp.asarray(hidden_PD), graph)
+    assert got["probe_hits"] > 0.9 and got["probe_transpose"] > 0.8
+    shuffled = np.random.default_rng(1).permutation(hidden_PD)
+    got = families.probed(jnp.asarray(shuffled), graph)
+    assert got["probe_hits"] < 0.2 and abs(got["probe_transpose"]) < 0.3
+
+
+def test_hidden_states_are_read_between_the_layers_of_persons_alone():
+    learner = _learner()
+    params = learner.init(0).params
+    hidden_PD = families.hidden_states(learner.model, params, learner.graph)
+    assert hidden_PD.shape == (60, 8)
+    np.testing.assert_allclose(hidden_PD.mean(axis=0), 0, atol=1e-6)
+    other = jax.tree.map(lambda x: x, params)
+    other["blocks_1"] = jax.tree.map(lambda x: x + 1, params["blocks_1"])  # above what is read
+    np.testing.assert_array_equal(
+        hidden_PD, families.hidden_states(learner.model, other, learner.graph)
+    )
+    other["blocks_0"] = jax.tree.map(lambda x: x + 0.1, params["blocks_0"])
+    assert (hidden_PD != families.hidden_states(learner.model, other, learner.graph)).any()
+
+
+def test_decay_is_a_number_of_the_state_and_steps_as_adamw():
+    learner = _learner()
+    run = learner.run({"weight_decay": "3"}, 3.0)
+    rows = {name: x[:16] for name, x in learner.data.items()}
+    batch = Batch(**rows, index_B=np.arange(16), global_size=16)
+    state, plain = run.init(0), learner.init(0)
+    step = jax.jit(run.step)
+    stepped, _ = step(state, batch)
+    fixed = training.make_optimizer(TINY.lr, weight_decay=3.0, clip_norm=None)
+    want = training.create_state(plain.apply_fn, plain.params, fixed, plain.key)
+    want, _ = step(want, batch)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), stepped.params, want.params
+    )
+    without, _ = step(plain, batch)
+    gone = jax.tree.map(lambda x, y: np.abs(x - y).max(), stepped.params, without.params)
+    assert max(jax.tree.leaves(gone)) > 1e-4
+    same = learner.run({"weight_decay": "0"}, 0.0)
+    assert run.step is same.step and run.init(0).tx is same.init(0).tx  # one program
+
+
+def _line(width, closure, decay, seed, **values):
+    keys = {key: 0.0 for key in closure_report.COLUMNS.values()}
+    return {"width": width, "closure": closure, "weight_decay": decay, "seed": seed} | keys | values
+
+
+LINES = [
+    _line(64, closure, decay, seed, reverse_accuracy=value + seed / 10, train_accuracy=1.0)
+    for closure, decay, value in ((0, "0", 0.0), (0, "3", 0.1), (6, "0", 0.2), (6, "3", 0.8))
+    for seed in (0, 1)
+]
+
+
+def test_the_table_and_the_diagram_put_each_cell_in_its_place():
+    rows = [
+        [cell.strip() for cell in row.strip("|").split("|")]
+        for row in closure_report.table(LINES).splitlines()
+    ]
+    place = rows[0].index("reverse %")
+    found = {tuple(row[:4]): row[place] for row in rows[2:]}
+    assert found == {
+        ("64", "0", "0", "2"): "5.0 ± 63.5",
+        ("64", "0", "3", "2"): "15.0 ± 63.5",
+        ("64", "6", "0", "2"): "25.0 ± 63.5",
+        ("64", "6", "3", "2"): "85.0 ± 63.5",
+    }
+    assert rows[2][rows[0].index("told %")] == "100.0 ± 0.0"
+    np.testing.assert_allclose(closure_report.phase(LINES, 64), [[5, 15], [25, 85]])
+    gap = closure_report.phase([line for line in LINES if line["weight_decay"] != "3"
+                                or line["closure"] != 0], 64)  # fmt: skip
+    assert np.isnan(gap[0, 1]) and gap[1, 1] == pytest.approx(85)
+
+
+def test_the_figures_hold_the_numbers():
+    pytest.importorskip("matplotlib")
+    isolated, closed = closure_report.decay_figure(LINES).axes
+    drawn = {c.get_label(): c[0] for c in closed.containers}
+    assert list(drawn["reverse"].get_xdata()) == [0, 3]
+    np.testing.assert_allclose(drawn["reverse"].get_ydata().astype(float), [25, 85])
+    drawn = {c.get_label(): c[0] for c in isolated.containers}
+    np.testing.assert_allclose(drawn["reverse"].get_ydata().astype(float), [5, 15])
+    ax = closure_report.phase_figure(LINES).axes[0]
+    np.testing.assert_allclose(ax.images[0].get_array(), [[5, 15], [25, 85]])
+
+
+def test_a_sweep_ends_in_a_report(tmp_path, capsys):
+    from dirasym import runs
+
+    config = dataclasses.replace(TINY, closures=(2,))
+    planned = closure.plan(config, tmp_path)
+    assert [run.identity["weight_decay"] for run in planned] == ["0", "3"]
+    workdir = WorkDir(tmp_path / "run")
+    lines = runs.sweep(planned, config.seeds, workdir, progress=False)
+    assert len(lines) == 2 and {"reverse_accuracy", "probe_hits", "asymmetry"} <= lines[0].keys()
+    closure_report.write(workdir, config, planned)
+    assert "| 8 | 2 | 3 | 1 |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("--closures=7", "closure=7: beside husband, wife there are 6 relations"),
+        ("--withheld=husband,wife --closures=0,6", "closure=0 leaves nothing to ask"),
+        ("--withheld_share=0.001", "asks 0 of 8 families"),
+        ("--widths=18 --n_heads=4", "--widths=18 is not a multiple of --n_heads=4"),
+        ("--num_steps=5 --eval_every=2", "not a multiple of --eval_every=2"),
+    ],
+)
+def test_bad_flags(arguments, words, tmp_path):
+    given = dict(part.removeprefix("--").split("=") for part in arguments.split())
+    lists = ("closures", "widths", "withheld")
+    values = {
+        key: tuple(value.split(",")) if key in lists else float(value)
+        for key, value in given.items()
+    }
+    for key in ("closures", "widths"):
+        if key in values:
+            values[key] = tuple(map(int, values[key]))
+    for key in ("n_heads", "num_steps", "eval_every"):
+        if key in values:
+            values[key] = int(values[key])
+    smoke = {k: tuple(v) if isinstance(v, list) else v for k, v in closure.PRESETS["smoke"].items()}
+    with pytest.raises(ValueError, match=words):
+        families.Config(**smoke | values)
+
+
+def test_closure_that_leaves_nothing_is_one_line_before_anything_trains(tmp_path):
+    said = subprocess.run(
+        [sys.executable, "-m", "experiments.closure", "--preset=smoke", "--closures=7",
+         f"--workdir={tmp_path}/run"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert said.returncode == 2 and said.stderr.count("\n") == 1
+    assert "closure=7" in said.stderr and not (tmp_path / "run").exists()
