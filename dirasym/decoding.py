@@ -77,6 +77,7 @@ def unmask(
     top_k: int | None,
     order: Order = "random",
     num_steps: int | None = None,
+    block_size: int | None = None,
     index_B: Array | None = None,
 ) -> jax.Array:
     """Fills every [M] of a batch with a masked model: tokens_BL.
@@ -84,17 +85,20 @@ def unmask(
     The masked positions of a row are ranked by `order` (a fresh uniform permutation for
     "random"). In each of `num_steps` steps the next share of them is revealed, each drawn
     from its own conditional given what stood before the step; one position a step when
-    None. `num_steps=1` reveals all at once. [M] itself is never drawn. Row b draws from
+    None. `num_steps=1` reveals all at once. With `block_size` blocks of so many positions are
+    filled one after another, each in `order`. [M] itself is never drawn. Row b draws from
     `fold_in(key, index_B[b])`, with b itself when None.
 
     Raises:
-      ValueError: an unknown order, or no steps.
+      ValueError: an unknown order, or no steps or tokens in a block.
     """
     tokens_BL = jnp.asarray(tokens_BL)
     num_rows, length = tokens_BL.shape
     keys_B = _row_keys(key, num_rows, index_B)
     masked_BL = tokens_BL == mask_id
-    rank_BL = _ranks(masked_BL, order, keys_B)
+    if block_size is not None and block_size < 1:
+        raise ValueError(f"block_size must be at least 1, got {block_size}")
+    rank_BL = _ranks(masked_BL, order, keys_B, block_size or length)
     masked_B = jnp.sum(masked_BL, axis=1)
     num_steps = length if num_steps is None else num_steps
     if num_steps < 1:
@@ -133,7 +137,7 @@ def unmask(
     return jax.lax.scan(reveal, tokens_BL, jnp.arange(num_steps))[0]
 
 
-def _ranks(masked_BL: jax.Array, order: Order, keys_B: jax.Array) -> jax.Array:
+def _ranks(masked_BL: jax.Array, order: Order, keys_B: jax.Array, block_size: int) -> jax.Array:
     """When the masked positions of a row are revealed, from 0; the others come after them."""
     length = masked_BL.shape[1]
     if order == "random":
@@ -145,7 +149,8 @@ def _ranks(masked_BL: jax.Array, order: Order, keys_B: jax.Array) -> jax.Array:
         place_BL = jnp.broadcast_to(place_L, masked_BL.shape)
     else:
         raise ValueError(f"order must be random, left_to_right or right_to_left, got {order!r}")
-    return jnp.argsort(jnp.argsort(jnp.where(masked_BL, place_BL, jnp.inf), axis=1), axis=1)
+    block_BL = jnp.where(masked_BL, jnp.arange(length) // block_size, length)
+    return jnp.argsort(jnp.lexsort((place_BL, block_BL), axis=1), axis=1)
 
 
 def greedy(

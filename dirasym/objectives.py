@@ -313,7 +313,7 @@ def masked_lm(
     key: jax.Array,
     *,
     mask_id: int,
-    rate: float = 0.15,
+    rate: float | None = 0.15,
     keep: float = 0.1,
     random: float = 0.1,
     vocab_size: int | None = None,
@@ -322,9 +322,11 @@ def masked_lm(
 ) -> Sums:
     """BERT's masked language modelling (Devin et al., 2019): one fixed masking rate, no weights.
 
-    Each noisable token is selected with probability `rate`; of the selected, a share `keep`
-    stays, a share `random` becomes a uniformly random token other than [M], and the rest
-    becomes [M]. The sum is -Σ log p(x_i | corrupted x) over selected scored tokens.
+    With rate None each row has its own, uniform on (0, 1], dealt out as `masked_diffusion`'s
+    levels: MLM-U (arXiv 2406.05183). Each noisable token is selected with probability `rate`; of
+    the selected, a share `keep` stays, a share `random` becomes a uniformly random token other
+    than [M], and the rest becomes [M]. The sum is -Σ log p(x_i | corrupted x) over what is both
+    selected and scored.
 
     Returns:
       sum: nats. count: selected scored tokens. aux: {}.
@@ -332,24 +334,22 @@ def masked_lm(
     Raises:
       ValueError: shares outside [0, 1], or `random` > 0 without a `vocab_size`.
     """
-    if not (0 < rate <= 1 and 0 <= keep and 0 <= random and keep + random <= 1):
+    if not ((rate is None or 0 < rate <= 1) and 0 <= keep and 0 <= random and keep + random <= 1):
         raise ValueError(f"not shares of one: {rate=}, {keep=}, {random=}")
     if random and vocab_size is None:
         raise ValueError("masked_lm needs vocab_size to draw random tokens")
     scored_BL, noised_BL = scored_tokens(batch), _noised(batch)
     keys_B = example_keys(batch, key)
-    _, place_BL = uniforms(batch, keys_B)
+    uniform_B, place_BL = uniforms(batch, keys_B)
+    rate_B = jnp.full(len(uniform_B), rate) if rate else _stratified(batch, key, uniform_B)
     _, fate_BL = uniforms(batch, jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys_B))
-    selected_BL = (place_BL <= rate) & noised_BL
+    selected_BL = (place_BL <= rate_B[:, None]) & noised_BL
     masked_BL = selected_BL & (fate_BL > keep + random)
     tokens_BL = jnp.asarray(batch.tokens_BL)
     if random and vocab_size is not None:
         num_drawn = vocab_size - (0 <= mask_id < vocab_size)
-        drawn_BL = jax.vmap(
-            lambda k: jax.random.randint(
-                jax.random.fold_in(k, 2), tokens_BL.shape[1:], 0, num_drawn
-            )
-        )(keys_B)
+        fresh_B, shape = jax.vmap(jax.random.fold_in, (0, None))(keys_B, 2), tokens_BL.shape[1:]
+        drawn_BL = jax.vmap(lambda k: jax.random.randint(k, shape, 0, num_drawn))(fresh_B)
         drawn_BL = _by_token(batch, drawn_BL)
         drawn_BL = jnp.where(drawn_BL >= mask_id, drawn_BL + 1, drawn_BL)
         randomised_BL = selected_BL & (fate_BL > keep) & (fate_BL <= keep + random)
@@ -357,7 +357,7 @@ def masked_lm(
     predicted_BL = selected_BL & scored_BL
     nll_BL = denoising_nll(
         *(apply_fn, params, batch, masked_BL, predicted_BL, mask_id, capacity, rngs, tokens_BL),
-        noise_B=jnp.full(len(tokens_BL), rate),
+        noise_B=rate_B,
     )
     return jnp.sum(nll_BL), jnp.sum(predicted_BL).astype(jnp.float32), {}
 

@@ -129,6 +129,27 @@ def test_tokens_keep_their_dtype(dtype, num_steps):
             assert tokens.dtype == written.dtype == dtype and (tokens != MASK).all()
 
 
+@pytest.mark.parametrize("order", ["random", "left_to_right", "right_to_left"])
+def test_blocks_are_filled_one_after_another(order):
+    """A model that says how many tokens of a row are revealed: its answers are the ranks."""
+
+    def count(params, tokens):
+        revealed = jnp.sum(tokens != 9, axis=1)
+        return 50.0 * jax.nn.one_hot(jnp.broadcast_to(revealed[:, None], tokens.shape), 10)
+
+    blank = np.full((200, 6), 9)
+    how = dict(mask_id=9, top_k=1, order=order, block_size=2)
+    filled = np.asarray(decoding.unmask(count, {}, blank, jax.random.key(0), **how))
+    np.testing.assert_array_equal(filled // 2, np.tile([0, 0, 1, 1, 2, 2], (200, 1)))
+    firsts = {tuple(row) for row in filled[:, ::2].tolist()}
+    if order == "random":
+        assert len(firsts) == 8
+    else:
+        assert firsts == {(0, 2, 4) if order == "left_to_right" else (1, 3, 5)}
+    with pytest.raises(ValueError, match="block_size"):
+        decoding.unmask(count, {}, blank, jax.random.key(0), **how | {"block_size": 0})
+
+
 def test_no_steps_are_refused():
     with pytest.raises(ValueError, match="num_steps"):
         decoding.unmask(

@@ -8,7 +8,17 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 ORDER = (  # each imports those before it alone
     *("types", "usage", "files", "readers", "processes", "leaves", "results", "keys", "intervals"),
-    *("data", "rows", "models", "objectives", "decoding", "metrics", "likelihood"),
+    "effects",
+    *(
+        "data",
+        "rows",
+        "models",
+        "objectives",
+        "block_diffusion",
+        "decoding",
+        "metrics",
+        "likelihood",
+    ),
     *("training", "sharding", "compile", "devices", "seeds", "checkpoints"),
     *("finetuning", "stopping", "progress", "workdir", "pieces", "runs", "analysis", "pretraining"),
     *("world_a", "last_word", "report", "reading", "networks", "measuring", "collecting"),

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 import pytest
 
-from dirasym import decoding, keys, likelihood, objectives, training
+from dirasym import block_diffusion, decoding, keys, likelihood, objectives, training
 from dirasym.data import batching
 from dirasym.models import layers
 from dirasym.types import Batch
@@ -36,6 +36,10 @@ OBJECTIVES = {
     },
     "unstratified": functools.partial(objectives.masked_diffusion, **MASKED, stratified=False),
     "any_order": functools.partial(objectives.any_order, **MASKED),
+    "masked_lm_uniform": functools.partial(
+        objectives.masked_lm, **MASKED, rate=None, vocab_size=VOCAB
+    ),
+    "blocks": functools.partial(block_diffusion.block_diffusion, **MASKED, block_size=2),
     "masked_lm": functools.partial(objectives.masked_lm, **MASKED, rate=0.7, vocab_size=VOCAB),
     "answer_log_likelihood": lambda apply_fn, params, batch, key: (
         likelihood.answer_log_likelihood(apply_fn, params, batch).sum(),

@@ -269,6 +269,26 @@ def test_masked_lm_shares():
     assert set(np.unique(seen[1])) == {*range(5), 7}
 
 
+def test_a_uniform_rate_hides_sets_of_every_size_alike():
+    """MLM-U: the set of k of n is hidden with k!(n-k)!/(n+1)!, and weighs the same as any other."""
+    clean, rows = np.array([0, 3, 2]), 40_000
+    apply_fn, params = _model()
+    how = dict(mask_id=MASK, rate=None, keep=0.0, random=0.0)
+    batch = _batch(np.tile(clean, (rows, 1)))
+    total, count, _ = objectives.masked_lm(apply_fn, params, batch, jax.random.key(0), **how)
+    want, tokens = 0.0, 0.0
+    for masked in itertools.product([False, True], repeat=3):
+        k = sum(masked)
+        share = math.factorial(k) * math.factorial(3 - k) / math.factorial(4)
+        log_p = jax.nn.log_softmax(
+            apply_fn(params, jnp.where(jnp.array(masked), MASK, clean)[None])[0, :, :MASK]
+        )
+        want -= share * sum(float(log_p[i, clean[i]]) for i in range(3) if masked[i])
+        tokens += share * k
+    np.testing.assert_allclose(count / rows, tokens, rtol=0.01)
+    np.testing.assert_allclose(total / count, want / tokens, rtol=0.01)
+
+
 def test_next_token_is_the_chain_rule():
     """Summed over all sequences, exp(-loss) is one: the factorisation is a distribution."""
     apply_fn, params = _model(causal=True)

@@ -45,6 +45,7 @@ def generation_percent(
     generations: int,
     top_k: int | None = 3,
     order: Order = "random",
+    block_size: int | None = None,
 ) -> jax.Array:
     """Percent of generations that hold the letter asked for anywhere, over all letters.
 
@@ -57,6 +58,7 @@ def generation_percent(
       generations: of each prompt.
       top_k: sample among the most probable.
       order: in which a masked model reveals positions; "at_once" draws all in one step.
+      block_size: a masked model reveals block after block, each in that order.
     """
     tokens_BL = jnp.repeat(prompts.tokens_EL, generations, axis=0)
     if kind == "causal":
@@ -66,7 +68,9 @@ def generation_percent(
     else:
         at_once = order == "at_once"
         how: dict[str, Any] = dict(
-            order="random" if at_once else order, num_steps=1 if at_once else None
+            order="random" if at_once else order,
+            num_steps=1 if at_once else None,
+            block_size=block_size,
         )
         output_BL = decoding.unmask(
             apply_fn, params, tokens_BL, key, mask_id=MASK, top_k=top_k, **how

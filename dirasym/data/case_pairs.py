@@ -65,20 +65,26 @@ def training_set(length: int) -> np.ndarray:
     return _sequences(length, (i_E, LOWER[letter_E]), (j_E, UPPER[letter_E]))
 
 
-def mask_queries(length: int, direction: Direction) -> Queries:
+def mask_queries(
+    length: int, direction: Direction, target: Literal["lower", "upper"] = "lower"
+) -> Queries:
     """The theory's queries, all letters and placements (App. D.4 and E.1).
 
     Forward rows hold `[M]` at i and the uppercase at j > i; reverse rows hold the
     uppercase at j < i. The target at `[M]` is the lowercase letter, in both. Row e of
-    the two directions is the same letter with the same two positions.
+    the two directions is the same letter with the same two positions. With `target="upper"`
+    the uppercase is asked for and the lowercase stands in its context: forward rows, in the
+    trained order, hold the lowercase at i and `[M]` at j > i.
     """
     letter_E, first_E, second_E = _letters_and_places(length)
-    mask_E, context_E = (first_E, second_E) if _is_forward(direction) else (second_E, first_E)
+    is_first = _is_forward(direction) == (target == "lower")
+    mask_E, context_E = (first_E, second_E) if is_first else (second_E, first_E)
+    given, asked = (UPPER, LOWER) if target == "lower" else (LOWER, UPPER)
     return Queries(
-        tokens_EL=_sequences(length, (mask_E, MASK), (context_E, UPPER[letter_E])),
+        tokens_EL=_sequences(length, (mask_E, MASK), (context_E, given[letter_E])),
         context_E=context_E,
         asked_EL=np.arange(length) == mask_E[:, None],
-        target_E=LOWER[letter_E].astype(np.int32),
+        target_E=asked[letter_E].astype(np.int32),
         letter_E=letter_E,
     )
 

@@ -29,6 +29,7 @@ class TransformerConfig:
     width: int
     num_heads: int
     causal: bool
+    block_size: int | None = None  # reads its own block, of so many tokens, and all before; all
     num_kv_heads: int | None = None  # num_heads; fewer for grouped-query attention
     head_dim: int | None = None  # width / num_heads
     mlp_width: int | None = None  # 4 · width
@@ -78,7 +79,7 @@ class TransformerConfig:
                 object.__setattr__(self, name, value)
 
         counts = ("vocab_size", "num_layers", "width", "num_heads", "num_kv_heads", "head_dim")
-        for name in (*counts, "mlp_width", "max_len"):
+        for name in (*counts, "mlp_width", "max_len", "block_size"):
             self._check(name, lambda x: x >= 1, "positive")
         for name in ("rope_base", "window_rope_base", "norm_eps"):
             self._check(name, lambda x: 0 < x < math.inf, "positive and finite")
@@ -138,6 +139,10 @@ class TransformerConfig:
             )
         if self.shift_logits and self.causal:
             raise ValueError("shift_logits needs causal=False: a causal model shifts by itself")
+        if self.block_size is not None and (self.shift_logits or self.causal):
+            raise ValueError(
+                "block_size needs causal=False (1 is a causal mask) and no shift_logits"
+            )
 
     def has_window(self, layer: int) -> bool:
         """Whether a layer's attention reads `window` alone."""
@@ -284,6 +289,10 @@ class Transformer(nn.Module):
         readable_BLS = jnp.ones((1, shape[1], shape[1]), bool)
         if self.config.causal:
             readable_BLS = jnp.tril(readable_BLS)
+        if self.config.block_size is not None:
+            valid = np.ones((1, shape[1]), bool) if valid_BL is None else valid_BL
+            block_BL = jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0) // self.config.block_size
+            readable_BLS = block_BL[:, None, :] <= block_BL[:, :, None]
         if valid_BL is not None:
             readable_BLS = readable_BLS & valid_BL[:, None, :]
         return jnp.broadcast_to(readable_BLS, (*shape, shape[1]))

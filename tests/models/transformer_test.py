@@ -68,6 +68,29 @@ def test_causality_by_gradient(positions, causal):
     assert (influence[future] == 0).all() if causal else (influence[future] > 0).all()
 
 
+@pytest.mark.parametrize(("size", "like"), [(1, True), (6, False), (7, False)])
+def test_blocks_of_one_token_and_of_all_are_causal_and_bidirectional(size, like):
+    model, params, tokens = _init(_config(block_size=size))
+    want = models.Transformer(_config(causal=like))
+    got = _apply(model, {"params": params}, tokens)
+    chex.assert_trees_all_close(got, _apply(want, {"params": params}, tokens), atol=1e-6)
+
+
+def test_a_block_reads_itself_and_what_is_before_it():
+    model, params, tokens = _init(_config(block_size=2, num_layers=1))
+    place = np.arange(6)
+    want = place[None] // 2 <= place[:, None] // 2
+    np.testing.assert_array_equal(_influence(model, params, tokens[:1]) > 0, want)
+    bare = _apply(model, {"params": params}, tokens)
+    for left in (0, 1):  # blocks count the tokens that are there
+        valid = np.zeros((3, 7), bool)
+        valid[:, left : left + 6] = True
+        padded = np.full((3, 7), 7)
+        padded[:, left : left + 6] = tokens
+        got = _apply(model, {"params": params}, jnp.asarray(padded), valid_BL=jnp.asarray(valid))
+        chex.assert_trees_all_close(got[:, left : left + 6], bare, atol=1e-5)
+
+
 @pytest.mark.parametrize("positions", ["rope", "alibi", "none"])
 def test_relative_positions_do_not_see_a_shift(positions):
     model, params, tokens = _init(_config(positions=positions, max_len=None), length=5)
@@ -177,6 +200,7 @@ ROW_CASES = {
     ),
     "remat": models.gpt2(11, num_layers=2, width=16, num_heads=2, dropout=0.0, remat=True),
     "attention only": models.attention_only(11, width=16),
+    "blocks": models.radd(11, width=16, block_size=2, dropout=0.0),
 }
 # Many rows are taken out of all contexts; few have queries of their own.
 ROWS = {"many": np.array([0, 3, 4, 5, 11, 12, 13, 40, 41, 60, 62]), "few": np.array([1, 17, 95])}
@@ -230,7 +254,7 @@ def test_rows_are_those_of_the_whole(name, rate):
         _check_rows(models.make_apply_fn, ROW_CASES[name], rate, rows_R)
 
 
-@pytest.mark.parametrize("name", ["causal", "alibi", "scanned"])
+@pytest.mark.parametrize("name", ["causal", "alibi", "scanned", "blocks"])
 def test_rows_are_those_of_the_whole_around_padding(name):
     valid = np.broadcast_to(np.arange(6) // 2 != 1, (16, 6))
     inside = {key: rows[rows % 6 // 2 != 1] for key, rows in ROWS.items()}
@@ -238,7 +262,9 @@ def test_rows_are_those_of_the_whole_around_padding(name):
         _check_rows(models.make_apply_fn, ROW_CASES[name], 0.0, rows_R, valid_BL=valid)
 
 
-@pytest.mark.parametrize("name", ["radd", "several heads", "no positions", "interleaved", "causal"])
+@pytest.mark.parametrize(
+    "name", ["radd", "several heads", "no positions", "interleaved", "causal", "blocks"]
+)
 @pytest.mark.parametrize("rate", [0.0, 0.3])
 def test_a_table_of_the_tokens_is_the_model(name, rate):
     config = ROW_CASES[name]
@@ -332,6 +358,9 @@ def test_presets_and_options():
     [
         ("width", dict(width=15)),
         ("head_dim", dict(width=6, num_heads=2)),
+        ("block_size", dict(block_size=0)),
+        ("block_size", dict(block_size=2, causal=True)),
+        ("block_size", dict(block_size=2, shift_logits=True)),
         ("width must be even", dict(positions="sinusoidal", width=15, num_heads=3)),
         ("num_kv_heads", dict(num_heads=4, num_kv_heads=3)),
         ("positions", dict(positions="rotary")),
