@@ -1,0 +1,143 @@
+"""Which ingredient makes a model reverse: mask, objective, what is predicted, positions, depth?
+
+Question  Papers compare a whole causal model with a whole masked-diffusion model. Here the toy
+          pairs of arXiv 2602.02133 (§5) are learned by one network with one ingredient changed
+          at a time; does the gradients' alignment predict who reverses? See docs/causes.md.
+Command   python -m experiments.causes --preset=quick|paper
+          --cells: names of sets (leading, core, fraction) or cells such as
+          causal/next_token/both/rope/1; what is left out at the end is the base's.
+Cost      quick: 4 cells, 2 seeds, 500 steps of batch 128; under 5 minutes on 2 CPU cores.
+          paper: the fraction of 60 cells, 5 seeds, 3000 steps: an hour on an accelerator.
+Expected  Masked diffusion of both letters reverses; next token, and B alone, do not.
+"""
+
+import dataclasses
+import functools
+import itertools
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from dirasym import runs
+from experiments import flags
+from experiments.flags import flag
+from experiments.reports import causes as tables
+from experiments.systems import causes
+from experiments.systems.causes import Cell, Task
+
+BASE = Cell()
+LEADING = (
+    BASE,
+    Cell(predicted="A"),
+    Cell(predicted="B"),
+    Cell("causal", "next_token"),
+)
+PRESETS = {
+    "smoke": dict(length=4, seeds=[0, 1], steps=20, eval_every=4, width=16, generations=2,
+                  cells=["leading"]),
+    "quick": dict(seeds=[0, 1], steps=500, eval_every=100, batch_size=128, warmup_steps=500,
+                  cells=["leading"]),
+    "paper": {},
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(causes.Config):
+    """How all cells are trained, and which there are."""
+
+    cells: tuple[str, ...] = flag(("fraction",), "Sets, or cells ATTENTION/OBJECTIVE/..")
+
+    def __post_init__(self):
+        super().__post_init__()
+        for cell in self.parsed:
+            Task(cell, self)  # raises the reason against it
+
+    @functools.cached_property
+    def parsed(self) -> list[Cell]:
+        """Each cell once, in the order given."""
+        named = {"leading": LEADING, "core": core(), "fraction": fraction()}
+        found = [named.get(text) or (parse(text),) for text in self.cells]
+        return list(dict.fromkeys(itertools.chain.from_iterable(found)))
+
+
+def parse(text: str) -> Cell:
+    """The cell of `causal/next_token/both/rope/1`. Raises ValueError for any other text."""
+    values: dict[str, Any] = {}
+    parts = text.split("/")
+    if len(parts) > len(causes.FACTORS):
+        raise ValueError(f"--cells: {text!r} has more than {'/'.join(causes.FACTORS)}")
+    for (factor, levels), part in zip(causes.FACTORS.items(), parts, strict=False):
+        known = {str(level): level for level in levels}
+        if part not in known:
+            raise ValueError(f"--cells: {part!r} of {text!r} is not among {'|'.join(known)}")
+        values[factor] = known[part]
+    return Cell(**values)
+
+
+def core() -> tuple[Cell, ...]:
+    """Attention × objective × predicted, RoPE, depth 1: all that can be."""
+    factors = [levels for levels in list(causes.FACTORS.values())[:3]]
+    cells = [Cell(*values) for values in itertools.product(*factors)]
+    return tuple(cell for cell in cells if cell.why_not(2) is None)
+
+
+def fraction() -> tuple[Cell, ...]:
+    """The 60 cells of docs/causes.md, fixed before any result."""
+    others = Cell("causal", "next_token"), Cell(objective="uniform_rate")
+    others = *others, Cell(objective="fixed_rate"), Cell(predicted="A")
+    changed = [dict(positions=p) for p in causes.POSITIONS[1:]] + [dict(layers=n) for n in (2, 4)]
+    cells = [
+        *core(),
+        *(Cell(positions=p, layers=n) for p in causes.POSITIONS for n in causes.DEPTHS),
+        *(dataclasses.replace(cell, **change) for cell in others for change in changed),
+    ]
+    return tuple(dict.fromkeys(cells))
+
+
+def plan(config: Config, workdir: pathlib.Path) -> list[runs.Run]:
+    """A run a cell; the two that are transplanted into one another keep their weights."""
+    del workdir
+    all_runs = []
+    for cell in config.parsed:
+        task = Task(cell, config)
+        is_donor = cell in (Cell(predicted="A"), Cell(predicted="B"))
+        all_runs.append(
+            task.run(
+                identity(cell),
+                summarize=functools.partial(summarize, cell.predicted),
+                finish=causes.keep_weights if is_donor else None,
+            )
+        )
+    return all_runs
+
+
+def identity(cell: Cell) -> dict[str, Any]:
+    """What its result line is known by."""
+    return {factor: getattr(cell, factor) for factor in causes.FACTORS}
+
+
+def summarize(predicted: str, history: runs.History) -> Mapping[str, Any]:
+    """The result line: at the end, at 20 % of training, and at equal forward accuracy."""
+    step, early = history["eval_step"], (len(history["eval_step"]) - 1) // 5
+    trained = "source" if predicted == "A" else "forward"
+    fitted = history[f"choice_{trained}"] >= 90
+    equal = history["percent_forward"] >= 90
+    line: dict[str, Any] = {
+        name: float(x[-1]) for name, x in history.items()
+        if name.startswith(("percent_", "p_", "choice_"))
+    }  # fmt: skip
+    line["steps_to_fit"] = int(step[fitted.argmax()]) if fitted.any() else None
+    at_equal = history["percent_reverse"][equal.argmax()]
+    line["reverse_at_equal_forward"] = float(at_equal) if equal.any() else None
+    for name, x in history.items():
+        if name.startswith("cosine_"):
+            for part, early_value, last in zip(causes.PARTS, x[early], x[-1], strict=True):
+                line[f"early_{name}_{part}"] = float(early_value)
+                line[f"{name}_{part}"] = float(last)
+    line["early_attention_correlation"] = float(history["attention_correlation"][early, 0])
+    line["attention_correlation"] = float(history["attention_correlation"][-1, 0])
+    return line
+
+
+if __name__ == "__main__":
+    flags.main("causes", Config, PRESETS, tables.write, plan)

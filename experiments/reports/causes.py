@@ -1,0 +1,266 @@
+"""Tables and figures of `causes`, from its result lines."""
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dirasym import effects, files, intervals, report, runs
+from dirasym.intervals import Bounds
+from dirasym.workdir import WorkDir
+from experiments.systems import causes
+
+Line = Mapping[str, Any]
+INTERACTIONS = (("attention", "objective"), ("attention", "predicted"))
+CELL_COLUMNS = {
+    "forward %": "percent_forward",
+    "reverse %": "percent_reverse",
+    "reverse: P(true) %": "p_reverse",
+    "choice %": "choice_reverse",
+    "source: choice %": "choice_source",
+    "steps to fit": "steps_to_fit",
+    "reverse % at forward 90 %": "reverse_at_equal_forward",
+}
+MEASURES = {
+    f"cosine *{pair}*, {part}": f"early_cosine_{pair}_{part}"
+    for pair in causes.PAIRS
+    for part in causes.PARTS
+} | {"attention correlation": "early_attention_correlation"}
+Cells = dict[tuple[Any, ...], list[Line]]
+
+
+def by_cell(lines: Sequence[Line]) -> Cells:
+    """Result lines of each cell that has the seeds that all have."""
+    cells: Cells = {}
+    for line in sorted(lines, key=lambda line: line["seed"]):
+        cells.setdefault(tuple(line[factor] for factor in causes.FACTORS), []).append(line)
+    return cells
+
+
+def interval(lines: Sequence[Line], key: str) -> Bounds:
+    """Mean over seeds with Student's interval."""
+    return bounds([line[key] for line in lines])
+
+
+def bounds(values: Sequence[float]) -> Bounds:
+    """The same of values."""
+    mean, half = intervals.student_interval(values)
+    return Bounds(mean, mean - half, mean + half)
+
+
+def cell_table(lines: Sequence[Line]) -> str:
+    """A row a cell: mean over seeds ± interval; of what some seeds never reach, how many did."""
+    rows = []
+    for cell, of_cell in by_cell(lines).items():
+        row: list[Any] = [*cell, len(of_cell)]
+        for key in CELL_COLUMNS.values():
+            there = [line[key] for line in of_cell if line[key] is not None]
+            text = report.mean_interval(there, 0 if key == "steps_to_fit" else 1) if there else "–"
+            never = f" ({len(there)} of {len(of_cell)})" if 0 < len(there) < len(of_cell) else ""
+            row.append(text + never)
+        rows.append(row)
+    return report.table([*causes.FACTORS, "seeds", *CELL_COLUMNS], rows)
+
+
+def found_effects(lines: Sequence[Line]) -> tuple[dict[str, Bounds], tuple[tuple[str, ...], ...]]:
+    """(effects on the final reverse accuracy in points, aliases) over the seeds that all have."""
+    cells = by_cell(lines)
+    seeds = set.intersection(*({line["seed"] for line in of} for of in cells.values()))
+    named = [dict(zip(causes.FACTORS, cell, strict=True)) for cell in cells]
+    design = effects.design(named, causes.FACTORS, INTERACTIONS)
+    outcome_CS = [
+        [line["percent_reverse"] for line in of if line["seed"] in seeds] for of in cells.values()
+    ]
+    return effects.effects(design, outcome_CS), design.aliases
+
+
+def effect_table(lines: Sequence[Line]) -> str:
+    """Effects by size, and what cannot be told apart."""
+    found, aliases = found_effects(lines)
+    order = sorted(found, key=lambda name: -abs(found[name].estimate))
+    rows = [[name, said(found[name], 1)] for name in order]
+    text = report.table(["effect on reverse accuracy, points", "estimate (95 % interval)"], rows)
+    if aliases:
+        groups = "; ".join(", ".join(group) for group in aliases)
+        text += f"\n\nCannot be told apart in these cells, and left out: {groups}."
+    return text
+
+
+def said(of: Bounds, digits: int = 2) -> str:
+    """`1.0 (0.5 to 1.5)`."""
+    estimate, low, high = (f"{x:.{digits}f}".replace("-", "−") for x in of)
+    return f"{estimate} ({low} to {high})"
+
+
+def mechanism(lines: Sequence[Line]) -> list[tuple[str, Bounds, Bounds]]:
+    """(measure at 20 %, Spearman with the final reverse accuracy, area under ROC), over cells."""
+    cells = by_cell(lines)
+    mean = {
+        cell: {
+            key: float(np.nanmean([line[key] for line in of]))
+            for key in (*MEASURES.values(), "percent_reverse", "percent_forward")
+        }
+        for cell, of in cells.items()
+    }
+    told = [cell for cell in cells if cell[2] != "A"]  # A alone has no forward accuracy
+    happens = [mean[c]["percent_reverse"] > mean[c]["percent_forward"] / 2 for c in told]
+    rows = []
+    for name, key in MEASURES.items():
+        score = np.nan_to_num([mean[cell][key] for cell in cells])
+        outcome = [mean[cell]["percent_reverse"] for cell in cells]
+        area = effects.roc_area(np.nan_to_num([mean[c][key] for c in told]), happens)
+        rows.append((name, effects.rank_correlation(score, outcome), area))
+    return rows
+
+
+def mechanism_table(lines: Sequence[Line]) -> str:
+    """`mechanism` as a table."""
+    rows = [[name, said(rank), said(area)] for name, rank, area in mechanism(lines)]
+    return report.table(["at 20 % of training", "rank correlation", "area under ROC"], rows)
+
+
+def verdict(of: Bounds, holds: bool, fails: bool) -> str:
+    """One word; no interval, no verdict."""
+    if not np.isfinite([of.low, of.high]).all():
+        return "undecided"
+    return "holds" if holds else "fails" if fails else "undecided"
+
+
+def claims(lines: Sequence[Line], transplants: Sequence[Line] = ()) -> list[list[str]]:
+    """(claim, statistic, verdict) by the thresholds of docs/causes.md, of what was run."""
+    base = {"attention": "bidirectional", "positions": "rope", "layers": 1}
+    diffusion = base | {"objective": "masked_diffusion"}
+    both, alone = (report.select(lines, **diffusion, predicted=p) for p in ("both", "A"))
+    alone_of = {line["seed"]: line["percent_reverse"] for line in alone}
+    paired = [line for line in both if line["seed"] in alone_of and line["percent_reverse"] > 0]
+    rows: list[list[str]] = []
+    if both and alone and paired:
+        ratio = bounds([alone_of[line["seed"]] / line["percent_reverse"] for line in paired])
+        cosine = interval(both, "early_cosine_order_storage")
+        word = verdict(
+            Bounds(0, ratio.low + cosine.low, ratio.high + cosine.high),
+            ratio.low > 0.5 and cosine.low > 0.3,
+            ratio.high < 0.5 or cosine.high < 0.3,
+        )
+        text = f"reverse, A only over both: {said(ratio)}; storage cosine *order*: {said(cosine)}"
+        rows.append(["1. order is shared", text, word])
+    of_B = [line for line in report.select(lines, **base, predicted="B")]
+    if of_B:
+        found = {
+            objective: (interval(of, "percent_reverse"), interval(of, "choice_reverse"))
+            for objective in causes.FACTORS["objective"]
+            if (of := report.select(of_B, objective=objective))
+        }
+        word = verdict(
+            Bounds(
+                0, min(c.low for _, c in found.values()), max(c.high for _, c in found.values())
+            ),
+            all(a.high < 5 and c.high < 10 for a, c in found.values()),
+            any(c.low > 20 for _, c in found.values()),
+        )
+        text = "; ".join(
+            f"{name}: reverse {said(a, 1)}, choice {said(c, 1)}" for name, (a, c) in found.items()
+        )
+        rows.append(["2. the source must be a target", text, word])
+    if both:
+        order, target = (interval(both, f"early_cosine_{x}_storage") for x in ("order", "target"))
+        word = verdict(target, target.high < order.low / 3, target.low > order.high / 2)
+        text = f"storage cosine *target*: {said(target)}; *order*: {said(order)}"
+        rows.append(["3. distinct entries by target", text, word])
+    if transplants:
+        choice = interval(transplants, "choice_reverse")
+        word = verdict(choice, choice.low > 50, choice.high < 10)
+        text = f"reverse choice of B only with the storage of A only: {said(choice, 1)}"
+        rows.append(["4. a transplant", text, word])
+    return rows
+
+
+def claim_table(lines: Sequence[Line], transplants: Sequence[Line] = ()) -> str:
+    """`claims` as a table."""
+    return report.table(["claim", "statistic (95 % interval over seeds)", "verdict"],
+                        claims(lines, transplants))  # fmt: skip
+
+
+def effect_figure(lines: Sequence[Line]):
+    """The ranked chart of what moves the reverse."""
+    found, _ = found_effects(lines)
+    order = sorted((n for n in found if n != "constant"), key=lambda n: abs(found[n].estimate))
+    figure, axes = report.new_figure(1, 1, (6.4, 0.8 + 0.24 * len(order)))
+    report.plot_bounds(axes[0, 0], range(len(order)), [found[n] for n in order], None, across=True)
+    axes[0, 0].axvline(0, color="gray", lw=0.8)
+    axes[0, 0].set_yticks(range(len(order)), order)
+    axes[0, 0].set(xlabel="points of reverse accuracy against bidirectional masked diffusion")
+    return figure
+
+
+def mechanism_figure(lines: Sequence[Line]):
+    """Final reverse accuracy against three early measures: a dot a cell, by what is predicted."""
+    shown = ("cosine *order*, storage", "cosine *answer*, storage", "attention correlation")
+    figure, axes = report.new_figure(1, len(shown))
+    for ax, name in zip(axes[0], shown, strict=True):
+        for number, predicted in enumerate(causes.FACTORS["predicted"]):
+            of = {c: x for c, x in by_cell(lines).items() if c[2] == predicted}
+            x = [np.nanmean([line[MEASURES[name]] for line in cell]) for cell in of.values()]
+            y = [np.mean([line["percent_reverse"] for line in cell]) for cell in of.values()]
+            ax.plot(x, y, "o", color=f"C{number}", ms=4, label=f"predicted: {predicted}")
+        ax.set(xlabel=f"{name.replace('*', '')}, at 20 %", ylabel="reverse accuracy at the end (%)")
+    axes[0, 0].legend(fontsize="x-small")
+    return figure
+
+
+def training_figure(curves: Mapping[str, Mapping[str, np.ndarray]]):
+    """Accuracy and the order cosine of storage along training, cell by cell."""
+    figure, axes = report.new_figure(1, 3)
+    keys = {"percent_forward": "forward (%)", "percent_reverse": "reverse (%)"}
+    for name, c in curves.items():
+        for ax, (key, label) in zip(axes[0], keys.items(), strict=False):
+            report.plot_seeds(ax, c["eval_step"], c[key], name)
+            ax.set(xlabel="step", ylabel=label, ylim=(-2, 102))
+        report.plot_seeds(axes[0, 2], c["eval_step"], c["cosine_order"][..., 0], name)
+        axes[0, 2].set(xlabel="step", ylabel="storage cosine, order")
+    axes[0, 1].legend(fontsize="x-small")
+    return figure
+
+
+def transplant(workdir: WorkDir, config, all_runs: Sequence[runs.Run]) -> list[Line]:
+    """The reverse of B only with the storage of A only, a line a seed, and itself beside it."""
+    of = {run.identity["predicted"]: run for run in all_runs if run.finish is not None}
+    if set(of) != {"A", "B"}:
+        return []
+    task = causes.Task(causes.Cell(predicted="B"), config)
+    lines = []
+    for seed in config.seeds:
+        folders = {name: workdir.folder(run, seed) for name, run in of.items()}
+        params = causes.transplanted(folders["B"], folders["A"])
+        found = task.probabilities(params)
+        lines.append({"seed": seed} | {name: float(x) for name, x in found.items()})
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    files.write_atomically(workdir.path / "transplant.jsonl", text)
+    return lines
+
+
+def write(workdir: WorkDir, config, all_runs: Sequence[runs.Run]) -> None:
+    """Writes figures and report.md, and prints the tables and the figures' paths."""
+    lines = workdir.results()
+    moved = transplant(workdir, config, all_runs)
+    few = all_runs[:6]
+    curves = {
+        "/".join(map(str, run.identity.values())): workdir.stacked(run, config.seeds) for run in few
+    }
+    parts = [cell_table(lines), effect_table(lines)]
+    if len(all_runs) >= 3:
+        parts.append(mechanism_table(lines))
+    parts.append(claim_table(lines, moved))
+    table = "\n\n".join(parts)
+    figures = {
+        "training": functools.partial(training_figure, curves),
+        "effects": functools.partial(effect_figure, lines),
+        "mechanism": functools.partial(mechanism_figure, lines),
+    }
+    text = (
+        f"# Which ingredient makes a model reverse\n\nL = {config.length}, {config.steps} steps of "
+        f"{config.batch_size}; design, words and thresholds: docs/causes.md.\n\n{table}"
+    )
+    report.write(workdir.path, text, figures, printed=table)

@@ -1,0 +1,368 @@
+"""One network on the toy pairs, with one ingredient changed at a time: cells, training, questions.
+
+The pairs are those of `data.case_pairs`. A cell says what is changed; every cell is asked alike.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dirasym import block_diffusion, models, objectives, runs, training
+from dirasym.analysis import alignment, attention, blocks, case_recall
+from dirasym.data import case_pairs
+from dirasym.data.case_pairs import MASK, NUM_LETTERS, PAD, Queries
+from dirasym.models import token_table
+from dirasym.rows import PerRow, call, masked_share
+from experiments.flags import flag
+
+POSITIONS = ("rope", "alibi", "sinusoidal", "learned", "none")
+DEPTHS = (1, 2, 4)
+FACTORS: dict[str, tuple[Any, ...]] = {  # the first level of each is the base
+    "attention": ("bidirectional", "causal"),
+    "objective": ("masked_diffusion", "next_token", "any_order", "uniform_rate", "fixed_rate"),
+    "predicted": ("both", "B", "A"),
+    "positions": POSITIONS,
+    "layers": DEPTHS,
+}
+QUESTIONS = {"forward": ("forward", "upper"), "reverse": ("reverse", "lower"),
+             "source": ("forward", "lower")}  # fmt: skip
+PAIRS = {"order": ("source", "reverse"), "target": ("forward", "source"),
+         "answer": ("forward", "reverse")}  # fmt: skip
+PARTS = ("storage", "routing", "total")
+FIXED_RATE = 0.15
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """How every cell is trained: one flag a field."""
+
+    length: int = flag(10, "Sequence length L.", 2, 40)
+    seeds: tuple[int, ...] = flag((0, 1, 2, 3, 4), "One run each.", kind="seed")
+    steps: int = flag(3000, "Train steps.", 1)
+    eval_every: int = flag(200, "Steps between evaluations (and checkpoints).", 1)
+    batch_size: int = flag(256, "Sequences a step.", 1, 10**6, kind="batch_size")
+    width: int = flag(256, "Width of the residual stream.", 2, 10**6)
+    learning_rate: float = flag(3e-4, "Adam's, after warm-up.", 0)
+    warmup_steps: int = flag(1000, "Steps of linear warm-up.", 0)
+    dropout: float = flag(0.02, "Dropout rate.", 0)
+    ema_decay: float = flag(0.9999, "Moving average of the weights.", 0, 1)
+    generations: int = flag(20, "Sampled per letter and direction.", 1, 10**4)
+    top_k: int = flag(3, "Sample among the most probable k.", 1, case_pairs.VOCAB_SIZE)
+
+    def __post_init__(self):
+        if len(self.seeds) < 2:
+            raise ValueError("--seeds: intervals over seeds need at least two")
+        if self.steps % (5 * self.eval_every):
+            wanted = f"a multiple of 5 x --eval_every={self.eval_every}: 20 % of training is asked"
+            raise ValueError(f"--steps={self.steps} is not {wanted}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """What one run is made of; `predicted` names the letters whose loss counts."""
+
+    attention: Literal["bidirectional", "causal", "blocks"] = "bidirectional"
+    objective: Literal[
+        "masked_diffusion", "next_token", "any_order", "uniform_rate", "fixed_rate"
+    ] = "masked_diffusion"
+    predicted: Literal["both", "B", "A"] = "both"
+    positions: Literal["rope", "alibi", "sinusoidal", "learned", "none"] = "rope"
+    layers: int = 1
+    block: int = 0  # tokens of a block, with attention in blocks
+    placed: Literal["anywhere", "within", "across"] = "anywhere"  # pairs, as to blocks
+
+    def why_not(self, length: int) -> str | None:
+        """Why this cell makes no sense, or None if it does."""
+        if self.objective == "next_token" and self.attention != "causal":
+            return "next token needs causal attention: a position would read its own target"
+        if self.predicted == "A" and self.attention == "causal":
+            return "A stands before B: without sight of it there is nothing to learn of A alone"
+        if self.attention != "blocks":
+            is_plain = self.block == 0 and self.placed == "anywhere"
+            return None if is_plain else "a block size and places need attention in blocks"
+        if self.objective != "masked_diffusion":
+            return "attention in blocks is trained by masked diffusion"
+        if self.block < 1 or length % self.block:
+            return f"a block of {self.block} does not divide L = {length}"
+        if self.placed == "within" and self.block == 1:
+            return "no pair falls within a block of one token"
+        if self.placed == "across" and self.block == length:
+            return "no pair falls across a border where there is one block"
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One cell: its network, its training, and what it is asked."""
+
+    cell: Cell
+    config: Config
+
+    def __post_init__(self):
+        reason = self.cell.why_not(self.config.length)
+        if reason is not None:
+            raise ValueError(f"{self.cell}: {reason}")
+        self.network  # noqa: B018  # raises what does not fit
+
+    @functools.cached_property
+    def network(self) -> models.TransformerConfig:
+        """The toy task's encoder in every cell, but for what the cell changes."""
+        cell, c = self.cell, self.config
+        return models.radd(
+            case_pairs.VOCAB_SIZE,
+            num_layers=cell.layers,
+            width=c.width,
+            max_len=c.length,
+            causal=cell.attention == "causal",
+            block_size=cell.block or None,
+            positions=cell.positions,
+            dropout=c.dropout,
+        )
+
+    @property
+    def reads_before(self) -> bool:
+        """Whether a token is read off what stands before it, behind BOS, and not off its [M]."""
+        return self.cell.objective == "next_token"
+
+    @functools.cached_property
+    def apply_fn(self):
+        """The model as an ApplyFn, which reads a table of the tokens where it can."""
+        exact = token_table.is_exact(self.network)
+        make = token_table.make_apply_fn if exact else models.make_apply_fn
+        return make(models.Transformer(self.network))
+
+    @functools.cached_property
+    def init(self) -> Callable[[int], training.TrainState]:
+        """Step 0 of a seed."""
+        c = self.config
+        optimizer = training.make_optimizer(c.learning_rate, warmup_steps=c.warmup_steps)
+        model = models.Transformer(self.network)
+        return training.initializer(model, self.apply_fn, optimizer, ema=True)
+
+    def objective(self) -> objectives.Objective:
+        """What is trained: see `docs/causes.md`."""
+        room = masked_share(self.config.batch_size, self.config.length)
+        masked = functools.partial(objectives.masked_lm, mask_id=MASK, keep=0.0, random=0.0)
+        diffusion = functools.partial(objectives.masked_diffusion, mask_id=MASK)
+        if self.cell.attention == "blocks":
+            rows = PerRow(self.cell.block)
+            how = dict(block_size=self.cell.block, mask_id=MASK, capacity=rows)
+            return functools.partial(block_diffusion.block_diffusion, **how)
+        more = 0.5 / self.config.length  # any order hides (L + 1) / 2 of L on average
+        return {
+            "next_token": functools.partial(objectives.next_token, bos_id=MASK),
+            "masked_diffusion": functools.partial(diffusion, capacity=room),
+            "any_order": functools.partial(diffusion, weighting="k", capacity=min(room + more, 1)),
+            "uniform_rate": functools.partial(masked, rate=None, capacity=room),
+            "fixed_rate": functools.partial(masked, rate=FIXED_RATE, capacity=room / 2),
+        }[self.cell.objective]
+
+    def data(self) -> dict[str, np.ndarray]:
+        """Training rows: which letters are scored, and which placements there are."""
+        tokens_BL = case_pairs.training_set(self.config.length)
+        if self.cell.placed != "anywhere":
+            same_P = is_within(case_pairs.placements(self.config.length), self.cell.block)
+            kept_P = same_P if self.cell.placed == "within" else ~same_P
+            tokens_BL = tokens_BL[np.tile(kept_P, NUM_LETTERS)]
+        if self.cell.predicted == "both":
+            return {"tokens_BL": tokens_BL}
+        is_lower_BL = tokens_BL < NUM_LETTERS
+        is_upper_BL = (tokens_BL >= NUM_LETTERS) & (tokens_BL < PAD)
+        left_out_BL = is_lower_BL if self.cell.predicted == "B" else is_upper_BL
+        noised_BL = np.ones_like(left_out_BL)
+        return {"tokens_BL": tokens_BL, "scored_BL": ~left_out_BL, "noised_BL": noised_BL}
+
+    def run(self, identity: Mapping[str, Any], **rest: Any) -> runs.Run:
+        """Its training, for any seed, with what is asked along it."""
+        c, data = self.config, self.data()
+        step = functools.partial(
+            training.train_step, objective=self.objective(), ema_decay=c.ema_decay
+        )
+        asked = jax.jit(self.answers)
+        return runs.Run(
+            identity,
+            data=lambda seed: data,
+            step=step,
+            num_steps=c.steps,
+            eval_every=c.eval_every,
+            batch_size=c.batch_size,
+            init=self.init,
+            evaluate=lambda state: with_correlation(asked(state)),
+            **rest,
+        )
+
+    # -----------------------------------------------------------------------------------
+    # What is asked
+
+    @functools.cached_property
+    def questions(self) -> dict[str, Queries]:
+        """All letters and placements of the three questions, row by row the same."""
+        return {
+            name: case_pairs.mask_queries(self.config.length, direction, target)
+            for name, (direction, target) in QUESTIONS.items()
+        }
+
+    def logits(self, params, tokens_EL, position_E, apply_fn=None) -> jax.Array:
+        """Of the asked place of each row: [E, V], [M] apart."""
+        tokens_EL = jnp.asarray(tokens_EL)
+        if self.reads_before:
+            tokens_EL = jnp.pad(tokens_EL[:, :-1], ((0, 0), (1, 0)), constant_values=MASK)
+        rows_E = jnp.arange(len(tokens_EL)) * tokens_EL.shape[1] + jnp.asarray(position_E)
+        logits_EV = call(apply_fn or self.apply_fn, params, tokens_EL, rows_R=rows_E)
+        return objectives.exclude(logits_EV, MASK)
+
+    def answers(self, state: training.TrainState) -> dict[str, jax.Array]:
+        """Accuracy, P(true) and choice of the moving average; cosines and scores of the weights."""
+        values = self.generated(state) | self.probabilities(state.ema_params)
+        values |= self.cosines(state.params)
+        return values | {f"scores_{k}": x for k, x in self.scores(state.params).items()}
+
+    def generated(self, state: training.TrainState) -> dict[str, jax.Array]:
+        """`percent_forward`, `percent_reverse`: generations that hold the letter asked for."""
+        c, key = self.config, jax.random.fold_in(state.key, training.EVAL_STREAM)
+        kind: case_recall.Kind = "causal" if self.reads_before else "masked"
+        how: dict[str, Any] = dict(kind=kind, generations=c.generations, top_k=c.top_k)
+        how["order"] = "left_to_right" if self.cell.attention == "causal" else "random"
+        how["block_size"] = self.cell.block or None
+        return {
+            f"percent_{direction}": case_recall.generation_percent(
+                *(self.apply_fn, state.ema_params, case_pairs.prompts(c.length, direction), key),
+                **how,
+            )
+            for direction in case_recall.DIRECTIONS
+        }
+
+    def probabilities(self, params) -> dict[str, jax.Array]:
+        """`p_NAME`, `choice_NAME` over all placements, in percent; of blocks, within and across."""
+        values = {}
+        for name, asked in self.questions.items():
+            logits_EV = self.logits(params, asked.tokens_EL, asked.position_E)
+            p_E, choice_E = true_and_chosen(logits_EV, asked.target_E)
+            for where, share_E in self.shares(asked).items():
+                values[f"p_{name}{where}"] = 100 * p_E @ share_E
+                values[f"choice_{name}{where}"] = 100 * choice_E @ share_E
+        return values
+
+    def shares(self, asked: Queries) -> dict[str, np.ndarray]:
+        """Weights of the mean over rows: of all, and `_within` one block and `_across` a border."""
+        chosen = {"": np.ones(len(asked.target_E), bool)}
+        if self.cell.block:
+            places_E2 = np.stack([asked.position_E, asked.context_E], axis=1)
+            same_E = is_within(places_E2, self.cell.block)
+            chosen |= {"_within": same_E, "_across": ~same_E}
+        return {where: x / x.sum() for where, x in chosen.items() if x.any()}
+
+    def cosines(self, params) -> dict[str, jax.Array]:
+        """`cosine_PAIR` [3], of storage, routing and all: a placement a letter, mean of letters.
+
+        Undefined where a gradient is zero; such letters are left out.
+        """
+        apply_fn = models.make_apply_fn(models.Transformer(self.network))
+
+        def nll(name, params, example):
+            tokens_L, position, target = example[name]
+            logits_EV = self.logits(params, tokens_L[None], position[None], apply_fn)
+            return objectives.token_nll(logits_EV[0], target)
+
+        values = {}
+        for where, share_E in self.shares(self.questions["forward"]).items():
+            rows = one_a_letter(self.questions["forward"].letter_E, share_E > 0)
+            examples = {
+                name: (q.tokens_EL[rows], q.position_E[rows], q.target_E[rows])
+                for name, q in self.questions.items()
+            }
+            for pair, names in PAIRS.items() if not where else [("order", PAIRS["order"])]:
+                how = dict(blocks="role", examples=examples, chunk_size=1)
+                losses = (functools.partial(nll, name) for name in names)
+                found = alignment.alignment(*losses, params, **how)
+                parts = [jnp.nanmean(found.cosine[part]) for part in PARTS]
+                values[f"cosine_{pair}{where}"] = jnp.stack(parts)
+        return values
+
+    def scores(self, params) -> dict[str, jax.Array]:
+        """Raw scores on each uppercase behind ("forward") and before, alone: [layers, heads, E]."""
+        internals = models.make_internals_fn(models.Transformer(self.network))
+        return {
+            name: attention.attention_to(
+                internals, params, placed.tokens_EL, placed.query_E, placed.key_E
+            ).scores
+            for name, placed in self.placed().items()
+        }
+
+    def placed(self) -> dict[str, attention.PlacedNames]:
+        """An uppercase and what asks, at every distance, and nothing else."""
+        names = [[letter] for letter in case_pairs.UPPER]
+        asks = PAD if self.reads_before else MASK
+        how = dict(mask_id=asks, fill_id=PAD)
+        return {
+            direction: attention.place_names(names, self.config.length - 1, direction, **how)
+            for direction in case_recall.DIRECTIONS
+        }
+
+
+def keep_weights(state: training.TrainState, folder: pathlib.Path) -> dict[str, np.ndarray]:
+    """Writes the moving average to FOLDER/weights.npz, by path."""
+    leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(state.ema_params))
+    named = {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in leaves}
+    np.savez(folder / "weights.npz", **named)
+    return {}
+
+
+def transplanted(own: pathlib.Path, other: pathlib.Path) -> dict[str, Any]:
+    """The weights kept in one folder with the storage of those in another."""
+    params: dict[str, Any] = {}
+    with np.load(own / "weights.npz") as of_own, np.load(other / "weights.npz") as of_other:
+        for path in of_own.files:
+            *inside, name = path.split("/")
+            place = params
+            for part in inside:
+                place = place.setdefault(part, {})
+            place[name] = (of_other if blocks.role(path) == "storage" else of_own)[path]
+    return params
+
+
+def is_within(places_P2: np.ndarray, block: int) -> np.ndarray:
+    """Whether two places are in one block."""
+    block_P2 = places_P2 // block
+    return block_P2[:, 0] == block_P2[:, 1]
+
+
+def one_a_letter(letter_E: np.ndarray, allowed_E: np.ndarray) -> np.ndarray:
+    """A fixed random row of each letter among the allowed ones."""
+    rng = np.random.default_rng(0)
+    return np.array([rng.choice(np.flatnonzero((letter_E == x) & allowed_E)) for x in range(26)])
+
+
+def true_and_chosen(logits_EV: jax.Array, target_E) -> tuple[jax.Array, jax.Array]:
+    """P(target), and whether it is the most probable letter of its case: float32 [E] each."""
+    p_EV = jax.nn.softmax(logits_EV.astype(jnp.float32), axis=-1)
+    target_E = jnp.asarray(target_E)
+    true_E = jnp.take_along_axis(p_EV, target_E[:, None], axis=1)[:, 0]
+    token_V = jnp.arange(p_EV.shape[1])
+    same_case_EV = (token_V < PAD) & (token_V // NUM_LETTERS == target_E[:, None] // NUM_LETTERS)
+    is_rival_EV = same_case_EV & (token_V != target_E[:, None])
+    rival_E = jnp.max(jnp.where(is_rival_EV, logits_EV, -jnp.inf), axis=1)
+    own_E = jnp.take_along_axis(logits_EV, target_E[:, None], axis=1)[:, 0]
+    return true_E, (own_E > rival_E).astype(jnp.float32)
+
+
+def with_correlation(values: Mapping[str, jax.Array]) -> dict[str, Any]:
+    """The values with `attention_correlation` [1] in the place of the scores.
+
+    Corr over letters at every two distances, mean over distances, layers and heads.
+    """
+    kept = {name: x for name, x in values.items() if not name.startswith("scores_")}
+    item_E = np.repeat(np.arange(NUM_LETTERS), np.shape(values["scores_forward"])[-1] // 26)
+    distance_E = np.tile(np.arange(len(item_E) // NUM_LETTERS) + 1, NUM_LETTERS)
+    scores = [
+        attention.by_distance(np.asarray(values[f"scores_{name}"]), item_E, distance_E)
+        for name in case_recall.DIRECTIONS
+    ]
+    found = attention.distance_correlation(*scores, resamples=1)
+    return kept | {"attention_correlation": np.array([np.nanmean(found.mean)])}
