@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dirasym import block_diffusion, models, objectives, runs, training
-from dirasym.analysis import alignment, attention, blocks, case_recall
+from dirasym.analysis import attention, blocks, case_recall
 from dirasym.data import case_pairs
 from dirasym.data.case_pairs import MASK, NUM_LETTERS, PAD, Queries
 from dirasym.models import token_table
@@ -265,24 +265,24 @@ class Task:
         """
         apply_fn = models.make_apply_fn(models.Transformer(self.network))
 
-        def nll(name, params, example):
-            tokens_L, position, target = example[name]
+        def nll(params, tokens_L, position, target):
             logits_EV = self.logits(params, tokens_L[None], position[None], apply_fn)
             return objectives.token_nll(logits_EV[0], target)
 
+        letter_E = self.questions["forward"].letter_E
+        shares = self.shares(self.questions["forward"])
+        rows = np.concatenate([one_a_letter(letter_E, share_E > 0) for share_E in shares.values()])
+        asked = [[q.tokens_EL[rows], q.position_E[rows], q.target_E[rows]]
+                 for q in self.questions.values()]  # fmt: skip
+        stacked = [np.stack(x, axis=1) for x in zip(*asked, strict=True)]
+        cosine = gradient_cosines(nll, params, stacked)
+        number = {name: n for n, name in enumerate(self.questions)}
         values = {}
-        for where, share_E in self.shares(self.questions["forward"]).items():
-            rows = one_a_letter(self.questions["forward"].letter_E, share_E > 0)
-            examples = {
-                name: (q.tokens_EL[rows], q.position_E[rows], q.target_E[rows])
-                for name, q in self.questions.items()
-            }
-            for pair, names in PAIRS.items() if not where else [("order", PAIRS["order"])]:
-                how = dict(blocks="role", examples=examples, chunk_size=1)
-                losses = (functools.partial(nll, name) for name in names)
-                found = alignment.alignment(*losses, params, **how)
-                parts = [jnp.nanmean(found.cosine[part]) for part in PARTS]
-                values[f"cosine_{pair}{where}"] = jnp.stack(parts)
+        for which, where in enumerate(shares):
+            mine = slice(NUM_LETTERS * which, NUM_LETTERS * (which + 1))
+            for pair, (first, second) in PAIRS.items():
+                of_pair = [cosine[part][mine, number[first], number[second]] for part in PARTS]
+                values[f"cosine_{pair}{where}"] = jnp.stack([jnp.nanmean(x) for x in of_pair])
         return values
 
     def scores(self, params) -> dict[str, jax.Array]:
@@ -304,6 +304,29 @@ class Task:
             direction: attention.place_names(names, self.config.length - 1, direction, **how)
             for direction in case_recall.DIRECTIONS
         }
+
+
+def gradient_cosines(loss, params, examples) -> dict[str, jax.Array]:
+    """Cosines of the gradients of an example's questions: storage, .., "total" to [E, Q, Q].
+
+    Args:
+      loss: of (params, *question), a scalar.
+      params: any pytree.
+      examples: arrays [E, Q, ..], the arguments of question q of example e.
+    """
+    parts = blocks.Blocks.of(params, "role")
+
+    def of_example(questions):
+        grads = jax.lax.map(lambda question: jax.grad(loss)(params, *question), tuple(questions))
+        products = []
+        for x, names in zip(jax.tree.leaves(grads), parts.names, strict=True):
+            x = x.reshape(len(x), len(names), -1)
+            products.append(jnp.einsum("qnx,rnx->qrn", x, x, precision="highest"))
+        inner = parts.sum(products)
+        sizes = {name: jnp.sqrt(jnp.diagonal(x)) for name, x in inner.items()}
+        return {name: x / jnp.outer(sizes[name], sizes[name]) for name, x in inner.items()}
+
+    return jax.lax.map(of_example, tuple(map(jnp.asarray, examples)))
 
 
 def keep_weights(state: training.TrainState, folder: pathlib.Path) -> dict[str, np.ndarray]:
