@@ -1,0 +1,122 @@
+"""Table and figure of `dial`, from its result lines."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dirasym import report, runs
+from dirasym.intervals import Bounds
+from dirasym.workdir import WorkDir
+from experiments.reports.causes import bounds, said, verdict
+
+Line = Mapping[str, Any]
+COLUMNS = {
+    "forward %": "percent_forward",
+    "reverse %": "percent_reverse",
+    "reverse within: P(true) %": "p_reverse_within",
+    "choice %": "choice_reverse_within",
+    "reverse across: P(true) %": "p_reverse_across",
+    "choice, across %": "choice_reverse_across",
+    "cosine *order*, storage, within": "cosine_order_within_storage",
+    "across": "cosine_order_across_storage",
+}
+
+
+def by_cell(lines: Sequence[Line]) -> dict[tuple[str, int], list[Line]]:
+    """Result lines of (placed, block), by seed."""
+    cells: dict[tuple[str, int], list[Line]] = {}
+    for line in sorted(lines, key=lambda line: (line["block"], line["seed"])):
+        cells.setdefault((line["placed"], line["block"]), []).append(line)
+    return cells
+
+
+def table(lines: Sequence[Line]) -> str:
+    """A row a cell: mean over seeds ± interval; a cell has no placements of the kind left empty."""
+    rows = []
+    for (placed, block), of_cell in by_cell(lines).items():
+        values = ([x[key] for x in of_cell if x.get(key) is not None] for key in COLUMNS.values())
+        digits = (2 if "cosine" in key else 1 for key in COLUMNS.values())
+        cells = [report.mean_interval(v, d) if v else "" for v, d in zip(values, digits)]  # noqa: B905
+        rows.append([placed, block, len(of_cell), *cells])
+    return report.table(["pairs", "block", "seeds", *COLUMNS], rows)
+
+
+def border_ratio(of_cell: Sequence[Line]) -> Bounds:
+    """P(true) of the reverse across borders over that within blocks, over seeds."""
+    return bounds([line["p_reverse_across"] / line["p_reverse_within"] for line in of_cell])
+
+
+def claims(lines: Sequence[Line]) -> list[list[str]]:
+    """(claim, statistic, verdict) by the thresholds of docs/causes.md, of what was run."""
+    cells, rows = by_cell(lines), []
+    for (placed, block), of_cell in cells.items():
+        if placed == "anywhere" and {"p_reverse_across", "p_reverse_within"} <= of_cell[0].keys():
+            ratio = border_ratio(of_cell)
+            for claim, holds, fails in (
+                ("dies across borders", ratio.high < 0.25, ratio.low > 0.25),
+                ("rival: answers across borders", ratio.low > 0.5, ratio.high < 0.5),
+            ):
+                word = verdict(ratio, holds, fails)
+                rows.append([f"{claim}, block {block}", f"ratio {said(ratio)}", word])
+        if placed == "across":
+            reverse = bounds([line["percent_reverse"] for line in of_cell])
+            word = verdict(reverse, reverse.high < 5, reverse.low > 5)
+            claim = f"none from pairs across borders, block {block}"
+            rows.append([claim, f"reverse {said(reverse, 1)} %", word])
+    return rows
+
+
+def claim_table(lines: Sequence[Line]) -> str:
+    """`claims` as a table."""
+    return report.table(["claim", "statistic (95 % interval over seeds)", "verdict"], claims(lines))
+
+
+def figure(lines: Sequence[Line]):
+    """Accuracy, P(true) within and across, and the theorem's gradient, against block size."""
+    drawn, axes = report.new_figure(1, 3)
+    cells = by_cell(lines)
+    panels = (
+        (axes[0, 0], "accuracy (%)", {"percent_forward": "forward", "percent_reverse": "reverse"}),
+        (
+            axes[0, 1],
+            "P(true) of the reverse (%)",
+            {"p_reverse_within": "within a block", "p_reverse_across": "across a border"},
+        ),
+        (
+            axes[0, 2],
+            "storage cosine, order",
+            {
+                "cosine_order_within_storage": "within a block",
+                "cosine_order_across_storage": "across a border",
+            },
+        ),
+    )
+    for ax, label, keys in panels:
+        for placed, mark in (("anywhere", "o-"), ("within", "^:"), ("across", "s:")):
+            for number, (key, name) in enumerate(keys.items()):
+                there = {
+                    block: [line[key] for line in of if line.get(key) is not None]
+                    for (kind, block), of in cells.items()
+                    if kind == placed
+                }
+                there = {block: np.mean(values) for block, values in there.items() if values}
+                if there:
+                    text = name if placed == "anywhere" else f"{name}, trained {placed}"
+                    ax.plot(*zip(*there.items(), strict=True), mark, color=f"C{number}", label=text)
+        ax.set(xlabel="block size", ylabel=label)
+        ax.legend(fontsize="x-small")
+    return drawn
+
+
+def write(workdir: WorkDir, config, all_runs: Sequence[runs.Run]) -> None:
+    """Writes the figure and report.md, and prints the tables and their paths."""
+    del all_runs
+    lines = workdir.results()
+    printed = "\n\n".join([table(lines), claim_table(lines)])
+    text = (
+        f"# The block-size dial\n\nL = {config.length}, {config.steps} steps of "
+        f"{config.batch_size}; design, words and thresholds: docs/causes.md.\n\n{printed}"
+    )
+    report.write(workdir.path, text, {"dial": functools.partial(figure, lines)}, printed=printed)
