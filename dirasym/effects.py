@@ -161,25 +161,27 @@ def _over_cells(statistic, x_C, y_C, level: float, resamples: int, seed: int) ->
     if not (np.isfinite(x_C).all() and np.isfinite(y_C).all()):
         raise ValueError("a value is not finite: leave out what was not measured")
     draws = np.random.default_rng(seed).integers(len(x_C), size=(resamples, len(x_C)))
-    drawn = [statistic(x_C[draw], y_C[draw]) for draw in draws]
-    drawn = [value for value in drawn if np.isfinite(value)]
-    if not drawn:
-        return Bounds(statistic(x_C, y_C), float("nan"), float("nan"))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        estimate = float(statistic(x_C, y_C))
+        drawn = statistic(x_C[draws], y_C[draws])
+    drawn = drawn[np.isfinite(drawn)]
+    if not drawn.size:
+        return Bounds(estimate, float("nan"), float("nan"))
     low, high = np.percentile(drawn, [50 - 50 * level, 50 + 50 * level])
-    return Bounds(statistic(x_C, y_C), float(low), float(high))
+    return Bounds(estimate, float(low), float(high))
 
 
-def _spearman(x_C: np.ndarray, y_C: np.ndarray) -> float:
-    ranks = [scipy.stats.rankdata(v) for v in (x_C, y_C)]
-    x_C, y_C = (rank - rank.mean() for rank in ranks)
-    size = np.sqrt((x_C @ x_C) * (y_C @ y_C))
-    return float(x_C @ y_C / size) if size else float("nan")
+def _spearman(x_RC: np.ndarray, y_RC: np.ndarray) -> np.ndarray:
+    """Pearson's correlation of the ranks along the last axis."""
+    ranks = (scipy.stats.rankdata(x, axis=-1) for x in (x_RC, y_RC))
+    x_RC, y_RC = (rank - rank.mean(axis=-1, keepdims=True) for rank in ranks)
+    size = np.sqrt((x_RC**2).sum(axis=-1) * (y_RC**2).sum(axis=-1))
+    return (x_RC * y_RC).sum(axis=-1) / size
 
 
-def _area(score_C: np.ndarray, happens_C: np.ndarray) -> float:
-    is_there = happens_C > 0.5
-    with_it, without = score_C[is_there], score_C[~is_there]
-    if not len(with_it) or not len(without):
-        return float("nan")
-    ahead = np.sign(with_it[:, None] - without[None])
-    return float((ahead.mean() + 1) / 2)
+def _area(score_RC: np.ndarray, happens_RC: np.ndarray) -> np.ndarray:
+    """Mann and Whitney's U by ranks, over the number of pairs."""
+    with_it = happens_RC.sum(axis=-1)
+    ranks = scipy.stats.rankdata(score_RC, axis=-1)
+    ahead = (ranks * happens_RC).sum(axis=-1) - with_it * (with_it + 1) / 2
+    return ahead / (with_it * (happens_RC.shape[-1] - with_it))

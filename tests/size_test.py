@@ -19,6 +19,7 @@ TO_READ = {
     "facts": 750,
     "relations": 550,
     "gradient_alignment": 700,
+    "causes": 1100,
 }
 
 

@@ -145,44 +145,11 @@ class Task:
         model = models.Transformer(self.network)
         return training.initializer(model, self.apply_fn, optimizer, ema=True)
 
-    def objective(self) -> objectives.Objective:
-        """What is trained: see `docs/causes.md`."""
-        room = masked_share(self.config.batch_size, self.config.length)
-        masked = functools.partial(objectives.masked_lm, mask_id=MASK, keep=0.0, random=0.0)
-        diffusion = functools.partial(objectives.masked_diffusion, mask_id=MASK)
-        if self.cell.attention == "blocks":
-            rows = PerRow(self.cell.block)
-            how = dict(block_size=self.cell.block, mask_id=MASK, capacity=rows)
-            return functools.partial(block_diffusion.block_diffusion, **how)
-        more = 0.5 / self.config.length  # any order hides (L + 1) / 2 of L on average
-        return {
-            "next_token": functools.partial(objectives.next_token, bos_id=MASK),
-            "masked_diffusion": functools.partial(diffusion, capacity=room),
-            "any_order": functools.partial(diffusion, weighting="k", capacity=min(room + more, 1)),
-            "uniform_rate": functools.partial(masked, rate=None, capacity=room),
-            "fixed_rate": functools.partial(masked, rate=FIXED_RATE, capacity=room / 2),
-        }[self.cell.objective]
-
-    def data(self) -> dict[str, np.ndarray]:
-        """Training rows: which letters are scored, and which placements there are."""
-        tokens_BL = case_pairs.training_set(self.config.length)
-        if self.cell.placed != "anywhere":
-            same_P = is_within(case_pairs.placements(self.config.length), self.cell.block)
-            kept_P = same_P if self.cell.placed == "within" else ~same_P
-            tokens_BL = tokens_BL[np.tile(kept_P, NUM_LETTERS)]
-        if self.cell.predicted == "both":
-            return {"tokens_BL": tokens_BL}
-        is_lower_BL = tokens_BL < NUM_LETTERS
-        is_upper_BL = (tokens_BL >= NUM_LETTERS) & (tokens_BL < PAD)
-        left_out_BL = is_lower_BL if self.cell.predicted == "B" else is_upper_BL
-        noised_BL = np.ones_like(left_out_BL)
-        return {"tokens_BL": tokens_BL, "scored_BL": ~left_out_BL, "noised_BL": noised_BL}
-
     def run(self, identity: Mapping[str, Any], **rest: Any) -> runs.Run:
         """Its training, for any seed, with what is asked along it."""
-        c, data = self.config, self.data()
+        c, data = self.config, training_rows(self.cell, self.config.length)
         step = functools.partial(
-            training.train_step, objective=self.objective(), ema_decay=c.ema_decay
+            training.train_step, objective=objective(self.cell, c), ema_decay=c.ema_decay
         )
         asked = jax.jit(self.answers)
         return runs.Run(
@@ -306,6 +273,41 @@ class Task:
         }
 
 
+def objective(cell: Cell, config: Config) -> objectives.Objective:
+    """What is trained: see `docs/causes.md`."""
+    room = masked_share(config.batch_size, config.length)
+    masked = functools.partial(objectives.masked_lm, mask_id=MASK, keep=0.0, random=0.0)
+    diffusion = functools.partial(objectives.masked_diffusion, mask_id=MASK)
+    if cell.attention == "blocks":
+        rows = PerRow(cell.block)
+        how = dict(block_size=cell.block, mask_id=MASK, capacity=rows)
+        return functools.partial(block_diffusion.block_diffusion, **how)
+    more = 0.5 / config.length  # any order hides (L + 1) / 2 of L on average
+    return {
+        "next_token": functools.partial(objectives.next_token, bos_id=MASK),
+        "masked_diffusion": functools.partial(diffusion, capacity=room),
+        "any_order": functools.partial(diffusion, weighting="k", capacity=min(room + more, 1)),
+        "uniform_rate": functools.partial(masked, rate=None, capacity=room),
+        "fixed_rate": functools.partial(masked, rate=FIXED_RATE, capacity=room / 2),
+    }[cell.objective]
+
+
+def training_rows(cell: Cell, length: int) -> dict[str, np.ndarray]:
+    """Training rows: which letters are scored, and which placements there are."""
+    tokens_BL = case_pairs.training_set(length)
+    if cell.placed != "anywhere":
+        same_P = is_within(case_pairs.placements(length), cell.block)
+        kept_P = same_P if cell.placed == "within" else ~same_P
+        tokens_BL = tokens_BL[np.tile(kept_P, NUM_LETTERS)]
+    if cell.predicted == "both":
+        return {"tokens_BL": tokens_BL}
+    is_lower_BL = tokens_BL < NUM_LETTERS
+    is_upper_BL = (tokens_BL >= NUM_LETTERS) & (tokens_BL < PAD)
+    left_out_BL = is_lower_BL if cell.predicted == "B" else is_upper_BL
+    noised_BL = np.ones_like(left_out_BL)
+    return {"tokens_BL": tokens_BL, "scored_BL": ~left_out_BL, "noised_BL": noised_BL}
+
+
 def gradient_cosines(loss, params, examples) -> dict[str, jax.Array]:
     """Cosines of the gradients of an example's questions: storage, .., "total" to [E, Q, Q].
 
@@ -367,9 +369,9 @@ def true_and_chosen(logits_EV: jax.Array, target_E) -> tuple[jax.Array, jax.Arra
     p_EV = jax.nn.softmax(logits_EV.astype(jnp.float32), axis=-1)
     target_E = jnp.asarray(target_E)
     true_E = jnp.take_along_axis(p_EV, target_E[:, None], axis=1)[:, 0]
-    token_V = jnp.arange(p_EV.shape[1])
-    same_case_EV = (token_V < PAD) & (token_V // NUM_LETTERS == target_E[:, None] // NUM_LETTERS)
-    is_rival_EV = same_case_EV & (token_V != target_E[:, None])
+    token_1V, target_E1 = jnp.arange(p_EV.shape[1])[None], target_E[:, None]
+    same_case_EV = (token_1V < PAD) & (token_1V // NUM_LETTERS == target_E1 // NUM_LETTERS)
+    is_rival_EV = same_case_EV & (token_1V != target_E1)
     rival_E = jnp.max(jnp.where(is_rival_EV, logits_EV, -jnp.inf), axis=1)
     own_E = jnp.take_along_axis(logits_EV, target_E[:, None], axis=1)[:, 0]
     return true_E, (own_E > rival_E).astype(jnp.float32)

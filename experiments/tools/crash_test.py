@@ -30,7 +30,9 @@ from dirasym.pieces import Piece
 from dirasym.workdir import WorkDir, full_name
 from experiments import (
     adapt_masked,
+    causes,
     closure,
+    dial,
     facts,
     flags,
     gradient_alignment,
@@ -118,6 +120,14 @@ PROGRAMS = {
         toy_study,
         toy_study.Config,
         {"inits": ["default"], "orders": ["random"], "steps": 8, "eval_every": 4},
+    ),
+    "causes": Program(
+        causes,
+        causes.Config,
+        {"cells": ["causal/next_token"], "length": 3, "steps": 5, "eval_every": 1},
+    ),
+    "dial": Program(
+        dial, dial.Config, {"sizes": [1], "length": 2, "steps": 5, "eval_every": 1, "width": 8}
     ),
     "relations": Program(
         relations,

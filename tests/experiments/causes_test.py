@@ -1,0 +1,358 @@
+"""Every number of causes and dial is that of models, gradients and histories that are known."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dirasym.data import case_pairs
+from dirasym.data.case_pairs import LOWER, MASK, NUM_LETTERS, PAD, UPPER, VOCAB_SIZE
+from experiments import causes as page
+from experiments import dial
+from experiments.reports import causes as tables
+from experiments.reports import dial as dial_tables
+from experiments.systems import causes
+from experiments.systems.causes import Cell, Task
+
+CONFIG = page.Config(length=6, width=8, steps=20, eval_every=4, batch_size=8, cells=("leading",))
+# Logit of the true letter over that of all others, by question; and of a rival letter.
+KNOWN = {"forward": (3.0, 0.0), "reverse": (1.0, 2.0), "source": (2.0, -1.0)}
+
+
+def _question(given, asked_is_behind):
+    if given < NUM_LETTERS:
+        return "forward" if asked_is_behind else None
+    return "reverse" if asked_is_behind else "source"
+
+
+def _known(tokens, before):
+    """Logits of a model that answers the three questions as KNOWN says, and across a border less.
+
+    `before`: it reads BOS and what stands before the asked place, so that the source sees nothing.
+    """
+    tokens = np.asarray(tokens)
+    logits = np.zeros((*tokens.shape, VOCAB_SIZE), np.float32)
+    for row, place in np.ndindex(*tokens.shape):
+        seen = tokens[row, : place + 1] if before else tokens[row]
+        letters = np.flatnonzero(seen < PAD)
+        if not len(letters):
+            continue
+        given, at = int(seen[letters[0]]), int(letters[0]) - before
+        name = _question(given, place > at)
+        if name is None:
+            continue
+        true = given + NUM_LETTERS if given < NUM_LETTERS else given - NUM_LETTERS
+        rival = (true + 1) % NUM_LETTERS + NUM_LETTERS * (true >= NUM_LETTERS)
+        own, other = KNOWN[name]
+        logits[row, place, true] = own - (at // 2 != place // 2) * (not before)
+        logits[row, place, rival] = other
+    return logits
+
+
+def _task(cell, before=False):
+    task = Task(cell, CONFIG)
+
+    def apply_fn(params, tokens_BL):
+        shape = jax.ShapeDtypeStruct((*tokens_BL.shape, VOCAB_SIZE), jnp.float32)
+        return jax.pure_callback(lambda tokens: _known(tokens, before), shape, tokens_BL)
+
+    task.__dict__["apply_fn"] = apply_fn
+    return task
+
+
+def _p(own, other):
+    return 100 * np.exp(own) / (np.exp(own) + np.exp(other) + VOCAB_SIZE - 3)  # without [M]
+
+
+def test_a_model_with_known_answers_gives_them_within_blocks_and_across():
+    values = _task(Cell("blocks", block=2)).probabilities({})
+    for name, (own, other) in KNOWN.items():
+        within, across = _p(own, other), _p(own - 1, other)
+        np.testing.assert_allclose(values[f"p_{name}_within"], within, rtol=1e-5)
+        np.testing.assert_allclose(values[f"p_{name}_across"], across, rtol=1e-5)
+        # Of 15 placements of L = 6, 3 fall within a block of two.
+        np.testing.assert_allclose(values[f"p_{name}"], (3 * within + 12 * across) / 15, rtol=1e-5)
+        for where, less in (("_within", 0), ("_across", 1)):
+            want = 100.0 * (own - less > other)
+            np.testing.assert_allclose(values[f"choice_{name}{where}"], want, rtol=1e-5)
+
+
+def test_a_model_of_the_next_token_reads_what_stands_before():
+    values = _task(Cell("causal", "next_token"), before=True).probabilities({})
+    for name in ("forward", "reverse"):
+        np.testing.assert_allclose(values[f"p_{name}"], _p(*KNOWN[name]), rtol=1e-5)
+    # Nothing of the pair stands before the source: all tokens alike.
+    np.testing.assert_allclose(values["p_source"], 100 / (VOCAB_SIZE - 1), rtol=1e-5)
+    assert values["choice_source"] == 0  # a tie is no choice
+    assert "p_reverse_within" not in values
+
+
+def test_generations_are_counted_in_the_order_of_the_network():
+    """Rank 1 answers alone: forward always holds the letter asked for, reverse its rival."""
+    task = _task(Cell())
+    one = dataclasses.replace(CONFIG, top_k=1, generations=1)
+    task = dataclasses.replace(task, config=one)
+    task.__dict__["apply_fn"] = _task(Cell()).apply_fn
+    state = task.init(0)
+    values = task.generated(state)
+    assert values["percent_forward"] == 100 and values["percent_reverse"] == 0
+
+
+def test_cosines_are_those_of_the_questions_gradients():
+    params = {"blocks_0": {"attention": {
+        name: {"kernel": np.array([1.0, 2.0], np.float32) * (n + 1)}
+        for n, name in enumerate(("query", "value"))
+    }}, "embed": np.ones(1, np.float32)}  # fmt: skip
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(4, 3, 5)).astype(np.float32)
+
+    def loss(params, vector):
+        of = params["blocks_0"]["attention"]
+        flat = [of["query"]["kernel"], of["value"]["kernel"], params["embed"]]
+        return jnp.concatenate(flat) @ vector
+
+    got = causes.gradient_cosines(loss, params, [vectors])
+    for part, side in (("routing", slice(2)), ("storage", slice(2, 4)), ("total", slice(None))):
+        for example, (a, b) in itertools.product(range(4), itertools.product(range(3), repeat=2)):
+            x, y = vectors[example, a, side], vectors[example, b, side]
+            want = x @ y / np.linalg.norm(x) / np.linalg.norm(y)
+            np.testing.assert_allclose(got[part][example, a, b], want, atol=1e-5)
+
+
+@pytest.mark.parametrize("cell", [Cell(), Cell("blocks", block=2), Cell("causal", "next_token")])
+def test_the_pairs_of_questions_have_their_own_names(cell, monkeypatch):
+    """Order is source and reverse, target forward and source, answer forward and reverse."""
+    task = Task(cell, CONFIG)
+    rows = []
+
+    def known(loss, params, examples):
+        rows.append(examples)
+        count = len(examples[0])
+        product = np.fromfunction(lambda e, a, b: 10.0 * a + b + 100 * (e >= 26), (count, 3, 3))
+        return {part: product + n for n, part in enumerate(causes.PARTS)}
+
+    monkeypatch.setattr(causes, "gradient_cosines", known)
+    values = task.cosines({})
+    forward, reverse, source = range(3)
+    assert list(causes.QUESTIONS) == ["forward", "reverse", "source"]
+    for pair, (a, b) in dict(order=(source, reverse), target=(forward, source),
+                             answer=(forward, reverse)).items():  # fmt: skip
+        np.testing.assert_allclose(values[f"cosine_{pair}"], 10 * a + b + np.arange(3))
+        if cell.block:
+            want = 100 + 10 * a + b + np.arange(3)
+            np.testing.assert_allclose(values[f"cosine_{pair}_within"], want)
+    ((tokens, position, target),) = rows
+    letters = np.arange(len(tokens)) % 26
+    np.testing.assert_array_equal(target[:, forward], UPPER[letters])
+    np.testing.assert_array_equal(target[:, reverse], LOWER[letters])
+    assert (np.take_along_axis(tokens, position[..., None], 2) == MASK).all()
+    np.testing.assert_array_equal(position[:, forward], position[:, reverse])
+    if cell.block:
+        places = np.stack([position[:, forward], position[:, source]], 1) // 2
+        np.testing.assert_array_equal(places[26:52, 0] == places[26:52, 1], np.ones(26, bool))
+        assert (places[52:, 0] != places[52:, 1]).all()
+
+
+def test_the_attention_correlation_is_over_letters():
+    placed = Task(Cell(), CONFIG).placed()
+    letter = placed["forward"].item_E
+    noise = np.random.default_rng(0).normal(size=26)
+    scores = {
+        "scores_forward": np.tile(noise[letter] + placed["forward"].distance_E, (2, 1, 1)),
+        "scores_reverse": np.stack([2 * noise[letter][None], -noise[letter][None]]),
+    }
+    got = causes.with_correlation(scores | {"p_forward": 1.0})
+    np.testing.assert_allclose(got.pop("attention_correlation"), [0.0], atol=1e-6)  # 1 and -1
+    assert got == {"p_forward": 1.0}
+    assert (placed["forward"].query_E < placed["forward"].key_E).all()
+    assert (placed["reverse"].query_E > placed["reverse"].key_E).all()
+    causal = Task(Cell("causal", "next_token"), CONFIG).placed()["reverse"]
+    assert set(np.unique(causal.tokens_EL)) == {*UPPER.tolist(), PAD}
+
+
+def _history(**changes):
+    steps = np.arange(11) * 100
+    rising = np.linspace(0, 100, 11)
+    cosine = np.arange(33).reshape(11, 3) / 100
+    history = dict(
+        eval_step=steps, percent_forward=rising, percent_reverse=2 * rising[::-1],
+        choice_forward=np.minimum(2 * rising, 100), choice_source=rising, p_reverse=rising / 4,
+        cosine_order=cosine, attention_correlation=steps[:, None] / 1000, loss=np.ones(1000),
+    )  # fmt: skip
+    return history | changes
+
+
+def test_a_line_holds_the_end_the_early_and_the_moment_of_equal_forward():
+    line = page.summarize("both", _history())
+    assert line["percent_forward"] == 100 and line["p_reverse"] == 25
+    assert line["steps_to_fit"] == 500  # choice is 100 there, 80 before
+    assert line["reverse_at_equal_forward"] == pytest.approx(20)  # at step 900
+    assert line["early_attention_correlation"] == 0.2 and line["attention_correlation"] == 1
+    assert line["early_cosine_order_routing"] == pytest.approx(0.07)
+    assert line["cosine_order_total"] == pytest.approx(0.32)
+    assert page.summarize("A", _history())["steps_to_fit"] == 900
+    never = page.summarize("both", _history(percent_forward=np.zeros(11)))
+    assert never["reverse_at_equal_forward"] is None
+
+
+def test_the_fraction_is_sixty_of_the_cells_that_can_be():
+    every = [Cell(*values) for values in itertools.product(*causes.FACTORS.values())]
+    can_be = [cell for cell in every if cell.why_not(10) is None]
+    assert len(can_be) == 330 and len(page.core()) == 22
+    assert len(page.fraction()) == 60 and set(page.fraction()) < set(can_be)
+    assert page.parse("causal/next_token") == Cell("causal", "next_token")
+    assert page.parse("bidirectional/fixed_rate/B/none/4") in can_be
+    with pytest.raises(ValueError, match="'down' of"):
+        page.parse("causal/down")
+
+
+@pytest.mark.parametrize(
+    ("cell", "reason"),
+    [
+        (Cell(objective="next_token"), "its own target"),
+        (Cell("causal", predicted="A"), "nothing to learn"),
+        (Cell("blocks", block=4), "does not divide L = 6"),
+        (Cell("blocks", "fixed_rate", block=2), "trained by masked diffusion"),
+        (Cell(block=2), "need attention in blocks"),
+        (Cell("blocks", block=1, placed="within"), "no pair falls within"),
+        (Cell("blocks", block=6, placed="across"), "no pair falls across"),
+    ],
+)
+def test_cells_that_cannot_be_are_refused(cell, reason):
+    with pytest.raises(ValueError, match=reason):
+        Task(cell, CONFIG)
+
+
+def test_configurations_that_do_not_fit():
+    with pytest.raises(ValueError, match="at least two"):
+        page.Config(seeds=(0,))
+    with pytest.raises(ValueError, match="20 % of training"):
+        page.Config(steps=100, eval_every=50)
+    with pytest.raises(ValueError, match="does not divide"):
+        dial.Config(sizes=(3,))
+    with pytest.raises(ValueError, match="no pair falls within"):
+        dial.Config(apart=(1,))
+
+
+def test_which_letters_are_scored_and_which_pairs_there_are():
+    both = causes.training_rows(Cell(), 6)
+    only = causes.training_rows(Cell(predicted="B"), 6)
+    assert set(both) == {"tokens_BL"}
+    lower = only["tokens_BL"] < NUM_LETTERS
+    np.testing.assert_array_equal(only["scored_BL"], ~lower)
+    assert only["noised_BL"].all() and lower.sum() == len(lower)
+    within = causes.training_rows(Cell("blocks", block=3, placed="within"), 6)["tokens_BL"]
+    across = causes.training_rows(Cell("blocks", block=3, placed="across"), 6)["tokens_BL"]
+    assert (len(within), len(across)) == (26 * 6, 26 * 9)
+    for rows, same in ((within, True), (across, False)):
+        first, second = np.nonzero(rows != PAD)[1].reshape(-1, 2).T
+        assert ((first // 3 == second // 3) == same).all()
+    together = np.concatenate([within, across]).tolist()
+    assert sorted(together) == sorted(case_pairs.training_set(6).tolist())
+
+
+def test_a_transplant_takes_the_storage_of_the_other(tmp_path):
+    task = Task(Cell(), CONFIG)
+    folders = []
+    for seed in (0, 1):
+        folders.append(tmp_path / str(seed))
+        folders[-1].mkdir()
+        causes.keep_weights(task.init(seed), folders[-1])
+    mixed = causes.transplanted(*folders)
+    own, other = (task.init(seed).ema_params for seed in (0, 1))
+    assert jax.tree.structure(mixed) == jax.tree.structure(own)
+    block, of_own, of_other = (x["blocks_0"] for x in (mixed, own, other))
+    np.testing.assert_array_equal(mixed["embed"]["embedding"], own["embed"]["embedding"])
+    for part, want in (("query", of_own), ("key", of_own), ("value", of_other), ("out", of_other)):
+        got, want = (x["attention"][part]["kernel"] for x in (block, want))
+        np.testing.assert_array_equal(got, want)
+    np.testing.assert_array_equal(block["mlp"]["up"]["kernel"], of_other["mlp"]["up"]["kernel"])
+    values = task.probabilities(jax.tree.map(jnp.asarray, mixed))
+    assert 0 <= values["choice_reverse"] <= 100
+
+
+# ---------------------------------------------------------------------------------------
+# Tables
+
+
+def _line(cell, seed, reverse, order=0.6, target=0.1, choice=1.0, **changes):
+    cosines = {
+        f"early_cosine_{pair}_{part}": {"order": order, "target": target}.get(pair, 0.0)
+        for pair in causes.PAIRS
+        for part in causes.PARTS
+    }
+    of = page.identity(cell) | cosines | dict(
+        seed=seed, percent_forward=90.0, percent_reverse=reverse + seed, p_reverse=5.0,
+        choice_reverse=choice + seed / 10, choice_source=99.0, steps_to_fit=None,
+        reverse_at_equal_forward=None, early_attention_correlation=reverse / 100,
+    )  # fmt: skip
+    return of | changes
+
+
+def _verdicts(**changes):
+    of = dict(both=50.0, A=48.0, B=0.0, order=0.6, target=0.1, choice=1.0) | changes
+    lines = [
+        _line(Cell(predicted=predicted), seed, of[predicted],
+              of["order"], of["target"], of["choice"] if predicted == "B" else 90.0)
+        for predicted in ("both", "A", "B") for seed in (0, 1, 2)
+    ]  # fmt: skip
+    return {row[0][0]: row[2] for row in tables.claims(lines)}
+
+
+def test_claims_are_judged_by_the_thresholds_that_were_written_first():
+    assert _verdicts() == {"1": "holds", "2": "holds", "3": "holds"}
+    assert _verdicts(A=5.0)["1"] == "fails" and _verdicts(A=25.0)["1"] == "undecided"
+    assert _verdicts(order=0.2)["1"] == "fails"
+    assert _verdicts(choice=30.0)["2"] == "fails" and _verdicts(choice=12.0)["2"] == "undecided"
+    assert _verdicts(B=4.5)["2"] == "undecided"
+    assert _verdicts(target=0.5)["3"] == "fails" and _verdicts(target=0.25)["3"] == "undecided"
+    for choice, want in ((60.0, "holds"), (5.0, "fails"), (30.0, "undecided")):
+        moved = [{"seed": seed, "choice_reverse": choice + seed} for seed in range(3)]
+        ((_, _, got),) = tables.claims([], moved)
+        assert got == want
+
+
+def test_effects_and_mechanism_are_those_of_the_lines():
+    cells = {
+        Cell(): 60,
+        Cell(predicted="B"): 0,
+        Cell("causal"): 20,
+        Cell("causal", "next_token"): 5,
+    }
+    lines = [_line(cell, seed, value) for cell, value in cells.items() for seed in (0, 2)]
+    found, aliases = tables.found_effects(lines)
+    assert aliases == (("objective=next_token", "attention=causal:objective=next_token"),)
+    assert found["predicted=B"].estimate == pytest.approx(-60)
+    assert found["attention=causal"].estimate == pytest.approx(-40)
+    assert found["constant"].estimate == pytest.approx(61)
+    measured = {name: (rank, area) for name, rank, area in tables.mechanism(lines)}
+    rank, area = measured["attention correlation"]
+    assert rank.estimate == pytest.approx(1) and area.estimate == 1  # one of four above 45
+    text = tables.cell_table(lines)
+    assert "| causal | next_token | both | rope | 1 | 2 | 90.0 ± 0.0 | 6.0 ± 12.7 |" in text
+
+
+def _dial(block, placed, seed, within, across, reverse=0.0):
+    line = {"block": block, "placed": placed, "seed": seed, "percent_reverse": reverse + seed / 10}
+    if within is not None:
+        line["p_reverse_within"] = within
+    if across is not None:
+        line["p_reverse_across"] = across + seed / 10
+    return line
+
+
+def test_the_dials_claims_compare_across_with_within():
+    lines = [_dial(5, "anywhere", seed, 50.0, 5.0) for seed in range(3)]
+    lines += [_dial(2, "anywhere", seed, 50.0, 40.0) for seed in range(3)]
+    lines += [_dial(1, "anywhere", seed, None, 1.0) for seed in range(3)]
+    lines += [_dial(5, "across", seed, 50.0, 1.0, reverse=2.0) for seed in range(3)]
+    got = {row[0]: (row[1], row[2]) for row in dial_tables.claims(lines)}
+    assert got["dies across borders, block 5"] == ("ratio 0.10 (0.10 to 0.11)", "holds")
+    assert got["rival: answers across borders, block 5"][1] == "fails"
+    assert got["dies across borders, block 2"][1] == "fails"
+    assert got["rival: answers across borders, block 2"][1] == "holds"
+    assert got["none from pairs across borders, block 5"] == ("reverse 2.1 (1.9 to 2.3) %", "holds")
+    assert len(got) == 5
