@@ -286,21 +286,16 @@ class Transformer(nn.Module):
 
     def readable(self, shape: tuple[int, int], valid_BL=None):
         """Whether position s may be read from l: bool [B, L, S]."""
-        all_BLS = jnp.ones((1, shape[1], shape[1]), bool)
-        readable_BLS = jnp.tril(all_BLS) if self.config.causal else all_BLS
-        if self.config.block_size is not None:
-            readable_BLS = _to_own_block(shape[1], valid_BL, self.config.block_size)
-        if valid_BL is not None:
-            readable_BLS = readable_BLS & valid_BL[:, None, :]
-        return jnp.broadcast_to(readable_BLS, (*shape, shape[1]))
+        return _readable(self.config, shape, valid_BL)
 
     def _in_layer(self, layer: int, readable_BLS, start=None):
         """What one layer reads: only the slots within its window, if it has one."""
-        if not self.config.has_window(layer):
+        window = self.config.window
+        if window is None or not self.config.has_window(layer):
             return readable_BLS
         slot_L, slot_S = (jnp.arange(size) for size in readable_BLS.shape[1:])
         from_LS = (0 if start is None else start) + slot_L[:, None] - slot_S[None]
-        return readable_BLS & (jnp.abs(from_LS) < self.config.window)[None]
+        return readable_BLS & (jnp.abs(from_LS) < window)[None]
 
     def _source_rows(self, row_R, length: int, valid_BL):
         """Where the logits of rows are read with `shift_logits`: a text's first token at itself."""
@@ -359,11 +354,19 @@ class Transformer(nn.Module):
         return layers.dropout(x_BLD, c.embed_dropout, dropout_key)
 
 
-def _to_own_block(length: int, valid_BL, block_size: int):
-    """Whether s is in the block of l or in an earlier one, by number of valid token: [B, L, S]."""
-    is_valid_BL = np.ones((1, length), bool) if valid_BL is None else valid_BL
-    block_BL = jnp.maximum(jnp.cumsum(is_valid_BL, axis=1) - 1, 0) // block_size
-    return block_BL[:, None, :] <= block_BL[:, :, None]
+def _readable(config: TransformerConfig, shape: tuple[int, int], valid_BL):
+    """See `Transformer.readable`; blocks count valid tokens."""
+    length = shape[1]
+    readable_BLS = jnp.ones((1, length, length), bool)
+    if config.causal:
+        readable_BLS = jnp.tril(readable_BLS)
+    if config.block_size is not None:
+        is_valid_BL = np.ones((1, length), bool) if valid_BL is None else valid_BL
+        block_BL = jnp.maximum(jnp.cumsum(is_valid_BL, axis=1) - 1, 0) // config.block_size
+        readable_BLS = block_BL[:, None, :] <= block_BL[:, :, None]
+    if valid_BL is not None:
+        readable_BLS = readable_BLS & valid_BL[:, None, :]
+    return jnp.broadcast_to(readable_BLS, (*shape, length))
 
 
 def _checked_length(tokens_BL, valid_BL, rows_R, types_BL) -> int:
