@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dirasym import intervals, results
-from dirasym.workdir import WorkDirError, experiment_id
+from dirasym.workdir import WorkDirError, stored_config
 
 # Of a sweep, not of a run: directories that differ in these alone hold more seeds of one thing.
 _SEEDS = {"seeds", "seed"}
@@ -122,14 +122,11 @@ def _merged(group: Sequence[Mapping[str, Any]], level: float) -> dict[str, Any]:
 
 
 def _read(path: pathlib.Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    config, owner = stored_config(path)
     try:
-        found = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        config, owner = dict(found["config"]), experiment_id(found["config"], found["jax"])
         lines = results.read_results(path / "results.jsonl")
         return config, [line for line in lines if line.get("exp_id") == owner]
     except OSError as error:
-        raise WorkDirError(f"{path} is no work directory: {error.strerror}") from None
+        raise WorkDirError(f"{path} has no results: {error.strerror}") from None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        raise WorkDirError(
-            f"{path} is damaged: its configuration or results are unreadable"
-        ) from None
+        raise WorkDirError(f"{path} is damaged: its results are unreadable") from None

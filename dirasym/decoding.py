@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from dirasym import keys
 from dirasym.objectives import exclude
-from dirasym.rows import call, hidden_share, takes
+from dirasym.rows import call, check_mask_id, hidden_share, takes
 from dirasym.types import ApplyFn, Array, Params
 
 Order = Literal["random", "left_to_right", "right_to_left"]
@@ -90,7 +90,8 @@ def unmask(
     `fold_in(key, index_B[b])`, with b itself when None.
 
     Raises:
-      ValueError: an unknown order, or no steps or tokens in a block.
+      ValueError: an unknown order, no steps or tokens in a block, or a mask id that the model
+        lacks.
     """
     tokens_BL = jnp.asarray(tokens_BL)
     num_rows, length = tokens_BL.shape
@@ -120,7 +121,7 @@ def unmask(
             rows_R = (jnp.arange(num_rows)[:, None] * length + place_BP).ravel()
             logits_BPV = call(apply_fn, params, tokens_BL, rows_R=rows_R, noise_B=noise_B)
             logits_BPV = logits_BPV.reshape(num_rows, most, -1)
-        logits_BPV = exclude(logits_BPV, mask_id)
+        logits_BPV = _without(mask_id, logits_BPV)
         if num_steps == length:  # one draw a row
             drawn_BP = _sample_rows(keys_B, step, logits_BPV[:, 0], top_k)[:, None]
         else:
@@ -285,8 +286,8 @@ def remask(
     draws from `fold_in(key, index_B[b])`, with b itself when None.
 
     Raises:
-      ValueError: blocks or steps that do not divide evenly, an unknown remasking, or no key
-        for a random one.
+      ValueError: blocks or steps that do not divide evenly, an unknown remasking, no key for a
+        random one, or a mask id that the model lacks.
     """
     steps_per_block = check_blocks(num_new, num_steps, block_length)
     if remasking not in ("low_confidence", "random"):
@@ -313,7 +314,7 @@ def remask(
         tokens_BP = jax.lax.dynamic_slice_in_dim(tokens_BS, start, block_length, axis=1)
         optional = dict(valid_BL=valid_BS, noise_B=hidden_share(tokens_BS, mask_id, valid_BS))
         logits_RV = call(apply_fn, params, tokens_BS, rows_R=first_R + start, **optional)
-        logits_BPV = exclude(logits_RV, mask_id).reshape(num_rows, block_length, -1)
+        logits_BPV = _without(mask_id, logits_RV).reshape(num_rows, block_length, -1)
         guess_BP = jnp.argmax(logits_BPV, axis=-1).astype(tokens_BS.dtype)
         if remasking == "random":
             step_keys_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, step)
@@ -340,6 +341,11 @@ def check_blocks(num_new: int, num_steps: int, block_length: int) -> int:
     if num_steps < 1 or num_blocks < 1 or num_steps % num_blocks:
         raise ValueError(f"{num_steps} steps do not divide into {num_blocks} blocks")
     return num_steps // num_blocks
+
+
+def _without(mask_id: int, logits: jax.Array) -> jax.Array:
+    check_mask_id(mask_id, logits)
+    return exclude(logits, mask_id)
 
 
 def _row_keys(key: jax.Array, num_rows: int, index_B: Array | None) -> jax.Array:

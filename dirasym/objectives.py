@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import optax
 
 from dirasym import keys
-from dirasym.rows import Capacity, PerRow, read_at
+from dirasym.rows import Capacity, PerRow, check_mask_id, read_at
 from dirasym.types import ApplyFn, Array, Batch, Params, Rngs
 
 Scalars = dict[str, jax.Array]
@@ -438,8 +438,8 @@ def denoising_nll(
     tokens_BL = jnp.asarray(batch.tokens_BL if tokens_BL is None else tokens_BL)
 
     def read(logits, targets):
-        if known_mask and not 0 <= mask_id < logits.shape[-1]:
-            raise ValueError(f"mask_id {mask_id} is none of the model's {logits.shape[-1]} tokens")
+        if known_mask:
+            check_mask_id(mask_id, logits)
         return token_nll(logits, targets, excluded_id=mask_id)
 
     hidden_BL = jnp.where(masked_BL, mask_id, tokens_BL)

@@ -108,6 +108,12 @@ def takes(apply_fn: ApplyFn, name: str) -> bool:
     return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
+def check_mask_id(mask_id: int, logits: jax.Array) -> None:
+    """Raises ValueError for a mask id that is no token of logits [.., V]: its embedding is NaN."""
+    if not 0 <= mask_id < logits.shape[-1]:
+        raise ValueError(f"mask_id {mask_id} is none of the model's {logits.shape[-1]} tokens")
+
+
 def hidden_share(tokens_BL: Array, mask_id: int | None, valid_BL: Array | None) -> jax.Array | None:
     """The share of each row's valid tokens that are [M]: float32 [B]; None without a mask id.
 

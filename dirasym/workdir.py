@@ -326,6 +326,22 @@ def _check_results(path: pathlib.Path) -> None:
         raise WorkDirError(f"{path} cannot be used: not a file of result lines")
 
 
+def stored_config(path: pathlib.Path) -> tuple[dict[str, Any], str]:
+    """The configuration that a work directory holds, and its `exp_id`.
+
+    Raises:
+      WorkDirError: there is none, or it is damaged.
+    """
+    try:
+        files.check_regular(path / "config.json")
+        found = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        return dict(found["config"]), experiment_id(found["config"], found["jax"])
+    except OSError as error:
+        raise WorkDirError(f"{path} is no work directory: {error.strerror or error}") from None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise WorkDirError(f"{path} is damaged: it holds no configuration") from None
+
+
 def _refuse_other(path: pathlib.Path, wanted: dict[str, Any]) -> None:
     try:
         files.check_regular(path)

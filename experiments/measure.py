@@ -54,6 +54,7 @@ class Config:
     forward: str = flag("{a}'s child is {b}", "Asks for b: 'The capital of {a} is {b}'.")
     reverse: str = flag("{b}'s parent is {a}", "Asks for a: '{b} is the capital of {a}'.")
     encoding: str = flag("utf-8", "The file's.")
+    aliases: str = flag("", "What stands between names of one thing in a cell, such as |.")
     num_pairs: int = flag(250, "Pairs to invent.", 1, 10**6)
     level: float = flag(0.95, "Of confidence of the intervals.")
     blocks: str = flag("", "Compares gradients by layer, module, role or a regex; empty: none.")
@@ -94,7 +95,8 @@ def _opened(c: Config) -> tuple[Any, Any, Pairs, tokenizers.Tokenizer]:
     """(model, parameters, pairs, tokenizer)."""
     if c.pairs:
         names = dict(a=c.columns[0], b=c.columns[1], forward=c.forward, reverse=c.reverse)
-        pairs = Pairs.from_csv(c.pairs, several=True, encoding=c.encoding, **names)
+        how = dict(encoding=c.encoding, aliases=c.aliases or None)
+        pairs = Pairs.from_csv(c.pairs, several=True, **how, **names)
     else:
         invented = facts.invent_parent_child(c.num_pairs, c.seed)
         names = tuple((pair.parent, pair.child) for pair in invented)

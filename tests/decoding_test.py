@@ -157,6 +157,17 @@ def test_no_steps_are_refused():
         )
 
 
+@pytest.mark.parametrize("mask_id", [-1, 5])
+def test_a_mask_id_that_the_model_lacks_is_refused(mask_id):
+    rows, key = np.zeros((1, 2), np.int32), jax.random.key(0)
+    apply_fn = lambda params, tokens_BL: jnp.zeros((*tokens_BL.shape, 5))  # noqa: E731
+    with pytest.raises(ValueError, match=f"mask_id {mask_id} is none of the model's 5 tokens"):
+        decoding.unmask(apply_fn, {}, rows, key, mask_id=mask_id, top_k=1)
+    how = dict(num_new=2, num_steps=2, block_length=2)
+    with pytest.raises(ValueError, match=f"mask_id {mask_id} is none of the model's 5 tokens"):
+        decoding.remask(apply_fn, {}, rows, None, mask_id=mask_id, **how)
+
+
 def test_bad_order():
     with pytest.raises(ValueError, match="order"):
         decoding.unmask(

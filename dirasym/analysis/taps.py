@@ -161,9 +161,12 @@ class Walk:
         None of other operations, and of more than a vector that meets an array of its own shape.
         """
         shape = eqn.outvars[0].aval.shape
-        use = _sum(view, shape, range(len(shape)))
-        is_alone = view.shape == shape and _num_axes(view) > 1
-        if eqn.primitive.name not in _ENTRYWISE or use is None or is_alone:
+        is_one_row = view.shape != shape or _num_axes(view) <= 1
+        if eqn.primitive.name not in _ENTRYWISE or not is_one_row:
+            return None
+        # A scalar may meet an array as it is; other shapes have as many axes as the outcome.
+        use = _sum(view, shape, range(len(view.shape)))
+        if use is None:
             return None
         out: Any = jax.ShapeDtypeStruct(shape, view.value.dtype)
         if self._zeros is not None:

@@ -35,6 +35,7 @@ class Config:
     data_path: str = flag("", "Folder of the public files; empty: invented facts.", kind="path")
     pairs: str = flag("", "Your own facts: CSV, TSV or JSON lines.", kind="path")
     columns: tuple[str, ...] = flag(("a", "b"), "Their two columns.")
+    aliases: str = flag("", "What stands between names of one thing in a cell, such as |.")
     forward: str = flag("", "How they are trained: 'The capital of {a} is {b}'.")
     reverse: str = flag("", "How they are asked in reverse: '{b} is the capital of {a}'.")
     data_seed: int = flag(0, "Draws the facts; the same for every run.", kind="seed")
@@ -132,7 +133,8 @@ def fact_set(name: str, config: Config) -> facts.FactSet:
     with blamed(f"--data={name}"):
         if name == "pairs":
             sides = dict(zip("ab", c.columns, strict=True), forward=c.forward, reverse=c.reverse)
-            return pairs.Pairs.from_csv(c.pairs, several=True, **sides).fact_set()
+            read = functools.partial(pairs.Pairs.from_csv, several=True, aliases=c.aliases or None)
+            return read(c.pairs, **sides).fact_set()
         names = ("num_pairs", "both_ways", "both_ways_from", "name_words")
         drawn = {name: getattr(c, name) for name in names}
         return facts_files.paper_set(name, c.data_path, seed=c.data_seed, **drawn)

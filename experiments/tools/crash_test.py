@@ -11,7 +11,6 @@ Expected  every finished run identical.
 
 import dataclasses
 import functools
-import json
 import os
 import pathlib
 import shutil
@@ -27,7 +26,7 @@ import numpy as np
 
 from dirasym import models, report, training
 from dirasym.pieces import Piece
-from dirasym.workdir import WorkDir, full_name
+from dirasym.workdir import WorkDir, full_name, stored_config
 from experiments import (
     adapt_masked,
     causes,
@@ -277,7 +276,8 @@ def _live(
 
 def outcome(program: Program, path: pathlib.Path) -> dict[str, Any]:
     """Everything that a run leaves, by name, but for time."""
-    page, config, workdir = program.page, program.config(), _opened(path)
+    page, config = program.page, program.config()
+    workdir = WorkDir(path, stored_config(path)[0])
     found: dict[str, Any] = {
         "figures": sorted(x.name for x in path.glob("figures/*")),
         "model": {x.name: x.read_bytes() for x in path.glob("model/*")},
@@ -306,11 +306,6 @@ def _recorded(workdir: WorkDir, known: Any, seed: int | None) -> dict[str, Any]:
         name: {key: x for key, x in part.items() if key not in TIMING}
         for name, part in parts.items()
     }
-
-
-def _opened(path: pathlib.Path) -> WorkDir:
-    """The work directory as its own configuration says."""
-    return WorkDir(path, json.loads((path / "config.json").read_text())["config"])
 
 
 def _plain(leaf):

@@ -1,0 +1,84 @@
+"""Factors, multiplied out, are the gradient itself: its sign, its order and its layers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dirasym.analysis import products
+from dirasym.analysis.factored import Formed
+from dirasym.analysis.problem import Problem
+
+LAYERS, WIDTH, TOKENS = 3, 4, 5
+SHAPES = {
+    "table": (9, WIDTH),
+    "in": (2, WIDTH, WIDTH),
+    "layers/kernel": (LAYERS, WIDTH, 6),
+    "layers/bias": (LAYERS, 2, 3),
+    "layers/down": (LAYERS, 6, WIDTH),
+    "layers/scale": (LAYERS, WIDTH),
+    "step/scale": (WIDTH,),
+    "heads/bias": (2, 2),
+    "stack": (2, WIDTH, WIDTH),
+    "temperature": (),
+    "unused": (3,),
+}
+
+
+def _params():
+    rng = np.random.default_rng(0)
+    return {k: jnp.asarray(rng.normal(size=s), jnp.float32) for k, s in SHAPES.items()}
+
+
+def _loss(p, tokens_T):
+    """Each kind of use: lookup, tied, split, transposed, sliced; biases and scales of all kinds."""
+    x_TD = p["table"].at[tokens_T].get(mode="fill", fill_value=0.5)
+    x_TD = x_TD @ p["in"][0].T
+
+    def layer(x_TD, p):
+        kernel, bias, down, scale = p
+        bias_TF = jnp.broadcast_to(bias.reshape(1, 6), (TOKENS, 6))
+        x_TD = x_TD + jnp.tanh(x_TD @ kernel + bias_TF) @ down
+        return x_TD * scale[None], None
+
+    names = ("kernel", "bias", "down", "scale")
+    x_TD, _ = jax.lax.scan(layer, x_TD, tuple(p[f"layers/{name}"] for name in names))
+    x_TD = jax.vmap(lambda x_D: x_D - p["heads/bias"].reshape(WIDTH))(x_TD)
+    x_TD = x_TD @ p["stack"][1] + jnp.tanh(x_TD @ p["stack"][0])
+    _, x_TD = jax.lax.scan(lambda c, x_D: (c, x_D * p["step/scale"]), 0.0, x_TD)
+    logits_TV = x_TD @ p["table"].T
+    return jnp.sum(jnp.tanh(logits_TV / p["temperature"]) * jnp.arange(9.0)[None])
+
+
+@pytest.fixture(scope="module")
+def found():
+    params, tokens_T = _params(), jnp.array([1, 8, 3, 1, 20])  # the last is no row
+    problem = Problem.of(
+        params, (_loss, tokens_T), (_loss, tokens_T), blocks=None, heads=False,
+        method="factored", strict=False,
+    )  # fmt: skip
+    got = jax.jit(lambda p: problem.gradient("fwd", p, tokens_T))(params)
+    want = jax.jit(jax.grad(_loss))(params, tokens_T)
+    reasons = {problem.parts.paths[n]: problem.plan.reasons[n] for n in problem.plan.direct}
+    return got, want, reasons
+
+
+def _whole(leaf):
+    return leaf.value if isinstance(leaf, Formed) else products._formed(leaf)
+
+
+@pytest.mark.parametrize("name", sorted(SHAPES))
+def test_factors_are_the_gradient(found, name):
+    got, want, _ = found
+    leaf, want = got.leaves[sorted(SHAPES).index(name)], want[name]
+    if name == "unused":
+        assert leaf is None and not want.any()
+        return
+    if name == "in":  # rows of factors are what is contracted, its second axis
+        want = want.swapaxes(1, 2)
+    matrix = np.asarray(_whole(leaf) * got.size).ravel()
+    np.testing.assert_allclose(matrix, want.ravel(), atol=2e-6 * np.abs(want).max())
+
+
+def test_all_of_these_are_factored(found):
+    assert found[2] == {}
