@@ -64,18 +64,18 @@ class Config:
 def plan(config: Config, workdir: pathlib.Path) -> list[runs.Run]:
     """A run a K and direction."""
     del workdir
-    cases = [make_case(config, K, way) for K in config.Ks for way in config.directions]
+    maps = [world_a.string_map(config, K) for K in config.Ks]
+    cases = [make_case(of, way) for of in maps for way in config.directions]
     learner = make_learner(config)
     sizes = {"layers": config.n_layers, "width": config.d_hidden, "lr": config.lr}
     return [learner.run(case, {"arch": "mlp"}, sizes) for case in cases]
 
 
-def make_case(config: Config, K: int, direction: Direction) -> excess.Case:
+def make_case(of: string_maps.StringMap, direction: Direction) -> excess.Case:
     """Source and target characters side by side, and the parallel floor."""
-    of = world_a.string_map(config, K)
     pairs = zip(*of.oriented(direction), strict=True)
     tokens_BL = string_maps.to_ids([source + target for source, target in pairs])
-    scored_BL = np.tile(np.arange(2 * config.str_len) >= config.str_len, (len(tokens_BL), 1))
+    scored_BL = np.tile(np.arange(2 * of.str_len) >= of.str_len, (len(tokens_BL), 1))
     data = {"tokens_BL": tokens_BL, "scored_BL": scored_BL}
     return excess.make_case(of, direction, data, "parallel")
 

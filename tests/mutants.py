@@ -1,27 +1,31 @@
 """Breaks what measures, one small fault at a time, and counts the faults that no test sees.
 
-    make mutants      # or: python tests/mutants.py --workdir=DIR --count=300 --only=FILE
+    make mutants      # or: python tests/mutants.py --workdir=DIR --count=320 --only=FILE
 
 A mutant is one change of one expression: a sign, an index, a constant, a comparison, an axis,
 two arguments or directions swapped, a normalisation dropped. Its tests are those that ran its
-line in a run with coverage, the quickest first, then the others of their files, in a process of
-its own that ends at the first failure. The tree is copied once into the work directory, which a
-killed run goes on from: remove it to measure another tree.
+line in a run with coverage: first three quick ones, then the others, then the rest of their
+files, until one fails. Each mutant has a process of its own, forked from one that has imported
+the libraries and started no thread, so JAX is fresh in it and need not be imported again.
+
+The work directory keeps a line a mutant and the coverage of each test file. A killed run goes
+on. Another start looks again at what survived if a test has changed, and at the mutants of a
+file that has.
 """
 
 import argparse
 import ast
 import collections
-import concurrent.futures
+import hashlib
+import importlib.util
 import json
 import os
 import pathlib
 import random
 import re
 import shutil
-import subprocess
+import signal
 import sys
-import threading
 import time
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -55,7 +59,21 @@ STYLE = {  # keywords of plots that no reader measures by
     "wspace", "zorder", "ensure_ascii", "indent", "encoding", "strict",
 }  # fmt: skip
 DIRECTIONS = [("forward", "reverse"), ("fwd", "rev"), ("forward", "inverse"), ("first", "second")]
-BUDGET = 90.0  # seconds of tests for a mutant, as the run with coverage took them
+TESTS = [  # of what measures; the others run these lines too, and no number of theirs is theirs
+    "tests/analysis",
+    "tests/experiments",
+    "tests/likelihood_test.py",
+    "tests/metrics_test.py",
+    "tests/reading_test.py",
+    "tests/report_test.py",
+    "tests/tables_test.py",
+    "tests/world_a_test.py",
+]
+LIBRARIES = (  # what tests import and a fork need not: none starts a thread
+    "absl.flags", "chex", "flax.linen", "jax.experimental.sparse", "matplotlib.pyplot", "optax",
+    "scipy.integrate", "scipy.optimize", "scipy.stats", "tqdm",
+)  # fmt: skip
+BUDGETS = 3, 40.0, 90.0  # tests first; seconds of those that ran the line; of their files' others
 
 
 def _replace(kind):
@@ -213,107 +231,237 @@ def draw(tree, files, count, seed):
     return drawn
 
 
-def make_trees(workdir, workers):
-    """The tree as it was at the first start, and a copy to break for each worker."""
-    source = workdir / "source"
-    if not source.exists():
-        partial = workdir / "source.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        ignored = (".git", ".venv*", "runs", "build", "*.egg-info", "__pycache__", ".*_cache")
-        shutil.copytree(ROOT, partial, ignore=shutil.ignore_patterns(*ignored))
-        partial.rename(source)
+def sha(*paths):
+    """Of the contents of files."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def make_tree(workdir, name):
+    """A copy of the tree as it is now, to break."""
+    tree = workdir / name
+    shutil.rmtree(tree, ignore_errors=True)  # a killed run leaves a fault in it
+    ignored = (".git", ".venv*", "runs", "build", "site", "*.egg-info", "__pycache__", ".*_cache")
+    shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(*ignored))
     (workdir / "jax").mkdir(exist_ok=True)
-    trees = [workdir / f"tree{number}" for number in range(workers)]
-    for tree in trees:
-        shutil.rmtree(tree, ignore_errors=True)  # a killed run leaves a fault in it
-        shutil.copytree(source, tree)
-        (tree / ".pytest_cache").mkdir()
-        (tree / ".pytest_cache/jax").symlink_to(workdir / "jax")  # programs compiled once
-    return source, trees
+    (tree / ".pytest_cache").mkdir()
+    (tree / ".pytest_cache/jax").symlink_to(workdir / "jax")  # programs compiled once
+    return tree
 
 
-def _pytest(tree, arguments, **settings):
-    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", *arguments]
-    return subprocess.run(command, cwd=tree, env=environment, capture_output=True, **settings)
+def import_libraries(tree):
+    """What every test needs, JAX included, with the settings of tests/conftest.py; no thread."""
+    os.environ |= {"OPENBLAS_NUM_THREADS": "1", "MPLBACKEND": "agg"}
+    spec = importlib.util.spec_from_file_location("conftest_of_mutants", tree / "tests/conftest.py")
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    for name in LIBRARIES:
+        importlib.import_module(name)
+    threads = len(os.listdir("/proc/self/task"))
+    if threads > 1:
+        sys.exit(f"{threads} threads before the first fork: a library of LIBRARIES starts some")
 
 
-def measure(tree, files, workdir, workers, tests):
-    """Runs the suite once: {"lines": {file: {line: [test]}}, "seconds": {test: s}}."""
-    path = workdir / "baseline.json"
-    if path.exists():
-        return json.loads(path.read_text(encoding="utf-8"))
-    arguments = ["--cov", "--cov-context=test", "--cov-report=", "--durations=0", "-vv"]
-    if workers > 1:
-        arguments += ["-n", str(workers)]
-    (tree / ".coveragerc").write_text("[run]\ninclude =\n  " + "\n  ".join(files) + "\n")
-    done = _pytest(tree, [*arguments, "--durations-min=0", *tests], text=True)
-    if done.returncode != 0:
-        sys.exit(f"the tests must pass before anything is broken:\n{done.stdout[-3000:]}")
-    seconds = collections.Counter()
-    for duration, test in re.findall(
-        r"^([\d.]+)s (?:setup|call|teardown) +(tests/.*?) *$", done.stdout, re.MULTILINE
-    ):
-        seconds[test] += float(duration)
-    import coverage
+class Recorder:
+    """A pytest plugin: which lines a test runs, how long it takes, and whether it passes."""
 
-    data = coverage.CoverageData(str(tree / ".coverage"))
-    data.read()
-    lines = {}
-    for file in files:
-        by_line = data.contexts_by_lineno(str((tree / file).resolve()))
-        lines[file] = {
-            str(line): sorted({context.split("|")[0] for context in contexts if context})
-            for line, contexts in by_line.items()
-        }
-    baseline = {"lines": lines, "seconds": dict(seconds)}
-    path.write_text(json.dumps(baseline), encoding="utf-8")
-    return baseline
+    def __init__(self, files):
+        import coverage
 
+        self.seconds, self.failed, self.files = {}, set(), files
+        self.coverage = coverage.Coverage(data_file=None, include=files)
+        self.coverage.start()
 
-def choose(mutant, line, baseline, tree):
-    """The tests that ran the line, the quickest first, then the others of their files."""
-    lines, seconds = baseline["lines"][mutant["file"]], baseline["seconds"]
-    first = set(lines.get(str(line), ()))
-    if not first:  # runs while its module is imported, or in a process that a test starts
-        first = {test for tests in lines.values() for test in tests}
-    stem = pathlib.Path(mutant["file"]).stem
-    files = {test.split("::")[0] for test in first} or {
-        test.split("::")[0]
-        for test in seconds
-        if re.search(rf"\b{stem}\b", (tree / test.split("::")[0]).read_text(encoding="utf-8"))
-    }
-    rest = {test for test in seconds if test.split("::")[0] in files} - first
-    chosen, spent = [], 0.0
-    for test in [*sorted(first, key=lambda t: seconds.get(t, 0)), *sorted(rest, key=seconds.get)]:
-        spent += seconds.get(test, 0.0)
-        if chosen and spent > BUDGET:
-            break
-        chosen.append(test)
-    return chosen, spent
+    def pytest_runtest_logstart(self, nodeid, location):
+        self.coverage.switch_context(nodeid)
+        self.seconds[nodeid] = -time.monotonic()
+
+    def pytest_runtest_logreport(self, report):
+        if report.failed:
+            self.failed.add(report.nodeid)
+
+    def pytest_runtest_logfinish(self, nodeid, location):
+        self.seconds[nodeid] += time.monotonic()
+
+    def write(self, path):
+        self.coverage.stop()
+        data, lines = self.coverage.get_data(), {}
+        for file in self.files:
+            by_line = data.contexts_by_lineno(str(pathlib.Path(file).resolve()))
+            lines[file] = {line: [*filter(None, names)] for line, names in by_line.items()}
+        seconds = {test: s for test, s in self.seconds.items() if test not in self.failed}
+        found = {"lines": lines, "seconds": seconds, "failed": sorted(self.failed)}
+        path.with_suffix(".partial").write_text(json.dumps(found), encoding="utf-8")
+        path.with_suffix(".partial").replace(path)
 
 
-def judge(mutant, baseline, tree):
-    """Runs a mutant's tests in a tree that is afterwards as it was."""
-    path = tree / mutant["file"]
-    source = path.read_text(encoding="utf-8")
-    broken, line, before, after = mutate(source, mutant["number"], mutant["which"])
-    tests, expected = choose(mutant, line, baseline, tree)
-    start = time.monotonic()
-    path.write_text(broken, encoding="utf-8")
+def fork(tree, tests, log, record=None):
+    """Starts the tests, until one fails, in a process group of its own; returns its number.
+
+    Args:
+      tree: where.
+      tests: their names, in order.
+      log: a file for what they print.
+      record: (path, files): measure the lines of `files`, write `path`, and go on at failures.
+    """
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 3
     try:
-        code = _pytest(tree, ["-x", *tests], timeout=60 + 4 * expected).returncode if tests else 0
-    except subprocess.TimeoutExpired:
-        code = "timeout"
+        os.setsid()
+        os.chdir(tree)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(out, 1), os.dup2(out, 2)
+        os.environ["PYTHONPATH"] = str(tree)  # of the programs that tests start
+        sys.path.insert(0, str(tree))
+        import pytest
+
+        plugins = [Recorder(record[1])] if record else []
+        how = ["-p", "no:cacheprovider", *([] if record else ["-x"])]
+        code = int(pytest.main([*how, *tests], plugins=plugins))
+        if record:
+            plugins[0].write(record[0])
     finally:
-        path.write_text(source, encoding="utf-8")
-    # 0: all passed; 1: one failed; 2: stopped; 3: an internal error; 4: conftest fails to import
-    outcome = {0: "survived" if tests else "no test", 5: "no test"}.get(code, "killed")
-    spent = round(time.monotonic() - start, 1)
-    return mutant | dict(
-        line=line, before=before, after=after, outcome=outcome, code=code, seconds=spent,
-        num_tests=len(tests),
-    )  # fmt: skip
+        sys.stdout.flush()
+        os._exit(code)
+
+
+def wait(pids):
+    """(pid, exit code) of the first to end, of {pid: deadline}; "timeout" for one that is late."""
+    while True:
+        for pid, deadline in pids.items():
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if not ended and time.monotonic() < deadline:
+                continue
+            try:
+                os.killpg(pid, signal.SIGKILL)  # with what it has started
+            except ProcessLookupError:
+                pass
+            if not ended:
+                os.waitpid(pid, 0)
+                return pid, "timeout"
+            return pid, os.waitstatus_to_exitcode(status)
+        time.sleep(0.05)
+
+
+def measure(tree, files, tests, workdir):
+    """{"lines": {file: {line: [test]}}, "seconds": {test: s}}, test file by test file."""
+    lines = {file: collections.defaultdict(list) for file in files}
+    seconds, targets = {}, sha(*(tree / file for file in files))
+    (workdir / "coverage").mkdir(exist_ok=True)
+    paths = [p for t in tests for p in ([tree / t] if t.endswith(".py") else (tree / t).rglob("*"))]
+    for path in sorted(p for p in paths if p.name.endswith("_test.py")):
+        name = path.relative_to(tree).as_posix()
+        kept = workdir / "coverage" / f"{path.stem}-{sha(path)}-{targets}.json"
+        if not kept.exists():
+            start, log = time.monotonic(), workdir / "coverage" / f"{path.stem}.log"
+            pid = fork(tree, [name], log, (kept, files))
+            _, code = wait({pid: start + 1800})
+            print(f"coverage {name}: exit {code}, {time.monotonic() - start:.0f} s", flush=True)
+            if not kept.exists():
+                sys.exit(f"{name} ended with {code}: see {log}")
+        found = json.loads(kept.read_text(encoding="utf-8"))
+        for test in found["failed"]:
+            print(f"fails unbroken, and judges nothing: {test}", flush=True)
+        seconds |= found["seconds"]
+        for file, by_line in found["lines"].items():
+            for line, names in by_line.items():
+                lines[file][line] += [name for name in names if name in found["seconds"]]
+    return {"lines": lines, "seconds": seconds}
+
+
+def choose(mutant, line, baseline):
+    """Lists of tests to run one after the other, each with its seconds: see `BUDGETS`."""
+    lines, seconds = baseline["lines"][mutant["file"]], baseline["seconds"]
+    own = pathlib.Path(mutant["file"]).stem
+
+    def cost(test):  # a module's own tests are the likelier to see it
+        return seconds[test] + (0.0 if own in test.split("::")[0] else 1.0)
+
+    ran = set(lines.get(str(line), ()))
+    if not ran:  # runs while its module is imported, or in a process that a test starts
+        ran = {test for tests in lines.values() for test in tests}
+    files = {test.split("::")[0] for test in ran}
+    others = {test for test in seconds if test.split("::")[0] in files} - ran
+    ran, others = sorted(ran, key=cost), sorted(others, key=cost)
+    count, *budgets = BUDGETS
+    chosen = [ran[:count]]
+    for tests, budget in zip((ran[count:], others), budgets, strict=True):
+        spent, part = 0.0, []
+        for test in tests:
+            spent += seconds[test]
+            if spent > budget:
+                break
+            part.append(test)
+        chosen.append(part)
+    return [(part, sum(seconds[test] for test in part)) for part in chosen if part]
+
+
+class Trial:
+    """A mutant in a tree: its tests, part by part, until one fails; then the tree as it was."""
+
+    def __init__(self, mutant, baseline, tree, log):
+        self.tree, self.log, self.path = tree, log, tree / mutant["file"]
+        self.source, self.times = self.path.read_text(encoding="utf-8"), self.path.stat()
+        broken, line, before, after = mutate(self.source, mutant["number"], mutant["which"])
+        self.mutant = mutant | dict(line=line, before=before, after=after, num_tests=0)
+        self.parts = choose(mutant, line, baseline)
+        self.start = time.monotonic()
+        self.path.write_text(broken, encoding="utf-8")
+        # No other file of this name has this time, which is what tells compiled files apart.
+        age = 10_000 + 10 * mutant["number"] + mutant["which"]
+        os.utime(self.path, (self.times.st_atime, int(self.times.st_mtime) - age))
+        log.unlink(missing_ok=True)
+
+    def go_on(self):
+        """(pid, deadline) of the next part; None if there is no other."""
+        if not self.parts:
+            return None
+        tests, expected = self.parts.pop(0)
+        self.mutant["num_tests"] += len(tests)
+        return fork(self.tree, tests, self.log), time.monotonic() + 60 + 5 * expected
+
+    def end(self, code):
+        """The result, and the tree as it was."""
+        self.path.write_text(self.source, encoding="utf-8")
+        os.utime(self.path, ns=(self.times.st_atime_ns, self.times.st_mtime_ns))
+        # 0: all passed; 1: one failed; 2: stopped; 3: an internal error; 4: no such test
+        outcome = {0: "survived", None: "no test", 5: "no test"}.get(code, "killed")
+        said = self.log.read_text(errors="replace") if self.log.exists() else ""
+        by = re.search(r"^FAILED (\S+)", said, re.MULTILINE)
+        return self.mutant | dict(
+            outcome=outcome, code=code, seconds=round(time.monotonic() - self.start, 1),
+            by=by.group(1) if by and outcome == "killed" else None,
+        )  # fmt: skip
+
+
+def judge(mutants, baseline, trees, workdir):
+    """Yields the result of each mutant, as many at once as there are trees."""
+    left, free, running = list(mutants), list(trees), {}
+    while left or running:
+        while left and free:
+            tree = free.pop()
+            trial = Trial(left.pop(0), baseline, tree, workdir / f"{tree.name}.log")
+            started = trial.go_on()
+            if started is None:
+                free.append(tree)
+                yield trial.end(None)
+            else:
+                running[started[0]] = trial, started[1]
+        if not running:
+            continue
+        pid, code = wait({pid: deadline for pid, (_, deadline) in running.items()})
+        trial, _ = running.pop(pid)
+        started = trial.go_on() if code == 0 else None
+        if started is not None:
+            running[started[0]] = trial, started[1]
+            continue
+        free.append(trial.tree)
+        yield trial.end(code)
 
 
 def summary(results):
@@ -340,41 +488,42 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--only", nargs="*", default=TARGETS, help="files to break, or patterns")
-    parser.add_argument("--tests", nargs="*", default=[], help="tests to run; all when none")
+    parser.add_argument("--tests", nargs="*", default=TESTS, help="test files, or folders")
     args = parser.parse_args()
     workdir = args.workdir.absolute()
     workdir.mkdir(parents=True, exist_ok=True)
-    source, trees = make_trees(workdir, args.workers)
-    files = sorted({p.relative_to(source).as_posix() for t in args.only for p in source.glob(t)})
-    baseline = measure(trees[0], files, workdir, args.workers, args.tests)
-    path, lock = workdir / "results.json", threading.Lock()
-    results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    done = {(r["file"], r["number"], r["which"]) for r in results}
-    free = list(trees)
+    trees = [make_tree(workdir, f"tree{number}") for number in range(args.workers)]
+    files = sorted({p.relative_to(ROOT).as_posix() for t in TARGETS for p in ROOT.glob(t)})
+    broken = [file for file in files if any(pathlib.Path(file).match(t) for t in args.only)]
+    hashes = {file: sha(trees[0] / file) for file in broken}
+    import_libraries(trees[0])
+    baseline = measure(trees[0], files, args.tests, workdir)
+    tests = hashlib.sha256(json.dumps(sorted(baseline["seconds"])).encode())
+    for path in sorted((trees[0] / "tests").rglob("*_test.py")):
+        tests.update(path.read_bytes())
+    suite, path = tests.hexdigest()[:16], workdir / "results.jsonl"
+    results = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        result = json.loads(line)
+        results[result["file"], result["number"], result["which"], result["sha"]] = result
+    drawn = {
+        (m["file"], m["number"], m["which"], hashes[m["file"]]): m
+        for m in draw(trees[0], broken, args.count, args.seed)
+    }
 
-    def one(mutant):
-        with lock:
-            tree = free.pop()
-        try:
-            result = judge(mutant, baseline, tree)
-        finally:
-            with lock:
-                free.append(tree)
-        with lock:
-            results.append(result)
-            partial = path.with_suffix(".partial")
-            partial.write_text(json.dumps(results, indent=1), encoding="utf-8")
-            partial.replace(path)
+    def is_known(key):
+        known = results.get(key)
+        return known and (known["outcome"] == "killed" or known["suite"] == suite)
+
+    left = [mutant for key, mutant in drawn.items() if not is_known(key)]
+    print(f"{len(left)} of {len(drawn)} mutants to judge", flush=True)
+    with path.open("a", encoding="utf-8") as file:
+        for result in judge(left, baseline, trees, workdir):
+            result |= {"sha": hashes[result["file"]], "suite": suite}
+            results[result["file"], result["number"], result["which"], result["sha"]] = result
+            print(json.dumps(result), file=file, flush=True)
             print(result["outcome"], result["file"], result["line"], result["after"], flush=True)
-
-    left = [
-        m
-        for m in draw(source, files, args.count, args.seed)
-        if (m["file"], m["number"], m["which"]) not in done
-    ]
-    with concurrent.futures.ThreadPoolExecutor(args.workers) as pool:
-        list(pool.map(one, left))
-    print("\n".join(summary(results)))
+    print("\n".join(summary([results[key] for key in drawn])))
 
 
 if __name__ == "__main__":

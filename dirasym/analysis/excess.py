@@ -209,16 +209,19 @@ def in_all_units(
     }
 
 
-def half_learned(epoch_T: Sequence[float], excess_T: Sequence[float]) -> float:
+def half_learned(
+    epoch_T: Sequence[float], excess_T: Sequence[float], whole: float | None = None
+) -> float:
     """The epoch at which the excess falls to half of its first value; NaN if it does not.
 
-    Between two evaluations by a straight line.
+    Between two evaluations by a straight line. `whole` stands for the first value where given,
+    such as that of a uniform guess over the strings.
 
     Examples:
       >>> half_learned([0, 10, 20], [8.0, 6.0, 2.0])
       15.0
     """
-    falling_T, half = -np.asarray(excess_T, float), excess_T[0] / 2
+    falling_T, half = -np.asarray(excess_T, float), (excess_T[0] if whole is None else whole) / 2
     below = np.flatnonzero(-falling_T <= half)
     if len(below) == 0 or below[0] == 0:
         return math.nan

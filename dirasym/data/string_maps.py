@@ -34,7 +34,9 @@ Direction = Literal["forward", "inverse"]
 DIRECTIONS: tuple[Direction, ...] = ("forward", "inverse")
 
 
-def generate_pairs(K: int, n_pairs: int, str_len: int, seed: int) -> Pairs:
+def generate_pairs(
+    K: int, n_pairs: int, str_len: int, seed: int, num_letters: int = len(ALPHABET)
+) -> Pairs:
     """A K-to-1 map: n distinct strings A, and n/K distinct B, each the image of K of them.
 
     The same pairs on any machine, under any Python hash seed. K = 1 is a bijection.
@@ -42,24 +44,29 @@ def generate_pairs(K: int, n_pairs: int, str_len: int, seed: int) -> Pairs:
     Args:
       K: how many A share a B.
       n_pairs: n.
-      str_len: characters of a string, each of a–z0–9.
+      str_len: characters of a string.
       seed: of all choices.
+      num_letters: the characters are the first of `ALPHABET`, a–z0–9.
 
     Returns:
       (A, B), lists of length n; pair i is (A[i], B[i]).
 
     Raises:
-      ValueError: K < 1, n not divisible by K, or n beyond the number of strings.
+      ValueError: K < 1, n not divisible by K, n beyond the number of strings, or letters that
+        the alphabet does not have.
     """
-    _check(K, n_pairs, str_len, n_pairs, divisor=K)
+    _check(K, n_pairs, str_len, n_pairs, divisor=K, num_letters=num_letters)
     rng = np.random.RandomState(seed)  # NumPy keeps its stream the same for ever
-    first = _distinct_strings(rng, n_pairs, str_len)
-    second = [text for text in _distinct_strings(rng, n_pairs // K, str_len) for _ in range(K)]
+    first = _distinct_strings(rng, n_pairs, str_len, num_letters)
+    images = _distinct_strings(rng, n_pairs // K, str_len, num_letters)
+    second = [text for text in images for _ in range(K)]
     assert len(set(first)) == n_pairs and set(Counter(second).values()) == {K}
     return first, second
 
 
-def exchangeable_pairs(K: int, n_pairs: int, str_len: int, seed: int) -> Pairs:
+def exchangeable_pairs(
+    K: int, n_pairs: int, str_len: int, seed: int, num_letters: int = len(ALPHABET)
+) -> Pairs:
     """A K-to-K map: n/K² groups of K strings A and K strings B, every A paired with every B.
 
     Both directions have floor ln K and store the same number of bits, so no learner that
@@ -68,10 +75,12 @@ def exchangeable_pairs(K: int, n_pairs: int, str_len: int, seed: int) -> Pairs:
     Raises:
       ValueError: as `generate_pairs`, with n divisible by K².
     """
-    _check(K, n_pairs, str_len, n_pairs // max(K, 1), divisor=K * K)
+    count = n_pairs // max(K, 1)
+    _check(K, n_pairs, str_len, count, divisor=K * K, num_letters=num_letters)
     rng = np.random.RandomState(seed)
     groups = [
-        np.array(_distinct_strings(rng, n_pairs // K, str_len)).reshape(-1, K) for _ in range(2)
+        np.array(_distinct_strings(rng, count, str_len, num_letters)).reshape(-1, K)
+        for _ in range(2)
     ]
     first = np.repeat(groups[0], K, axis=1).ravel().tolist()
     second = np.tile(groups[1], K).ravel().tolist()
@@ -80,26 +89,32 @@ def exchangeable_pairs(K: int, n_pairs: int, str_len: int, seed: int) -> Pairs:
     return first, second
 
 
-def _check(K: int, n_pairs: int, str_len: int, num_distinct: int, divisor: int) -> None:
+def _check(
+    K: int, n_pairs: int, str_len: int, num_distinct: int, divisor: int, num_letters: int
+) -> None:
     if K < 1:
         raise ValueError(f"K must be at least 1, got {K}")
     if str_len < 1:
         raise ValueError(f"str_len must be at least 1, got {str_len}")
+    if not 1 <= num_letters <= len(ALPHABET):
+        raise ValueError(f"num_letters must be 1 to {len(ALPHABET)}, got {num_letters}")
     if n_pairs < 1 or n_pairs % divisor:
         raise ValueError(f"n_pairs must be a positive multiple of {divisor}, got {n_pairs}")
-    if num_distinct > len(ALPHABET) ** str_len:
+    if num_distinct > num_letters**str_len:
         raise ValueError(
             f"{num_distinct} distinct strings are needed and there are only "
-            f"{len(ALPHABET) ** str_len} of {str_len} characters"
+            f"{num_letters**str_len} of {str_len} characters"
         )
 
 
-def _distinct_strings(rng: np.random.RandomState, count: int, str_len: int) -> list[str]:
+def _distinct_strings(
+    rng: np.random.RandomState, count: int, str_len: int, num_letters: int
+) -> list[str]:
     """Uniform draws without replacement, in random order."""
     strings: dict[str, None] = {}  # keeps the order of first occurrence
     while len(strings) < count:
         letters = np.array(list(ALPHABET))[
-            rng.randint(len(ALPHABET), size=(count, str_len), dtype=np.int64)
+            rng.randint(num_letters, size=(count, str_len), dtype=np.int64)
         ]
         strings |= dict.fromkeys(map("".join, letters))
     return list(strings)[:count]
@@ -113,6 +128,7 @@ class StringMap:
       K: how many A share a B; in an exchangeable map, also how many B share an A.
       n_pairs, str_len, seed: as of `generate_pairs`.
       exchangeable: the control, `exchangeable_pairs`.
+      num_letters: as of `generate_pairs`.
 
     Raises:
       ValueError: as these two.
@@ -128,6 +144,7 @@ class StringMap:
     str_len: int = 8
     seed: int = 0
     exchangeable: bool = False
+    num_letters: int = len(ALPHABET)
 
     def __post_init__(self):
         self.bits_to_store("forward")  # names what cannot be
@@ -136,7 +153,7 @@ class StringMap:
     def pairs(self) -> Pairs:
         """(A, B)."""
         generate = exchangeable_pairs if self.exchangeable else generate_pairs
-        return generate(self.K, self.n_pairs, self.str_len, self.seed)
+        return generate(self.K, self.n_pairs, self.str_len, self.seed, self.num_letters)
 
     def oriented(self, direction: Direction) -> Pairs:
         """(sources, targets)."""
@@ -150,9 +167,10 @@ class StringMap:
 
     def bits_to_store(self, direction: Direction) -> float:
         """log₂ of how many maps the direction could have been, per pair."""
+        shape = self.K, self.n_pairs, self.str_len, self.num_letters
         if self.exchangeable:
-            return exchangeable_bits_to_store(self.K, self.n_pairs, self.str_len)
-        both = bits_to_store(self.K, self.n_pairs, self.str_len)
+            return exchangeable_bits_to_store(*shape)
+        both = bits_to_store(*shape)
         return both[DIRECTIONS.index(direction)]
 
 
@@ -221,17 +239,19 @@ def per_token(floor: float, targets: Sequence[Sequence[Hashable]]) -> float:
     return floor * len(targets) / sum(map(len, targets))
 
 
-def bits_to_store(K: int, n_pairs: int, str_len: int) -> tuple[float, float]:
+def bits_to_store(
+    K: int, n_pairs: int, str_len: int, num_letters: int = len(ALPHABET)
+) -> tuple[float, float]:
     """log₂ of the number of K-to-1 maps, per pair: (forward, inverse).
 
-    With N = 36^str_len strings and b = n/K images: forward, the A being known, has
+    With N = num_letters^str_len strings and b = n/K images: forward, the A being known, has
     C(N, b)·n!/K!^b maps; inverse, the B being known, has N!/((N-n)!·K!^b).
 
     Raises:
       ValueError: as `generate_pairs`.
     """
-    _check(K, n_pairs, str_len, n_pairs, divisor=K)
-    images, strings = n_pairs // K, len(ALPHABET) ** str_len
+    _check(K, n_pairs, str_len, n_pairs, divisor=K, num_letters=num_letters)
+    images, strings = n_pairs // K, num_letters**str_len
     orders = images * _log2_falling(K, K)
     forward = (
         _log2_falling(strings, images)
@@ -242,7 +262,9 @@ def bits_to_store(K: int, n_pairs: int, str_len: int) -> tuple[float, float]:
     return forward / n_pairs, (_log2_falling(strings, n_pairs) - orders) / n_pairs
 
 
-def exchangeable_bits_to_store(K: int, n_pairs: int, str_len: int) -> float:
+def exchangeable_bits_to_store(
+    K: int, n_pairs: int, str_len: int, num_letters: int = len(ALPHABET)
+) -> float:
     """The same for a K-to-K map, either direction: log₂[N!/(N-m)! · m!/(K!^2g · g!)] / n.
 
     m = n/K strings on each side in g = n/K² groups: the known side is cut into unordered
@@ -251,8 +273,9 @@ def exchangeable_bits_to_store(K: int, n_pairs: int, str_len: int) -> float:
     Raises:
       ValueError: as `exchangeable_pairs`.
     """
-    _check(K, n_pairs, str_len, n_pairs // max(K, 1), divisor=K * K)
-    size, groups, strings = n_pairs // K, n_pairs // K**2, len(ALPHABET) ** str_len
+    count = n_pairs // max(K, 1)
+    _check(K, n_pairs, str_len, count, divisor=K * K, num_letters=num_letters)
+    size, groups, strings = count, n_pairs // K**2, num_letters**str_len
     bits = (
         _log2_falling(strings, size)
         + _log2_falling(size, size)

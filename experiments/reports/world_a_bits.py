@@ -1,0 +1,112 @@
+"""When half of a map is learned, against its bits and its target's entropy, from result lines."""
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dirasym import intervals, report
+from dirasym.analysis import excess
+from dirasym.workdir import WorkDir
+from experiments.reports.world_a import CURVE, MARKERS, NAMES
+
+Line = Mapping[str, Any]
+KINDS = "model", "letters", "length", "pairs", "K", "direction"  # what maps of a kind share
+
+
+def guess(line: Line) -> float:
+    """Excess of a uniform guess over the strings of the alphabet: n ln(letters) − floor, nats."""
+    return line["length"] * math.log(line["letters"]) - line["floor_nats_per_string"]
+
+
+def half(line: Line) -> float:
+    """Epochs until half of what a uniform guess misses is learned; NaN if it is not.
+
+    The model's own start is no measure: it must first learn which letters there are.
+    """
+    return excess.half_learned(line["eval_epochs"], line[CURVE], guess(line))
+
+
+def kinds(lines: Sequence[Line]) -> dict[tuple, list[Line]]:
+    """Lines by `KINDS`, those of the most bits first."""
+    found: dict[tuple, list[Line]] = {}
+    for line in sorted(lines, key=lambda line: (line["model"], -line["bits_to_store_per_pair"])):
+        found.setdefault(tuple(line[key] for key in KINDS), []).append(line)
+    return found
+
+
+def over_maps(lines: Sequence[Line], measure=half) -> intervals.Interval:
+    """Mean over maps, of each the mean over its seeds, with Student's interval over maps."""
+    values: dict[int, list[float]] = {}
+    for line in lines:
+        values.setdefault(line["map"], []).append(measure(line))
+    return intervals.student_interval([float(np.mean(x)) for x in values.values()])
+
+
+def left(line: Line) -> float:
+    """Excess at the end as a share of a uniform guess's, in percent."""
+    return 100 * line[CURVE][-1] / guess(line)
+
+
+def entropy(line: Line) -> float:
+    """Of the target given its source, nats a string."""
+    return 0.0 if line["direction"] == "A->B" else math.log(line["K"])
+
+
+def table(lines: Sequence[Line]) -> str:
+    """A row a kind of map."""
+    rows = []
+    for (model, letters, length, pairs, K, direction), of in kinds(lines).items():
+        what = f"K = {K} {NAMES[direction]}" if K > 1 else "K = 1"
+        one, maps = of[0], len({line["map"] for line in of})
+        known = [f"{one['bits_to_store_per_pair']:.1f}", f"{entropy(one):.2f}"]
+        half_at = report.with_interval(*over_maps(of), 1)
+        rest = report.with_interval(*over_maps(of, left), 1)
+        runs = f"{maps} × {len(of) // maps}"
+        rows.append([model, f"{letters} × {length}", pairs, what, *known, half_at, rest, runs])
+    header = "model,letters × length,pairs,task,bits per pair,entropy,half learned,left %,runs"
+    return report.table(header.split(","), rows)
+
+
+def figure(lines: Sequence[Line]):
+    """A panel a model: epochs until half is learned against bits, a marker a kind of strings."""
+    models = sorted({line["model"] for line in lines})
+    drawn, axes = report.new_figure(1, len(models), (4.6, 3.4))
+    for ax, model in zip(axes[0], models, strict=True):
+        mine = kinds(report.select(lines, model=model))
+        strings = sorted({key[1:4] for key in mine}, reverse=True)
+        for marker, (letters, length, pairs) in zip(MARKERS, strings, strict=False):
+            for filled in (True, False):
+                points = [
+                    (of[0]["bits_to_store_per_pair"], over_maps(of))
+                    for key, of in mine.items()
+                    if key[1:4] == (letters, length, pairs) and (entropy(of[0]) == 0) == filled
+                ]
+                if points:
+                    x, y = zip(*points, strict=True)
+                    name = "one answer" if filled else "one of K"
+                    ax.errorbar(
+                        x, [i.mean for i in y], np.nan_to_num([i.half_width for i in y]),
+                        fmt=marker, ms=5, capsize=3, color="tab:blue" if filled else "tab:orange",
+                        label=f"{letters} × {length}, {pairs} pairs, {name}",
+                    )  # fmt: skip
+        ax.set(title=model, xlabel="bits to store, per pair", xlim=(0, None), ylim=(0, None))
+        ax.set_ylabel("epochs until half is learned")
+        ax.legend(fontsize="xx-small")
+    return drawn
+
+
+def write(workdir: WorkDir, config) -> None:
+    """Writes report.md and the figure, and prints the table."""
+    lines = workdir.results()
+    printed = table(lines)
+    text = (
+        "# World A: bits and entropy, each varied alone\n\n"
+        f"{printed}\n\n{config.epochs} epochs. *half learned*: the epoch at which the clean excess "
+        "falls to half of that of a uniform guess over the strings. *left*: what of it is there "
+        "at the end. *entropy*: of the target given its source, nats a string. *runs*: maps × "
+        "seeds; intervals (95 %, Student) are over maps, of means over seeds."
+    )
+    report.write(workdir.path, text, {"bits": functools.partial(figure, lines)}, printed=printed)
