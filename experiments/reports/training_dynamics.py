@@ -110,11 +110,17 @@ def one_layer_table(results) -> str:
                 f"{line['largest_z']:.1e}",
             ]
         )
-    (chain,) = report.select(results, part="one_layer", case="chain")
+    chain, joint, last, symmetric = (
+        report.select(results, part="one_layer", case=case)[0]
+        for case in ("chain", "joint_chain", "joint_chain_last", "symmetric_loss")
+    )
     return (
         report.table(header, rows)
         + f"\n\nIn the chain p(C|A) ends at {chain['composed']:.1e}, and is (1 − p(B|A))/(M − 1) "
-        f"to {chain['composed_error']:.1e}."
+        f"to {chain['composed_error']:.1e}. Where A → B → C is one sentence it reaches "
+        f"{joint['highest_composed']:.3f} and ends at {joint['composed']:.1e}; with a loss on C "
+        f"alone it ends at {last['composed']:.5f}. Under the symmetric loss the score of (A, B), "
+        f"read as that of A given B, ends at p(A|B) = {symmetric['reverse_by_score']:.5f}."
     )
 
 
@@ -179,7 +185,7 @@ def one_layer_figure(cases):
 def break_figure(cases):
     figure, axes = report.new_figure(1, 1, (5.2, 3.4))
     for case, c in cases.items():
-        if case != "chain":
+        if "chain" not in case:
             style = "-" if CASES[case].startswith("break") else "--"
             axes[0, 0].plot(c["time"][1:], c["reverse"][1:], style, label=CASES[case])
     axes[0, 0].axhline(1 / ONE_LAYER_VOCAB, color="black", ls=":", label="1/M")

@@ -1,6 +1,7 @@
 """The bilinear and the one-layer model of arXiv 2405.04669 (§3, §4), solved by gradient flow."""
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -29,6 +30,9 @@ CASES = {  # how the one-layer model trains; what each is in the report
     "attends_to_itself": "break: the query attends to itself",
     "symmetric": "break: weights held symmetric",
     "both_ways": "break: every pair trains both ways",
+    "symmetric_loss": "break: a loss symmetric in A and B",
+    "joint_chain": "break: A → B → C in one sentence",
+    "joint_chain_last": "break: the same, with a loss on C alone",
 }
 Solved = tuple[dict[str, Any], History]  # a result line and curves
 
@@ -163,20 +167,36 @@ def compare_descent(config: Config) -> Solved:
     return line, {"time": times, "loss": descent_T, "flow_loss": flow_T}
 
 
-def one_layer_sentences(case: str) -> list[tuple[int, int, int]]:
-    """Three-token sentences. The first pair is the one asked in reverse."""
+def one_layer_sentences(case: str) -> list[tuple[int, ...]]:
+    """Sentences of three tokens, or of five. The first pair is the one asked in reverse."""
     forward = [(a, RIGHT, b) for a, b in PAIRS]
     reverse = [(b, LEFT, a) for a, b in PAIRS]
     if case == "chain":
         return [*forward, *((b, RIGHT, b + 6) for _, b in PAIRS)]
-    if case in ("one_way", "symmetric"):
+    if case.startswith("joint_chain"):
+        return [(a, RIGHT, b, RIGHT, b + 6) for a, b in PAIRS]
+    if case in ("one_way", "symmetric", "symmetric_loss"):
         return forward
     return forward + (reverse if case == "both_ways" else reverse[1:])
 
 
+def symmetric_loss(score_VV: jax.Array, a_E: np.ndarray, b_E: np.ndarray) -> jax.Array:
+    """−½ mean (log softmax over B of the score of (A, B) + log softmax over A of it), nats.
+
+    Each pair has one score. So A and B may change places (scores transposed) in this loss.
+    """
+    of_b, of_a = (jax.nn.log_softmax(score_VV, axis)[a_E, b_E] for axis in (1, 0))
+    return -(of_b + of_a).mean() / 2
+
+
 def _one_layer_flow(case: str, sentences_EL: np.ndarray, times: np.ndarray):
-    """Y and Z (or Θ held symmetric) over time, and the probability [T] of a next token."""
-    if case == "symmetric":
+    """Y and Z (or Θ alone) over time, and the probability [T] of a next token."""
+    if case == "symmetric_loss":
+        loss = functools.partial(symmetric_loss, a_E=sentences_EL[:, 0], b_E=sentences_EL[:, 2])
+        start_VV = np.zeros((ONE_LAYER_VOCAB,) * 2)
+        y_TVV = gradient_flow.flow(gradient_flow.negative_gradient(loss), start_VV, times)
+        weights = {"Y": y_TVV, "Z": np.zeros(1)}
+    elif case == "symmetric":
         bilinear_flow = gradient_flow.BilinearFlow(
             np.eye(ONE_LAYER_VOCAB), sentences_EL[:, 0], sentences_EL[:, 2], symmetric=True
         )
@@ -184,8 +204,10 @@ def _one_layer_flow(case: str, sentences_EL: np.ndarray, times: np.ndarray):
         weights = {"Y": bilinear_flow.logits(c_TVV), "Z": np.zeros(1)}
     else:
         model = models.ReparameterisedAttention(ONE_LAYER_VOCAB, case == "attends_to_itself")
-        num = len(sentences_EL)
-        batch = Batch(sentences_EL, np.arange(num), num, np.arange(3)[None] == np.full((num, 1), 2))
+        num, length = sentences_EL.shape
+        answers_BL = np.zeros((num, length), bool)
+        answers_BL[:, [-1] if case == "joint_chain_last" else np.arange(2, length, 2)] = True
+        batch = Batch(sentences_EL, np.arange(num), num, answers_BL)
 
         def loss(params):
             apply_fn = models.make_tokens_apply_fn(model)
@@ -226,9 +248,15 @@ def solve_one_layer(case: str) -> Solved:
         "gap_error": float(gap_error_T.max()),
         "largest_z": float(np.abs(weights["Z"]).max()),
     }
-    if case == "chain":
+    if case == "symmetric_loss":  # the score itself, read the other way
+        scores_TV = weights["Y"][:, :, b]
+        curves["reverse_by_score"] = scipy.special.softmax(scores_TV, axis=-1)[:, a]
+        line["reverse_by_score"] = float(curves["reverse_by_score"][-1])
+    if "chain" in case:
         curves["composed"] = probability_T(a, RIGHT, b + 6)
-        exact_T = (1 - exact_T) / (ONE_LAYER_VOCAB - 1)
         line["composed"] = float(curves["composed"][-1])
+        line["highest_composed"] = float(curves["composed"].max())
+    if case == "chain":
+        exact_T = (1 - exact_T) / (ONE_LAYER_VOCAB - 1)
         line["composed_error"] = float(np.abs(curves["composed"] - exact_T).max())
     return line, curves | {"weights": weights["Y"][-1]}

@@ -44,6 +44,7 @@ from experiments import (
     training_dynamics,
     work,
     world_a,
+    world_a_bits,
     world_a_mlp,
 )
 from experiments.flags import flag
@@ -149,6 +150,11 @@ PROGRAMS = {
     ),
     "world_a": Program(
         world_a, world_a_system.Config, {"n_pairs": 40, "width": 8, "pretrain_steps": 4}
+    ),
+    "world_a_bits": Program(
+        world_a_bits,
+        world_a_bits.Config,
+        {"shapes": ["36x4"], "Ks": [1], "n_pairs": [40], "maps": 1, "mlp_width": 8, "epochs": 2},
     ),
     "world_a_mlp": Program(
         world_a_mlp,

@@ -133,6 +133,25 @@ def test_bits_count_the_maps_of_a_small_world():
     )
 
 
+@pytest.mark.parametrize("exchangeable", [False, True])
+def test_fewer_letters_make_fewer_strings_and_bits(exchangeable):
+    of = string_maps.StringMap(2, 8, 3, 1, exchangeable, num_letters=3)
+    first, second = of.pairs
+    assert set("".join(first + second)) == set("abc")
+    # 27 strings: counted as in the test above.
+    for direction in string_maps.DIRECTIONS:
+        if exchangeable:
+            count = 3 * math.comb(27, 2) * math.comb(25, 2)
+        elif direction == "forward":
+            count = math.comb(27, 4) * math.factorial(8) / 2**4
+        else:
+            count = math.prod(math.comb(27 - 2 * n, 2) for n in range(4))
+        assert 2 ** (8 * of.bits_to_store(direction)) == pytest.approx(count)
+    for letters, words in ((37, "num_letters must be 1 to 36, got 37"), (1, "only 1 of 3")):
+        with pytest.raises(ValueError, match=words):
+            string_maps.StringMap(2, 8, 3, 1, exchangeable, num_letters=letters)
+
+
 def test_texts():
     assert string_maps.texts(["ab12"], ["cd34"]) == (["x: ab12 y:"], [" cd34"])
 
