@@ -11,6 +11,7 @@ ONE_LAYER = {  # cases of the one-layer model
     "attends_to_itself": "the same, and the query attends to itself",
     "symmetric": "weights held symmetric",
     "both_ways": "every pair in both directions",
+    "symmetric_loss": "every pair A → B alone, by a loss symmetric in A and B",
 }
 REMARKS = {
     "one_way": "exactly 1/M",
@@ -18,6 +19,7 @@ REMARKS = {
     "attends_to_itself": "the row of ← learns the other pairs' answers; Z moves",
     "symmetric": "the reverse is learned with the forward",
     "both_ways": "each row learns its own",
+    "symmetric_loss": "of the weight from B to A, which nothing trains; see below",
 }
 EXACT = "one_way", "others_both_ways", "chain", "both_ways"  # cases that the closed form covers
 STUDY = {  # columns of a table of the study
@@ -32,7 +34,8 @@ STUDY = {  # columns of a table of the study
 
 def one_layer(case: str) -> Line:
     """The one-layer model's line of a case."""
-    (line,) = lines("training_dynamics/quick", part="one_layer", case=case)
+    files = "training_dynamics/quick", "training_dynamics/breaks"
+    (line,) = lines(*files, part="one_layer", case=case)
     return line
 
 
