@@ -96,7 +96,7 @@ def test_every_experiment_can_be_killed():
         for path in (ROOT / "experiments").glob("*.py")
         if "flags.main(" in path.read_text(encoding="utf-8")
     }
-    assert pages == set(crash_test.PROGRAMS) and len(pages) == 15
+    assert pages == set(crash_test.PROGRAMS) and "world_a_bits" in pages
 
 
 @pytest.mark.parametrize("name", crash_test.PROGRAMS)
