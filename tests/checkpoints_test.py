@@ -25,7 +25,7 @@ OWNER = {"name": "toy", "seed": 0, "x64": False, "data": {"length": 3}}
 
 def _state(step=0, width=8, ema=True, optimizer=None, impl=None):
     model = models.Transformer(models.radd(11, width=width))
-    params = model.init(jax.random.key(0), jnp.zeros((1, 4), int))["params"]
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 4), int))["params"]
     optimizer = optimizer or training.make_optimizer(1e-3)
     key = jax.random.key(5, impl=impl)
     state = training.create_state(models.make_apply_fn(model), params, optimizer, key, ema=ema)

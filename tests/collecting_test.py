@@ -1,9 +1,8 @@
 """Work directories joined: what differs is a column, seeds become an interval, damage is named."""
 
 import json
-import subprocess
-import sys
 
+import commands
 import pytest
 import scipy.stats
 
@@ -78,8 +77,7 @@ def test_a_damaged_configuration_is_named(three, text):
 
 
 def _tool(*flags):
-    command = [sys.executable, "-m", "experiments.tools.collect", *map(str, flags)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return commands.run(["experiments.tools.collect", *flags])
 
 
 def test_the_tool_prints_the_table_and_refuses_in_one_line(three, tmp_path):

@@ -24,7 +24,7 @@ STEP = jax.jit(functools.partial(training.train_step, objective=objectives.next_
 
 @pytest.fixture(scope="module")
 def base():
-    return MODEL.init(jax.random.key(9), TOKENS)["params"]
+    return jax.jit(MODEL.init)(jax.random.key(9), TOKENS)["params"]
 
 
 def _same(one, other):
@@ -38,7 +38,7 @@ def test_from_scratch_the_seed_draws_the_weights():
     assert first.apply_fn is other.apply_fn and first.tx is other.tx  # one compiled program
     assert (jax.random.key_data(first.key) != jax.random.key_data(other.key)).any()
     logits_BLV = trained.apply_fn(first.variables(first.params), TOKENS)
-    assert _same(logits_BLV, MODEL.apply({"params": first.params}, TOKENS))
+    assert _same(logits_BLV, jax.jit(MODEL.apply)({"params": first.params}, TOKENS))
 
 
 def test_every_seed_starts_from_the_given_weights_and_may_overwrite_its_own(base):
@@ -57,7 +57,7 @@ def test_adapters_are_trained_and_the_base_is_not(base):
     assert set(state.params) == {"lora"} and _same(state.frozen, {"params": base})
     read = functools.partial(trained.apply_fn, tokens_BL=TOKENS)
     before = read(state.variables(state.params))
-    np.testing.assert_allclose(before, MODEL.apply({"params": base}, TOKENS), atol=1e-6)
+    np.testing.assert_allclose(before, jax.jit(MODEL.apply)({"params": base}, TOKENS), atol=1e-6)
     after, _ = STEP(state, BATCH)
     assert _same(after.frozen, {"params": base}) and not _same(after.params, state.params)
     changed = after.variables(after.params)

@@ -164,7 +164,7 @@ def test_batches_and_padding_change_nothing(kind):
 def test_a_transformer_is_taken_as_it_is():
     config = models.radd(4, width=8)
     model = models.Transformer(config)
-    params = model.init(jax.random.key(0), jnp.zeros((1, 2), int))["params"]
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 2), int))["params"]
     settings = dict(tokenizer=LETTERS, mask_id=MASK)
     found, same = (
         likelihood.likelihood(x, params, TEXTS, "left_to_right", **settings)

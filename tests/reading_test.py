@@ -299,7 +299,7 @@ def test_a_transformer_is_read_with_its_attention_and_padding_on_either_side():
         max_len=16, rope_base=10_000.0, rope_scaling=None,
     )  # fmt: skip
     model = models.Transformer(config)
-    params = model.init(jax.random.key(0), jnp.zeros((1, 1), int))["params"]
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), int))["params"]
     how = dict(attention=True, attention_distance=2)
     read = measure(model, params, PAIRS, WORDS, **how)
     assert read.kind == "masked" and read.attention_correlation.shape == (2, 2, 3)
@@ -326,7 +326,7 @@ def test_a_reading_has_the_numbers_of_the_facts_page(kind):
             max_len=16, rope_base=10_000.0, rope_scaling=None,
         )
     )  # fmt: skip
-    params = model.init(jax.random.key(0), jnp.zeros((1, 1), int))["params"]
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), int))["params"]
     params = jax.tree.map(lambda x: 5 * x, params)
     asked = Questions.of(data, words, masked=kind == "masked")
     make = models.make_apply_fn if kind == "masked" else models.make_extend_fn
@@ -349,7 +349,7 @@ def test_adapters_that_do_nothing_change_nothing():
         max_len=16, rope_base=10_000.0, rope_scaling=None,
     )  # fmt: skip
     model = models.Transformer(config)
-    params = model.init(jax.random.key(0), jnp.zeros((1, 1), int))["params"]
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), int))["params"]
     adapted = models.LoRA(model, models.LoRAConfig(1, 1.0, "(query|value)$"))
     adapters = models.lora.init_adapters(adapted, params, jax.random.key(1))
     base = measure(model, params, PAIRS, WORDS)

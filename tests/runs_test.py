@@ -41,7 +41,7 @@ STEP = functools.partial(training.train_step, objective=_objective, dropout=Fals
 
 
 def _init(seed):
-    params = MODEL.init(jax.random.key(seed), DATA["tokens_BL"][0])["params"]
+    params = jax.jit(MODEL.init)(jax.random.key(seed), DATA["tokens_BL"][0])["params"]
     return training.create_state(_apply_fn, params, OPTIMIZER, jax.random.key(seed))
 
 

@@ -67,6 +67,7 @@ def make_apply_fn(model: Transformer) -> ApplyFn:
 
 
 def _logits_at(model: Transformer, tokens_BL, rows_R) -> jax.Array:
+    tokens_BL = jnp.asarray(tokens_BL)  # NumPy's cannot be indexed by what is traced
     row_R = jnp.minimum(rows_R, tokens_BL.size - 1)
     _, (layer_key,) = model.dropout_keys()
     (block,) = model.blocks

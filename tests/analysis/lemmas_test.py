@@ -26,6 +26,9 @@ def _order_one(rng, width, vocab, dtype):
     return theorem_b1.OneLayer(*(jnp.asarray(x, dtype) for x in arrays))
 
 
+_grad = jax.jit(jax.grad(theorem_b1.theorem_loss), static_argnums=(2, 4))
+
+
 def test_corollary_b2_implies_alignment_and_runs_along_a_trajectory():
     rng = np.random.default_rng(7)
     # Narrow, so that (iv) often fails; not saturated, so that float32 holds the totals.
@@ -39,10 +42,8 @@ def test_corollary_b2_implies_alignment_and_runs_along_a_trajectory():
     assert (np.asarray(check.cosine)[holds] <= 1 + 1e-5).all()
     one = lemmas.check_corollary_b2(several[5], 2, 1, 1)
     chex.assert_trees_all_close(one.cosine, check.cosine[5], rtol=1e-4)
-    grads = [
-        jax.grad(theorem_b1.theorem_loss)(several[5], d, 1, layers.plane_angles(4), "interleaved")
-        for d in (2, -1)
-    ]
+    angles = layers.plane_angles(4)
+    grads = [_grad(several[5], d, 1, angles, "interleaved") for d in (2, -1)]
     flat = [jnp.concatenate([getattr(g, b).ravel() for b in theorem_b1.BLOCKS]) for g in grads]
     cosine = flat[0] @ flat[1] / jnp.linalg.norm(flat[0]) / jnp.linalg.norm(flat[1])
     np.testing.assert_allclose(one.cosine, cosine, rtol=1e-4)
@@ -67,10 +68,7 @@ def test_cosine_of_a_nearly_saturated_query_keeps_its_digits(gap):
     got = lemmas.check_corollary_b2(params, 3, 40, 0)
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
-        fwd, rev = (
-            jax.grad(theorem_b1.theorem_loss)(wide, d, 0, layers.plane_angles(8), "interleaved")
-            for d in (3, -40)
-        )
+        fwd, rev = (_grad(wide, d, 0, layers.plane_angles(8), "interleaved") for d in (3, -40))
         flat = [
             np.concatenate([getattr(g, b).ravel() for b in theorem_b1.BLOCKS]) for g in (fwd, rev)
         ]

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 
 from dirasym import models
 from dirasym.analysis import alignment, neglected, recall, theorem_b1
@@ -156,8 +157,10 @@ def test_neglected_terms_add_up_to_the_full_model():
         others = neglected.Others(
             jnp.asarray(rng.normal(size=(3, 8))), jnp.array([-1, 2, 3]), jnp.array([-3, 1, 2])
         )
-        parts = neglected.neglected_terms(params, 1, 2, 4, others=others)
-        want = theorem_b1.theorem_b1(params, 1, 2, 4).inner
+        parts = jax.jit(lambda p, o: neglected.neglected_terms(p, 1, 2, 4, others=o))(
+            params, others
+        )
+        want = jax.jit(lambda p: theorem_b1.theorem_b1(p, 1, 2, 4))(params).inner
         chex.assert_trees_all_close(parts.theorem, want, rtol=1e-10)
         total = jax.tree.map(
             lambda *x: sum(x),
@@ -174,8 +177,9 @@ def test_neglected_terms_add_up_to_the_full_model():
             weights = jax.nn.softmax(k @ (p.W_Q @ p.h_M) / np.sqrt(8))
             return -jax.nn.log_softmax(p.W_O @ (weights @ (h @ p.W_V.T)))[4]
 
-        fwd = jax.grad(full_loss)(params, np.array([0, 1, -1, 2, 3]))
-        rev = jax.grad(full_loss)(params, np.array([0, -2, -3, 1, 2]))
+        grad = jax.jit(jax.grad(full_loss))
+        fwd = grad(params, np.array([0, 1, -1, 2, 3]))
+        rev = grad(params, np.array([0, -2, -3, 1, 2]))
         for block in theorem_b1.BLOCKS:
             inner = jnp.vdot(getattr(fwd, block), getattr(rev, block))
             np.testing.assert_allclose(getattr(parts.full, block), inner, rtol=1e-9)
@@ -204,11 +208,14 @@ def test_parameters_of_a_transformer_are_the_theorems(pairing, scanned, tied):
         one_layer, how = theorem_b1.OneLayer.from_transformer(
             params, config, mask_id=mask_id, context=context, target=target
         )
+        how["target"] = int(how["target"])
         assert one_layer.W_O.shape == (6, 6) and how["target"] == 2
         others = neglected.Others(
             params["embed"]["embedding"][other][None], jnp.array([1]), jnp.array([-1])
         )
-        full = neglected.neglected_terms(one_layer, 2, 2, others=others, **how).full
+        full = jax.jit(lambda p, o: neglected.neglected_terms(p, 2, 2, others=o, **how).full)(
+            one_layer, others
+        )
 
         apply_fn = models.make_apply_fn(model.clone(config=replace(config, dtype=jnp.float64)))
         pair = tuple(recall.Cloze(rows[[e]], np.array([2 * e]), np.array([target])) for e in (0, 1))
@@ -220,9 +227,11 @@ def test_parameters_of_a_transformer_are_the_theorems(pairing, scanned, tied):
             assert abs(got.inner[layer][0]) > 1e-6
             np.testing.assert_allclose(got.inner[layer][0], getattr(full, block), rtol=1e-5)
         # W_O = head ∘ out reads the context c: ⟨e_f, e_r⟩⟨c_f, c_r⟩.
-        c_ED = models.make_internals_fn(model)(params, rows)["context"][0, [0, 1], [0, 2], 0]
-        logits_EV = jnp.delete(apply_fn(params, rows)[jnp.arange(2), jnp.array([0, 2])], mask_id, 1)
-        e_EV = jax.nn.softmax(logits_EV) - jax.nn.one_hot(how["target"], 6)[None]
+        internals = jax.jit(models.make_internals_fn(model))(params, rows)
+        c_ED = np.asarray(internals["context"])[0, [0, 1], [0, 2], 0]
+        logits_EV = np.asarray(jax.jit(apply_fn)(params, rows))[[0, 1], [0, 2]]
+        logits_EV = np.delete(logits_EV, mask_id, 1)
+        e_EV = scipy.special.softmax(logits_EV, axis=1) - np.eye(6)[how["target"]]
         want = (e_EV[0] @ e_EV[1]) * (c_ED[0] @ c_ED[1])
         np.testing.assert_allclose(full.W_O, want, rtol=1e-4)
 

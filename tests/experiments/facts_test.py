@@ -1,11 +1,9 @@
 import dataclasses
 import json
-import os
 import pathlib
-import subprocess
-import sys
 import types
 
+import commands
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,14 +27,8 @@ TINY = system.Config(
 
 
 def _run(command: str, workdir: str, **environment: str):
-    """A command of the experiments in a process of its own, on CPU."""
-    return subprocess.run(
-        [sys.executable, *command.split(), workdir],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment,
-    )
+    """A command of the experiments in a process of its own."""
+    return commands.run([*command.split(), workdir], env=environment)
 
 
 def _task(kind, data="p2c", **changes):
@@ -324,7 +316,7 @@ def test_facts_that_are_not_there_are_named():
 
 
 def test_a_missing_file_ends_in_one_line_and_writes_nothing(tmp_path):
-    command = "-m experiments.facts --preset=smoke --data_path=/nowhere"
+    command = "experiments.facts --preset=smoke --data_path=/nowhere"
     done = _run(command, f"--workdir={tmp_path}/x")
     assert done.returncode == 2, done.stderr
     assert "parent_child_pairs.csv" in done.stderr and done.stderr.count("\n") == 1
@@ -337,7 +329,7 @@ def test_a_missing_file_ends_in_one_line_and_writes_nothing(tmp_path):
 )
 def test_a_refusal_after_loading_writes_nothing(tiny_directory, flags, message, tmp_path):
     directory = tiny_directory(tmp_path)
-    command = f"-m experiments.facts --preset=paper --lora_rank=2 --model_id={directory} {flags}"
+    command = f"experiments.facts --preset=paper --lora_rank=2 --model_id={directory} {flags}"
     done = _run(command, f"--workdir={tmp_path}/x")
     assert done.returncode == 2 and message in done.stderr, done.stderr
     assert done.stderr.count("\n") == 1 and not (tmp_path / "x").exists()
@@ -347,7 +339,7 @@ def test_a_refusal_after_loading_writes_nothing(tiny_directory, flags, message, 
 @pytest.mark.parametrize("model", ["mdm", "arm"])
 def test_adapted_weights_are_a_model_of_the_same_size(tiny_directory, model, tmp_path):
     directory = tiny_directory(tmp_path)
-    command = f"-m experiments.adapt_masked --preset=smoke --model_id={directory} --noprogress"
+    command = f"experiments.adapt_masked --preset=smoke --model_id={directory} --noprogress"
     control = " --causal" if model == "arm" else ""
     done = _run(command + control, f"--workdir={tmp_path}/x")
     assert done.returncode == 0, done.stderr
@@ -386,7 +378,7 @@ def test_seeds_in_one_program_are_the_seeds_one_by_one(tmp_path):
     for together in ("yes", "no"):
         workdir = tmp_path / together
         done = _run(
-            f"-m experiments.facts {flags} --seeds_together={together}", f"--workdir={workdir}"
+            f"experiments.facts {flags} --seeds_together={together}", f"--workdir={workdir}"
         )
         assert done.returncode == 0, done.stderr
         lines[together] = [json.loads(x) for x in (workdir / "results.jsonl").open()]
@@ -402,7 +394,7 @@ def test_the_command_shares_weights_among_devices(tmp_path):
     losses = []
     for name, devices in (("one", ""), ("eight", "--num_devices=8 --model_devices=4")):
         done = _run(
-            f"-m experiments.facts {flags} {devices} --noprogress",
+            f"experiments.facts {flags} {devices} --noprogress",
             f"--workdir={tmp_path}/{name}",
             XLA_FLAGS="--xla_force_host_platform_device_count=8",
         )
@@ -417,7 +409,7 @@ def test_the_command_shares_weights_among_devices(tmp_path):
     [("--num_pairs=30000", "more than can be invented"), ("--length=99999999", "whole text")],
 )
 def test_an_adaptation_that_cannot_be_is_refused(tiny_directory, flags, message, tmp_path):
-    command = f"-m experiments.adapt_masked --model_id={tiny_directory(tmp_path)} {flags}"
+    command = f"experiments.adapt_masked --model_id={tiny_directory(tmp_path)} {flags}"
     done = _run(command, f"--workdir={tmp_path}/x")
     assert done.returncode == 2 and message in done.stderr, done.stderr
     assert done.stderr.count("\n") == 1 and not (tmp_path / "x").exists()
@@ -426,7 +418,7 @@ def test_an_adaptation_that_cannot_be_is_refused(tiny_directory, flags, message,
 def test_seeds_that_share_weights_among_devices_train_apart(tmp_path):
     flags = "--num_devices=2 --model_devices=2 --seeds_together=yes"
     done = _run(
-        f"-m experiments.facts --preset=smoke {flags}",
+        f"experiments.facts --preset=smoke {flags}",
         f"--workdir={tmp_path}/x",
         XLA_FLAGS="--xla_force_host_platform_device_count=2",
     )
@@ -435,7 +427,7 @@ def test_seeds_that_share_weights_among_devices_train_apart(tmp_path):
 
 
 def test_weights_are_not_shared_among_devices_that_are_not_there(tmp_path):
-    command = "-m experiments.facts --preset=smoke --model_devices=2"
+    command = "experiments.facts --preset=smoke --model_devices=2"
     done = _run(command, f"--workdir={tmp_path}/x")
     assert done.returncode == 2 and "model_devices=2 needs num_devices" in done.stderr
     assert done.stderr.count("\n") == 1 and not (tmp_path / "x").exists()

@@ -1,7 +1,6 @@
 import dataclasses
 import importlib
 import json
-import os
 import pathlib
 import signal
 import subprocess
@@ -10,6 +9,7 @@ import time
 import typing
 from typing import Literal
 
+import commands
 import numpy as np
 import pytest
 from absl import flags
@@ -21,15 +21,13 @@ from experiments import toy_study
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 TINY = (
-    "-m experiments.toy_reversal --preset=smoke --models=mdm --lengths=3 --width=8 --steps=40 "
+    "experiments.toy_reversal --preset=smoke --models=mdm --lengths=3 --width=8 --steps=40 "
     "--eval_every=2 --generations=1 --noprogress"
 ).split()
 
 
 def _toy(*arguments, **kwargs):
-    return subprocess.run(
-        [sys.executable, *TINY, *arguments], cwd=ROOT, capture_output=True, text=True, **kwargs
-    )
+    return commands.run([*TINY, *arguments], **kwargs)
 
 
 def test_help_shows_the_flags_of_this_experiment_with_their_presets_and_no_others():
@@ -78,7 +76,7 @@ def test_help_shows_the_flags_of_this_experiment_with_their_presets_and_no_other
     ],
 )
 def test_a_bad_flag_ends_in_one_line_and_writes_nothing(arguments, words, tmp_path):
-    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    env = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
     result = _toy(f"--workdir={tmp_path}/run", *arguments, env=env)
     assert result.returncode == 2, result.stderr
     assert words in result.stderr
@@ -90,7 +88,7 @@ def test_a_bad_flag_ends_in_one_line_and_writes_nothing(arguments, words, tmp_pa
 def test_sigterm_saves_and_the_same_command_resumes(tmp_path):
     workdir = tmp_path / "run"
     process = subprocess.Popen(
-        [sys.executable, *TINY, f"--workdir={workdir}", "--steps=2000"],
+        [sys.executable, "-m", *TINY, f"--workdir={workdir}", "--steps=2000"],
         cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,
@@ -113,7 +111,14 @@ def test_sigterm_saves_and_the_same_command_resumes(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_run_one_experiment(tmp_path, free_port):
-    command = [sys.executable, *TINY, f"--workdir={tmp_path}/run", "--steps=2", "--batch_size=8"]
+    command = [
+        sys.executable,
+        "-m",
+        *TINY,
+        f"--workdir={tmp_path}/run",
+        "--steps=2",
+        "--batch_size=8",
+    ]
     command += [f"--coordinator=localhost:{free_port}", "--num_processes=2"]
     processes = [
         subprocess.Popen([*command, f"--process_id={n}"], cwd=ROOT, stderr=subprocess.PIPE)
@@ -128,7 +133,7 @@ def test_two_processes_run_one_experiment(tmp_path, free_port):
 
 @pytest.mark.slow
 def test_sigterm_to_one_of_two_processes_stops_both(tmp_path, free_port):
-    command = [sys.executable, *TINY, f"--workdir={tmp_path}/run", "--steps=4000"]
+    command = [sys.executable, "-m", *TINY, f"--workdir={tmp_path}/run", "--steps=4000"]
     command += [f"--coordinator=localhost:{free_port}", "--num_processes=2", "--batch_size=8"]
     processes = [
         subprocess.Popen(

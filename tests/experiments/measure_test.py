@@ -1,11 +1,9 @@
 """`experiments.measure`: a file of pairs and a Hugging Face directory, in a process of its own."""
 
 import json
-import os
 import pathlib
-import subprocess
-import sys
 
+import commands
 import pytest
 
 from dirasym.reading import Reading
@@ -16,13 +14,7 @@ WORDING = ("--forward=The capital of {a} is {b}", "--reverse={b} is the capital 
 
 
 def _run(workdir, *arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "experiments.measure", f"--workdir={workdir}", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
-    )
+    return commands.run(["experiments.measure", f"--workdir={workdir}", *arguments])
 
 
 def _facts(tmp_path):

@@ -1,12 +1,10 @@
 import dataclasses
 import json
 import math
-import os
 import pathlib
-import subprocess
-import sys
 
 import chex
+import commands
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -111,10 +109,7 @@ def test_bad_flags(changes, words, tmp_path):
 
 
 def _run(module, *arguments):
-    return subprocess.run(
-        [sys.executable, "-m", f"experiments.{module}", *arguments, "--noprogress"],
-        cwd=ROOT, capture_output=True, text=True, env=os.environ,
-    )  # fmt: skip
+    return commands.run([f"experiments.{module}", *arguments, "--noprogress"])
 
 
 @pytest.mark.slow

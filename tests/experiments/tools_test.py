@@ -3,6 +3,7 @@ import pathlib
 import subprocess
 import sys
 
+import commands
 import pytest
 
 from dirasym import collecting, models, sharding
@@ -29,12 +30,6 @@ def test_flops_are_linear_in_layers_and_near_those_of_the_matrix_products(preset
     assert flops[1] - flops[0] > 5 * tokens * layer
 
 
-def _run(*command):
-    return subprocess.run(
-        [sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, env=os.environ
-    )
-
-
 @pytest.mark.parametrize(
     ("command", "words"),
     [
@@ -52,7 +47,7 @@ def _run(*command):
     ],
 )
 def test_a_bad_flag_ends_in_one_line(command, words):
-    result = _run(f"experiments.{command[0]}", *command[1:])
+    result = commands.run([f"experiments.{command[0]}", *command[1:]])
     assert result.returncode == 2, result.stderr
     assert words in result.stderr and result.stderr.count("\n") == 1 and result.stdout == ""
 
@@ -64,10 +59,10 @@ def test_shards_sent_by_submit_do_the_whole(tmp_path):
     flags += ["--eval_every=2", "--seeds=0,1", f"--workdir={tmp_path / 'runs'}"]
     submit = ["experiments.tools.submit", "--experiment=toy_reversal", "--shards=2", "--wait"]
     local = ["--executor=local", f"--logs={tmp_path / 'logs'}", "--"]
-    bad = _run(*submit, *local, *flags, "--width=7")
+    bad = commands.run([*submit, *local, *flags, "--width=7"])
     assert (bad.returncode, bad.stderr.count("\n")) == (2, 1), bad.stderr
     assert not (tmp_path / "runs").exists()
-    done = _run(*submit, *local, *flags)
+    done = commands.run([*submit, *local, *flags])
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.split()) == 2
     lines = collecting.collect([tmp_path / "runs"])
@@ -86,8 +81,9 @@ def test_killed_runs_end_with_the_same_bits(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(crash_test.PROGRAMS) - {"toy_reversal"}))
 def test_killed_runs_of_other_experiments_do_too(name, tmp_path):
-    line, _ = crash_test.kill_and_compare(crash_test.PROGRAMS[name], tmp_path, kills=4, seed=0)
-    assert line["finished"] >= 1
+    # Once at a moment and once at a change; `crash_test` itself kills them a hundred times.
+    line, _ = crash_test.kill_and_compare(crash_test.PROGRAMS[name], tmp_path, kills=2, seed=0)
+    assert line["at_changes"] == 1 and line["finished"] >= 1
 
 
 def test_every_experiment_can_be_killed():

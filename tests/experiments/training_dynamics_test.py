@@ -1,9 +1,7 @@
 import dataclasses
-import os
 import pathlib
-import subprocess
-import sys
 
+import commands
 import numpy as np
 import pytest
 import scipy.special
@@ -266,13 +264,8 @@ def test_bad_flags(changes, words, tmp_path):
 
 
 def test_a_diverging_step_is_refused_before_anything_is_written(tmp_path):
-    result = subprocess.run(
-        [
-            sys.executable, "-m", "experiments.training_dynamics", f"--workdir={tmp_path}/run",
-            "--preset=smoke", "--step_size=1e6", "--noprogress",
-        ],
-        cwd=ROOT, capture_output=True, text=True, env=os.environ,
-    )  # fmt: skip
+    flags = "--preset=smoke --step_size=1e6 --noprogress".split()
+    result = commands.run(["experiments.training_dynamics", f"--workdir={tmp_path}/run", *flags])
     assert result.returncode == 2 and result.stderr.count("\n") == 1
     assert "diverges" in result.stderr and "are stable" in result.stderr
     assert not (tmp_path / "run").exists()

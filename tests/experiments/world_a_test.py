@@ -1,9 +1,8 @@
 import json
 import math
 import pathlib
-import subprocess
-import sys
 
+import commands
 import jax
 import jax.numpy as jnp
 import pytest
@@ -28,8 +27,7 @@ tokens_per_target bits_to_store_per_pair""".split()
 
 
 def _run(module, *arguments):
-    command = [sys.executable, "-m", f"experiments.{module}", "--preset=smoke", "--noprogress"]
-    return subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True)
+    return commands.run([f"experiments.{module}", "--preset=smoke", "--noprogress", *arguments])
 
 
 def _lines(path):
@@ -172,7 +170,9 @@ def test_a_rank_fits_the_smallest_layer(tmp_path):
     network = models.gpt2(97, num_layers=1, width=16, num_heads=2, mlp_width=8)
     model = models.Transformer(network)
     models.save_pretrained(
-        tmp_path, model, model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+        tmp_path,
+        model,
+        jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"],
     )
     flags = dict(modes=("lora",), model_id=str(tmp_path), tokenizer="characters")
     flags |= dict(Ks=(5,), n_pairs=50)

@@ -15,7 +15,7 @@ V = 7
 
 
 def _random_params(model, length, seed=0):
-    params = model.init(jax.random.key(seed), jnp.zeros((1, length), int))["params"]
+    params = jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, length), int))["params"]
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
     noisy = [x + jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]

@@ -3,6 +3,7 @@ import functools
 import chex
 import flax.linen as nn
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -30,10 +31,14 @@ def _config(**overrides):
 def _variables(adapted, seed=0, noise=0.3):
     """Initial variables, and the same with adapters that do something."""
     start = jax.jit(adapted.init)(jax.random.key(seed), TOKENS)
-    leaves, treedef = jax.tree.flatten(start["lora"])
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    moved = [x + noise * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-    return start, {"params": start["params"], "lora": jax.tree.unflatten(treedef, moved)}
+    flat, unravel = jax.flatten_util.ravel_pytree(start["lora"])
+    moved = flat + noise * jax.random.normal(jax.random.key(seed + 1), flat.shape)
+    return start, {"params": start["params"], "lora": unravel(moved)}
+
+
+def _merge(variables, config):
+    merge = jax.jit(functools.partial(lora.merge, config=config))
+    return merge(variables["params"], variables["lora"])
 
 
 class LoRATest(chex.TestCase):
@@ -56,7 +61,7 @@ def test_merged_weights_give_the_same_logits(scan_layers, remat, fused):
     model = _model(scan_layers=scan_layers, remat=remat, qkv_bias=True)
     config = _config(fused=fused)
     _, moved = _variables(models.LoRA(model, config))
-    merged = lora.merge(moved["params"], moved["lora"], config)
+    merged = _merge(moved, config)
     adapted = jax.jit(models.LoRA(model, config).apply)(moved, TOKENS)
     chex.assert_trees_all_close(
         jax.jit(model.apply)({"params": merged}, TOKENS), adapted, atol=1e-5
@@ -69,7 +74,7 @@ def test_cached_calls_and_internals_are_those_of_the_merged_weights(scan_layers)
     model, config = _model(scan_layers=scan_layers), _config()
     adapted = models.LoRA(model, config)
     _, moved = _variables(adapted)
-    merged = lora.merge(moved["params"], moved["lora"], config)
+    merged = _merge(moved, config)
     chex.assert_trees_all_close(
         jax.jit(lora.make_internals_fn(adapted))(moved, TOKENS),
         jax.jit(models.make_internals_fn(model))(merged, TOKENS),
@@ -77,7 +82,7 @@ def test_cached_calls_and_internals_are_those_of_the_merged_weights(scan_layers)
         rtol=1e-5,
     )
     valid_BS, pieces, cache = np.ones(TOKENS.shape, bool), [], {}
-    extend = lora.make_extend_fn(adapted)
+    extend = jax.jit(lora.make_extend_fn(adapted))
     for start, stop in ((0, 4), (4, 6)):
         logits, cache = extend(moved, cache, TOKENS[:, start:stop], start, valid_BS)
         pieces.append(logits)

@@ -9,7 +9,7 @@ from dirasym import models
 def _model():
     model = models.StringMLP(vocab_size=5, str_len=3, embed_dim=4, width=16, num_layers=3)
     tokens_BL = jax.random.randint(jax.random.key(1), (7, 6), 0, 5)
-    return model, model.init(jax.random.key(0), tokens_BL)["params"], tokens_BL
+    return model, jax.jit(model.init)(jax.random.key(0), tokens_BL)["params"], tokens_BL
 
 
 def test_equals_the_plain_formula():
@@ -27,7 +27,7 @@ def test_equals_the_plain_formula():
         norm = params[f"norm_{layer}"]
         x = x * norm["scale"][None] + norm["bias"][None]
     want = (x @ params["head"]["kernel"] + params["head"]["bias"][None]).reshape(-1, 3, 5)
-    got = model.apply({"params": params}, tokens_BL)
+    got = jax.jit(model.apply)({"params": params}, tokens_BL)
     np.testing.assert_allclose(got[:, 3:], want, atol=1e-5)
     assert (got[:, :3] == 0).all()
 
@@ -36,13 +36,14 @@ def test_the_target_is_not_read():
     model, params, tokens_BL = _model()
     other = tokens_BL.at[:, 3:].set(0)
     np.testing.assert_array_equal(
-        model.apply({"params": params}, tokens_BL), model.apply({"params": params}, other)
+        jax.jit(model.apply)({"params": params}, tokens_BL),
+        jax.jit(model.apply)({"params": params}, other),
     )
 
 
 def test_starts_as_pytorch_does():
     model = models.StringMLP(vocab_size=36, str_len=8)
-    params = model.init(jax.random.key(0), jnp.zeros((1, 16), int))["params"]
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 16), int))["params"]
     assert sum(x.size for x in jax.tree.leaves(params)) == 1_204_768
     assert float(params["embedding"].std()) == pytest.approx(1, abs=0.05)
     for leaf in (params["first_kernel"], params["first_bias"], params["head"]["bias"]):
@@ -79,4 +80,5 @@ def test_has_the_parameters_and_outputs_of_the_pytorch_model():
         for linear, norm in zip(linears, norms, strict=True):
             x = norm(torch.relu(linear(x)))
         want = head(x).view(7, 3, 5).numpy()
-    np.testing.assert_allclose(model.apply({"params": params}, tokens_BL)[:, 3:], want, atol=1e-5)
+    got = jax.jit(model.apply)({"params": params}, tokens_BL)
+    np.testing.assert_allclose(got[:, 3:], want, atol=1e-5)
