@@ -98,7 +98,8 @@ def measure(
 
     Args:
       model: a `Transformer`, with adapters or not, or an `ApplyFn` of any kind (see
-        `models.frameworks`). One that takes no `valid_BL` is asked rows of one length at a time.
+        `models.frameworks`). A masked one that takes no `valid_BL` is asked rows of one length at
+        a time. A causal one need not be told of padding: it stands behind all that is read.
       params: its parameters; or a list or tuple of several sets, such as one a seed. Intervals
         are then over the sets.
       pairs: whose questions are asked.

@@ -3,6 +3,7 @@
 import math
 import os
 import pathlib
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from dirasym import files, intervals
 
+_BAR = re.compile(r"(?<!\\)\|")
 STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -19,9 +21,17 @@ STYLE: dict[Any, Any] = {
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A Markdown table."""
+    """A Markdown table; a bar inside a cell is escaped.
+
+    Examples:
+      >>> print(table(["x", "|x|"], [[-1, 1]]))
+      | x | \\|x\\| |
+      | --- | --- |
+      | -1 | 1 |
+    """
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+    cells = ([_BAR.sub(r"\\|", str(cell)) for cell in line] for line in lines)
+    return "\n".join("| " + " | ".join(line) + " |" for line in cells)
 
 
 def plan_table(lines: Sequence[Mapping[str, Any]], rate: float) -> str:

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from experiments.tables import claims, common, index
@@ -130,3 +131,33 @@ def test_what_a_page_names_is_there(page):
     for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
         if not re.match(r"https?:|mailto:", link):
             assert ((ROOT / page).parent / link).exists(), link
+
+
+@pytest.mark.parametrize("page", [*PAGES, "BUILD_NOTES.md", "CHANGELOG.md", "CONTRIBUTING.md"])
+def test_lines_fit(page):
+    """A hundred characters; tables apart, and what one link fills."""
+    lines = (ROOT / page).read_text(encoding="utf-8").splitlines()
+    assert not [
+        line
+        for line in lines
+        if len(line) > 100 and not line.startswith("|") and not re.fullmatch(r"\S*\]\(\S+", line)
+    ]
+
+
+def test_the_adapters_of_models_md_train_and_come_back(tmp_path, monkeypatch):
+    """The page's example as it stands there."""
+    page = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"## LoRA\n\n```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    said: dict = {}
+    exec(code, said)
+    assert np.isfinite(said["metrics"]["loss"]) and said["config"].rank == 8
+    kernel = "blocks_0", "attention", "query", "kernel"
+    before, after = (_at(said[name], kernel) for name in ("params", "merged"))
+    assert before.shape == after.shape and not np.allclose(before, after, atol=1e-9)
+
+
+def _at(tree, path):
+    for name in path:
+        tree = tree[name]
+    return np.asarray(tree)

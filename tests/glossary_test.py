@@ -58,7 +58,7 @@ def pages():
             yield pytest.param(tables, id=str(path.relative_to(ROOT)))
 
 
-@pytest.mark.parametrize("tables", pages())
+@pytest.mark.parametrize("tables", list(pages()))
 def test_every_column_is_explained(tables):
     terms = known()
     missing = {name: found for name in headers(tables) if (found := unexplained(name, terms))}

@@ -12,7 +12,7 @@ from dirasym.workdir import WorkDir
 COLORS = {"forward": "tab:blue", "reverse": "tab:orange"}
 PAPER = {"minimal": "0.999", "full": "> 0.6"}  # cosine of the gradients, at one layer
 COLUMNS = {
-    "median cosine, lowest over training": "median_cosine_min",
+    "median cosine, lowest": "median_cosine_min",
     "at the end": "median_cosine_last",
     "cosine of mean gradients, lowest": "cosine_of_means_min",
     "Corr(S_fwd, S_rev)": "score_correlation_mean",

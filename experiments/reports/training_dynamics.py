@@ -77,7 +77,7 @@ def bilinear_table(config, results) -> str:
         "ε": ("epsilon", 4),
         "final L": ("loss", 5),
         "final L_rev": ("reverse_loss", 3),
-        "max |L_rev / ln M − 1|": ("reverse_deviation", 4),
+        "max |L_rev/ln M − 1|": ("reverse_deviation", 4),
         "asymmetry": ("asymmetry", 3),
     }
     rows = []

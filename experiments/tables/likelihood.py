@@ -1,0 +1,32 @@
+"""The table of likelihoods in docs/models.md."""
+
+from experiments.tables.common import lines, table
+
+NAMES = {
+    "monte_carlo": "`monte_carlo`: independent levels, as LLaDA's 128 draws",
+    "random_order": "`random_order`: the chain rule in random orders",
+    "stratified": "`stratified`: one level in each of as many equal cells",
+}
+
+
+def variance(kind: str) -> float:
+    """Of a text over draws, in squared nats, at the passes of that kind."""
+    (line,) = lines("likelihood/results", kind=kind)
+    return line["variance"]
+
+
+def relative(kind: str) -> float:
+    """The variance at equal passes: times its passes, as a share of independent levels'."""
+    (line,), (first,) = (lines("likelihood/results", kind=x) for x in (kind, "monte_carlo"))
+    return line["variance"] * line["passes"] / (first["variance"] * first["passes"])
+
+
+def variance_table() -> str:
+    """A row a kind."""
+    rows = []
+    for kind, name in NAMES.items():
+        (line,) = lines("likelihood/results", kind=kind)
+        cells = f"{line['passes']:.0f}", f"{variance(kind):.2f}", f"{relative(kind):.2f}"
+        rows.append([name, *cells, f"{line['reported']:.2f}"])
+    header = ["kind", "passes", "variance of a text, nats²", "relative, at equal passes"]
+    return table([*header, "reported error²"], rows)
