@@ -12,20 +12,31 @@ import numpy as np
 from dirasym import files, intervals
 
 _BAR = re.compile(r"(?<!\\)\|")
+# Okabe and Ito's colors, which are told apart with any color vision; red before orange.
+COLORS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"
+FORWARD, REVERSE = COLORS[:2]
+WIDTH = 7.2  # inches at most: on a page of 600 pixels, letters are ten high
+SMALL = 8.5  # points, of legends and labels inside a panel
 STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "axes.titlesize": 10,
     "grid.alpha": 0.25,
 }
 
 
+def color(number: int) -> str:
+    """The color of a series by its place; they begin anew after seven."""
+    return COLORS[number % len(COLORS)]
+
+
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A Markdown table; a bar inside a cell is escaped.
+    r"""A Markdown table; a bar inside a cell is escaped.
 
     Examples:
       >>> print(table(["x", "|x|"], [[-1, 1]]))
-      | x | \\|x\\| |
+      | x | \|x\| |
       | --- | --- |
       | -1 | 1 |
     """
@@ -80,6 +91,8 @@ def _matplotlib():
     """
     backend = os.environ.pop("MPLBACKEND", None)
     try:
+        import matplotlib.cm
+        import matplotlib.colors
         import matplotlib.figure
     except ImportError as error:
         raise ImportError("figures need matplotlib: pip install 'dirasym[plots]'") from error
@@ -89,26 +102,61 @@ def _matplotlib():
     return matplotlib
 
 
-def new_figure(rows: int = 1, columns: int = 1, size: tuple[float, float] = (4.0, 3.0)):
+def new_figure(rows: int = 1, columns: int = 1, size: tuple[float, float] = (3.6, 2.8)):
     """A figure and its axes [rows, columns], in the house style.
 
     It belongs to no window and no notebook, so any backend will do.
+
+    Args:
+      rows, columns: panels.
+      size: of a panel in inches; all together are at most `WIDTH` wide.
 
     Raises:
       ImportError: matplotlib is missing; says which extra has it.
     """
     matplotlib = _matplotlib()
-    with matplotlib.rc_context(STYLE):
-        size = (size[0] * columns, size[1] * rows)
+    style = STYLE | {"axes.prop_cycle": matplotlib.cycler(color=COLORS)}
+    with matplotlib.rc_context(style):
+        size = (min(size[0] * columns, WIDTH), size[1] * rows)
         figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
         return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def new_panels(count: int, size: tuple[float, float] = (3.6, 2.8), columns: int = 2):
+    """A figure and a list of so many axes, in rows of at most `columns`."""
+    columns = min(columns, count)
+    figure, axes = new_figure(-(-count // columns), columns, size)
+    for spare in axes.flat[count:]:
+        spare.remove()
+    return figure, list(axes.flat[:count])
+
+
+def legend(axes, **style: Any) -> None:
+    """A legend without a frame, in small letters."""
+    axes.legend(**dict(fontsize=SMALL, frameon=False) | style)
+
+
+def label_ends(axes, gap: float = 0.09) -> None:
+    """Writes the label of each line at its right end, in its color: no legend is needed.
+
+    Args:
+      axes: with its lines and limits as they shall be.
+      gap: the least distance of two labels, as a share of the height.
+    """
+    lines = [line for line in axes.get_lines() if not line.get_label().startswith("_")]
+    axes.get_ylim()  # scales the axes to their data, if nothing has
+    to_share = axes.transData + axes.transAxes.inverted()
+    ends = [to_share.transform((line.get_xdata()[-1], line.get_ydata()[-1]))[1] for line in lines]
+    height = -math.inf
+    for place in np.argsort(ends):
+        line, height = lines[place], max(float(ends[place]), height + gap)
+        style = dict(color=line.get_color(), fontsize=SMALL, va="center", clip_on=False)
+        axes.text(1.02, height, line.get_label(), transform=axes.transAxes, **style)
 
 
 def save_figure(figure, directory: pathlib.Path, name: str) -> pathlib.Path:
     """Writes NAME.png and NAME.pdf and returns the path of the PNG."""
     directory.mkdir(parents=True, exist_ok=True)
-    for legend in filter(None, (axes.get_legend() for axes in figure.axes)):
-        legend.set_frame_on(False)
     with _matplotlib().rc_context(STYLE):
         figure.savefig(directory / f"{name}.pdf")
         figure.savefig(directory / f"{name}.png", dpi=160)
@@ -149,7 +197,8 @@ def plot_boxes(axes, x_T: np.ndarray, values_TX: np.ndarray, **style: Any) -> No
     """A box a moment (quartiles, whiskers to 1.5 of their distance) over all that is finite."""
     width = 0.6 * np.min(np.diff(x_T)) if len(x_T) > 1 else 0.6
     finite = [row[np.isfinite(row)] for row in values_TX.reshape(len(values_TX), -1)]
-    axes.boxplot(finite, positions=x_T, widths=width, showfliers=False, manage_ticks=False, **style)
+    style = dict(showfliers=False, manage_ticks=False, medianprops={"color": COLORS[1]}) | style
+    axes.boxplot(finite, positions=x_T, widths=width, **style)
 
 
 def plot_band(axes, x_X: np.ndarray, mean_X: np.ndarray, low_X, high_X, **style: Any) -> None:
@@ -173,12 +222,12 @@ def over_training(
       ylabel: of all.
       log: whether the vertical axis is logarithmic.
     """
-    figure, axes = new_figure(1, len(panels))
-    for ax, (title, curves) in zip(axes[0], panels.items(), strict=True):
+    figure, axes = new_panels(len(panels))
+    for ax, (title, curves) in zip(axes, panels.items(), strict=True):
         for key, (label, color) in lines.items():
             plot_seeds(ax, curves["eval_step"], curves[key], label, color=color)
         ax.set(title=title, xlabel="step", ylabel=ylabel, yscale="log" if log else "linear")
-    axes[0, 0].legend()
+    legend(axes[0])
     return figure
 
 
@@ -190,7 +239,7 @@ def gradients(panels: Mapping[str, Mapping[str, np.ndarray]]):
         example], and "eval_step" [time]. Both are drawn as boxes over examples and seeds, inner
         products as their mean too.
     """
-    figure, axes = new_figure(3, len(panels))
+    figure, axes = new_figure(3, len(panels), (3.6, 2.2))
     for (above, middle, below), (title, curves) in zip(axes.T, panels.items(), strict=True):
         step = curves["eval_step"]
         cosine, inner = (
@@ -203,39 +252,52 @@ def gradients(panels: Mapping[str, Mapping[str, np.ndarray]]):
             ax.axhline(0, color="gray", lw=0.8)
         above.set(title=title, ylabel="cosine, forward and reverse")
         middle.set(ylabel="inner product")
-        below.set(xlabel="step", ylabel="mean inner product")
+        below.set(xlabel="step", ylabel="its mean over facts")
     return figure
 
 
 def attention(panels: Mapping[str, Mapping[str, np.ndarray]]):
-    """Figure 6 of arXiv 2602.02133: a line a layer, mean over heads and seeds, a dot a head.
+    """Figure 6 of arXiv 2602.02133: a line a layer, mean over heads and seeds.
+
+    Layers run from dark to light. Of at most eight, each head is a dot.
 
     Args:
       panels: from a title to "attention_mean" [seed, layer, head, total] and
         "attention_total" [seed, total]: the correlation of `attention.name_correlation`.
     """
-    figure, axes = new_figure(1, len(panels))
-    for ax, (title, curves) in zip(axes[0], panels.items(), strict=True):
+    figure, axes = new_panels(len(panels))
+    for ax, (title, curves) in zip(axes, panels.items(), strict=True):
         heads_SLNT, total = curves["attention_mean"], curves["attention_total"][0]
+        layers = heads_SLNT.shape[1]
+        shades = _matplotlib().colormaps["viridis"](np.linspace(0, 0.9, layers))
         for layer, heads_SNT in enumerate(heads_SLNT.swapaxes(0, 1)):
-            color, mean_T = f"C{layer % 10}", heads_SNT.mean(axis=(0, 1))
-            ax.plot(total, mean_T, "-", color=color, label=f"layer {layer}")
-            ax.plot(total, heads_SNT.reshape(-1, len(total)).T, ".", color=color, ms=2)
+            mean_T = heads_SNT.mean(axis=(0, 1))
+            ax.plot(total, mean_T, "-", color=shades[layer], label=f"layer {layer}")
+            if layers <= 8:
+                ax.plot(total, heads_SNT.reshape(-1, len(total)).T, ".", color=shades[layer], ms=2)
         ax.axhline(0, color="gray", lw=0.8)
-        ax.set(title=title, xlabel="Δ1 + Δ2", ylabel="Corr(S_fwd, S_rev)")
-        if heads_SLNT.shape[1] <= 8:
-            ax.legend()
+        ax.set(title=title, xlabel="Δ₁ + Δ₂ (tokens)", ylabel="Corr(S_fwd, S_rev)")
+        if layers <= 8:
+            label_ends(ax)
+        else:
+            scale = _matplotlib().colors.ListedColormap(shades)
+            norm = _matplotlib().colors.Normalize(0, layers - 1)
+            mappable = _matplotlib().cm.ScalarMappable(norm, scale)
+            figure.colorbar(mappable, ax=ax, label="layer, 0 the first")
     return figure
 
 
-def plot_intervals(axes, x: Sequence[float], intervals: Sequence[Any], label: str) -> None:
+def plot_intervals(
+    axes, x: Sequence[float], intervals: Sequence[Any], label: str, **style: Any
+) -> None:
     """Means as points joined by a line, with bars as wide as their intervals where there are any.
 
     `intervals` are `intervals.Interval`s.
     """
     means = [interval.mean for interval in intervals]
     half_widths = np.nan_to_num([interval.half_width for interval in intervals])
-    axes.errorbar(x, means, half_widths, marker="o", ms=4, capsize=3, label=label)
+    style = dict(marker="o", ms=4, capsize=3, label=label) | style
+    axes.errorbar(x, means, half_widths, **style)
 
 
 def plot_bounds(
@@ -256,12 +318,20 @@ def plot_bounds(
         axes.errorbar(place, middle, yerr=error, **style)
 
 
-def heat_map(axes, x_PP: np.ndarray) -> None:
-    """A matrix in colors, white at 0, with its color bar."""
-    limit = np.abs(x_PP).max()
+def heat_map(axes, x_PP: np.ndarray, label: str, limit: float | None = None) -> None:
+    """A matrix in colors, white at 0, with its color bar.
+
+    Args:
+      axes: one panel.
+      x_PP: the matrix.
+      label: of the color bar, with the unit.
+      limit: the absolute value at the bar's ends, the same for panels that are compared; by
+        default the largest.
+    """
+    limit = float(np.abs(x_PP).max()) if limit is None else limit
     image = axes.imshow(x_PP, cmap="RdBu_r", vmin=-limit, vmax=limit)
     axes.grid(False)
-    axes.figure.colorbar(image, ax=axes)
+    axes.figure.colorbar(image, ax=axes, label=label)
 
 
 def plot_powers(axes, x_X: np.ndarray, y_TX: np.ndarray, step_T: np.ndarray, power: int) -> None:
@@ -271,4 +341,4 @@ def plot_powers(axes, x_X: np.ndarray, y_TX: np.ndarray, step_T: np.ndarray, pow
         axes.loglog(x_X, y_X, ".-", color=str(0.8 - 0.8 * row / len(y_TX)), label=label)
     guide_X = y_TX[0, -1] * (x_X / x_X[-1]) ** power
     axes.loglog(x_X, guide_X, "r--", lw=1, label=f"slope {power}")
-    axes.legend(fontsize="x-small")
+    legend(axes)

@@ -161,3 +161,15 @@ def _at(tree, path):
     for name in path:
         tree = tree[name]
     return np.asarray(tree)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_figure_has_its_caption(page):
+    """In italics, below it: what is drawn, of how many seeds."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    bare = [
+        name
+        for name, after in re.findall(r"^!\[.*?\]\((.*?)\)\n(.*?)(?=\Z|^!\[)", text, re.M | re.S)
+        if not re.match(r"\n\*[^*].*?\*\n", after, re.S)
+    ]
+    assert not bare

@@ -1,5 +1,6 @@
 """Every column of a table of results has its entry in docs/glossary.md."""
 
+import itertools
 import pathlib
 import re
 
@@ -19,7 +20,7 @@ def cells(row):
 def headers(text):
     """The header of each table."""
     lines = text.splitlines()
-    for above, below in zip(lines, lines[1:], strict=False):
+    for above, below in itertools.pairwise(lines):
         if below.startswith("| ---"):
             yield from cells(above)[1:-1]
 

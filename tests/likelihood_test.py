@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dirasym import likelihood
+from dirasym import likelihood, models
 from dirasym.data import tokenizers
 from experiments.benchmarks import likelihood as likelihood_benchmark
 from experiments.tables import likelihood as likelihood_table

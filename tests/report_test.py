@@ -92,7 +92,10 @@ def test_committed_results_draw_the_figures_of_the_docs(tmp_path):
     pytest.importorskip("matplotlib")
     redraw.draw(redraw.Config(str(tmp_path)))
     drawn = {path.stem for path in tmp_path.glob("*.png")}
-    assert drawn == {"toy_accuracy", "toy_study", "facts_names"}
+    named = {"toy_study", "world_a_lora", "alignment_minimal", "dynamics_weights", "rope_bounds"}
+    assert drawn == set(redraw.figures()) >= named
+    folder = redraw.DOCS / "figures"
+    assert drawn <= {path.stem for path in folder.glob("*.png")}
 
 
 def test_bars_of_reverse_questions_are_means_and_their_dots_seeds():
@@ -104,11 +107,11 @@ def test_bars_of_reverse_questions_are_means_and_their_dots_seeds():
         for name, base, seeds in (("one", 1.0, (0, 4)), ("other", 50.0, (0,)))
     }
     (ax,) = redraw.reverse_bars(lines).axes
-    heights = [bar.get_height() for bar in ax.patches]
+    heights = [bar.get_width() for bar in ax.patches]
     assert heights == [3, 50, 13, 60, 23, 70]  # a kind after another, both names each
-    dots = [line.get_ydata().tolist() for line in ax.get_lines()]
+    dots = [list(line.get_xdata()) for line in ax.get_lines()]
     assert dots == [[1, 5], [50], [11, 15], [60], [21, 25], [70]]
-    assert [label.get_text() for label in ax.get_xticklabels()] == ["one", "other"]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["one", "other"]
 
 
 def test_gradients_are_drawn_as_boxes_over_examples_and_seeds():
@@ -125,7 +128,7 @@ def test_gradients_are_drawn_as_boxes_over_examples_and_seeds():
         medians = {
             np.mean(line.get_xdata()): line.get_ydata()[0]
             for line in ax.get_lines()
-            if len(line.get_xdata()) == 2 and line.get_color() == "C1"
+            if len(line.get_xdata()) == 2 and line.get_color() == report.COLORS[1]
         }
         for step, values in zip(curves["eval_step"], curves[f"gradient_{name}_total"], strict=True):
             np.testing.assert_allclose(medians[step], np.nanmedian(values))
@@ -154,7 +157,46 @@ def test_a_heat_map_is_the_matrix_and_white_at_zero():
     pytest.importorskip("matplotlib")
     _, axes = report.new_figure()
     x_PP = np.array([[1.0, -5.0], [2.0, 3.0]])
-    report.heat_map(axes[0, 0], x_PP)
+    report.heat_map(axes[0, 0], x_PP, "logit (nats)")
     (image,) = axes[0, 0].images
     np.testing.assert_array_equal(image.get_array(), x_PP)
     assert image.get_clim() == (-5, 5)
+
+
+def test_labels_at_the_ends_stand_apart_and_in_order():
+    pytest.importorskip("matplotlib")
+    _, axes = report.new_figure()
+    for label, end in (("high", 1.0), ("low", 0.0), ("beside", 0.01)):
+        axes[0, 0].plot([0, 1], [0.5, end], label=label)
+    axes[0, 0].plot([0, 1], [0, 0])
+    report.label_ends(axes[0, 0], gap=0.1)
+    heights = {text.get_text(): text.get_position()[1] for text in axes[0, 0].texts}
+    assert list(heights) == ["low", "beside", "high"]
+    assert heights["beside"] == pytest.approx(heights["low"] + 0.1)
+    assert 0.9 < heights["high"] < 1
+
+
+def test_a_figure_is_no_wider_than_a_page_and_its_spare_panels_are_gone():
+    pytest.importorskip("matplotlib")
+    figure, axes = report.new_panels(5, (3.6, 2.0))
+    assert len(axes) == len(figure.axes) == 5
+    np.testing.assert_allclose(figure.get_size_inches(), [7.2, 6.0])
+    figure, _ = report.new_figure(1, 6, (3.0, 2.0))
+    np.testing.assert_allclose(figure.get_size_inches(), [report.WIDTH, 2.0])
+
+
+def test_many_layers_are_shades_with_a_bar():
+    pytest.importorskip("matplotlib")
+    mean = np.random.default_rng(0).normal(size=(1, 9, 2, 3))
+    curves = {"attention_mean": mean, "attention_total": np.arange(3)[None]}
+    ax, bar = report.attention({"one": curves}).axes
+    assert len(ax.get_lines()) == 10 and bar.get_ylabel() == "layer, 0 the first"
+    assert (
+        len(
+            {
+                line.get_color() if isinstance(line.get_color(), str) else tuple(line.get_color())
+                for line in ax.get_lines()[:9]
+            }
+        )
+        == 9
+    )

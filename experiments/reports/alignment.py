@@ -9,7 +9,7 @@ from dirasym import report, runs
 from dirasym.analysis.tracking import ASSUMPTIONS, STEP_LENGTHS
 from dirasym.workdir import WorkDir
 
-COLORS = {"forward": "tab:blue", "reverse": "tab:orange"}
+COLORS = {"forward": report.COLORS[0], "reverse": report.COLORS[1]}
 PAPER = {"minimal": "0.999", "full": "> 0.6"}  # cosine of the gradients, at one layer
 COLUMNS = {
     "median cosine, lowest": "median_cosine_min",
@@ -31,12 +31,13 @@ def write(workdir: WorkDir, config, all_runs: Sequence[runs.Run]) -> None:
     }
     figures = {"first_order": functools.partial(_first_order, curves)}
     if "minimal" in config.parts:
-        figures["minimal"] = functools.partial(_minimal, curves)
+        figures["minimal"] = functools.partial(minimal_figure, curves)
     if "full" in config.parts and "mdm" in config.models:
         figures["alignment"] = functools.partial(_alignment, curves, config)
         figures["attention"] = functools.partial(_attention, curves, config)
         if len(config.layers) > 1:
-            figures["depth"] = functools.partial(_depth, curves, config)
+            full = report.select(workdir.results(), part="full")
+            figures["depth"] = functools.partial(depth_figure, full, config.lengths, config.layers)
     header = ["part", "model", "L", "layers", "paper: cosine", *COLUMNS]
     table = report.table(header, _rows(workdir.results(), all_runs))
     text = (
@@ -68,103 +69,121 @@ def _plot_probabilities(ax, curves, part: str, length: int, layers: int) -> None
             style = dict(color=color, ls="-" if direction == "forward" else "--")
             label = f"{model.upper()} {direction}"
             report.plot_seeds(ax, c["eval_step"], c[f"p_{direction}"], label, **style)
-    ax.set(xlabel="step", ylabel="P(true token)", ylim=(-0.02, 1.02))
+    ax.set(ylabel="P(true token)", ylim=(-0.02, 1.02))
 
 
-def _minimal(curves):
+def minimal_figure(curves):
     """Figure 4 and, along the same training, Theorem B.1's blocks."""
-    figure, axes = report.new_figure(1, 4, (3.6, 3.0))
-    rise, cosine, blocks, assumptions = axes[0]
+    figure, axes = report.new_figure(2, 2, (3.6, 2.9))
+    rise, cosine, blocks, assumptions = axes.flat
     c = curves["minimal", "mdm", 2, 1]
     step = c["eval_step"]
     _plot_probabilities(rise, curves, "minimal", 2, 1)
-    rise.set_title("both queries rise together")
+    report.legend(rise, loc="center right", handlelength=3)
+    rise.set_title("both queries of the MDM rise together")
     apart = np.maximum(1 - c["cosine/total"], 1e-8)  # float32 leaves no more
     report.plot_seeds(cosine, step, np.median(apart, axis=-1), "median letter")
     report.plot_seeds(cosine, step, apart.max(axis=-1), "furthest letter")
-    cosine.axhline(1e-3, color="tab:red", ls=":", lw=1, label="paper: cosine 0.999")
+    cosine.axhline(1e-3, color="black", ls=":", lw=1)
+    cosine.text(step[-1], 1.3e-3, "paper: cosine 0.999", ha="right", fontsize=report.SMALL)
     cosine.set(title="all parameters", ylabel="1 − cos(g_fwd, g_rev)", yscale="log")
+    report.legend(cosine)
     for number, block in enumerate(("W_Q", "W_K", "W_V", "W_O")):
         for part, style in (("theorem", "-"), ("full", ":")):
             label = block if part == "theorem" else None
             values_TS = c[f"{part}/{block}"].mean(axis=-1)
-            report.plot_seeds(blocks, step, values_TS, label, color=f"C{number}", ls=style)
+            report.plot_seeds(blocks, step, values_TS, label, color=report.color(number), ls=style)
     blocks.set_yscale("symlog", linthresh=1e-6)
-    blocks.set(
-        title="Theorem B.1 (—) and full model (···)", ylabel="⟨g_fwd, g_rev⟩, mean of letters"
-    )
-    for number, name in enumerate(ASSUMPTIONS):
-        style = dict(lw=2.5, ls=(3 * number, (3, 9)))  # so that equal curves all show
-        label = f"({('i', 'ii', 'iii', 'iv')[number]}) {name.replace('_', ' ')}"
-        report.plot_seeds(assumptions, step, c[f"assumption/{name}"].mean(axis=-1), label, **style)
-    assumptions.set(title="Corollary B.2's assumptions", ylabel="share of letters", ylim=(0, 1.05))
-    for ax in axes[0]:
+    blocks.set(title="Theorem B.1 (—), full model (···)", ylabel="⟨g_fwd, g_rev⟩, mean of letters")
+    report.legend(blocks, ncols=2)
+    short = dict(zip(ASSUMPTIONS, ("(i)", "(ii)", "(iii)", "(iv)"), strict=True))
+    share_AT = [c[f"assumption/{name}"].mean(axis=(1, 2)) for name in ASSUMPTIONS]
+    for row, share_T in enumerate(share_AT[::-1]):  # a band each, so that equal curves all show
+        assumptions.fill_between(step, row, row + 0.9 * share_T, color=report.color(row), lw=0)
+    names = [f"{short[name]} {name.replace('_', ' ')}" for name in ASSUMPTIONS]
+    for row, name in enumerate(names[::-1]):
+        middle = (step[0] + step[-1]) / 2
+        style = dict(ha="center", va="center", fontsize=report.SMALL, color="white")
+        assumptions.text(middle, row + 0.45, name, **style)
+    assumptions.set(title="Corollary B.2's assumptions", yticks=np.arange(4) + 0.45)
+    assumptions.set(yticklabels=[f"{100 * x[-1]:.0f} %" for x in share_AT[::-1]])
+    assumptions.set(ylabel="share of letters (at the end)")
+    for ax in axes.flat:
         ax.set_xlabel("step")
-        ax.legend(fontsize="x-small", handlelength=5)
     return figure
 
 
 def _alignment(curves, config):
     """Figures 5 and 12: cosine and P(true token) over training, per length and depth."""
-    figure, axes = report.new_figure(2 * len(config.layers), len(config.lengths), (4.0, 2.6))
-    for row, layers in enumerate(config.layers):
-        for column, length in enumerate(config.lengths):
-            c = curves["full", "mdm", length, layers]
-            box, probability = axes[2 * row : 2 * row + 2, column]
-            report.plot_boxes(box, c["eval_step"], c["cosine/total"])
-            box.axhline(0.6, color="tab:red", ls=":", lw=1)
-            box.set(
-                xlabel="step", ylabel="cos(g_fwd, g_rev)", ylim=(min(0, box.get_ylim()[0]), 1.02)
-            )
-            box.set_title(f"L = {length}, {layers} layer{'s' * (layers > 1)}")
-            _plot_probabilities(probability, curves, "full", length, layers)
-            probability.legend(fontsize="x-small")
+    cases = [(layers, length) for layers in config.layers for length in config.lengths]
+    figure, axes = report.new_figure(len(cases), 2, (3.6, 2.2))
+    for (box, probability), (layers, length) in zip(axes, cases, strict=True):
+        c = curves["full", "mdm", length, layers]
+        report.plot_boxes(box, c["eval_step"], c["cosine/total"])
+        box.axhline(0.6, color=report.COLORS[1], ls=":", lw=1)
+        place = dict(fontsize=report.SMALL, ha="left", va="top", color=report.COLORS[1])
+        box.text(c["eval_step"][0], 0.58, "paper: above 0.6", **place)
+        box.set(ylabel="cos(g_fwd, g_rev)", ylim=(min(0, box.get_ylim()[0]), 1.02))
+        box.set_title(f"L = {length}, {layers} layer{'s' * (layers > 1)}")
+        _plot_probabilities(probability, curves, "full", length, layers)
+        report.label_ends(probability)
+    for ax in axes[-1]:
+        ax.set_xlabel("step")
     return figure
 
 
 def _attention(curves, config):
     """Figures 3 and 13: score correlation; weights over placements, and (···) over distances."""
-    figure, axes = report.new_figure(2, len(config.lengths), (4.0, 2.6))
-    for (top, bottom), length in zip(axes.T, config.lengths, strict=True):
+    figure, axes = report.new_figure(len(config.lengths), 2, (3.6, 2.2))
+    for (left, right), length in zip(axes, config.lengths, strict=True):
         c = curves["full", "mdm", length, config.layers[0]]
         band = (c[f"correlation_{name}"].mean(axis=(0, 1, 2)) for name in ("mean", "low", "high"))
-        report.plot_band(top, c["correlation_total"], *band)
-        top.axhline(0, color="black", lw=0.8)
-        top.set(title=f"L = {length}", xlabel="Δ₁ + Δ₂", ylabel="Corr(S_fwd, S_rev)", ylim=(-1, 1))
+        report.plot_band(left, c["correlation_total"], *band)
+        left.axhline(0, color="black", lw=0.8)
+        left.set(title=f"L = {length}", ylabel="Corr(S_fwd, S_rev)", ylim=(-1, 1))
         for direction, color in COLORS.items():
-            for name, ls, label in (("_all", "-", direction), ("", ":", "all distances alike")):
+            for name, ls in (("_all", "-"), ("", ":")):
                 weight_TS = c[f"weight_{direction}{name}"].mean(axis=(2, 3))
-                report.plot_seeds(bottom, c["eval_step"], weight_TS, label, color=color, ls=ls)
-        bottom.set(xlabel="step", ylabel="weight [M] → uppercase", ylim=(0, 1))
-        bottom.legend(fontsize="x-small")
+                label = None if ls == ":" else direction
+                report.plot_seeds(right, c["eval_step"], weight_TS, label, color=color, ls=ls)
+        right.set(ylabel="weight, [M] → uppercase", ylim=(0, 1))
+        report.legend(right)
+    axes[-1, 0].set_xlabel("Δ₁ + Δ₂ (tokens)")
+    axes[-1, 1].set_xlabel("step")
     return figure
 
 
-def _depth(curves, config):
-    """Do alignment and correlation survive depth?"""
-    figure, axes = report.new_figure(1, 2, (4.0, 3.0))
-    for number, length in enumerate(config.lengths):
-        of_depth = [curves["full", "mdm", length, layers] for layers in config.layers]
-        cosine = [np.nanmedian(c["cosine/total"][-1]) for c in of_depth]
-        axes[0, 0].plot(config.layers, cosine, "o-", label=f"L = {length}")
-        for layers, c in zip(config.layers, of_depth, strict=True):
-            per_layer = c["correlation_mean"].mean(axis=(0, 2, 3))
-            label = f"L = {length}, one point a layer" if layers == config.layers[0] else None
-            x = [layers] * len(per_layer)
-            axes[0, 1].plot(x, per_layer, "o", color=f"C{number}", label=label)
-    for ax, label in zip(axes[0], ("median cosine at the end", "Corr(S_fwd, S_rev)"), strict=True):
-        ax.set(xlabel="layers", ylabel=label, xticks=config.layers)
-        ax.legend(fontsize="x-small")
+def depth_figure(lines, lengths: Sequence[int], layers: Sequence[int]):
+    """Do alignment and correlation survive depth? From result lines: a dot a seed."""
+    figure, axes = report.new_figure(1, 2, (3.6, 2.8))
+    measures = {
+        "median_cosine_last": "median cosine at the end",
+        "score_correlation_mean": "Corr(S_fwd, S_rev)",
+    }
+    for ax, (key, label) in zip(axes[0], measures.items(), strict=True):
+        for number, length in enumerate(lengths):
+            of = [report.select(lines, length=length, layers=n, model="mdm") for n in layers]
+            values = [[line[key] for line in seeds] for seeds in of]
+            style = dict(color=report.color(number))
+            ax.plot(layers, [np.mean(x) for x in values], "-", label=f"L = {length}", **style)
+            for n, x in zip(layers, values, strict=True):
+                ax.plot([n] * len(x), x, "o", ms=4, **style)
+        ax.axhline(0, color="black", lw=0.8)
+        ax.set(xlabel="layers", ylabel=label, xticks=layers, ylim=(-0.1, 1.02))
+        if len(lengths) > 1:
+            report.label_ends(ax)
     return figure
 
 
 def _first_order(curves):
     """Error of −η⟨g_rev, g_fwd⟩ against η, at each measurement: slope 2."""
     measured = {key: c for key, c in curves.items() if "predicted" in c}
-    figure, axes = report.new_figure(1, len(measured), (3.4, 3.0))
-    for ax, ((part, _, length, layers), c) in zip(axes[0], measured.items(), strict=True):
+    figure, axes = report.new_panels(len(measured))
+    for ax, ((part, _, length, layers), c) in zip(axes, measured.items(), strict=True):
         error_TR = np.abs(c["predicted"] - c["measured"])[:, 0]
         report.plot_powers(ax, STEP_LENGTHS, error_TR, c["eval_step"], 2)
-        title = f"{part}, L = {length}, layers {layers}"
+        title = (
+            f"L = {length}, {layers} layer{'s' * (layers > 1)}" if part == "full" else "two letters"
+        )
         ax.set(title=title, xlabel="η‖g_fwd‖", ylabel="error (nats)")
     return figure

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Sequence
 
 import jax
+import numpy as np
 
 from dirasym import intervals, report, runs
 from dirasym.workdir import WorkDir
@@ -68,26 +69,29 @@ def interval(lines, key: str) -> str:
 
 def nll_figure(config, curves, epochs, results):
     """NLL in training and validation over epochs, a panel a size."""
-    figure, axes = report.new_figure(1, len(config.sizes), (4.2, 3.2))
-    for ax, size in zip(axes[0], config.sizes, strict=True):
-        for part, color in (("train", "tab:blue"), ("validation", "tab:red")):
-            report.plot_seeds(ax, epochs[size], curves[size][f"{part}_nll"], part, color=color)
+    figure, axes = report.new_panels(len(config.sizes))
+    parts = ("train", "trained", report.COLORS[0]), ("validation", "withheld", report.COLORS[1])
+    for ax, size in zip(axes, config.sizes, strict=True):
+        for part, label, color in parts:
+            report.plot_seeds(ax, epochs[size], curves[size][f"{part}_nll"], label, color=color)
         uniform = report.select(results, num_train=size)[0]["uniform_nll"]
         ax.axhline(uniform, color="black", ls=":", label="uniform guess")
         title = config.task if size is None else f"{config.task}, {size} triples"
         ax.set(title=title, xlabel="epoch", ylabel="NLL of the last word (nats)")
         ax.set_ylim(bottom=-0.1)
-        ax.legend(fontsize="small")
+        report.legend(ax)
     return figure
 
 
 def logit_figure(curves):
     """Logits of every answer (column) after every prompt (row), first seed."""
     panels = [name for name in PANELS if f"weights_{name}" in curves]
-    figure, axes = report.new_figure(1, len(panels), (3.4, 3.0))
-    for ax, name in zip(axes[0], panels, strict=True):
-        logits_PP = curves[f"weights_{name}"][0][:SHOWN, :SHOWN]
-        report.heat_map(ax, logits_PP - logits_PP.mean(axis=1, keepdims=True))
+    figure, axes = report.new_panels(len(panels), (3.6, 3.0))
+    shown = [curves[f"weights_{name}"][0][:SHOWN, :SHOWN] for name in panels]
+    shown = [logits_PP - logits_PP.mean(axis=1, keepdims=True) for logits_PP in shown]
+    limit = max(float(np.abs(logits_PP).max()) for logits_PP in shown)
+    for ax, name, logits_PP in zip(axes, panels, shown, strict=True):
+        report.heat_map(ax, logits_PP, "logit − its row's mean (nats)", limit)
         ax.set(title=PANELS[name], xlabel="answer", ylabel="prompt")
     return figure
 
@@ -95,24 +99,24 @@ def logit_figure(curves):
 def cosine_figure(curves):
     """Cosines of embeddings, mean over seeds."""
     figure, axes = report.new_figure(1, 1, (4.4, 3.8))
-    report.heat_map(axes[0, 0], curves["cosines"].mean(axis=0))
+    report.heat_map(axes[0, 0], curves["cosines"].mean(axis=0), "cosine", 1)
     axes[0, 0].set(title="cosines of embeddings\n(first tokens, then last tokens)", xlabel="token")
     return figure
 
 
 def gap_figure(curves, epochs):
     """Effective weights over training."""
-    figure, ((ax,),) = report.new_figure(1, 1, (4.6, 3.2))
+    figure, ((ax,),) = report.new_figure(1, 1, (6.0, 3.2))
     for name in filter(lambda name: f"gap_{name}" in curves, PANELS):
         report.plot_seeds(ax, epochs, curves[f"gap_{name}"], PANELS[name])
-    ax.set(xlabel="epoch", ylabel="answer above the others (nats)")
-    ax.legend(fontsize="small")
+    ax.set(xlabel="epoch", ylabel="answer's logit above the others (nats)")
+    report.label_ends(ax)
     return figure
 
 
 def size_figure(config, curves, epochs, results):
     """Withheld NLL against the number of triples, after one, two, four, .. evaluations."""
-    figure, axes = report.new_figure(1, 1, (4.2, 3.2))
+    figure, axes = report.new_figure(1, 1, (6.0, 3.2))
     ax, epoch_T = axes[0, 0], epochs[config.sizes[0]]
     last = len(epoch_T) - 1
     for row in sorted({*(2**n for n in range(last.bit_length())), last}):
@@ -124,5 +128,5 @@ def size_figure(config, curves, epochs, results):
     ax.set(xscale="log")
     ax.set_xticks(config.sizes, config.sizes)
     ax.minorticks_off()
-    ax.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5))
+    report.legend(ax, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure

@@ -35,20 +35,26 @@ def table(lines: Lines, factor: str, values: Iterable[str]) -> str:
 
 
 def figure(lines: Lines, factor: str, values: Iterable[str]):
-    """NLL and asymmetry against the factor."""
-    drawn, axes = report.new_figure(1, 2, (4.2, 3.2))
+    """NLL and asymmetry against the factor; categories are not joined by lines."""
+    drawn, axes = report.new_figure(1, 2, (3.6, 3.4))
+    values = list(values)
     lines_V = [report.select(lines, factor=factor, value=value) for value in values]
-    place = np.arange(len(lines_V))
+    is_number = all(value.replace(".", "").isdigit() for value in values)
+    place, marks = np.arange(len(lines_V)), "osD"
     for ax, (ylabel, keys) in zip(axes[0], DRAWN.items(), strict=True):
-        for key in keys:
+        for number, key in enumerate(keys):
             of_seeds_V = [[r[key] for r in seeds if r.get(key) is not None] for seeds in lines_V]
             mean, half = np.array(
                 [intervals.student_interval(v) if v else (np.nan, np.nan) for v in of_seeds_V]
             ).T
-            ax.errorbar(place, mean, np.nan_to_num(half), marker="o", capsize=3, label=KEYS[key])
-        ax.set(xticks=place, xticklabels=list(values), xlabel=factor, ylabel=ylabel)
-        ax.set_ylim(bottom=0)
+            beside = place + 0.16 * (number - (len(keys) - 1) / 2) * (not is_number)
+            style = dict(marker=marks[number], ms=5, capsize=3, ls="-" if is_number else "none")
+            ax.errorbar(beside, mean, np.nan_to_num(half), label=KEYS[key], **style)
+        ax.set(xticks=place, xticklabels=values, xlabel=factor.replace("_", " "), ylabel=ylabel)
+        ax.set_ylim(bottom=-0.03 * ax.get_ylim()[1])
+        if not is_number:
+            ax.set_xlim(-0.5, len(values) - 0.5)
     axes[0, 0].axhline(lines[0]["uniform_nll"], color="black", ls=":", label="uniform guess")
     for ax in axes[0]:
-        ax.legend(fontsize="x-small")
+        report.legend(ax, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return drawn

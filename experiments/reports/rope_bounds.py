@@ -99,30 +99,29 @@ def correlation_table(lines) -> str:
 
 
 def figure(config, samples):
-    """Left: the trace against distance. Right: sampled and exact correlation over the bound."""
-    drawn, axes = report.new_figure(1, 2, (5.0, 3.4))
+    """Above: the trace against distance. Below: the correlation, sampled, exact and bounded."""
+    drawn, ((above,), (below,)) = report.new_figure(2, 1, (7.2, 3.0))
     deltas = np.arange(1, config.max_distance + 1)
-    ax = axes[0, 0]
-    for width in config.widths:
-        ax.plot(deltas, rope.trace(deltas, width), lw=1, label=f"D = {width}")
-    ax.plot(deltas, rope.cosine_integral_approximation(deltas), "k--", label="integral")
-    ax.axhline(PAPER_LINE, color="tab:red", ls=":", label=f"{PAPER_LINE}")
-    ax.set(xlabel="distance Δ (tokens)", ylabel="(1/D) Tr R(Δ)")
-    ax.legend(fontsize="x-small", ncols=2)
-    ax, distances = axes[0, 1], np.array(config.sampled_distances)
+    for number, width in enumerate(config.widths):
+        style = dict(lw=1, color=report.color(number))
+        above.plot(deltas, rope.trace(deltas, width), label=f"D = {width}", **style)
+    above.plot(deltas, rope.cosine_integral_approximation(deltas), "k--", label="D → ∞")
+    above.axhline(PAPER_LINE, color="black", ls=":", lw=1)
+    above.text(1, PAPER_LINE - 0.02, f"paper: {PAPER_LINE}", va="top", fontsize=report.SMALL)
+    above.set(xlabel="distance Δ (tokens)", ylabel="(1/D) Tr R(Δ)")
+    report.label_ends(above)
+    distances = np.array(config.sampled_distances)
+    bound = rope.trace_bound(distances, config.sampled_width)
+    below.plot(distances, bound, color="0.75", lw=6, label="Theorem 4.1's bound")
     for number, rho in enumerate(config.rhos):
         lines = [report.select(samples, rho=rho / 100, delta=delta)[0] for delta in distances]
-        ax.errorbar(
-            distances,
-            [line["sampled"] for line in lines],
-            [1.96 * line["sampled_error"] for line in lines],
-            fmt="o",
-            ms=4,
-            color=f"C{number}",
-            label=f"sampled, ρ = {rho / 100:g}",
-        )
-        ax.plot(distances, [line["exact"] for line in lines], color=f"C{number}")
-    ax.plot(distances, rope.trace_bound(distances, config.sampled_width), "k--", label="bound")
-    ax.set(xscale="log", xlabel="Δ₁ = Δ₂ (tokens)", ylabel="E[Corr(S_fwd, S_rev | q)]")
-    ax.legend(fontsize="x-small")
+        means, errors = ([x[k] for x in lines] for k in ("sampled", "sampled_error"))
+        color = report.color(number)
+        below.errorbar(distances, means, 1.96 * np.array(errors), fmt="o", ms=4, color=color)
+        exact = [line["exact"] for line in lines]
+        below.plot(distances, exact, color=color, label=f"ρ = {rho / 100:g}")
+    below.set(xscale="log", xlabel="Δ₁ = Δ₂ (tokens)", ylabel="mean Corr(S_fwd, S_rev) given q")
+    below.set_xticks(distances, distances)
+    below.minorticks_off()
+    report.label_ends(below)
     return drawn

@@ -9,7 +9,7 @@ from dirasym import intervals, report, runs
 from dirasym.workdir import WorkDir
 
 LABELS = {"mdm": "masked diffusion (MDM)", "arm": "autoregressive (ARM)"}
-COLORS = {"forward": "tab:blue", "reverse": "tab:orange"}
+COLORS = {"forward": report.COLORS[0], "reverse": report.COLORS[1]}
 DIRECTIONS = tuple(COLORS)
 
 
@@ -68,9 +68,9 @@ def _table_rows(results, config, paper: dict) -> Iterator[list]:
 
 def accuracy_bars(results, config, paper: dict):
     """Table 2 as bars, one panel a model."""
-    figure, axes = report.new_figure(1, len(config.models), (4.2, 3.2))
+    figure, axes = report.new_figure(len(config.models), 1, (7.2, 2.6))
     center = np.arange(len(config.lengths))
-    for ax, model in zip(axes[0], config.models, strict=True):
+    for ax, model in zip(axes[:, 0], config.models, strict=True):
         for side, direction in enumerate(DIRECTIONS):
             x = center + 0.4 * (side - 0.5)
             of_length = [report.select(results, model=model, length=n) for n in config.lengths]
@@ -82,17 +82,17 @@ def accuracy_bars(results, config, paper: dict):
             known = [k for k, value in enumerate(published) if value is not None]
             label = "paper" if side and known else None
             ax.plot(x[known] + 0.12, [published[k] for k in known], "kD", mfc="w", label=label)
-        ax.set(title=LABELS[model], ylim=(0, 122), yticks=range(0, 101, 20), ylabel="accuracy (%)")
+        ax.set(title=LABELS[model], ylim=(0, 102), yticks=range(0, 101, 20), ylabel="accuracy (%)")
         ax.set_xticks(center, [f"L = {length}" for length in config.lengths])
-        ax.legend(loc="upper center", ncols=4, fontsize="small", columnspacing=1.0)
+        report.legend(ax, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 
 def _over_training(curves, config, measure: str):
     """P(true token) of raw weights (Figure 12, right), or accuracy of all weights."""
-    figure, axes = report.new_figure(1, len(config.lengths), (4.2, 3.2))
+    figure, axes = report.new_panels(len(config.lengths))
     label, top = ("P(true token)", 1) if measure == "p" else ("accuracy (%)", 100)
-    for ax, length in zip(axes[0], config.lengths, strict=True):
+    for ax, length in zip(axes, config.lengths, strict=True):
         for model in config.models:
             c = curves[model, length]
             for direction in DIRECTIONS:
@@ -107,16 +107,17 @@ def _over_training(curves, config, measure: str):
                         ls="-" if solid else "--" if model == "arm" else ":",
                     )
         ax.set(title=f"L = {length}", xlabel="step", ylabel=label, ylim=(-0.02 * top, 1.02 * top))
-        ax.legend(fontsize="x-small")
+    report.legend(axes[0])
     return figure
 
 
 def _reverse_panel(curves, config):
     """Figure 11: at each position, the right lowercase against the best wrong token."""
-    figure, axes = report.new_figure(len(config.models), len(config.lengths), (4.2, 2.8))
-    lines = ("right", "right lowercase", "tab:red"), ("wrong", "largest wrong, `0` apart", "black")
+    figure, axes = report.new_figure(len(config.lengths), len(config.models), (3.6, 2.2))
+    wrong = "wrong", "largest wrong, `0` apart", "black"
+    lines = ("right", "right lowercase", report.COLORS[1]), wrong
     for row, model in enumerate(config.models):
-        for ax, length in zip(axes[row], config.lengths, strict=True):
+        for ax, length in zip(axes[:, row], config.lengths, strict=True):
             weights = "ema" if model == "mdm" else "raw"
             moment = config.shown_step // config.eval_every
             for name, label, color in lines:
@@ -125,5 +126,5 @@ def _reverse_panel(curves, config):
                 report.plot_seeds(ax, np.arange(1, length), values_LS, label, **style)
             title = f"{model.upper()}, L = {length}"
             ax.set(title=title, xlabel="position", ylabel="probability", ylim=(0, None))
-            ax.legend(fontsize="small")
+            report.legend(ax)
     return figure

@@ -7,21 +7,33 @@ import numpy as np
 
 from dirasym import report
 
-WEIGHTS = ("raw", "ema")
+WEIGHTS = {"raw": "raw weights", "ema": "moving average"}
+NAMES = {  # of initialisations, short
+    "default": "default",
+    "bias_zero": "biases 0",
+    "bias_zero+embed_small": "small embedding",
+    "bias_zero+embed_unit": "unit embedding",
+    "head_zero": "zero head",
+    "bias_zero+head_zero": "zero head, biases 0",
+}
 Lines = Sequence[Mapping[str, Any]]
 
 
 def figure(lines: Lines, inits: Sequence[str], orders: Sequence[str]):
-    """Reverse accuracy over training; seeds of one initialisation are equally long."""
-    drawn, axes = report.new_figure(2, len(inits), (3.2, 2.6))
-    for column, init in enumerate(inits):
+    """Reverse accuracy over training, a row an initialisation; its seeds are equally long."""
+    drawn, axes = report.new_figure(len(inits), 2, (3.6, 1.9))
+    for row, init in zip(axes, inits, strict=True):
         of_init = report.select(lines, init=init)
-        for ax, weights in zip(axes[:, column], WEIGHTS, strict=True):
+        for ax, (weights, name) in zip(row, WEIGHTS.items(), strict=True):
             for order in orders:
                 reverse_TS = curves(of_init, "reverse", order, weights)
-                report.plot_seeds(ax, of_init[0]["eval_step"], reverse_TS, order)
-            ax.set(title=f"{init}, {weights}", xlabel="step", ylabel="reverse (%)", ylim=(-2, 102))
-    axes[0, 0].legend(fontsize="x-small")
+                label = order.replace("_", " ")
+                report.plot_seeds(ax, of_init[0]["eval_step"], reverse_TS, label)
+            ax.set(title=f"{NAMES.get(init, init)}: {name}", ylim=(-2, 102))
+        row[0].set_ylabel("reverse (%)")
+        report.label_ends(row[-1], 0.15)
+    for ax in axes[-1]:
+        ax.set_xlabel("step")
     return drawn
 
 

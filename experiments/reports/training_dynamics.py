@@ -10,6 +10,7 @@ from dirasym.pieces import Piece
 from dirasym.workdir import WorkDir
 from experiments.systems.training_dynamics import CASES, ONE_LAYER_VOCAB
 
+TIME = "t = steps × step size"
 WITHIN = 0.01  # of ln M: a reverse loss that has not moved
 
 
@@ -126,26 +127,27 @@ def one_layer_table(results) -> str:
 
 def loss_figure(config, bilinear):
     shown = [config.widths[0], config.widths[len(config.widths) // 2], config.widths[-1]]
-    figure, axes = report.new_figure(1, len(shown), (3.6, 3.0))
+    figure, axes = report.new_figure(1, len(shown), (2.4, 2.8))
     for ax, width in zip(axes[0], shown, strict=True):
         for seed in config.seeds:
             c, first = bilinear[width, seed], seed == config.seeds[0]
-            for key, color in (("loss", "tab:blue"), ("reverse_loss", "tab:red")):
+            for key, color in (("loss", report.COLORS[0]), ("reverse_loss", report.COLORS[1])):
                 label = {"loss": "forward", "reverse_loss": "reverse"}[key] if first else None
                 ax.plot(c["time"], c[key], color=color, label=label, lw=1)
-        ax.axhline(np.log(config.vocab_size), color="black", ls=":", label="ln M")
-        ax.set(title=f"width {width}", xscale="log", yscale="log", xlabel="time", ylabel="nats")
+        ax.axhline(np.log(config.vocab_size), color="black", ls=":", label="ln M, a guess")
+        ax.set(title=f"width {width}", xscale="log", yscale="log", xlabel=TIME)
         ax.set_xlim(left=1)
-        ax.legend(fontsize="small")
+    axes[0, 0].set(ylabel="loss (nats)")
+    report.legend(axes[0, -1], loc="lower left")
     return figure
 
 
 def width_figure(config, results):
-    figure, axes = report.new_figure(1, 3, (3.6, 3.0))
+    figure, axes = report.new_figure(1, 3, (2.4, 2.8))
     for ax, key, label in zip(
         axes[0],
         ("epsilon", "reverse_deviation", "asymmetry"),
-        ("smallest ε", "max |L_rev / ln M − 1|", "asymmetry of the untrained pairs"),
+        ("smallest ε", "max |L_rev/ln M − 1|", "asymmetry, untrained pairs"),
         strict=True,
     ):
         seeds_WS = np.array([[r[key] for r in _at(results, w)] for w in config.widths])
@@ -157,12 +159,12 @@ def width_figure(config, results):
         if key != "asymmetry":
             ax.set(yscale="log")
     axes[0, 1].axhline(WITHIN, color="black", ls=":", label="1 %")
-    axes[0, 1].legend()
+    report.legend(axes[0, 1])
     return figure
 
 
 def one_layer_figure(cases):
-    figure, axes = report.new_figure(1, 2, (4.4, 3.2))
+    figure, axes = report.new_figure(1, 2, (3.6, 3.0))
     chain, left, right = cases["chain"], axes[0, 0], axes[0, 1]
     time = chain["time"][1:]
     curves = {
@@ -174,23 +176,23 @@ def one_layer_figure(cases):
         (line,) = left.plot(time, flow_T[1:], "o", ms=3, label=label)
         left.plot(time, exact_T[1:], color=line.get_color())
         right.plot(time, np.abs(flow_T - exact_T)[1:], color=line.get_color(), label=label)
-    left.set(xscale="log", yscale="log", xlabel="time", ylabel="probability")
+    left.set(xscale="log", yscale="log", xlabel=TIME, ylabel="probability")
     left.set_title("flow (points), closed form (lines)")
-    left.legend(fontsize="small")
+    report.legend(left)
     right.axhline(1e-4, color="black", ls=":")
-    right.set(xscale="log", yscale="log", xlabel="time", ylabel="|flow − closed form|")
+    right.set(xscale="log", yscale="log", xlabel=TIME, ylabel="|flow − closed form|")
     return figure
 
 
 def break_figure(cases):
-    figure, axes = report.new_figure(1, 1, (5.2, 3.4))
+    figure, axes = report.new_figure(1, 1, (7.2, 3.4))
     for case, c in cases.items():
         if "chain" not in case:
             style = "-" if CASES[case].startswith("break") else "--"
             axes[0, 0].plot(c["time"][1:], c["reverse"][1:], style, label=CASES[case])
     axes[0, 0].axhline(1 / ONE_LAYER_VOCAB, color="black", ls=":", label="1/M")
-    axes[0, 0].set(xscale="log", yscale="log", xlabel="time", ylabel="p(A | B) of the asked pair")
-    axes[0, 0].legend(fontsize="x-small")
+    axes[0, 0].set(xscale="log", yscale="log", xlabel=TIME, ylabel="p(A | B) of the asked pair")
+    report.legend(axes[0, 0], loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 
@@ -202,8 +204,9 @@ def weight_figure(config, bilinear, cases):
         "one layer, one way": cases["one_way"],
         "one layer, symmetric": cases["symmetric"],
     }
-    figure, axes = report.new_figure(1, len(shown), (3.4, 3.0))
-    for ax, (title, c) in zip(axes[0], shown.items(), strict=True):
-        report.heat_map(ax, c["weights"])
+    figure, axes = report.new_panels(len(shown), (3.6, 3.0))
+    for ax, (title, c) in zip(axes, shown.items(), strict=True):
+        report.heat_map(ax, c["weights"], "logit (nats)")
+        title = f"{title}\nwithin ±{np.abs(c['weights']).max():.1f}"
         ax.set(title=title, xlabel="next token", ylabel="context token")
     return figure

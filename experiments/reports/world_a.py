@@ -11,7 +11,7 @@ from dirasym.analysis import excess
 from dirasym.workdir import WorkDir
 
 Lines = Sequence[Mapping[str, Any]]
-COLORS = {"A->B": "tab:blue", "B->A": "tab:orange"}
+COLORS = {"A->B": report.COLORS[0], "B->A": report.COLORS[1]}
 NAMES = {"A->B": "forward", "B->A": "inverse"}
 MARKERS = "osD^vP*X"
 UNITS = {
@@ -158,7 +158,7 @@ def gap_table(results: Lines, Ks: Sequence[int]) -> str:
 def excess_figure(results: Lines, Ks: Sequence[int]):
     """Excess over training: forward and inverse, a row a family, a column a K."""
     rows = families(results)
-    figure, axes = report.new_figure(len(rows), len(Ks), (3.6, 2.8))
+    figure, axes = report.new_figure(len(rows), len(Ks), (3.6, 2.6))
     for of, row in zip(rows, axes, strict=True):
         for K, ax in zip(Ks, row, strict=True):
             for direction, name in NAMES.items():
@@ -167,7 +167,7 @@ def excess_figure(results: Lines, Ks: Sequence[int]):
                     y_TS = np.array([line[CURVE] for line in lines]).T
                     epochs, color = lines[0]["eval_epochs"], COLORS[direction]
                     report.plot_seeds(ax, epochs, y_TS, name, color=color)
-                    ax.legend(fontsize="small")
+                    report.legend(ax)
             ax.axhline(0, color="black", lw=0.6)
             ax.set(title=f"{of}, K = {K}", xlabel="epoch", ylabel="excess (nats per string)")
     return figure
@@ -175,14 +175,14 @@ def excess_figure(results: Lines, Ks: Sequence[int]):
 
 def gap_figure(results: Lines):
     """Gap against K in two units, all families on one axis."""
-    figure, axes = report.new_figure(1, 2, (4.2, 3.2))
+    figure, axes = report.new_figure(1, 2, (3.6, 3.4))
     for ax, unit in zip(axes[0], ("excess_loss", "eval_excess_nats_per_string"), strict=True):
         for of in families(results):
             Ks = sorted({line["K"] for line in of.lines(results)})
             points = [(K, x) for K in Ks if (x := gap(results, of, K, unit)) is not None]
             if points:
                 report.plot_intervals(ax, *zip(*points, strict=True), str(of))
-                ax.legend(fontsize="small")
+                report.legend(ax, loc="lower center", bbox_to_anchor=(0.5, 1.08))
         ax.axhline(0, color="black", lw=0.6)
         ax.set(title=UNITS[unit], xlabel="K", ylabel="inverse − forward (nats)")
     return figure
@@ -191,31 +191,40 @@ def gap_figure(results: Lines):
 def bits_figure(results: Lines):
     """Learning curves of all maps, labelled by the bits that they store; and when half is learned.
 
-    Half: see `excess.half_learned`, of the clean excess.
+    Half: see `excess.half_learned`, of the clean excess. The second panel is drawn where the bits
+    differ: of tasks that store as many, it has nothing to say.
     """
-    figure, ((left, right),) = report.new_figure(1, 2, (4.6, 3.4))
-    for number, of in enumerate(families(results)):
-        marker = MARKERS[number % len(MARKERS)]
-        for K, direction in sorted({(x["K"], x["direction"]) for x in of.lines(results)}):
-            lines = of.lines(results, K=K, direction=direction)
-            epochs, bits = lines[0]["eval_epochs"], lines[0]["bits_to_store_per_pair"]
-            y_TS = np.array([line[CURVE] for line in lines]).T
-            style = dict(color=COLORS[direction], alpha=1 if K == 1 else 0.5)
-            label = f"{of}, K = {K} {NAMES[direction]}: {bits:.1f} bits"
-            share_T = (y_TS / y_TS[0]).mean(axis=1)
-            left.plot(epochs, share_T, marker, ls="-", ms=3, label=label, **style)
+    tasks = [
+        (of, K, direction)
+        for of in families(results)
+        for K, direction in sorted({(x["K"], x["direction"]) for x in of.lines(results)})
+    ]
+    bits = [of.lines(results, K=K, direction=d)[0]["bits_to_store_per_pair"] for of, K, d in tasks]
+    two = max(bits) > min(bits)
+    figure, axes = report.new_figure(1 + two, 1, (7.2, 2.9))
+    curve = axes[0, 0]
+    for number, ((of, K, direction), stored) in enumerate(zip(tasks, bits, strict=True)):
+        lines = of.lines(results, K=K, direction=direction)
+        epochs = lines[0]["eval_epochs"]
+        y_TS = np.array([line[CURVE] for line in lines]).T
+        style = dict(color=report.color(number), marker=MARKERS[number % len(MARKERS)], ms=4)
+        label = f"{of}, K = {K} {NAMES[direction]}" + f", {stored:.1f} bits" * two
+        curve.plot(epochs, (y_TS / y_TS[0]).mean(axis=1), label=label, **style)
+        if two:
             halves = [excess.half_learned(epochs, y_T) for y_T in y_TS.T]
-            right.plot([bits] * len(halves), halves, marker, **style)
-    left.set(xlabel="epoch", ylabel="excess / excess at the start", ylim=(-0.05, None))
-    left.legend(fontsize="xx-small")
-    right.set(xlabel="bits to store, per pair", ylabel="epochs until half is learned")
-    right.set(xlim=(0, None), ylim=(0, None))
+            axes[1, 0].plot([stored] * len(halves), halves, ls="none", **style)
+    curve.set(xlabel="epoch", ylabel="excess / excess at the start", ylim=(-0.05, None))
+    report.label_ends(curve)
+    if two:
+        label = "epochs until half is learned"
+        axes[1, 0].set(xlabel="bits to store, per pair", ylabel=label, xlim=(0, None))
+        axes[1, 0].set_ylim(0, None)
     return figure
 
 
 def gradients_figure(curves: Mapping[str, runs.History]):
     """Per block over training: both directions' cosine, gradient norms and relative updates."""
-    figure, axes = report.new_figure(len(curves), 3, (4.4, 3.0))
+    figure, axes = report.new_figure(len(curves), 3, (2.4, 3.0))
     panels = {
         "cosine": ("cosine",),
         "gradient norm": ("norm_forward", "norm_inverse"),
@@ -228,11 +237,11 @@ def gradients_figure(curves: Mapping[str, runs.History]):
                 for number, block in enumerate(sorted(names - {"total"})):
                     label = block if style == "-" else None
                     y_TS = history[f"{kind}/{block}"]
-                    steps, color = history["eval_step"], f"C{number}"
+                    steps, color = history["eval_step"], report.color(number)
                     report.plot_seeds(ax, steps, y_TS, label, ls=style, color=color)
             ax.set(title=title + (" (inverse dashed)" if len(kinds) == 2 else ""), xlabel="step")
             if len(kinds) == 2:
                 ax.set_yscale("log")
         row[0].set(ylabel=name.replace(",", "\n"), ylim=(-1.05, 1.05))
-        row[1].legend(fontsize="xx-small")
+        report.legend(row[1])
     return figure

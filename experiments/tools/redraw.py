@@ -1,24 +1,34 @@
-"""The figures of docs/ that join several runs, drawn from the result lines under docs/results.
+"""The figures of docs/, drawn from the result lines and curves under docs/results.
 
-Question  none: a run draws its own figures, and these show more runs than one.
+Question  none: a run draws its own figures; these are the same code on what is on file, and some
+          show more runs than one.
 Command   python -m experiments.tools.redraw
 Cost      seconds.
-Expected  docs/figures/toy_accuracy.png, toy_study.png and facts_names.png as they are on file.
+Expected  docs/figures as they are on file; what has no curves on file is left as it is.
 """
 
 import dataclasses
+import functools
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from dirasym import report, results
 from dirasym.usage import UsageError
-from experiments import toy_reversal, toy_study
+from experiments import relations_study, rope_bounds, toy_reversal, toy_study
 from experiments.flags import flag
+from experiments.reports import alignment as alignment_report
+from experiments.reports import facts as facts_report
+from experiments.reports import relations as relations_report
+from experiments.reports import relations_study as relations_study_report
+from experiments.reports import rope_bounds as rope_report
 from experiments.reports import toy as toy_report
 from experiments.reports import toy_study as toy_study_report
-from experiments.systems import toy
+from experiments.reports import training_dynamics as dynamics_report
+from experiments.reports import world_a as world_a_report
+from experiments.systems import relations, toy, training_dynamics
 from experiments.tools import command
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
@@ -37,6 +47,9 @@ REVERSE_QUESTIONS = {  # bars, and where their result lines are
 }
 
 
+EPOCHS = 400  # of `relations --preset=quick`
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """One flag a field."""
@@ -49,27 +62,150 @@ def draw(config: Config) -> None:
     folder = pathlib.Path(config.folder)
     if not folder.is_dir():
         raise UsageError(f"--folder={folder} is no directory")
+    for name, figure in figures().items():
+        print(report.save_figure(figure(), folder, name))
+
+
+def figures() -> dict[str, Callable[[], Any]]:
+    """What draws each, by name."""
     table_2 = toy.Config(lengths=tuple(toy_reversal.PAPER_TABLE_2), report_step=1000)
-    lines = _lines("toy_reversal", "results", "results_L40", "results_arm")
-    bars = toy_report.accuracy_bars(lines, table_2, toy_reversal.PAPER_TABLE_2)
-    study = toy_study.Config()
+    bars = _lines("toy_reversal", "results", "results_L40", "results_arm")
+    names = {label: _lines(*place) for label, place in REVERSE_QUESTIONS.items()}
+    rope = rope_bounds.Config(**rope_bounds.PRESETS["quick"])
+    equal = report.select(_lines("rope_bounds", "results"), what="equal")
+    depth = _lines("gradient_alignment", "depth")
+    part = functools.partial
+    return {
+        "toy_accuracy": part(toy_report.accuracy_bars, bars, table_2, toy_reversal.PAPER_TABLE_2),
+        "toy_study": part(study_figure, toy_study.Config().inits),
+        "toy_study_3000": part(
+            toy_study_report.figure,
+            _lines("toy_study", "results_3000_steps"),
+            ["default"],
+            toy_study.Config().orders,
+        ),
+        "facts_names": part(reverse_bars, names),
+        "rope_bounds": part(rope_report.figure, rope, equal),
+        "alignment_depth": part(alignment_report.depth_figure, depth, [10], [1, 2, 4]),
+        "alignment_minimal": minimal_figure,
+        **facts_figures(),
+        **study_figures(),
+        **dynamics_figures(),
+        **relations_figures(),
+        **world_a_figures(),
+    }
+
+
+def study_figure(inits: Sequence[str]):
+    """The study of initialisations: the longest run of each and seed."""
     parts = ("results", "results_seed_2", "results_unit", "results_zero_heads")
     longest = {  # the unit embedding was first trained for 1000 steps
         (line["init"], line["seed"]): line
         for line in sorted(_lines("toy_study", *parts), key=lambda line: len(line["loss"]))
     }
     by_seed = sorted(longest.values(), key=lambda line: line["seed"])
-    curves = toy_study_report.figure(by_seed, study.inits, study.orders)
-    names = reverse_bars({label: _lines(*place) for label, place in REVERSE_QUESTIONS.items()})
-    figures = {"toy_accuracy": bars, "toy_study": curves, "facts_names": names}
-    for name, figure in figures.items():
-        print(report.save_figure(figure, folder, name))
+    return toy_study_report.figure(by_seed, inits, toy_study.Config().orders)
+
+
+def minimal_figure():
+    """Two letters, attention alone, from the curves on file."""
+    curves = {
+        ("minimal", model, 2, 1): stacked(
+            "gradient_alignment", f"part=minimal,model={model},length=2,layers=1", range(3)
+        )
+        for model in ("mdm", "arm")
+    }
+    return alignment_report.minimal_figure(curves)
+
+
+def facts_figures() -> dict[str, Callable[[], Any]]:
+    """Facts from scratch, from the curves on file."""
+    panels = {
+        facts_report.LABELS[model]: stacked(
+            "facts_quick", f"data=p2c,model={model}", facts_report.PAPER_SEEDS
+        )
+        for model in ("mdm", "arm")
+    }
+    over = functools.partial(facts_report.over_training, panels, "percent", "accuracy (%)")
+    return {
+        "facts_quick_accuracy": over,
+        "facts_quick_gradients": functools.partial(report.gradients, panels),
+    }
+
+
+def study_figures() -> dict[str, Callable[[], Any]]:
+    """Factor by factor."""
+    lines = _lines("relations_study", "results")
+    return {
+        f"relations_study_{factor}": functools.partial(
+            relations_study_report.figure, lines, factor, list(values)
+        )
+        for factor, values in relations_study.FACTORS.items()
+    }
+
+
+def dynamics_figures() -> dict[str, Callable[[], Any]]:
+    """Gradient flow, from result lines and the curves on file."""
+    config, lines = training_dynamics.Config(), _lines("training_dynamics", "quick")
+    bilinear = {
+        (width, seed): curves_of("training_dynamics", f"part=bilinear,width={width},seed={seed}")
+        for width in config.widths
+        for seed in config.seeds
+    }
+    cases = {
+        case: curves_of("training_dynamics", f"part=one_layer,case={case}")
+        for case in training_dynamics.CASES
+    }
+    part = functools.partial
+    return {
+        "dynamics_bilinear_losses": part(dynamics_report.loss_figure, config, bilinear),
+        "dynamics_bilinear_widths": part(dynamics_report.width_figure, config, lines),
+        "dynamics_one_layer": part(dynamics_report.one_layer_figure, cases),
+        "dynamics_break_conditions": part(dynamics_report.break_figure, cases),
+        "dynamics_weights": part(dynamics_report.weight_figure, config, bilinear, cases),
+    }
+
+
+def relations_figures() -> dict[str, Callable[[], Any]]:
+    """Reversal sentences, from the curves on file."""
+    config = relations.Config(task="reversal")
+    name = "task=reversal,family=gpt2"
+    curves = stacked("relations", name, range(3), first=("cosines", "weights_"))
+    lines = _lines("relations", "reversal_quick")
+    epochs = curves["eval_step"] * EPOCHS / curves["eval_step"][-1]
+    size = config.sizes[0]
+    part = functools.partial
+    return {
+        "relations_reversal_nll": part(
+            relations_report.nll_figure, config, {size: curves}, {size: epochs}, lines
+        ),
+        "relations_reversal_logits": part(relations_report.logit_figure, curves),
+        "relations_reversal_gaps": part(relations_report.gap_figure, curves, epochs),
+        "relations_reversal_cosines": part(relations_report.cosine_figure, curves),
+    }
+
+
+def world_a_figures() -> dict[str, Callable[[], Any]]:
+    """World A, from result lines alone."""
+    of = {name: _lines(name, "results") for name in ("world_a", "world_a_2x128", "world_a_mlp")}
+    regimes = _lines("world_a_regimes", "results")
+    beside = [*regimes, *_lines("world_a_mlp_1000", "results")]
+    part = functools.partial
+    return {
+        "world_a_excess": part(world_a_report.excess_figure, of["world_a"], (1, 5)),
+        "world_a_bits": part(world_a_report.bits_figure, of["world_a"]),
+        "world_a_excess_2x128": part(world_a_report.excess_figure, of["world_a_2x128"], (1, 5)),
+        "world_a_regimes": part(world_a_report.excess_figure, regimes, (1, 5)),
+        "world_a_gap": part(world_a_report.gap_figure, beside),
+        "world_a_mlp_gap": part(world_a_report.gap_figure, of["world_a_mlp"]),
+        "world_a_lora": part(world_a_report.bits_figure, _lines("world_a_lora", "long")),
+    }
 
 
 def reverse_bars(lines_by_name: Mapping[str, list[dict]]):
     """What reverse questions are answered with, run by run: a bar a mean, a dot a seed."""
-    figure, axes = report.new_figure(1, 1, size=(1.1 * len(lines_by_name) + 1, 3.4))
-    ax, width = axes[0, 0], 0.27
+    figure, ((ax,),) = report.new_figure(1, 1, (7.2, 5.2))
+    height = 0.27
     kinds = {
         "exact": "percent",
         "repeats the question": "copied_percent",
@@ -78,15 +214,34 @@ def reverse_bars(lines_by_name: Mapping[str, list[dict]]):
     for offset, (label, measure) in enumerate(kinds.items(), -1):
         for place, lines in enumerate(lines_by_name.values()):
             values = [line[f"reverse_{measure}"] for line in lines]
-            color, at = f"C{offset + 1}", place + offset * width
+            color, at = report.color(offset + 1), place + offset * height
             label_once = label if place == 0 else None
-            ax.bar(at, np.mean(values), width, color=color, alpha=0.6, label=label_once)
-            ax.plot([at] * len(values), values, "k.", ms=3)
-    ax.margins(x=0.01)
-    ax.set_xticks(range(len(lines_by_name)), list(lines_by_name), fontsize=7)
-    ax.set(ylabel="reverse questions (%)")
+            ax.barh(at, np.mean(values), height, color=color, alpha=0.7, label=label_once)
+            ax.plot(values, [at] * len(values), "k.", ms=3)
+    ax.margins(y=0.01)
+    ax.invert_yaxis()
+    labels = [label.replace("\n", ", ") for label in lines_by_name]
+    ax.set_yticks(range(len(labels)), labels)
+    ax.set(xlabel="reverse questions (%)", xlim=(0, 101))
     figure.legend(loc="outside upper center", ncols=3)
     return figure
+
+
+def curves_of(folder: str, name: str) -> dict[str, np.ndarray]:
+    """The curves of a run and seed on file."""
+    with np.load(DOCS / "results" / folder / "curves" / f"{name}.npz") as stored:
+        return dict(stored)
+
+
+def stacked(folder: str, run: str, seeds: Iterable[int], first: tuple[str, ...] = ()) -> dict:
+    """The curves of several seeds, as `WorkDir.stacked` has them."""
+    of_seed = [curves_of(folder, f"{run},seed={seed}") for seed in seeds]
+    found = {}
+    for key, one in of_seed[0].items():
+        axis = 0 if key.startswith(first) else 1
+        is_shared = key == "eval_step" or one.ndim == 0
+        found[key] = one if is_shared else np.stack([curves[key] for curves in of_seed], axis)
+    return found
 
 
 def _lines(folder: str, *files: str) -> list[dict]:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dirasym import report
 from dirasym.analysis import case_recall, theorem_b1, tracking
 from dirasym.data import case_pairs
 from dirasym.workdir import WorkDir
@@ -197,7 +198,7 @@ def test_figures_draw_the_curves(reported):
     medians = [  # a box a moment: the fifth of seven lines is the median
         line.get_ydata()[0]
         for line in axes[0].get_lines()
-        if len(line.get_ydata()) == 2 and line.get_color() == "C1"
+        if len(line.get_ydata()) == 2 and line.get_color() == report.COLORS[1]
     ]
     both = np.stack([COSINES[0], COSINES[1]], axis=1).reshape(4, -1)
     np.testing.assert_allclose(medians, np.median(both, axis=1))
@@ -206,15 +207,21 @@ def test_figures_draw_the_curves(reported):
     np.testing.assert_array_equal(top.get_lines()[0].get_xdata(), [2, 3])
     np.testing.assert_allclose(_line(bottom, "forward").get_ydata(), 0.7 * rise)
     np.testing.assert_allclose(_line(bottom, "reverse").get_ydata(), 0.2 * rise)
-    alike = [x.get_ydata() for x in bottom.get_lines() if x.get_label() == "all distances alike"]
-    np.testing.assert_allclose(alike, [0.5 * rise, 0.3 * rise])
-    left, right = tables._depth(curves, config).axes
-    cosine = left.get_lines()[0]
-    np.testing.assert_array_equal(cosine.get_xdata(), [1, 2])
-    np.testing.assert_allclose(cosine.get_ydata(), [np.median(both[-1])] * 2)
-    of_one, of_two = (line.get_ydata() for line in right.get_lines())
-    np.testing.assert_allclose(of_one, [0.305])
-    np.testing.assert_allclose(of_two, [0.305, 0.755])
+    dotted = [x for x in bottom.get_lines() if x.get_linestyle() == ":" and x.get_lw() > 1]
+    np.testing.assert_allclose([x.get_ydata() for x in dotted], [0.5 * rise, 0.3 * rise])
+    lines = [
+        dict(model="mdm", length=4, layers=n, seed=s, median_cosine_last=0.1 * n + 0.2 * s)
+        | dict(score_correlation_mean=0.5 + 0.1 * n * s)
+        for n in (1, 2)
+        for s in (0, 1)
+    ]
+    left, right = tables.depth_figure(lines, [4], [1, 2]).axes
+    for ax, means, first in ((left, [0.2, 0.3], [0.1, 0.3]), (right, [0.55, 0.6], [0.5, 0.6])):
+        mean, of_one, _, _ = ax.get_lines()
+        np.testing.assert_array_equal(mean.get_xdata(), [1, 2])
+        np.testing.assert_allclose(mean.get_ydata(), means)
+        np.testing.assert_allclose(of_one.get_ydata(), first)  # a dot a seed
+        np.testing.assert_array_equal(of_one.get_xdata(), [1, 1])
     ax = tables._first_order(curves).axes[0]
     found = [line.get_ydata() for line in ax.get_lines()]
     for power in (2.0, 2.5, 1.5, 3.0):

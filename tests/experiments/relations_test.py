@@ -311,10 +311,10 @@ def test_figures_hold_the_curves(reported):
     figure = relations_report.nll_figure(config, curves, epochs, results)
     for ax, size in zip(figure.axes, config.sizes, strict=True):
         lines = {line.get_label(): line for line in ax.get_lines()}
-        for part in ("train", "validation"):
-            np.testing.assert_array_equal(lines[part].get_xdata(), epochs[size])
+        for part, label in (("train", "trained"), ("validation", "withheld")):
+            np.testing.assert_array_equal(lines[label].get_xdata(), epochs[size])
             mean_T = curves[size][f"{part}_nll"].mean(axis=1)
-            np.testing.assert_array_equal(lines[part].get_ydata(), mean_T)
+            np.testing.assert_array_equal(lines[label].get_ydata(), mean_T)
         uniform = report.select(results, num_train=size)[0]["uniform_nll"]
         assert set(lines["uniform guess"].get_ydata()) == {uniform}
         assert ax.get_title() == f"chain_related, {size} triples"

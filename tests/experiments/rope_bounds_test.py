@@ -98,16 +98,19 @@ def test_the_figure_holds_traces_and_correlations(reported):
     deltas = np.arange(1, 101)
     lines = {line.get_label(): line.get_ydata() for line in left.get_lines()}
     np.testing.assert_allclose(lines["D = 64"], rope.trace(deltas, 64))
-    np.testing.assert_allclose(lines["integral"], rope.cosine_integral_approximation(deltas))
-    exact = [line.get_ydata() for line in right.get_lines() if line.get_linestyle() == "-"]
-    for rho, drawn in zip((0.0, 0.5), exact, strict=True):
+    np.testing.assert_allclose(lines["D → ∞"], rope.cosine_integral_approximation(deltas))
+    exact = {line.get_label(): line.get_ydata() for line in right.get_lines()}
+    for rho in (0.0, 0.5):
+        drawn = exact[f"ρ = {rho:g}"]
         np.testing.assert_allclose(drawn, [_one_plane(rho, 1, 1), _one_plane(rho, 3, 3)])
-    sampled = {c.get_label(): c[0].get_ydata() for c in right.containers}
+    bound = rope.trace_bound(np.array([1, 3]), SMALL.sampled_width)
+    np.testing.assert_allclose(exact["Theorem 4.1's bound"], bound)
+    sampled = [c[0].get_ydata() for c in right.containers]
     want = [
         next(x["sampled"] for x in samples if (x["rho"], x["delta"]) == (0.5, delta))
         for delta in (1, 3)
     ]
-    np.testing.assert_array_equal(sampled["sampled, ρ = 0.5"], want)
+    np.testing.assert_array_equal(sampled[1], want)
 
 
 @pytest.mark.parametrize(

@@ -71,12 +71,12 @@ def test_the_table_holds_means_intervals_and_ranges():
 def test_the_figure_holds_the_reverse_curves():
     pytest.importorskip("matplotlib")
     axes = tables.figure(LINES, INITS, ORDERS).axes
-    for row, weights in enumerate(WEIGHTS):
-        for column, init in enumerate(INITS):
+    for column, weights in enumerate(WEIGHTS):
+        for row, init in enumerate(INITS):
             ax = axes[2 * row + column]
-            assert ax.get_title() == f"{init}, {weights}"
+            assert ax.get_title() == f"{tables.NAMES[init]}: {tables.WEIGHTS[weights]}"
             for order in ORDERS:
-                (line,) = (x for x in ax.get_lines() if x.get_label() == order)
+                (line,) = (x for x in ax.get_lines() if x.get_label() == order.replace("_", " "))
                 want = [
                     np.mean([_percent(init, "reverse", order, weights, s, t) for s in (0, 1)])
                     for t in range(3)

@@ -264,8 +264,8 @@ def test_bits_are_drawn_with_the_moment_when_half_is_learned():
     pytest.importorskip("matplotlib")
     left, right = report.bits_figure(LINES).axes
     labels = [x.get_label() for x in left.get_lines()]
-    assert labels[0] == "scratch, K = 1 forward: 11.0 bits"
-    assert labels[1:3] == ["scratch, K = 5 forward: 7.0 bits", "scratch, K = 5 inverse: 15.0 bits"]
+    assert labels[0] == "scratch, K = 1 forward, 11.0 bits"
+    assert labels[1:3] == ["scratch, K = 5 forward, 7.0 bits", "scratch, K = 5 inverse, 15.0 bits"]
     shares = [1.0, (6 / 8 + 6 / 9) / 2, (0.75 / 8 + 1.5 / 9) / 2]
     assert left.get_lines()[1].get_ydata() == pytest.approx(shares)
     assert right.get_lines()[1].get_xdata() == pytest.approx([7.0, 7.0])
