@@ -136,6 +136,11 @@ def legend(axes, **style: Any) -> None:
     axes.legend(**dict(fontsize=SMALL, frameon=False) | style)
 
 
+def note(axes, x: float, y: float, text: str, **style: Any) -> None:
+    """Small letters at a point of the data."""
+    axes.text(x, y, text, **dict(fontsize=SMALL) | style)
+
+
 def label_ends(axes, gap: float = 0.09) -> None:
     """Writes the label of each line at its right end, in its color: no legend is needed.
 

@@ -9,6 +9,7 @@ from dirasym import report, runs
 from dirasym.analysis.tracking import ASSUMPTIONS, STEP_LENGTHS
 from dirasym.workdir import WorkDir
 
+DEPTH = {"median_cosine_last": "median cosine", "score_correlation_mean": "Corr(S_fwd, S_rev)"}
 COLORS = {"forward": report.COLORS[0], "reverse": report.COLORS[1]}
 PAPER = {"minimal": "0.999", "full": "> 0.6"}  # cosine of the gradients, at one layer
 COLUMNS = {
@@ -80,36 +81,27 @@ def minimal_figure(curves):
     step = c["eval_step"]
     _plot_probabilities(rise, curves, "minimal", 2, 1)
     report.legend(rise, loc="center right", handlelength=3)
-    rise.set_title("both queries of the MDM rise together")
     apart = np.maximum(1 - c["cosine/total"], 1e-8)  # float32 leaves no more
     report.plot_seeds(cosine, step, np.median(apart, axis=-1), "median letter")
     report.plot_seeds(cosine, step, apart.max(axis=-1), "furthest letter")
     cosine.axhline(1e-3, color="black", ls=":", lw=1)
-    cosine.text(step[-1], 1.3e-3, "paper: cosine 0.999", ha="right", fontsize=report.SMALL)
+    report.note(cosine, step[-1], 1.3e-3, "paper: cosine 0.999", ha="right")
     cosine.set(title="all parameters", ylabel="1 − cos(g_fwd, g_rev)", yscale="log")
     report.legend(cosine)
     for number, block in enumerate(("W_Q", "W_K", "W_V", "W_O")):
-        for part, style in (("theorem", "-"), ("full", ":")):
-            label = block if part == "theorem" else None
+        for part, ls, label in (("theorem", "-", block), ("full", ":", None)):
             values_TS = c[f"{part}/{block}"].mean(axis=-1)
-            report.plot_seeds(blocks, step, values_TS, label, color=report.color(number), ls=style)
+            report.plot_seeds(blocks, step, values_TS, label, color=report.color(number), ls=ls)
     blocks.set_yscale("symlog", linthresh=1e-6)
     blocks.set(title="Theorem B.1 (—), full model (···)", ylabel="⟨g_fwd, g_rev⟩, mean of letters")
     report.legend(blocks, ncols=2)
-    short = dict(zip(ASSUMPTIONS, ("(i)", "(ii)", "(iii)", "(iv)"), strict=True))
-    share_AT = [c[f"assumption/{name}"].mean(axis=(1, 2)) for name in ASSUMPTIONS]
-    for row, share_T in enumerate(share_AT[::-1]):  # a band each, so that equal curves all show
-        assumptions.fill_between(step, row, row + 0.9 * share_T, color=report.color(row), lw=0)
-    names = [f"{short[name]} {name.replace('_', ' ')}" for name in ASSUMPTIONS]
-    for row, name in enumerate(names[::-1]):
-        middle = (step[0] + step[-1]) / 2
-        style = dict(ha="center", va="center", fontsize=report.SMALL, color="white")
-        assumptions.text(middle, row + 0.45, name, **style)
-    assumptions.set(title="Corollary B.2's assumptions", yticks=np.arange(4) + 0.45)
-    assumptions.set(yticklabels=[f"{100 * x[-1]:.0f} %" for x in share_AT[::-1]])
-    assumptions.set(ylabel="share of letters (at the end)")
-    for ax in axes.flat:
-        ax.set_xlabel("step")
+    for row, name in enumerate(ASSUMPTIONS):  # a band each, so that equal curves all show
+        share_T = c[f"assumption/{name}"].mean(axis=(1, 2))
+        assumptions.fill_between(step, -row, 0.9 * share_T - row, color=report.color(row), lw=0)
+        text = f"({('i', 'ii', 'iii', 'iv')[row]}) {name.replace('_', ' ')}: {share_T[-1]:.0%}"
+        report.note(assumptions, step.mean(), 0.4 - row, text, ha="center", color="white")
+    assumptions.set(title="Corollary B.2's assumptions", ylabel="share of letters", yticks=[])
+    figure.supxlabel("step", fontsize="medium")
     return figure
 
 
@@ -120,15 +112,13 @@ def _alignment(curves, config):
     for (box, probability), (layers, length) in zip(axes, cases, strict=True):
         c = curves["full", "mdm", length, layers]
         report.plot_boxes(box, c["eval_step"], c["cosine/total"])
-        box.axhline(0.6, color=report.COLORS[1], ls=":", lw=1)
-        place = dict(fontsize=report.SMALL, ha="left", va="top", color=report.COLORS[1])
-        box.text(c["eval_step"][0], 0.58, "paper: above 0.6", **place)
-        box.set(ylabel="cos(g_fwd, g_rev)", ylim=(min(0, box.get_ylim()[0]), 1.02))
-        box.set_title(f"L = {length}, {layers} layer{'s' * (layers > 1)}")
+        box.axhline(0.6, color="black", ls=":", lw=1)
+        report.note(box, c["eval_step"][0], 0.58, "paper: above 0.6", va="top")
+        title = f"L = {length}, depth {layers}"
+        box.set(title=title, ylabel="cos(g_fwd, g_rev)", ylim=(min(0, box.get_ylim()[0]), 1.02))
         _plot_probabilities(probability, curves, "full", length, layers)
         report.label_ends(probability)
-    for ax in axes[-1]:
-        ax.set_xlabel("step")
+    figure.supxlabel("step", fontsize="medium")
     return figure
 
 
@@ -144,8 +134,8 @@ def _attention(curves, config):
         for direction, color in COLORS.items():
             for name, ls in (("_all", "-"), ("", ":")):
                 weight_TS = c[f"weight_{direction}{name}"].mean(axis=(2, 3))
-                label = None if ls == ":" else direction
-                report.plot_seeds(right, c["eval_step"], weight_TS, label, color=color, ls=ls)
+                style = dict(label=direction if name else None, color=color, ls=ls)
+                report.plot_seeds(right, c["eval_step"], weight_TS, **style)
         right.set(ylabel="weight, [M] → uppercase", ylim=(0, 1))
         report.legend(right)
     axes[-1, 0].set_xlabel("Δ₁ + Δ₂ (tokens)")
@@ -156,22 +146,14 @@ def _attention(curves, config):
 def depth_figure(lines, lengths: Sequence[int], layers: Sequence[int]):
     """Do alignment and correlation survive depth? From result lines: a dot a seed."""
     figure, axes = report.new_figure(1, 2, (3.6, 2.8))
-    measures = {
-        "median_cosine_last": "median cosine at the end",
-        "score_correlation_mean": "Corr(S_fwd, S_rev)",
-    }
-    for ax, (key, label) in zip(axes[0], measures.items(), strict=True):
-        for number, length in enumerate(lengths):
+    for ax, (key, label) in zip(axes[0], DEPTH.items(), strict=True):
+        for length in lengths:
             of = [report.select(lines, length=length, layers=n, model="mdm") for n in layers]
-            values = [[line[key] for line in seeds] for seeds in of]
-            style = dict(color=report.color(number))
-            ax.plot(layers, [np.mean(x) for x in values], "-", label=f"L = {length}", **style)
-            for n, x in zip(layers, values, strict=True):
-                ax.plot([n] * len(x), x, "o", ms=4, **style)
+            values_TS = np.array([[line[key] for line in seeds] for seeds in of])
+            report.plot_seeds(ax, layers, values_TS, f"L = {length}")
         ax.axhline(0, color="black", lw=0.8)
         ax.set(xlabel="layers", ylabel=label, xticks=layers, ylim=(-0.1, 1.02))
-        if len(lengths) > 1:
-            report.label_ends(ax)
+        report.legend(ax)
     return figure
 
 

@@ -4,7 +4,6 @@ import functools
 from collections.abc import Sequence
 
 import jax
-import numpy as np
 
 from dirasym import intervals, report, runs
 from dirasym.workdir import WorkDir
@@ -70,10 +69,9 @@ def interval(lines, key: str) -> str:
 def nll_figure(config, curves, epochs, results):
     """NLL in training and validation over epochs, a panel a size."""
     figure, axes = report.new_panels(len(config.sizes))
-    parts = ("train", "trained", report.COLORS[0]), ("validation", "withheld", report.COLORS[1])
     for ax, size in zip(axes, config.sizes, strict=True):
-        for part, label, color in parts:
-            report.plot_seeds(ax, epochs[size], curves[size][f"{part}_nll"], label, color=color)
+        for part, label in {"train": "trained", "validation": "withheld"}.items():
+            report.plot_seeds(ax, epochs[size], curves[size][f"{part}_nll"], label)
         uniform = report.select(results, num_train=size)[0]["uniform_nll"]
         ax.axhline(uniform, color="black", ls=":", label="uniform guess")
         title = config.task if size is None else f"{config.task}, {size} triples"
@@ -89,7 +87,7 @@ def logit_figure(curves):
     figure, axes = report.new_panels(len(panels), (3.6, 3.0))
     shown = [curves[f"weights_{name}"][0][:SHOWN, :SHOWN] for name in panels]
     shown = [logits_PP - logits_PP.mean(axis=1, keepdims=True) for logits_PP in shown]
-    limit = max(float(np.abs(logits_PP).max()) for logits_PP in shown)
+    limit = max(abs(logits_PP).max() for logits_PP in shown)
     for ax, name, logits_PP in zip(axes, panels, shown, strict=True):
         report.heat_map(ax, logits_PP, "logit − its row's mean (nats)", limit)
         ax.set(title=PANELS[name], xlabel="answer", ylabel="prompt")
@@ -124,8 +122,7 @@ def size_figure(config, curves, epochs, results):
         found = [intervals.student_interval(x) for x in nll]
         report.plot_intervals(ax, config.sizes, found, f"epoch {epoch_T[row]:g}")
     ax.axhline(results[0]["uniform_nll"], color="black", ls=":", label="uniform guess")
-    ax.set(xlabel="triples that train on A ⇒ C", ylabel="withheld NLL (nats)", yscale="log")
-    ax.set(xscale="log")
+    ax.set(xlabel="triples of A ⇒ C", ylabel="withheld NLL (nats)", xscale="log", yscale="log")
     ax.set_xticks(config.sizes, config.sizes)
     ax.minorticks_off()
     report.legend(ax, loc="center left", bbox_to_anchor=(1, 0.5))

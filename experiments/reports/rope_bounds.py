@@ -107,7 +107,7 @@ def figure(config, samples):
         above.plot(deltas, rope.trace(deltas, width), label=f"D = {width}", **style)
     above.plot(deltas, rope.cosine_integral_approximation(deltas), "k--", label="D → ∞")
     above.axhline(PAPER_LINE, color="black", ls=":", lw=1)
-    above.text(1, PAPER_LINE - 0.02, f"paper: {PAPER_LINE}", va="top", fontsize=report.SMALL)
+    report.note(above, 1, PAPER_LINE - 0.02, f"paper: {PAPER_LINE}", va="top")
     above.set(xlabel="distance Δ (tokens)", ylabel="(1/D) Tr R(Δ)")
     report.label_ends(above)
     distances = np.array(config.sampled_distances)

@@ -114,8 +114,7 @@ def _over_training(curves, config, measure: str):
 def _reverse_panel(curves, config):
     """Figure 11: at each position, the right lowercase against the best wrong token."""
     figure, axes = report.new_figure(len(config.lengths), len(config.models), (3.6, 2.2))
-    wrong = "wrong", "largest wrong, `0` apart", "black"
-    lines = ("right", "right lowercase", report.COLORS[1]), wrong
+    lines = ("right", "right lowercase", report.REVERSE), ("wrong", "best wrong but `0`", "black")
     for row, model in enumerate(config.models):
         for ax, length in zip(axes[:, row], config.lengths, strict=True):
             weights = "ema" if model == "mdm" else "raw"

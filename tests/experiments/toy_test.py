@@ -106,7 +106,7 @@ def test_the_figures_hold_the_curves(reported):
     panel = tables._reverse_panel(curves, CONFIG).axes[0]  # MDM, L = 4
     right, wrong = (
         next(line for line in panel.get_lines() if line.get_label().startswith(label))
-        for label in ("right", "largest wrong")
+        for label in ("right", "best wrong")
     )
     for line, name in ((right, "panel_right_ema"), (wrong, "panel_wrong_ema")):
         want = np.mean([_history("mdm", 4, seed)[name][1] for seed in (0, 3)], axis=0)
