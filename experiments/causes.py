@@ -6,7 +6,7 @@ Question  Papers compare a whole causal model with a whole masked-diffusion mode
 Command   python -m experiments.causes --preset=quick|paper
           --cells: names of sets (leading, core, fraction) or cells such as
           causal/next_token/both/rope/1; what is left out at the end is the base's.
-Cost      quick: 4 cells, 2 seeds, 500 steps of batch 128; under 5 minutes on 2 CPU cores.
+Cost      quick: 4 cells, 2 seeds, 500 steps of batch 64; under 5 minutes on 2 CPU cores.
           paper: the fraction of 60 cells, 5 seeds, 3000 steps: an hour on an accelerator.
 Expected  Masked diffusion of both letters reverses; next token, and B alone, do not.
 """
@@ -34,9 +34,9 @@ LEADING = (
 )
 PRESETS = {
     "smoke": dict(length=4, seeds=[0, 1], steps=20, eval_every=4, width=16, generations=2,
-                  cells=["leading"]),
-    "quick": dict(seeds=[0, 1], steps=500, eval_every=100, batch_size=128, warmup_steps=500,
-                  cells=["leading"]),
+                  cells=["bidirectional", "causal/next_token"]),
+    "quick": dict(seeds=[0, 1], steps=500, eval_every=100, batch_size=64, warmup_steps=200,
+                  width=128, learning_rate=1e-3, cells=["leading"]),
     "paper": {},
 }  # fmt: skip
 

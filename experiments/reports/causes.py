@@ -191,6 +191,7 @@ def effect_figure(lines: Sequence[Line]):
     report.plot_bounds(axes[0, 0], range(len(order)), [found[n] for n in order], None, across=True)
     axes[0, 0].axvline(0, color="gray", lw=0.8)
     axes[0, 0].set_yticks(range(len(order)), order)
+    axes[0, 0].margins(y=0.1)
     axes[0, 0].set(xlabel="points of reverse accuracy against bidirectional masked diffusion")
     return figure
 

@@ -10,6 +10,7 @@ import pytest
 
 from dirasym.data import case_pairs
 from dirasym.data.case_pairs import LOWER, MASK, NUM_LETTERS, PAD, UPPER, VOCAB_SIZE
+from dirasym.workdir import WorkDir
 from experiments import causes as page
 from experiments import dial
 from experiments.reports import causes as tables
@@ -356,3 +357,52 @@ def test_the_dials_claims_compare_across_with_within():
     assert got["rival: answers across borders, block 2"][1] == "holds"
     assert got["none from pairs across borders, block 5"] == ("reverse 2.1 (1.9 to 2.3) %", "holds")
     assert len(got) == 5
+
+
+def _curves(line):
+    """Two evaluations that end in the line."""
+    keys = ("percent_forward", "percent_reverse")
+    rising = {key: np.array([0.0, line[key]]) for key in keys}
+    return rising | {"eval_step": np.array([0, 20]), "cosine_order": np.ones((2, 3))}
+
+
+def test_reports_are_written_from_lines_and_curves_alone(tmp_path, capsys, monkeypatch):
+    workdir = WorkDir(tmp_path / "causes")
+    all_runs = page.plan(CONFIG, workdir.path)
+    reverse = {"both": 50.0, "A": 45.0, "B": 0.0}
+    for run, cell in zip(all_runs, CONFIG.parsed, strict=True):
+        for seed in CONFIG.seeds:
+            line = _line(cell, seed, reverse[cell.predicted])
+            workdir.record(run, seed, line)
+            workdir.save_curves(run, seed, _curves(line))
+    monkeypatch.setattr(tables, "transplant", lambda *args: [])
+    tables.write(workdir, CONFIG, all_runs)
+    text = (workdir.path / "report.md").read_text()
+    assert "| predicted=B | −50.0 (−50.0 to −50.0) |" in text
+    assert "| 3. distinct entries by target |" in text and "| holds |" in text
+    assert {path.stem for path in workdir.path.glob("figures/*.png")} == {
+        "training", "effects", "mechanism",
+    }  # fmt: skip
+    few = dataclasses.replace(CONFIG, cells=("bidirectional", "causal/next_token"))
+    lines = [_line(cell, seed, 40.0) for cell in few.parsed for seed in few.seeds]
+    two = WorkDir(tmp_path / "two")
+    two_runs = page.plan(few, tmp_path)
+    for run, line in zip(np.repeat(two_runs, len(few.seeds)), lines, strict=True):
+        two.record(run, line["seed"], line)
+        two.save_curves(run, line["seed"], _curves(line))
+    tables.write(two, few, two_runs)
+    assert (
+        "left out: attention=causal, objective=next_token" in (two.path / "report.md").read_text()
+    )
+    config = dial.Config(length=4, width=8, sizes=(1, 2), apart=(2,), steps=20, eval_every=4)
+    workdir = WorkDir(tmp_path / "dial")
+    all_runs = dial.plan(config, workdir.path)
+    for run, seed in itertools.product(all_runs, config.seeds):
+        cosines = {f"cosine_order_{where}_storage": 0.5 for where in ("within", "across")}
+        within = None if run.identity["block"] == 1 else 50.0
+        line = _dial(run.identity["block"], run.identity["placed"], seed, within, 5.0)
+        workdir.record(run, seed, line | cosines | {"percent_forward": 99.0})
+    dial_tables.write(workdir, config, all_runs)
+    text = (workdir.path / "report.md").read_text()
+    assert "| across | 2 | 5 | 99.0 ± 0.0 |" in text and "| anywhere | 1 | 5 |" in text
+    assert "dies across borders, block 2" in capsys.readouterr().out
