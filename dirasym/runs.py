@@ -21,14 +21,14 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from dirasym import devices, sharding, training
+from dirasym import devices, recipes, sharding, training
 from dirasym.checkpoints import Checkpoints, History, NonFiniteStateError
 from dirasym.compile import Backend, check_divisible, compile_scan
 from dirasym.progress import Progress
 from dirasym.seeds import by_seed, stack, unstack
 from dirasym.stopping import Stopping
 from dirasym.training import Data, StepFn, TrainState
-from dirasym.types import Array, Batch
+from dirasym.types import Array
 from dirasym.workdir import WorkDir, full_name, name_of
 
 Shard = tuple[int, int]
@@ -125,6 +125,7 @@ def sweep(
     writers: Sequence[Writer] = (),
     keep_checkpoints: bool = False,
     progress: bool = True,
+    recipe: bool = True,
 ) -> list[dict[str, Any]]:
     """Trains every run with every seed, as far as it is not done, and returns the result lines.
 
@@ -147,6 +148,7 @@ def sweep(
       writers: take scalars during training. WORKDIR/curves has them as CSV in any case.
       keep_checkpoints: keep the checkpoint of every evaluation, not the last two.
       progress: a bar on a terminal, plain lines elsewhere.
+      recipe: whether a run begun with another step or other sizes is refused (see `recipes`).
 
     Returns:
       A line a run and seed of this part: identity, seed and what `summarize` says.
@@ -154,7 +156,7 @@ def sweep(
     Raises:
       ValueError: runs of one identity, repeated seeds, a batch that the devices cannot share,
         seeds together under pmap, or a shard that is not one.
-      WorkDirError, LockedError: see `WorkDir`.
+      WorkDirError, LockedError: see `WorkDir`, and `recipe`.
       NonFiniteLossError, NonFiniteStateError: the loss, a weight or a scalar evaluation stopped
         being finite; names run, step and last good checkpoint.
       Stopped: SIGTERM, Ctrl-C or the time limit; all is saved, and the same call goes on.
@@ -167,17 +169,17 @@ def sweep(
     if dry_run:
         return [plan_line(run, seeds) for run in all_runs]
     workdir = workdir if isinstance(workdir, WorkDir) else WorkDir(workdir)
-    mine = [(run, seed) for run in all_runs for seed in seeds]
-    if shard is not None:
-        mine = mine[shard[0] :: shard[1]]
+    first, every = shard or (0, 1)
+    mine = [(run, seed) for run in all_runs for seed in seeds][first::every]
     programs = _Programs(backend, mesh)
     keep = None if keep_checkpoints else 2
     with workdir.locked(shard), Stopping(time_limit) as stopping:
+        recipes.check(workdir, all_runs if recipe else (), seeds)
         for run, pairs in itertools.groupby(workdir.missing(mine), key=lambda pair: pair[0]):
             missing = [seed for _, seed in pairs]
             for group in [missing] if together else [[seed] for seed in missing]:
-                trial = _Group(run, group, workdir, keep, writers, progress)
-                trial.train(programs, stopping)
+                one = _Group(run, group, workdir, keep, writers, progress)
+                one.train(programs, stopping)
     return [line for line in workdir.lines(mine) if line is not None]
 
 
@@ -405,13 +407,7 @@ def plan_line(run: Run, seeds: Sequence[int]) -> dict[str, Any]:
 
     The FLOPs are those of all steps and seeds, evaluations apart, before XLA optimizes.
     """
-    state = jax.eval_shape(lambda: run.init(seeds[0]))
-    rows: dict[str, Any] = {
-        name: jax.ShapeDtypeStruct((run.batch_size, *np.shape(x)[1:]), np.asarray(x).dtype)
-        for name, x in run.data(seeds[0]).items()
-    }
-    index_B: Any = jax.ShapeDtypeStruct((run.batch_size,), np.int32)
-    batch = Batch(**rows, index_B=index_B, global_size=run.batch_size)
+    state, batch = recipes.abstract(run, seeds[0])
     cost = jax.jit(run.step).lower(state, batch).cost_analysis() or {}
     flops = float(cost.get("flops", float("nan")))
     return {

@@ -172,7 +172,7 @@ def _run(name: str, config_type: type, report, plan) -> None:
     wanted = {"experiment": name, "backend": FLAGS.backend, **{f: getattr(config, f) for f in kept}}
     workdir = WorkDir(path, wanted, results_path=getattr(config, "output", "") or None)
     how |= {name: FLAGS[name].value for name in ("time_limit", "keep_checkpoints", "progress")}
-    runs.sweep(all_runs, seeds, workdir, **how)
+    runs.sweep(all_runs, seeds, workdir, recipe=False, **how)
     missing = workdir.missing((run, seed) for run in all_runs for seed in seeds)
     if missing:
         print(f"part {FLAGS.shard} is done; {len(missing)} of others are not in {path}")

@@ -20,13 +20,14 @@ ORDER = (  # each imports those before it alone
         "likelihood",
     ),
     *("training", "sharding", "compile", "devices", "seeds", "checkpoints"),
-    *("finetuning", "stopping", "progress", "workdir", "pieces", "runs", "analysis", "pretraining"),
+    *("finetuning", "stopping", "progress", "workdir", "pieces", "recipes", "runs", "analysis"),
+    "pretraining",
     *("world_a", "last_word", "report", "reading", "networks", "measuring", "collecting"),
 )
 FORBIDDEN = {  # though they come before it
     "models": ["data"],
     # It trains nothing.
-    "analysis": ["training", "compile", "checkpoints", "workdir", "pieces", "runs"],
+    "analysis": ["training", "compile", "checkpoints", "workdir", "pieces", "recipes", "runs"],
     "report": [part for part in ORDER if part not in ("files", "intervals")],
 }
 

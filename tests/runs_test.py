@@ -107,7 +107,7 @@ def test_the_steps_are_those_of_the_library(finished):
 def test_what_is_done_is_not_trained_again(finished):
     lines, path = finished
     broken = _run("a", step=None)  # would fail if it were called
-    assert _sweep([broken], [0, 1, 2], path) == lines[:3]
+    assert _sweep([broken], [0, 1, 2], path, recipe=False) == lines[:3]
 
 
 def test_lost_or_cut_curves_are_written_again(finished, tmp_path):
@@ -209,7 +209,8 @@ def test_shards_share_a_directory_or_are_merged(finished, tmp_path):
     assert [len(part.results()) for part in parts] == [3, 3]
     merge(parts, into)
     for path in ("one", "joined"):
-        got = _sweep([_run("a", step=None), _run("b", step=None)], [0, 1, 2], tmp_path / path)
+        broken = [_run("a", step=None), _run("b", step=None)]
+        got = _sweep(broken, [0, 1, 2], tmp_path / path, recipe=False)
         assert _without_time(got) == _without_time(lines)
 
 
@@ -357,6 +358,32 @@ def test_a_directory_belongs_to_one_configuration_and_one_process(tmp_path):
         (tmp_path / "config.json").write_text(damage)
         with pytest.raises(WorkDirError, match="holds no configuration"):
             WorkDir(tmp_path, {"rate": 0.1})
+
+
+def test_another_optimizer_or_number_of_steps_under_one_name_is_refused(finished, tmp_path):
+    lines, path = finished
+    shutil.copytree(path, tmp_path, dirs_exist_ok=True)
+    run = _run("a")
+
+    def with_rate(rate):
+        def init(seed):
+            state = _init(seed)
+            tx = optax.adam(rate)
+            return state.replace(tx=tx, opt_state=tx.init(state.params))
+
+        return dataclasses.replace(run, init=init)
+
+    assert _sweep([with_rate(1e-2)], [0], tmp_path) == lines[:1]  # another object, the same step
+    other = r"a was trained with another step \(model, objective or optimizer\): put what you vary"
+    with pytest.raises(WorkDirError, match=other):
+        _sweep([with_rate(2e-2)], [0], tmp_path)
+    with pytest.raises(WorkDirError, match="with another num_steps: put"):
+        _sweep([dataclasses.replace(run, num_steps=16)], [0], tmp_path)
+    assert _sweep([with_rate(2e-2)], [0], tmp_path, recipe=False) == lines[:1]
+    note = tmp_path / "recipes" / "name=a.json"
+    note.write_text(note.read_text().replace('"jax": "', '"jax": "0.'))
+    assert _sweep([with_rate(2e-2)], [0], tmp_path) == lines[:1]  # other versions: unknown
+    assert _sweep([with_rate(2e-2)], [7], tmp_path / "new")[0]["seed"] == 7
 
 
 def test_names_are_short_and_differ():

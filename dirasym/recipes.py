@@ -1,0 +1,84 @@
+"""What a run trains, beside its identity: so that another's results are not taken for its own."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from dirasym import files
+from dirasym.types import Batch
+from dirasym.workdir import WorkDir, WorkDirError, full_name, made_with
+
+STEP = "step"  # the program of one: model, objective and optimizer
+
+
+def recipe(run: Any, seed: int) -> dict[str, Any]:
+    """What determines a `Run`, its identity, data and initial values apart.
+
+    The step is known by a digest of its jaxpr, in which learning rates and the like are constants.
+    """
+    state, batch = abstract(run, seed)
+    closed = jax.make_jaxpr(run.step)(state, batch)
+    text = re.sub(r"0x[0-9a-f]+", "", str(closed.jaxpr))  # of functions, others in each process
+    hashed = hashlib.sha256(text.encode())
+    for constant in closed.consts:
+        array = np.asarray(constant)
+        hashed.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
+    sizes = {
+        name: getattr(run, name)
+        for name in ("num_steps", "eval_every", "batch_size", "whole_epochs")
+    }
+    return sizes | {STEP: hashed.hexdigest()[:16]}
+
+
+def abstract(run: Any, seed: int) -> tuple[Any, Batch]:
+    """Shapes and dtypes of a `Run`'s state and of a batch."""
+    rows: dict[str, Any] = {
+        name: jax.ShapeDtypeStruct((run.batch_size, *np.shape(x)[1:]), np.asarray(x).dtype)
+        for name, x in run.data(seed).items()
+    }
+    index_B: Any = jax.ShapeDtypeStruct((run.batch_size,), np.int32)
+    batch = Batch(**rows, index_B=index_B, global_size=run.batch_size)
+    return jax.eval_shape(lambda: run.init(seed)), batch
+
+
+def check(workdir: WorkDir, runs: Iterable[Any], seeds: Sequence[int]) -> None:
+    """Refuses runs that were begun by another recipe, and notes those of which none was begun.
+
+    Not needed where the work directory's configuration says all that determines a run, as flags
+    do. Recipes of other versions of JAX or of this library cannot be compared, and are let pass.
+
+    Raises:
+      WorkDirError: what is there was trained otherwise; what differs is named.
+    """
+    for run in runs if seeds else ():
+        _check(workdir, run, seeds)
+
+
+def _check(workdir: WorkDir, run: Any, seeds: Sequence[int]) -> None:
+    path = workdir.path / "recipes" / f"{run.name}.json"
+    wanted = recipe(run, seeds[0])
+    versions = {n: v for n, v in made_with()["versions"].items() if n in ("jax", "dirasym")}
+    begun = any(line is not None for line in workdir.lines((run, seed) for seed in seeds))
+    folders = (workdir.path / "checkpoints" / full_name(run, seed) for seed in seeds)
+    if not begun and not any(folder.is_dir() for folder in folders):
+        if jax.process_index() == 0:
+            path.parent.mkdir(exist_ok=True)
+            files.write_atomically(path, json.dumps(versions | wanted, indent=2) + "\n")
+        return
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        is_known = all(found[name] == version for name, version in versions.items())
+        differing = [name for name, x in wanted.items() if is_known and found[name] != x]
+    except (OSError, ValueError, TypeError, KeyError):
+        return  # of a directory that was begun without one
+    if differing:
+        what = [f"{STEP} (model, objective or optimizer)" if n == STEP else n for n in differing]
+        raise WorkDirError(
+            f"{workdir.path}: {run.name} was trained with another {', '.join(what)}: put what you "
+            "vary into its identity, or begin another directory"
+        )
