@@ -31,6 +31,7 @@ from experiments import (
     adapt_masked,
     causes,
     closure,
+    cures,
     dial,
     facts,
     flags,
@@ -48,6 +49,7 @@ from experiments import (
     world_a_mlp,
 )
 from experiments.flags import flag
+from experiments.systems import cures as cures_system
 from experiments.systems import facts as facts_system
 from experiments.systems import families as families_system
 from experiments.systems import relations as relations_system
@@ -139,6 +141,11 @@ PROGRAMS = {
         closure,
         families_system.Config,
         {"weight_decays": ["0", "3"], "closures": [2], "num_steps": 6, "eval_every": 2},
+    ),
+    "cures": Program(
+        cures,
+        cures_system.Config,
+        {"remedies": ["copies"], "length": 3, "width": 8, "generations": 1},
     ),
     "gradient_alignment": Program(
         gradient_alignment,

@@ -1,0 +1,188 @@
+"""Cures: rows by hand, models whose answers are known through what is reported, bad input."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dirasym.data import case_pairs
+from dirasym.data.case_pairs import LOWER, MASK, PAD, UPPER, VOCAB_SIZE
+from experiments import cures
+from experiments.reports import cures as cures_report
+from experiments.systems import cures as system
+
+TINY = system.Config(
+    length=4, lone=6, seeds=(0, 1), steps=8, evaluations=2, batch_size=16, width=8, generations=2
+)
+
+
+def test_plain_rows_are_the_pairs_and_lone_letters_as_often():
+    rows = system.plain_rows(4, 6)
+    assert len(rows) == (20 + 6 + 6) * 6
+    training_set = case_pairs.training_set(4)[: 20 * 6]
+    np.testing.assert_array_equal(rows[: 20 * 6], training_set)
+    lone = rows[20 * 6 :]
+    assert ((lone != PAD).sum(axis=1) == 1).all()
+    assert set(lone[lone != PAD]) == {*range(20, 26), *range(46, 52)}
+    assert set(np.flatnonzero((lone == 20).any(axis=0))) == {0, 1, 2, 3}
+
+
+def test_exposures_are_those_of_the_matchings():
+    plain = system.plain_rows(10, 4)
+    assert system.exposure(plain) == 0 == system.exposure(system.remedy_rows("identity", plain))
+    assert system.exposure(system.remedy_rows("reversed", plain)) == 1
+    of_segments = system.exposure(system.remedy_rows("segments", plain))
+    assert 0.3 < of_segments < 1
+    for remedy in ("reversed", "segments"):
+        task = system.Task(remedy, "exposure", dataclasses.replace(TINY, length=10, lone=4))
+        rows = task.data["tokens_BL"]
+        paired = (rows != PAD).sum(axis=1) == 2
+        assert system.exposure(rows[paired]) == pytest.approx(1 / 6, abs=0.01)
+        assert task.steps == TINY.steps
+
+
+def test_steps_and_shares_of_the_matchings():
+    def of(remedy, matching):
+        task = system.Task(remedy, matching, TINY)
+        return task.share, task.steps
+
+    assert of("none", "compute") == (0, 8) == of("diffusion", "compute")
+    assert of("reversed", "compute") == (0.5, 8) and of("reversed", "tokens") == (0.5, 16)
+    assert of("copies", "compute") == (0, 4) and of("copies", "tokens") == (0, 8)
+    assert system.Task("copies", "tokens", TINY).data["tokens_BL"].shape[1] == 8
+    rows = system.Task("identity", "compute", TINY).data["tokens_BL"]
+    same = [len(set(row[row != PAD])) == 1 and (row != PAD).sum() == 2 for row in rows]
+    assert np.mean(same) == pytest.approx(0.5, abs=0.01)
+
+
+def test_seventeen_cells_of_which_each_is_told_apart():
+    config = dataclasses.replace(TINY, seeds=(0, 1))
+    runs = cures.plan(config, None)
+    assert len({run.name for run in runs}) == len(runs) == 17
+    names = {(run.identity["remedy"], run.identity["matching"]) for run in runs}
+    assert ("none", "tokens") not in names and ("identity", "exposure") not in names
+
+
+CONFIG = dataclasses.replace(TINY, generations=4)
+NUM = 20
+
+
+def _generate(rows_EL, key):
+    """By hand: of 4 generations from a: 3 have B. Of 4 from B: 1 has a, 2 repeat B.
+
+    From a lone uppercase, 1 of 4 names the first lowercase.
+    """
+    del key
+    out = np.full(rows_EL.shape, PAD)
+    for row, given in enumerate(np.asarray(rows_EL)[:, 0]):
+        out[row, 0] = given
+        turn = row % 4
+        if given < 26:
+            out[row, 2] = UPPER[given] if turn < 3 else UPPER[(given + 1) % 26]
+        elif given - 26 < NUM:
+            out[row, 1] = [LOWER[given - 26], given, given, LOWER[(given - 25) % 26]][turn]
+        elif turn == 0:
+            out[row, 3] = LOWER[0]
+    return jnp.asarray(out)
+
+
+def _read(rows_EL):
+    """B has 0.4 of uppercases' 0.5 behind a; of lowercases the partner leads for the first half."""
+    p_ELV = np.zeros((*rows_EL.shape, VOCAB_SIZE), np.float32)
+    p_ELV[..., PAD] = 0.5
+    for row, tokens in enumerate(np.asarray(rows_EL)):
+        (letter,) = tokens[(tokens != PAD) & (tokens != MASK)]
+        if letter < 26:
+            p_ELV[row, :, UPPER[letter]] = 0.4
+            p_ELV[row, :, UPPER[(letter + 1) % 26]] = 0.1
+            p_ELV[row, tokens != MASK] = 1 / VOCAB_SIZE  # not asked
+        else:
+            is_first = letter - 26 < NUM / 2
+            p_ELV[row, 1:, LOWER[letter - 26]] = 0.3 if is_first else 0.1
+            p_ELV[row, 1:, LOWER[(letter - 25) % NUM]] = 0.2
+            p_ELV[row, 1:, LOWER[25]] = 0.9  # has no partner: no candidate
+    return jnp.asarray(p_ELV)
+
+
+def test_a_known_model_gives_its_outcomes():
+    got = system.outcomes(_read, _generate, jax.random.key(0), CONFIG)
+    want = dict(forward=75, reverse=25, copying=50, incorrect=25, choice=50)
+    for name, value in want.items():
+        assert got[name] == pytest.approx(value), name
+    assert got["forward_nll"] == pytest.approx(np.log(0.5 / 0.4), rel=1e-5)
+    assert set(got) == set(system.OUTCOMES)
+
+
+def test_copies_are_read_and_continued_behind_the_masked_copy():
+    task, seen = system.Task("copies", "compute", TINY), []
+
+    def apply_fn(params, tokens_BL):
+        """The token after each is the one that stood in the copy at its place, [M] as `a`."""
+        seen.append(tokens_BL.shape)
+        length = tokens_BL.shape[1] // 2
+        wanted_BL = jnp.roll(tokens_BL, length - 1, axis=1)
+        wanted_BL = jnp.where(wanted_BL == MASK, LOWER[0], wanted_BL)
+        return 50.0 * jax.nn.one_hot(wanted_BL, VOCAB_SIZE)
+
+    task.apply_fn = apply_fn
+    rows = np.array([[UPPER[3], MASK, MASK, MASK]], np.int32)
+    p_ELV = task.read(None, rows)
+    np.testing.assert_array_equal(jnp.argmax(p_ELV, -1), [[UPPER[3], 0, 0, 0]])
+    out = task.generate(None, jnp.asarray(rows), jax.random.key(0))
+    np.testing.assert_array_equal(out, [[UPPER[3], 0, 0, 0]])
+    assert set(seen) == {(1, 8)}
+
+
+LINES = [
+    {"remedy": remedy, "matching": matching, "seed": seed, "share": 0.5, "steps": 8}
+    | {key: 10 * row + seed + place for place, key in enumerate(cures_report.COLUMNS.values())}
+    for row, (remedy, matching) in enumerate(
+        [("none", "compute"), ("reversed", "compute"), ("reversed", "tokens")]
+    )
+    for seed in (0, 1)
+]
+
+
+def test_the_table_and_the_figure_put_each_cell_in_its_place():
+    rows = [
+        [cell.strip() for cell in row.strip("|").split("|")]
+        for row in cures_report.table(LINES).splitlines()
+    ]
+    assert [row[:2] for row in rows[2:]] == [
+        ["compute", "none"], ["compute", "reversed"], ["tokens", "reversed"],
+    ]  # fmt: skip
+    assert rows[3][5:7] == ["10.5 ± 6.4", "11.50 ± 6.35"]
+    assert rows[0][7] == "reverse %" and rows[4][7] == "22.5 ± 6.4"
+    pytest.importorskip("matplotlib")
+    compute, tokens = cures_report.figure(LINES).axes
+    drawn = {c.get_label(): np.asarray(c[0].get_ydata(), float) for c in compute.containers}
+    np.testing.assert_allclose(drawn["forward"], [0.5, 10.5])
+    np.testing.assert_allclose(drawn["reverse"], [2.5, 12.5])
+    assert [x.get_text() for x in tokens.get_xticklabels()] == ["reversed"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (dict(seeds=(0,)), "intervals over seeds need at least two"),
+        (dict(steps=10, evaluations=4), "multiple of 2 x --evaluations=4"),
+        (dict(remedies=("identity",), matchings=("exposure",)), "no reverse to match"),
+        (dict(remedies=("none",), matchings=("tokens",)), "the same as without matching"),
+    ],
+)
+def test_bad_flags(changes, words):
+    with pytest.raises(ValueError, match=words):
+        dataclasses.replace(TINY, **changes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("remedy", system.REMEDIES)
+def test_every_remedy_trains_and_is_asked(remedy, tmp_path):
+    from dirasym import runs
+
+    task = system.Task(remedy, "compute", TINY)
+    lines = runs.sweep([task.run()], TINY.seeds, tmp_path, progress=False)
+    assert len(lines) == 2
+    assert {key for key in system.OUTCOMES if 0 <= lines[0][key]} == set(system.OUTCOMES)
