@@ -54,6 +54,7 @@ def test_what_is_derived_is_true_and_a_pair_alone_gives_its_inverse_alone():
     wives = {fact for fact in family() if fact[1] == "wife"}
     husbands = {fact for fact in family() if fact[1] == "husband"}
     assert derived(wives) == wives | husbands
+    assert derived(family()) == family()  # closed
     told = {(8, "father", 4), (4, "wife", 6)}
     assert (8, "mother", 6) in derived(told) <= family()
     # Nobody knows whether 8 is a son or a daughter until something tells.
