@@ -34,6 +34,7 @@ from dirasym.networks import Network
 from dirasym.progress import Parts
 from dirasym.reading import Asked, Direction, Gradients, Kind, Reading
 from dirasym.types import Params
+from dirasym.usage import UsageError
 
 Answers = tuple[Sequence[str], dict[str, recall.TokenRecall]]  # what is said; first tokens
 
@@ -311,7 +312,7 @@ class Measurement:
     def _direction(self, queries, said, token: recall.TokenRecall) -> Direction:
         if not np.isfinite(token.p_E).all():
             number = int(np.flatnonzero(~np.isfinite(token.p_E))[0])
-            raise ValueError(
+            raise UsageError(
                 f"the model's probabilities are NaN at {queries[number].prompt!r}: its parameters "
                 "are not finite, or it has no embedding for a token that it is given"
             )

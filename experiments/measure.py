@@ -162,9 +162,9 @@ def compute(workdir: WorkDir, config: Config, planned: Sequence) -> None:
     """Reads the model unless that is done, and reports."""
     del planned
     (piece,) = pieces(config, workdir.path)
+    if not work.all_done([piece], workdir):
+        return
     with blamed():
-        if not work.all_done([piece], workdir):
-            return
         reading = Reading.load(workdir.path / "reading.json")
     text = f"# {piece.identity['model']}, read on {config.pairs or 'invented pairs'}\n\n{reading}"
     report.write(workdir.path, text, {"reading": reading.figure}, printed=str(reading))

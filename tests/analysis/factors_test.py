@@ -20,6 +20,7 @@ SHAPES = {
     "step/scale": (WIDTH,),
     "heads/bias": (2, 2),
     "stack": (2, WIDTH, WIDTH),
+    "left": (WIDTH, WIDTH),
     "temperature": (),
     "unused": (3,),
 }
@@ -46,6 +47,7 @@ def _loss(p, tokens_T):
     x_TD = jax.vmap(lambda x_D: x_D - p["heads/bias"].reshape(WIDTH))(x_TD)
     x_TD = x_TD @ p["stack"][1] + jnp.tanh(x_TD @ p["stack"][0])
     _, x_TD = jax.lax.scan(lambda c, x_D: (c, x_D * p["step/scale"]), 0.0, x_TD)
+    x_TD = x_TD + jnp.tanh(p["left"] @ x_TD.T).T
     logits_TV = x_TD @ p["table"].T
     return jnp.sum(jnp.tanh(logits_TV / p["temperature"]) * jnp.arange(9.0)[None])
 
@@ -74,8 +76,8 @@ def test_factors_are_the_gradient(found, name):
     if name == "unused":
         assert leaf is None and not want.any()
         return
-    if name == "in":  # rows of factors are what is contracted, its second axis
-        want = want.swapaxes(1, 2)
+    if name in ("in", "left"):  # rows of factors are what is contracted, their last axis
+        want = want.swapaxes(-1, -2)
     matrix = np.asarray(_whole(leaf) * got.size).ravel()
     np.testing.assert_allclose(matrix, want.ravel(), atol=2e-6 * np.abs(want).max())
 

@@ -8,6 +8,7 @@ import pytest
 
 from dirasym.reading import Reading
 from experiments import measure as page
+from experiments.systems import facts
 
 ROOT = pathlib.Path(__file__).parents[2]
 WORDING = ("--forward=The capital of {a} is {b}", "--reverse={b} is the capital of {a}")
@@ -47,6 +48,18 @@ def test_an_untrained_network_is_at_chance(monkeypatch):
     for side in (reading.forward, reading.reverse):
         assert 0.3 / size < side.p_true.estimate < 3 / size
         assert side.accuracy.estimate == 0
+
+
+def test_aliases_are_right_answers_here_and_in_fine_tuning(tmp_path):
+    path = tmp_path / "capitals.csv"
+    path.write_text("country,city\nNetherlands|Holland,Amsterdam\nSpain,Madrid\n")
+    given = dict(pairs=str(path), columns=("country", "city"), aliases="|")
+    given |= dict(forward="The capital of {a} is {b}", reverse="{b} is the capital of {a}")
+    asked = page.prepared(page.Config(**given)).questions.queries
+    trained = facts.fact_set("pairs", facts.Config(data=("pairs",), **given))
+    for queries in (asked, (*trained.forward, *trained.reverse)):
+        answers = [query.answers for query in queries]
+        assert ("Netherlands", "Holland") in answers and ("Madrid",) in answers
 
 
 @pytest.mark.parametrize(
