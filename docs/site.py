@@ -1,4 +1,6 @@
-"""A hook of the site: what pages link to beside docs/ (code, tests, results) comes along.
+"""A hook of the site: notebooks become pages, and what pages link to beside docs/ comes along.
+
+Notebooks are shown with the outputs that they hold: nothing is executed here.
 
 Links stay as GitHub reads them. In the site they lead to copies under files/, since sources are
 no pages of it. A folder is shown by the first of its files that says what it holds.
@@ -9,6 +11,8 @@ import pathlib
 import re
 import shutil
 
+import nbconvert
+from mkdocs.structure.files import File
 from mkdocs.utils import get_relative_url
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -17,13 +21,27 @@ SHOWN = ("README.md", "about.json", "report.md", "results.jsonl", "__init__.py")
 copied: set[str] = set()
 
 
+def on_files(files, config):
+    """Adds a page a notebook, and the pictures in its outputs."""
+    for path in sorted(pathlib.Path(config.docs_dir, "tutorials").glob("*.ipynb")):
+        text, found = nbconvert.MarkdownExporter().from_filename(str(path))
+        for name, content in found["outputs"].items():
+            text = text.replace(name, f"{path.stem}_{name}")
+            place = f"tutorials/{path.stem}_{name}"
+            files.append(File.generated(config, place, content=content))
+        files.append(File.generated(config, f"tutorials/{path.stem}.md", content=text))
+    return files
+
+
 def on_page_markdown(markdown, page, config, files):
     """Rewrites the links that leave the pages; those that lead nowhere are left to mkdocs."""
-    here = pathlib.Path(page.file.abs_src_path).parent
+    here = pathlib.Path(config.docs_dir, page.file.src_uri).parent
     pages = {file.src_uri for file in files.documentation_pages()}
 
     def rewritten(link):
         text, target, _ = link.groups()
+        if target.endswith(".ipynb"):  # its page, see `on_files`
+            return f"[{text}]({target.removesuffix('.ipynb')}.md)"
         path = pathlib.Path(os.path.normpath(here / target))
         if "://" in target or not path.exists() or ROOT not in path.parents:
             return link[0]
