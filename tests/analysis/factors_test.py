@@ -21,6 +21,7 @@ SHAPES = {
     "heads/bias": (2, 2),
     "stack": (2, WIDTH, WIDTH),
     "left": (WIDTH, WIDTH),
+    "one": (1, WIDTH),
     "split": (WIDTH, 2 * WIDTH),
     "temperature": (),
     "unused": (3,),
@@ -49,6 +50,7 @@ def _loss(p, tokens_T):
     x_TD = x_TD @ p["stack"][1] + jnp.tanh(x_TD @ p["stack"][0])
     _, x_TD = jax.lax.scan(lambda c, x_D: (c, x_D * p["step/scale"]), 0.0, x_TD)
     x_TD = x_TD + jnp.tanh(p["left"] @ x_TD.T).T
+    x_TD = x_TD + x_TD[:, :1] @ p["one"]
     halves_T2D = jnp.tanh(jnp.einsum("td,dij->tij", x_TD, p["split"].reshape(WIDTH, 2, WIDTH)))
     x_TD = x_TD + halves_T2D[:, 0] * halves_T2D[:, 1]
     logits_TV = x_TD @ p["table"].T
