@@ -133,6 +133,7 @@ def make_optimizer(
     warmup_steps: int = 0,
     decay_steps: int | None = None,
     weight_decay: float = 0.0,
+    l2: float = 0.0,
     clip_norm: float | None = 1.0,
     b1: float = 0.9,
     b2: float = 0.999,
@@ -141,13 +142,15 @@ def make_optimizer(
     """AdamW behind a clip of the global gradient norm.
 
     Update n = 1, 2, .. has learning rate lr·min(n / warmup, 1); with `decay_steps` it then
-    falls linearly, to 0 at update `decay_steps` + 1. Weight decay falls on every parameter.
+    falls linearly, to 0 at update `decay_steps` + 1. Weight decay falls on every parameter:
+    `weight_decay` beside the update (decoupled: −lr·λθ), `l2` in the gradient, which becomes
+    g + λθ after the clip and before Adam's moments (coupled: that of a loss with λ‖θ‖²/2 more).
 
     Raises:
       ValueError: a rate, decay, clip or ε that is negative or not finite, b1 or b2 outside [0, 1),
         or negative steps; the argument is named.
     """
-    sizes = dict(learning_rate=learning_rate, weight_decay=weight_decay, eps=eps)
+    sizes = dict(learning_rate=learning_rate, weight_decay=weight_decay, l2=l2, eps=eps)
     sizes |= dict(clip_norm=clip_norm or 0, warmup_steps=warmup_steps, decay_steps=decay_steps or 0)
     for name, value in sizes.items():
         if not (np.isfinite(value) and value >= 0):
@@ -162,9 +165,10 @@ def make_optimizer(
         fall = optax.linear_schedule(learning_rate, 0.0, max(decay_steps - warmup_steps, 1))
     schedule = optax.join_schedules([rise, fall], [warmup_steps])
     adamw = optax.adamw(schedule, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
-    if clip_norm is None:
-        return adamw
-    return optax.chain(optax.clip_by_global_norm(clip_norm), adamw)
+    before = [] if clip_norm is None else [optax.clip_by_global_norm(clip_norm)]
+    if l2:
+        before.append(optax.add_decayed_weights(l2))
+    return optax.chain(*before, adamw) if before else adamw
 
 
 def train_step(

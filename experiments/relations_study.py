@@ -26,6 +26,7 @@ from experiments.systems import relations
 FACTORS: dict[str, dict[str, dict[str, Any]]] = {  # of each, what differs from the base
     "depth": {str(n): dict(n_layers=n) for n in (1, 2, 4, 8, 24)},
     "weight_decay": {str(x): dict(weight_decay=x) for x in (0.0, 0.1, 1.0, 3.0)},
+    "l2": {str(x): dict(weight_decay=0.0, l2=x) for x in (0.0, 1e-4, 1e-3, 1e-2)},
     "dropout": {str(x): dict(dropout=x) for x in (0.0, 0.1, 0.3)},
     "family": {x: dict(family=x) for x in ("gpt2", "mlp", "gru", "masked")},
     "loss": {
@@ -47,7 +48,9 @@ PRESETS = {
 class Config:
     """One flag a field."""
 
-    factors: tuple[Literal[tuple(FACTORS)], ...] = flag(tuple(FACTORS), "What to vary.")
+    factors: tuple[Literal[tuple(FACTORS)], ...] = flag(
+        tuple(factor for factor in FACTORS if factor != "l2"), "What to vary; l2: coupled decay."
+    )
     seeds: tuple[int, ...] = flag((0, 1, 2), "One run each.", kind="seed")
     vocab_size: int = flag(200, "Tokens to draw entities from.", 1, 10**6)
     n_layers: int = flag(2, "Layers where depth does not vary.", 1, 1000)

@@ -23,6 +23,7 @@ import os
 import pathlib
 import random
 import re
+import resource
 import shutil
 import signal
 import sys
@@ -78,6 +79,7 @@ LIBRARIES = (  # what tests import and a fork need not: none starts a thread
     "absl.flags", "chex", "flax.linen", "jax.experimental.sparse", "matplotlib.pyplot", "optax",
     "orbax.checkpoint", "pandas", "scipy.integrate", "scipy.optimize", "scipy.stats", "tqdm",
 )  # fmt: skip
+PATIENCE = 3600.0  # seconds of a process, however busy the machine is
 BUDGETS = 3, 40.0, 90.0  # tests first; seconds of those that ran the line; of their files' others
 
 
@@ -303,13 +305,14 @@ class Recorder:
         path.with_suffix(".partial").replace(path)
 
 
-def fork(tree, tests, log, record=None):
+def fork(tree, tests, log, cpu_seconds, record=None):
     """Starts the tests, until one fails, in a process group of its own; returns its number.
 
     Args:
       tree: where.
       tests: their names, in order.
       log: a file for what they print.
+      cpu_seconds: of work, after which they are stopped; a busy machine changes nothing.
       record: (path, files): measure the lines of `files`, write `path`, go on at failures.
     """
     sys.stdout.flush()
@@ -319,6 +322,7 @@ def fork(tree, tests, log, record=None):
     code = 3
     try:
         os.setsid()
+        resource.setrlimit(resource.RLIMIT_CPU, (int(cpu_seconds), int(cpu_seconds) + 5))
         os.chdir(tree)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -369,8 +373,8 @@ def measure(tree, files, tests, workdir):
         if not found or any(found["files"][file] != now[file] for file in ran):
             start, log = time.monotonic(), workdir / "coverage" / f"{path.stem}.log"
             kept.unlink(missing_ok=True)
-            pid = fork(tree, [name], log, (kept, now))
-            _, code = wait({pid: start + 1800})
+            pid = fork(tree, [name], log, 1800, (kept, now))
+            _, code = wait({pid: start + PATIENCE})
             print(f"coverage {name}: exit {code}, {time.monotonic() - start:.0f} s", flush=True)
             if not kept.exists():
                 sys.exit(f"{name} ended with {code}: see {log}")
@@ -433,7 +437,8 @@ class Trial:
             return None
         tests, expected = self.parts.pop(0)
         self.mutant["num_tests"] += len(tests)
-        return fork(self.tree, tests, self.log), time.monotonic() + 60 + 5 * expected
+        cpu_seconds = 60 + 5 * expected  # what waits for ever, and does not work, has PATIENCE
+        return fork(self.tree, tests, self.log, cpu_seconds), time.monotonic() + PATIENCE
 
     def end(self, code):
         """The result, and the tree as it was."""

@@ -210,9 +210,28 @@ def test_the_schedule_is_the_rate_of_its_docstring():
     np.testing.assert_allclose(rates(warmup_steps=3, decay_steps=10), want, atol=1e-6)
 
 
+def test_decay_is_beside_the_update_or_in_the_gradient():
+    """Adam without memory moves by the sign of its gradient times the rate."""
+    params, gradient = {"w": jnp.float32([2.0, -3.0])}, {"w": jnp.float32([-0.5, -1.0])}
+
+    def update(**kwargs):
+        plain = dict(clip_norm=None, b1=0.0, b2=0.0, eps=0.0)
+        optimizer = training.make_optimizer(0.1, **plain | kwargs)
+        return optimizer.update(gradient, optimizer.init(params), params)[0]["w"]
+
+    np.testing.assert_allclose(update(), [0.1, 0.1], rtol=1e-6)
+    # −0.1·0.2·θ more; and 0.4·θ in the gradient turns the first sign: −0.5 + 0.8 and −1 − 1.2.
+    np.testing.assert_allclose(update(weight_decay=0.2), [0.1 - 0.04, 0.1 + 0.06], rtol=1e-6)
+    np.testing.assert_allclose(update(l2=0.4), [-0.1, 0.1], rtol=1e-6)
+    # With ε large the update is the gradient's, clipped (norm √1.25 to 0.5) before the decay.
+    clipped = np.array([-0.5, -1.0]) * 0.5 / np.sqrt(1.25)
+    wanted = -0.1 * (clipped + 0.4 * np.array([2.0, -3.0])) / 1e4
+    np.testing.assert_allclose(update(l2=0.4, clip_norm=0.5, eps=1e4), wanted, rtol=1e-3)
+
+
 def test_an_optimizer_that_cannot_be_is_refused():
     for name, value in dict(
-        learning_rate=np.nan, weight_decay=-1.0, eps=np.inf, clip_norm=-1.0, b1=2.0, b2=1.0
+        learning_rate=np.nan, weight_decay=-1.0, l2=-1.0, eps=np.inf, clip_norm=-1.0, b1=2.0, b2=1.0
     ).items():
         with pytest.raises(ValueError, match=name):
             training.make_optimizer(**{"learning_rate": 1.0, name: value})

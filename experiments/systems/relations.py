@@ -48,6 +48,7 @@ class Config:
     batch_size: int = flag(64, "Sentences a step, at most.", 1, 10**6)
     lr: float = flag(0.01, "AdamW's, constant.", 0)
     weight_decay: float = flag(0.01, "AdamW's, on every parameter.", 0)
+    l2: float = flag(0.0, "Coupled decay, in the gradient that Adam normalises.", 0)
     loss_whole_sequence: bool = flag(False, "Train on every token, not on the last word alone.")
     freeze_wte_wpe: bool = flag(False, "Leave the embeddings as they start.")
 
@@ -118,7 +119,8 @@ def learner(c: Config, num_train: int | None = None) -> LastWord:
     else:
         network = models.Transformer(c.transformer(vocab_size + (mask_id is not None), length))
         make_apply_fn = models.make_apply_fn
-    optimizer = training.make_optimizer(c.lr, weight_decay=c.weight_decay, clip_norm=None)
+    decay = dict(weight_decay=c.weight_decay, l2=c.l2)
+    optimizer = training.make_optimizer(c.lr, **decay, clip_norm=None)
     if c.freeze_wte_wpe:
         optimizer = optax.chain(optimizer, optax.masked(optax.set_to_zero(), is_embedding))
     return LastWord(
