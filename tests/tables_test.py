@@ -97,6 +97,26 @@ def test_the_mlps_pace_by_length_of_strings(on_file):
     ]
 
 
+def test_halves_of_the_bits_study_are_of_one_kind_of_map(on_file):
+    def line(model, number, K, arrow, *curve, letters=36):
+        of = {"model": model, "letters": letters, "length": 1, "K": K, "direction": arrow}
+        of |= {"map": number, "floor_nats_per_string": 0.0, "eval_epochs": [0, 2, 4]}
+        return of | {f"{world_a.CLEAN}_curve": [np.log(letters) * x for x in curve]}
+
+    on_file["world_a_bits/mlp"] = [
+        line("mlp", 0, 1, "A->B", 2.0, 0.5, 0.0),
+        line("mlp", 1, 1, "A->B", 2.0, 1.0, 0.0),
+        line("mlp", 0, 5, "B->A", 2.0, 0.6, 0.4),
+        line("mlp", 0, 1, "A->B", 2.0, 1.0, 0.5, letters=6),
+        line("gpt2", 0, 1, "A->B", 1.0, 0.0, 0.0),
+    ]
+    center, half_width = world_a.half_of("mlp", 36, 1)  # 2 and 3
+    assert center == pytest.approx(2.5) and half_width == pytest.approx(12.706 / 2, rel=1e-3)
+    assert world_a.half_of("mlp", 36, 1, 5, "inverse").mean == pytest.approx(3.0)
+    assert world_a.half_of("mlp", 6, 1).mean == pytest.approx(4.0)
+    assert world_a.half_of("gpt2", 36, 1).mean == pytest.approx(1.0)
+
+
 def test_bits_that_adapters_stored(on_file):
     line = {"lora_r": 4, "lr": 3e-3, "n_pairs": 1000, "lora_trainable_params": 2000}
     on_file["world_a_lora/long"] = [line | {world_a.CLEAN: 20.0}]

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dirasym.analysis import excess
+from experiments.reports import world_a_bits
 from experiments.tables.common import Line, column, lines, mean, number, span, table
 
 ARROWS = {"forward": "A->B", "inverse": "B->A"}
@@ -153,6 +154,22 @@ def lengths_table(*lengths: int) -> str:
                 stored = f"{mine[0]['bits_to_store_per_pair']:.1f}"
                 rows.append([length, f"K = {K} {direction}", stored, mean(half, 1)])
     return table(["characters", "task", "bits per pair", "epochs until half is learned"], rows)
+
+
+def bits_study(**values) -> list[Line]:
+    """Bits and entropy, each varied alone."""
+    return lines("world_a_bits/mlp", **values)
+
+
+def bits_study_table() -> str:
+    """A row a kind of map."""
+    return world_a_bits.table(bits_study())
+
+
+def half_of(model: str, letters: int, length: int, K: int = 1, direction: str = "forward"):
+    """Epochs until half is learned: mean and interval over maps."""
+    shape = dict(letters=letters, length=length, K=K, direction=ARROWS[direction])
+    return world_a_bits.over_maps(bits_study(model=model, **shape))
 
 
 def bidirectional_table() -> str:
