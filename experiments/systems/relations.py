@@ -54,10 +54,8 @@ class Config:
 
     def __post_init__(self):
         if self.num_epochs % self.eval_every:
-            raise ValueError(
-                f"--num_epochs={self.num_epochs} is not a multiple of "
-                f"--eval_every={self.eval_every}"
-            )
+            said = f"--num_epochs={self.num_epochs}"
+            raise ValueError(f"{said} is not a multiple of --eval_every={self.eval_every}")
         if self.word_size > 1 and self.task in ("chain_related", "icl"):
             raise ValueError(f"--task={self.task} has words of its own: leave out --word_size")
         if self.family not in ("mlp", "gru"):
@@ -119,8 +117,7 @@ def learner(c: Config, num_train: int | None = None) -> LastWord:
     else:
         network = models.Transformer(c.transformer(vocab_size + (mask_id is not None), length))
         make_apply_fn = models.make_apply_fn
-    decay = dict(weight_decay=c.weight_decay, l2=c.l2)
-    optimizer = training.make_optimizer(c.lr, **decay, clip_norm=None)
+    optimizer = training.make_optimizer(c.lr, weight_decay=c.weight_decay, l2=c.l2, clip_norm=None)
     if c.freeze_wte_wpe:
         optimizer = optax.chain(optimizer, optax.masked(optax.set_to_zero(), is_embedding))
     return LastWord(
