@@ -108,8 +108,8 @@ def test_halves_of_the_bits_study_are_of_one_kind_of_map(on_file):
         line("mlp", 1, 1, "A->B", 2.0, 1.0, 0.0),
         line("mlp", 0, 5, "B->A", 2.0, 0.6, 0.4),
         line("mlp", 0, 1, "A->B", 2.0, 1.0, 0.5, letters=6),
-        line("gpt2", 0, 1, "A->B", 1.0, 0.0, 0.0),
     ]
+    on_file["world_a_bits/gpt2"] = [line("gpt2", 0, 1, "A->B", 1.0, 0.0, 0.0)]
     center, half_width = world_a.half_of("mlp", 36, 1)  # 2 and 3
     assert center == pytest.approx(2.5) and half_width == pytest.approx(12.706 / 2, rel=1e-3)
     assert world_a.half_of("mlp", 36, 1, 5, "inverse").mean == pytest.approx(3.0)

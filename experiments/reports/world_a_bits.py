@@ -92,7 +92,8 @@ def figure(lines: Sequence[Line]):
                         fmt=marker, ms=5, capsize=3, color="tab:blue" if filled else "tab:orange",
                         label=f"{letters} × {length}, {pairs} pairs, {name}",
                     )  # fmt: skip
-        ax.set(title=model, xlabel="bits to store, per pair", xlim=(0, None), ylim=(0, None))
+        room = 1.5 * ax.get_ylim()[1]  # for the legend
+        ax.set(title=model, xlabel="bits to store, per pair", xlim=(0, None), ylim=(0, room))
         ax.set_ylabel("epochs until half is learned")
         ax.legend(fontsize="xx-small")
     return drawn

@@ -157,8 +157,8 @@ def lengths_table(*lengths: int) -> str:
 
 
 def bits_study(**values) -> list[Line]:
-    """Bits and entropy, each varied alone."""
-    return lines("world_a_bits/mlp", **values)
+    """Bits and entropy, each varied alone: both models."""
+    return lines("world_a_bits/mlp", "world_a_bits/gpt2", **values)
 
 
 def bits_study_table() -> str:
