@@ -1,4 +1,4 @@
-"""Every column of a table of results has its entry in docs/glossary.md."""
+"""Every column of a table of results has its entry in docs/glossary.md, or on its page."""
 
 import itertools
 import pathlib
@@ -55,13 +55,15 @@ def pages():
         text = path.read_text(encoding="utf-8")
         is_report = path.parent.parent == common.RESULTS or path.name == "benchmarks_h100.md"
         tables = text if is_report else "\n\n".join(GENERATED.findall(text))
+        here = {plain(name) for name in re.findall(r"\*+([^*\n]+?)\*+(?::| is\b)", text)}
         if any(headers(tables)):
-            yield pytest.param(tables, id=str(path.relative_to(ROOT)))
+            yield pytest.param(tables, here, id=str(path.relative_to(ROOT)))
 
 
-@pytest.mark.parametrize("tables", list(pages()))
-def test_every_column_is_explained(tables):
-    terms = known()
+@pytest.mark.parametrize(("tables", "here"), list(pages()))
+def test_every_column_is_explained(tables, here):
+    """In the glossary, or on its page as *name*: or **Name** is."""
+    terms = known() | here
     missing = {name: found for name in headers(tables) if (found := unexplained(name, terms))}
     assert not missing
 
