@@ -348,7 +348,7 @@ def _joined(x_IJRC: jax.Array, num: tuple[int, int], is_symmetric: bool) -> jax.
     x = jnp.moveaxis(x_IJRC, 2, 1).reshape(num_i * height, num_j * width)
     if is_symmetric:
         number = jnp.arange(len(x)) // height
-        x = jnp.where(number[:, None] > number, x.T, x)
+        x = jnp.where(number[:, None] > number[None], x.T, x)
     return x[: num[0], : num[1]]
 
 

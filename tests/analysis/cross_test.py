@@ -77,7 +77,7 @@ def test_tiles_of_any_size_make_the_matrix(method, memory_limit, is_traced):
 
 
 @pytest.mark.parametrize("is_traced", [False, True])
-@pytest.mark.parametrize("memory_limit", [2**31, 20_000])
+@pytest.mark.parametrize("memory_limit", [2**31, 6_000])  # one tile, and several
 def test_equal_sides_are_computed_once(memory_limit, is_traced):
     params, rows = _params(), _examples(COLUMNS)
     loss = LOSSES[0]
