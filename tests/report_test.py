@@ -88,6 +88,7 @@ def test_the_plan_says_hours_at_a_rate():
     assert report.plan_table([], 1.0) == "nothing to train"
 
 
+@pytest.mark.slow
 def test_committed_results_draw_the_figures_of_the_docs(tmp_path):
     pytest.importorskip("matplotlib")
     redraw.draw(redraw.Config(str(tmp_path)))

@@ -129,7 +129,8 @@ def gap_table() -> str:
 
 def study(factor: str) -> dict[tuple, list[Line]]:
     """A factor's lines by its values."""
-    return groups(lines("relations_study/results", factor=factor), "value")
+    of = [line for file in ("results", "l2") for line in lines(f"relations_study/{file}")]
+    return groups([line for line in of if line["factor"] == factor], "value")
 
 
 def study_table(factor: str) -> str:

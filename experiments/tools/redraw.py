@@ -135,7 +135,7 @@ def facts_figures() -> dict[str, Callable[[], Any]]:
 
 def study_figures() -> dict[str, Callable[[], Any]]:
     """Factor by factor."""
-    lines = _lines("relations_study", "results")
+    lines = _lines("relations_study", "results", "l2")
     return {
         f"relations_study_{factor}": functools.partial(
             relations_study_report.figure, lines, factor, list(values)
