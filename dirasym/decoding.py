@@ -344,7 +344,8 @@ def check_blocks(num_new: int, num_steps: int, block_length: int) -> int:
 
 
 def _without(mask_id: int, logits: jax.Array) -> jax.Array:
-    check_mask_id(mask_id, logits)
+    if mask_id != logits.shape[-1]:  # a head may leave out [M], the last token
+        check_mask_id(mask_id, logits)
     return exclude(logits, mask_id)
 
 

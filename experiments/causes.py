@@ -136,7 +136,8 @@ def summarize(predicted: str, history: runs.History) -> Mapping[str, Any]:
                 line[f"{name}_{part}"] = float(last)
     line["early_attention_correlation"] = float(history["attention_correlation"][early, 0])
     line["attention_correlation"] = float(history["attention_correlation"][-1, 0])
-    return line
+    # A cosine with a gradient of zero is undefined, and a result line holds no NaN.
+    return {name: None if x != x else x for name, x in line.items()}
 
 
 if __name__ == "__main__":

@@ -157,7 +157,7 @@ def test_no_steps_are_refused():
         )
 
 
-@pytest.mark.parametrize("mask_id", [-1, 5])
+@pytest.mark.parametrize("mask_id", [-1, 6])
 def test_a_mask_id_that_the_model_lacks_is_refused(mask_id):
     rows, key = np.zeros((1, 2), np.int32), jax.random.key(0)
     apply_fn = lambda params, tokens_BL: jnp.zeros((*tokens_BL.shape, 5))  # noqa: E731

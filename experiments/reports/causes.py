@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -40,12 +41,20 @@ def by_cell(lines: Sequence[Line]) -> Cells:
 
 
 def interval(lines: Sequence[Line], key: str) -> Bounds:
-    """Mean over seeds with Student's interval."""
-    return bounds([line[key] for line in lines])
+    """Mean over seeds with Student's interval, of those that have the value."""
+    return bounds([line[key] for line in lines if line[key] is not None])
+
+
+def mean(lines: Sequence[Line], key: str) -> float:
+    """Mean over the seeds that have the value; NaN where none has."""
+    values = [line[key] for line in lines if line[key] is not None]
+    return float(np.mean(values)) if values else math.nan
 
 
 def bounds(values: Sequence[float]) -> Bounds:
-    """The same of values."""
+    """The same of values; NaN of none."""
+    if not values:
+        return Bounds(math.nan, math.nan, math.nan)
     mean, half = intervals.student_interval(values)
     return Bounds(mean, mean - half, mean + half)
 
@@ -97,20 +106,15 @@ def said(of: Bounds, digits: int = 2) -> str:
 def mechanism(lines: Sequence[Line]) -> list[tuple[str, Bounds, Bounds]]:
     """(measure at 20 %, Spearman with the final reverse accuracy, area under ROC), over cells."""
     cells = by_cell(lines)
-    mean = {
-        cell: {
-            key: float(np.nanmean([line[key] for line in of]))
-            for key in (*MEASURES.values(), "percent_reverse", "percent_forward")
-        }
-        for cell, of in cells.items()
-    }
+    keys = (*MEASURES.values(), "percent_reverse", "percent_forward")
+    means = {cell: {key: mean(of, key) for key in keys} for cell, of in cells.items()}
     told = [cell for cell in cells if cell[2] != "A"]  # A alone has no forward accuracy
-    happens = [mean[c]["percent_reverse"] > mean[c]["percent_forward"] / 2 for c in told]
+    happens = [means[c]["percent_reverse"] > means[c]["percent_forward"] / 2 for c in told]
     rows = []
     for name, key in MEASURES.items():
-        score = np.nan_to_num([mean[cell][key] for cell in cells])
-        outcome = [mean[cell]["percent_reverse"] for cell in cells]
-        area = effects.roc_area(np.nan_to_num([mean[c][key] for c in told]), happens)
+        score = np.nan_to_num([means[cell][key] for cell in cells])
+        outcome = [means[cell]["percent_reverse"] for cell in cells]
+        area = effects.roc_area(np.nan_to_num([means[c][key] for c in told]), happens)
         rows.append((name, effects.rank_correlation(score, outcome), area))
     return rows
 
@@ -203,7 +207,7 @@ def mechanism_figure(lines: Sequence[Line]):
     for ax, name in zip(axes[0], shown, strict=True):
         for number, predicted in enumerate(causes.FACTORS["predicted"]):
             of = {c: x for c, x in by_cell(lines).items() if c[2] == predicted}
-            x = [np.nanmean([line[MEASURES[name]] for line in cell]) for cell in of.values()]
+            x = [mean(cell, MEASURES[name]) for cell in of.values()]
             y = [np.mean([line["percent_reverse"] for line in cell]) for cell in of.values()]
             ax.plot(x, y, "o", color=f"C{number}", ms=4, label=f"predicted: {predicted}")
         ax.set(xlabel=f"{name.replace('*', '')}, at 20 %", ylabel="reverse accuracy at the end (%)")

@@ -197,6 +197,14 @@ def test_a_line_holds_the_end_the_early_and_the_moment_of_equal_forward():
     assert page.summarize("A", _history())["steps_to_fit"] == 900
     never = page.summarize("both", _history(percent_forward=np.zeros(11)))
     assert never["reverse_at_equal_forward"] is None
+    no_gradient = page.summarize("both", _history(cosine_order=np.full((11, 3), np.nan)))
+    assert no_gradient["early_cosine_order_routing"] is None
+
+
+def test_a_measure_is_the_mean_of_the_seeds_that_have_it():
+    lines = [{"x": None, "y": None}, {"x": 1.0, "y": None}, {"x": 3.0, "y": None}]
+    assert tables.mean(lines, "x") == tables.interval(lines, "x").estimate == 2
+    assert np.isnan(tables.mean(lines, "y")) and np.isnan(tables.interval(lines, "y").estimate)
 
 
 def test_the_fraction_is_sixty_of_the_cells_that_can_be():
