@@ -133,9 +133,7 @@ class Task:
     @functools.cached_property
     def apply_fn(self):
         """The model as an ApplyFn, which reads a table of the tokens where it can."""
-        exact = token_table.is_exact(self.network)
-        make = token_table.make_apply_fn if exact else models.make_apply_fn
-        return make(models.Transformer(self.network))
+        return token_table.fastest_apply_fn(models.Transformer(self.network))
 
     @functools.cached_property
     def init(self) -> Callable[[int], training.TrainState]:
@@ -361,7 +359,9 @@ def is_within(places_P2: np.ndarray, block: int) -> np.ndarray:
 def one_a_letter(letter_E: np.ndarray, allowed_E: np.ndarray) -> np.ndarray:
     """A fixed random row of each letter among the allowed ones."""
     rng = np.random.default_rng(0)
-    return np.array([rng.choice(np.flatnonzero((letter_E == x) & allowed_E)) for x in range(26)])
+    return np.array(
+        [rng.choice(np.flatnonzero((letter_E == x) & allowed_E)) for x in range(NUM_LETTERS)]
+    )
 
 
 def true_and_chosen(logits_EV: jax.Array, target_E) -> tuple[jax.Array, jax.Array]:
@@ -383,7 +383,9 @@ def with_correlation(values: Mapping[str, jax.Array]) -> dict[str, Any]:
     Corr over letters at every two distances, mean over distances, layers and heads.
     """
     kept = {name: x for name, x in values.items() if not name.startswith("scores_")}
-    item_E = np.repeat(np.arange(NUM_LETTERS), np.shape(values["scores_forward"])[-1] // 26)
+    item_E = np.repeat(
+        np.arange(NUM_LETTERS), np.shape(values["scores_forward"])[-1] // NUM_LETTERS
+    )
     distance_E = np.tile(np.arange(len(item_E) // NUM_LETTERS) + 1, NUM_LETTERS)
     scores = [
         attention.by_distance(np.asarray(values[f"scores_{name}"]), item_E, distance_E)

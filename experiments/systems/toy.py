@@ -84,9 +84,7 @@ class Task:
     @functools.cached_property
     def apply_fn(self):
         """The model as an ApplyFn, which reads a table of the tokens where it can."""
-        exact = token_table.is_exact(self.network)
-        make = token_table.make_apply_fn if exact else models.make_apply_fn
-        return make(models.Transformer(self.network))
+        return token_table.fastest_apply_fn(models.Transformer(self.network))
 
     @functools.cached_property
     def init(self) -> Callable[[int], training.TrainState]:
