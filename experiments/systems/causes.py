@@ -309,6 +309,8 @@ def training_rows(cell: Cell, length: int) -> dict[str, np.ndarray]:
 def gradient_cosines(loss, params, examples) -> dict[str, jax.Array]:
     """Cosines of the gradients of an example's questions: storage, .., "total" to [E, Q, Q].
 
+    NaN where a gradient is zero, or its part below 1e-15 of its largest entry.
+
     Args:
       loss: of (params, *question), a scalar.
       params: any pytree.
@@ -318,13 +320,24 @@ def gradient_cosines(loss, params, examples) -> dict[str, jax.Array]:
 
     def of_example(questions):
         grads = jax.lax.map(lambda question: jax.grad(loss)(params, *question), tuple(questions))
-        products = []
-        for x, names in zip(jax.tree.leaves(grads), parts.names, strict=True):
-            x = x.reshape(len(x), len(names), -1)
-            products.append(jnp.einsum("qnx,rnx->qrn", x, x, precision="highest"))
-        inner = parts.sum(products)
-        sizes = {name: jnp.sqrt(jnp.diagonal(x)) for name, x in inner.items()}
-        return {name: x / jnp.outer(sizes[name], sizes[name]) for name, x in inner.items()}
+        leaves = [
+            x.reshape(len(x), len(names), -1)
+            for x, names in zip(jax.tree.leaves(grads), parts.names, strict=True)
+        ]
+        # Over the largest entry: the squares of what is answered for sure underflow.
+        largest_Q = jnp.stack([jnp.abs(x).max((1, 2)) for x in leaves]).max(0)
+        scaled = [x / jnp.where(largest_Q > 0, largest_Q, 1)[:, None, None] for x in leaves]
+        inner = parts.sum(
+            [jnp.einsum("qnx,rnx->qrn", x, x, precision="highest") for x in scaled]
+        )
+        return {name: cosine(x) for name, x in inner.items()}
+
+    def cosine(inner_QQ):
+        norm_Q = jnp.sqrt(jnp.diagonal(inner_QQ))
+        # What is smaller beside the rest has squares that float32 does not hold.
+        defined_Q = norm_Q > 1e-15
+        product_QQ = jnp.outer(norm_Q, norm_Q)
+        return jnp.where(jnp.outer(defined_Q, defined_Q), inner_QQ / product_QQ, jnp.nan)
 
     return jax.lax.map(of_example, tuple(map(jnp.asarray, examples)))
 
