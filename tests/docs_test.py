@@ -144,6 +144,7 @@ def test_lines_fit(page):
     ]
 
 
+@pytest.mark.slow
 def test_the_adapters_of_models_md_train_and_come_back(tmp_path, monkeypatch):
     """The page's example as it stands there."""
     page = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")

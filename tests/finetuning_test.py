@@ -31,6 +31,7 @@ def _same(one, other):
     return all(jax.tree.leaves(jax.tree.map(lambda x, y: bool((x == y).all()), one, other)))
 
 
+@pytest.mark.slow
 def test_from_scratch_the_seed_draws_the_weights():
     trained = Trainable(MODEL, optax.sgd(0.1))
     first, again, other = (trained.state(seed) for seed in (0, 0, 1))

@@ -5,6 +5,7 @@ import itertools
 import chex
 import jax
 import jax.numpy as jnp
+import members
 import numpy as np
 import pytest
 
@@ -39,7 +40,9 @@ def _pad(rows, left, extra=1):
 PROMPTS = [[1, 2, 3], [4, 5], [6, 1, 8, 2]]
 
 
-@pytest.mark.parametrize(("scan_layers", "positions"), [(False, "rope"), (True, "learned")])
+@pytest.mark.parametrize(
+    ("scan_layers", "positions"), [members.slow((False, "rope")), (True, "learned")]
+)
 def test_greedy_is_the_argmax_of_the_whole_model_whatever_the_padding(scan_layers, positions):
     model, params = _model(True, scan_layers=scan_layers, positions=positions)
     apply, extend = jax.jit(model.apply), models.make_extend_fn(model)

@@ -10,6 +10,7 @@ import functools
 import chex
 import jax
 import jax.numpy as jnp
+import members
 import numpy as np
 import optax
 import pytest
@@ -81,7 +82,10 @@ def _batch(tokens=TOKENS, rows=slice(None), **kwargs):
     return Batch(tokens[rows], index, len(tokens), **kwargs)
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+QUICK = ["next_token", "masked_diffusion_t", "any_order", "masked_lm", "blocks"]
+
+
+@pytest.mark.parametrize("name", members.quick(OBJECTIVES, QUICK))
 def test_a_batch_is_the_sum_of_its_parts(name):
     for implementation in IMPLEMENTATIONS:
         key = jax.random.key(3, impl=implementation)
@@ -110,7 +114,9 @@ def test_rows_that_are_not_there_count_for_nothing(name):
         chex.assert_trees_all_close(_jitted(name)(filled, key), alone, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize(
+    "name", members.quick(TRAINED, ["next_token", "masked_diffusion_t", "masked_lm", "blocks"])
+)
 def test_a_step_does_not_depend_on_microbatches(name):
     def apply_fn(params, tokens, valid_BL=None):
         return _read(params["table"], tokens, valid_BL, causal=name in CAUSAL)

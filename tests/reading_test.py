@@ -343,6 +343,7 @@ def test_a_reading_has_the_numbers_of_the_facts_page(kind):
     assert [one.said for one in read.reverse.asked] == said[asked.sides["reverse"]]
 
 
+@pytest.mark.slow
 def test_adapters_that_do_nothing_change_nothing():
     config = models.llama(
         WORDS.vocab_size, num_layers=1, width=8, num_heads=2, num_kv_heads=2, mlp_width=8,

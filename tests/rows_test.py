@@ -6,6 +6,7 @@ import chex
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
+import members
 import numpy as np
 import pytest
 
@@ -66,7 +67,7 @@ def _check_close(got, want):
     chex.assert_trees_all_close(got[1], want[1], atol=1e-5 * scale)
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", members.quick(OBJECTIVES, ["masked_diffusion", "next_token_bos"]))
 def test_any_capacity_gives_the_plain_loss_and_gradients(name):
     objective, causal = OBJECTIVES[name], "next" in name
     network = dict(causal=causal, dropout=DROPOUT.get(name, 0.0))
@@ -81,7 +82,7 @@ def test_any_capacity_gives_the_plain_loss_and_gradients(name):
     [
         pytest.param(dict(scan_layers=True), marks=pytest.mark.slow),
         pytest.param(dict(remat=True), marks=pytest.mark.slow),
-        dict(scan_layers=True, remat=True),
+        members.slow(dict(scan_layers=True, remat=True)),
     ],
     ids=str,
 )
@@ -111,7 +112,7 @@ def _avals(jaxpr):
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", members.quick(OBJECTIVES, ["next_token", "masked_diffusion"]))
 def test_a_promise_has_no_array_of_all_logits_and_no_conditional(name, scan_layers):
     causal = "next" in name
     apply_fn, params = _model(causal=causal, scan_layers=scan_layers)

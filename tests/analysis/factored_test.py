@@ -204,7 +204,7 @@ def _assert_equal(got, want, rtol):
         np.testing.assert_allclose(got.norm_fwd[block], norm, rtol=rtol, err_msg=block)
 
 
-QUICK = ("scan and remat", "equinox", "function", "convolution", "experts")
+QUICK = ("function", "experts")
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,7 @@ def test_lemma_b7_in_its_unconditional_form():
         np.testing.assert_allclose(result.inner, rest**2, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_proposition_b8_by_simulation():
     run = lemmas.simulate_proposition_b8
     wide = run(jax.random.key(0), 384, 6, num_draws=200, adversarial=True)

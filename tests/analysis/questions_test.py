@@ -129,6 +129,7 @@ def test_gradients_are_of_what_is_trained_alone():
     np.testing.assert_allclose(inner[1], 4 * inner[0], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_ten_thousand_facts_are_asked_in_seconds():
     names = [f"n{number}" for number in range(20_000)]
     pairs = list(zip(names[::2], names[1::2], strict=True))

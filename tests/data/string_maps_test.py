@@ -28,6 +28,7 @@ def test_every_string_may_be_used():
     assert first != second
 
 
+@pytest.mark.slow
 def test_the_same_pairs_under_any_hash_seed():
     code = "from dirasym.data.string_maps import generate_pairs as g; print(g(5, 500, 8, 47))"
     outputs = {

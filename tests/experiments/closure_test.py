@@ -190,6 +190,7 @@ def test_the_figures_hold_the_numbers():
     np.testing.assert_allclose(ax.images[0].get_array(), [[5, 15], [25, 85]])
 
 
+@pytest.mark.slow
 def test_a_sweep_ends_in_a_report(tmp_path, capsys):
     from dirasym import runs
 

@@ -6,6 +6,7 @@ import types
 import commands
 import jax
 import jax.numpy as jnp
+import members
 import numpy as np
 import pytest
 
@@ -110,6 +111,7 @@ def test_what_a_known_model_answers_is_what_is_recorded(kind, monkeypatch):
             assert values[f"{name}_{measure}"] == percent, (name, measure)
 
 
+@pytest.mark.slow
 def test_answers_that_begin_alike_are_no_choice():
     task = _task("mdm", "p2d")  # all forward answers begin with "the"
     assert not task.questions.first["forward"][1].is_asked_E.any()
@@ -226,7 +228,7 @@ def test_special_ids_must_be_in_the_vocabulary(tiny_directory, tmp_path):
         system.open_pretrained(directory, -1)
 
 
-@pytest.mark.parametrize("kind", ["mdm", "arm"])
+@pytest.mark.parametrize("kind", members.quick(["mdm", "arm"], ["mdm"]))
 def test_lora_on_a_directory_trains_adapters_alone(tiny_directory, kind, tmp_path):
     model_id = str(tiny_directory(tmp_path))
     task = _task(kind, model_id=model_id, lora_rank=2, gradient_examples=0)

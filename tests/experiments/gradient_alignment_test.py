@@ -16,6 +16,7 @@ from experiments.reports import alignment as tables
 from experiments.systems import alignment, toy
 
 
+@pytest.mark.slow
 def test_the_minimal_encoder_is_the_theorems_full_model():
     """Blocks of the trained network's own gradients are those that `neglected_terms` calls full."""
     config = gradient_alignment.Config(width=8, examples=26)

@@ -177,6 +177,7 @@ def test_all_ways_to_the_cross_matrix_agree(tmp_path, capsys, monkeypatch):
     assert 0 < difference < 1e-5
 
 
+@pytest.mark.slow
 def test_all_ways_of_the_alignment_benchmark_agree(tmp_path, capsys):
     from dirasym.workdir import WorkDir
 

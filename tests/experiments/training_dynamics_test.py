@@ -227,6 +227,7 @@ def test_figures_hold_the_curves(cases):
 # The command
 
 
+@pytest.mark.slow
 def test_the_plan_names_every_part_and_the_report_reads_them_all(tmp_path, cases, capsys):
     config = dataclasses.replace(SMALL, seeds=(0,), num_times=4)
     pieces = training_dynamics.pieces(config)

@@ -10,6 +10,7 @@ import chex
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
+import members
 import numpy as np
 import pytest
 
@@ -29,7 +30,7 @@ def _load(name):
     return model, params, jax.jit(functools.partial(models.make_apply_fn(model), params))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", members.quick(NAMES, ["bert", "modernbert"]))
 def test_rows_are_those_of_the_whole(name):
     _, _, apply_fn = _load(name)
     whole = apply_fn(TOKENS)
@@ -275,10 +276,8 @@ def test_the_mechanism_is_read_with_and_without_rope(name):
     assert np.isfinite(found.mean).all() and (np.abs(found.mean) <= 1 + 1e-9).all()
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["bert", *(pytest.param(name, marks=pytest.mark.slow) for name in ("modernbert", "qwen3"))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bert", "modernbert", "qwen3"])
 def test_gradients_are_compared_by_factors_and_whole(name):
     model, params, _ = _load(name)
     apply_fn = models.make_apply_fn(model)

@@ -5,6 +5,7 @@ import flax.linen as nn
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
+import members
 import numpy as np
 import optax
 import pytest
@@ -55,7 +56,11 @@ class LoRATest(chex.TestCase):
 
 @pytest.mark.parametrize(
     ("scan_layers", "remat", "fused"),
-    [(False, False, lora.QKV), (True, True, lora.QKV), (False, True, ())],
+    [
+        members.slow((False, False, lora.QKV)),
+        (True, True, lora.QKV),
+        members.slow((False, True, ())),
+    ],
 )
 def test_merged_weights_give_the_same_logits(scan_layers, remat, fused):
     model = _model(scan_layers=scan_layers, remat=remat, qkv_bias=True)
@@ -90,7 +95,7 @@ def test_cached_calls_and_internals_are_those_of_the_merged_weights(scan_layers)
     chex.assert_trees_all_close(jnp.concatenate(pieces, axis=1), whole, atol=1e-5)
 
 
-@pytest.mark.parametrize("scan_layers", [False, True])
+@pytest.mark.parametrize("scan_layers", members.quick([False, True], [False]))
 def test_scored_positions_alone_give_the_adapters_the_same_gradients(scan_layers):
     model = _model(scan_layers=scan_layers, tied_head=True)
     _, variables = _variables(models.LoRA(model, _config()))

@@ -1,10 +1,12 @@
 import dataclasses
 import functools
+import itertools
 
 import chex
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
+import members
 import numpy as np
 import pytest
 
@@ -57,7 +59,7 @@ def _influence(model, params, tokens):
     return np.abs(jacobian).sum(axis=(1, 3))
 
 
-@pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize("positions", members.quick(POSITIONS, ["rope", "learned"]))
 @pytest.mark.parametrize("causal", [True, False])
 def test_causality_by_gradient(positions, causal):
     model, params, tokens = _init(_config(positions=positions, causal=causal))
@@ -106,7 +108,7 @@ def test_relative_positions_do_not_see_a_shift(positions):
     )
 
 
-@pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize("positions", members.quick(POSITIONS, ["alibi", "learned"]))
 @pytest.mark.parametrize("causal", [True, False])
 def test_left_and_right_padding_give_the_same_answers(positions, causal):
     model, params, tokens = _init(_config(positions=positions, causal=causal), length=5)
@@ -159,6 +161,7 @@ def test_internals_are_sown_and_raw():
         np.testing.assert_allclose(diagonal, diagonal[0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_scan_and_remat_change_nothing():
     loop, params, tokens = _init(_config())
     stacked = jax.tree.map(lambda *x: jnp.stack(x), params["blocks_0"], params["blocks_1"])
@@ -238,15 +241,14 @@ def _check_rows(make_apply_fn, config, rate, rows_R, **kwargs):
     return model, params, tokens
 
 
-# The quick suite runs each case once, with dropout or without.
+QUICK_ROWS = ("causal", 0.3), ("alibi", 0.3), ("scanned", 0.3), ("gpt2", 0.0), ("blocks", 0.0)
+
+
 @pytest.mark.parametrize(
     ("name", "rate"),
     [
-        pytest.param(
-            name, rate, marks=[pytest.mark.slow] if (place % 2 == 0) == (rate == 0) else []
-        )
-        for place, name in enumerate(ROW_CASES)
-        for rate in (0.0, 0.3)
+        case if case in QUICK_ROWS else members.slow(case)
+        for case in itertools.product(ROW_CASES, (0.0, 0.3))
     ],
 )
 def test_rows_are_those_of_the_whole(name, rate):
@@ -254,7 +256,9 @@ def test_rows_are_those_of_the_whole(name, rate):
         _check_rows(models.make_apply_fn, ROW_CASES[name], rate, rows_R)
 
 
-@pytest.mark.parametrize("name", ["causal", "alibi", "scanned", "blocks"])
+@pytest.mark.parametrize(
+    "name", members.quick(["causal", "alibi", "scanned", "blocks"], ["causal", "blocks"])
+)
 def test_rows_are_those_of_the_whole_around_padding(name):
     valid = np.broadcast_to(np.arange(6) // 2 != 1, (16, 6))
     inside = {key: rows[rows % 6 // 2 != 1] for key, rows in ROWS.items()}
@@ -263,7 +267,11 @@ def test_rows_are_those_of_the_whole_around_padding(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["radd", "several heads", "no positions", "interleaved", "causal", "blocks"]
+    "name",
+    members.quick(
+        ["radd", "several heads", "no positions", "interleaved", "causal", "blocks"],
+        ["several heads", "blocks"],
+    ),
 )
 @pytest.mark.parametrize("rate", [0.0, 0.3])
 def test_a_table_of_the_tokens_is_the_model(name, rate):
