@@ -8,6 +8,7 @@ import numpy as np
 
 from dirasym import intervals, report, runs
 from dirasym.workdir import WorkDir
+from experiments.reports.causes import bounds, said
 
 COLUMNS = {  # header -> key
     "forward %": "forward",
@@ -24,7 +25,7 @@ def write(workdir: WorkDir, config, all_runs: Sequence[runs.Run]) -> None:
     """The table and the figure."""
     del all_runs
     lines, num = workdir.results(), 26 - config.lone
-    printed = table(lines)
+    printed = f"{table(lines)}\n\n{claim_table(lines)}"
     text = (
         f"# Remedies on one footing\n\n{printed}\n\nMean over seeds ± 95 % Student interval. "
         f"Toy pairs, L = {config.length}, {num} pairs and {config.lone} letters without a partner; "
@@ -54,6 +55,57 @@ def table(lines: Lines) -> str:
         rows.append([matching, remedy, *told, len(of), *values])
     header = ["equal", "remedy", "share", "steps", "seeds", *COLUMNS]
     return report.table(header, rows)
+
+
+def claims(lines: Lines) -> list[list[str]]:
+    """(claim, statistic, verdict) by the thresholds of docs/cures.md, of what was run."""
+    found = cells(lines)
+
+    def of(remedy, key, matching="compute"):
+        return bounds([line[key] for line in found.get((matching, remedy), ())])
+
+    def row(claim, stated, is_true, is_false):
+        values = list(stated.values())
+        text = "; ".join(f"{name} {said(x, 1)}" for name, x in stated.items())
+        known = all(np.isfinite([*x]).all() for x in values)
+        word = "holds" if known and is_true(*values) else "undecided"
+        return [claim, text, "fails" if known and is_false(*values) else word]
+
+    def named(key, *remedies):
+        return {f"`{remedy}`": of(remedy, key) for remedy in remedies}
+
+    at_equal = of("reversed", "reverse", "exposure")
+    pairs = zip(
+        *(
+            [line["reverse"] for line in sorted(x, key=lambda line: line["seed"])]
+            for x in (found.get((m, "reversed"), []) for m in ("compute", "exposure"))
+        ),
+        strict=False,
+    )
+    less = bounds([more - fewer for more, fewer in pairs])
+    return [
+        row("1. showing the reverse gives it", named("reverse", "reversed"),
+            lambda x: x.low > 80, lambda x: x.high < 50),
+        row("2. a part of it without a reversed row", named("reverse", "copies", "diffusion"),
+            lambda *xs: all(x.low > 20 for x in xs), lambda *xs: any(x.high < 10 for x in xs)),
+        row("3. `identity` gives copying, not the reverse",
+            {"reverse": of("identity", "reverse"), "copying": of("identity", "copying")},
+            lambda x, copied: x.high < 10 and copied.low > 30, lambda x, copied: x.low > 20),
+        row("4. masking under a causal mask gives none", named("reverse", "uniform_masked"),
+            lambda x: x.high < 5, lambda x: x.low > 10),
+        row("5. decay and dropout give none", named("reverse", "weight_decay", "dropout"),
+            lambda *xs: all(x.high < 5 for x in xs), lambda *xs: any(x.low > 10 for x in xs)),
+        row("6. `reversed` is lower at equal exposure",
+            {"at equal exposure": at_equal, "points less": less},
+            lambda _, x: x.estimate > 10, lambda _, x: x.estimate < 3),
+        row("7. what reverses asserts what does not hold", named("incorrect", "diffusion", "none"),
+            lambda x, none: x.low > none.high, lambda x, none: x.high < 5),
+    ]  # fmt: skip
+
+
+def claim_table(lines: Lines) -> str:
+    """`claims` as a table."""
+    return report.table(["claim", "statistic (95 % interval over seeds)", "verdict"], claims(lines))
 
 
 def figure(lines: Lines):

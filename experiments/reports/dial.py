@@ -22,6 +22,7 @@ COLUMNS = {
     "cosine *order*, storage, within": "cosine_order_within_storage",
     "across": "cosine_order_across_storage",
 }
+MARKS = {"anywhere": "o-", "within": "^:", "across": "s--"}
 
 
 def by_cell(lines: Sequence[Line]) -> dict[tuple[str, int], list[Line]]:
@@ -76,38 +77,43 @@ def claim_table(lines: Sequence[Line]) -> str:
 def figure(lines: Sequence[Line]):
     """Accuracy, P(true) within and across, and the theorem's gradient, against block size."""
     drawn, axes = report.new_figure(1, 3)
-    cells = by_cell(lines)
-    panels = (
-        (axes[0, 0], "accuracy (%)", {"percent_forward": "forward", "percent_reverse": "reverse"}),
-        (
-            axes[0, 1],
-            "P(true) of the reverse (%)",
-            {"p_reverse_within": "within a block", "p_reverse_across": "across a border"},
-        ),
-        (
-            axes[0, 2],
-            "storage cosine, order",
-            {
-                "cosine_order_within_storage": "within a block",
-                "cosine_order_across_storage": "across a border",
-            },
-        ),
-    )
-    for ax, label, keys in panels:
-        for placed, mark in (("anywhere", "o-"), ("within", "^:"), ("across", "s:")):
-            for number, (key, name) in enumerate(keys.items()):
-                there = {
-                    block: [line[key] for line in of if line.get(key) is not None]
-                    for (kind, block), of in cells.items()
-                    if kind == placed
-                }
-                there = {block: np.mean(values) for block, values in there.items() if values}
-                if there:
-                    text = name if placed == "anywhere" else f"{name}, trained {placed}"
-                    ax.plot(*zip(*there.items(), strict=True), mark, color=f"C{number}", label=text)
-        ax.set(xlabel="block size", ylabel=label)
-        ax.legend(fontsize="x-small")
+    panels = {
+        "accuracy (%)": ["percent_forward", "percent_reverse"],
+        "P(true) of the reverse (%)": ["p_reverse_within", "p_reverse_across"],
+        "storage cosine, order": ["cosine_order_within_storage", "cosine_order_across_storage"],
+    }
+    for ax, (label, keys) in zip(axes[0], panels.items(), strict=True):
+        first = 0 if "percent_forward" in keys else 2
+        for number, key in enumerate(keys, first):
+            draw_curves(ax, lines, key, f"C{number}")
+        top = 1 if "cosine" in label else 100
+        ax.set(xlabel="block size", ylabel=label, ylim=(-0.05 * top, 1.05 * top))
+        ax.set_xticks(sorted({line["block"] for line in lines}))
+    names = ["forward", "reverse", "asked within a block", "asked across a border"]
+    keys = [axes[0, 1].plot([], [], color=f"C{n}", label=name) for n, name in enumerate(names)]
+    keys += [
+        axes[0, 1].plot([], [], style, color="gray", label=f"trained on pairs {placed}")
+        for placed, style in MARKS.items()
+    ]
+    handles = [key[0] for key in keys]
+    drawn.legend(handles=handles, loc="outside lower center", ncols=4, fontsize="x-small")
     return drawn
+
+
+def draw_curves(ax, lines: Sequence[Line], key: str, color: str) -> None:
+    """A curve over block sizes for each kind of training pairs, with intervals over seeds."""
+    for placed, style in MARKS.items():
+        found = {
+            block: bounds([line[key] for line in of if line.get(key) is not None])
+            for (kind, block), of in by_cell(lines).items()
+            if kind == placed
+        }
+        found = {block: of for block, of in found.items() if np.isfinite(of.estimate)}
+        if found:
+            reach = [[x.estimate - x.low, x.high - x.estimate] for x in found.values()]
+            middle = [x.estimate for x in found.values()]
+            error = np.nan_to_num(reach).T
+            ax.errorbar(list(found), middle, error, fmt=style, color=color, ms=4, capsize=3)
 
 
 def write(workdir: WorkDir, config, all_runs: Sequence[runs.Run]) -> None:

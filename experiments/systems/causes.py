@@ -327,9 +327,7 @@ def gradient_cosines(loss, params, examples) -> dict[str, jax.Array]:
         # Over the largest entry: the squares of what is answered for sure underflow.
         largest_Q = jnp.stack([jnp.abs(x).max((1, 2)) for x in leaves]).max(0)
         scaled = [x / jnp.where(largest_Q > 0, largest_Q, 1)[:, None, None] for x in leaves]
-        inner = parts.sum(
-            [jnp.einsum("qnx,rnx->qrn", x, x, precision="highest") for x in scaled]
-        )
+        inner = parts.sum([jnp.einsum("qnx,rnx->qrn", x, x, precision="highest") for x in scaled])
         return {name: cosine(x) for name, x in inner.items()}
 
     def cosine(inner_QQ):

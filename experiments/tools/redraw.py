@@ -20,6 +20,9 @@ from dirasym.usage import UsageError
 from experiments import relations_study, rope_bounds, toy_reversal, toy_study
 from experiments.flags import flag
 from experiments.reports import alignment as alignment_report
+from experiments.reports import causes as causes_report
+from experiments.reports import cures as cures_report
+from experiments.reports import dial as dial_report
 from experiments.reports import facts as facts_report
 from experiments.reports import relations as relations_report
 from experiments.reports import relations_study as relations_study_report
@@ -93,6 +96,7 @@ def figures() -> dict[str, Callable[[], Any]]:
         **dynamics_figures(),
         **relations_figures(),
         **world_a_figures(),
+        **cause_figures(),
     }
 
 
@@ -199,6 +203,17 @@ def world_a_figures() -> dict[str, Callable[[], Any]]:
         "world_a_gap": part(world_a_report.gap_figure, beside),
         "world_a_mlp_gap": part(world_a_report.gap_figure, of["world_a_mlp"]),
         "world_a_lora": part(world_a_report.bits_figure, _lines("world_a_lora", "long")),
+    }
+
+
+def cause_figures() -> dict[str, Callable[[], Any]]:
+    """Causes, the dial and cures, from result lines alone."""
+    cells, part = _lines("causes", "results"), functools.partial
+    return {
+        "dial": part(dial_report.figure, _lines("dial", "results")),
+        "causes_effects": part(causes_report.effect_figure, cells),
+        "causes_mechanism": part(causes_report.mechanism_figure, cells),
+        "cures": part(cures_report.figure, _lines("cures", "results")),
     }
 
 

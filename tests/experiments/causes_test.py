@@ -369,6 +369,12 @@ def test_the_dials_claims_compare_across_with_within():
     assert got["dies across borders, block 5"] == ("ratio 0.10 (0.10 to 0.11)", "holds")
     assert got["rival: answers across borders, block 5"][1] == "fails"
     assert got["dies across borders, block 2"][1] == "fails"
+    pytest.importorskip("matplotlib")
+    curves = dial_tables.figure(lines).axes[1].containers
+    drawn = [np.stack(curve[0].get_data()) for curve in curves]
+    within, across = [[2, 5], [50, 50]], [[1, 2, 5], [1.1, 40.1, 5.1]]
+    for got_curve, want in zip(drawn, (within, [[5], [50]], across, [[5], [1.1]]), strict=True):
+        np.testing.assert_allclose(np.asarray(got_curve, float), want)
     assert got["rival: answers across borders, block 2"][1] == "holds"
     assert got["none from pairs across borders, block 5"] == ("reverse 2.1 (1.9 to 2.3) %", "holds")
     assert len(got) == 5

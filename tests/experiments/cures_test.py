@@ -164,6 +164,37 @@ def test_the_table_and_the_figure_put_each_cell_in_its_place():
     assert [x.get_text() for x in tokens.get_xticklabels()] == ["reversed"]
 
 
+def test_claims_go_by_the_thresholds_of_the_page():
+    known = {
+        ("none", "compute"): dict(reverse=1.0, incorrect=2.0),
+        ("reversed", "compute"): dict(reverse=90.0),
+        ("reversed", "exposure"): dict(reverse=70.0),
+        ("copies", "compute"): dict(reverse=8.0),
+        ("diffusion", "compute"): dict(reverse=60.0, incorrect=9.0),
+        ("identity", "compute"): dict(reverse=5.0, copying=20.0),
+        ("uniform_masked", "compute"): dict(reverse=20.0),
+        ("weight_decay", "compute"): dict(reverse=1.0),
+        ("dropout", "compute"): dict(reverse=1.0),
+    }
+    lines = [
+        {"remedy": remedy, "matching": matching, "seed": seed}
+        | dict.fromkeys(cures_report.COLUMNS.values(), 0.0)
+        | {key: value + seed for key, value in values.items()}
+        for (remedy, matching), values in known.items()
+        for seed in (0, 1, 2)
+    ]
+    rows = cures_report.claims(lines)
+    assert [row[0][0] for row in rows] == list("1234567")
+    # Half an interval is Student's 4.30 / √3: 2.5.
+    assert rows[0][1] == "`reversed` 91.0 (88.5 to 93.5)"
+    assert rows[5][1] == "at equal exposure 71.0 (68.5 to 73.5); points less 20.0 (20.0 to 20.0)"
+    assert [row[2] for row in rows] == [
+        "holds", "undecided", "undecided", "fails", "holds", "holds", "holds"
+    ]  # fmt: skip
+    one = [line for line in lines if line["seed"] == 0]
+    assert {row[2] for row in cures_report.claims(one)} == {"undecided"}
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

@@ -1,20 +1,84 @@
+import json
 import os
 import pathlib
 import subprocess
 import sys
 
 import commands
+import jax
 import pytest
 
-from dirasym import collecting, models, sharding
+from dirasym import collecting, models, sharding, workdir
+from dirasym.usage import UsageError
 from experiments.benchmarks import alignment, common, cross_matrix
-from experiments.tools import crash_test, scaling
+from experiments.tables import index
+from experiments.tools import crash_test, jobs, queue, scaling
 
 ROOT = pathlib.Path(__file__).parents[2]
 
 SMALL = dict(
     vocab_size=126_400, width=64, num_heads=4, num_kv_heads=2, mlp_width=96, max_len=128, remat=True
 )
+
+
+@pytest.fixture
+def small_jobs(monkeypatch):
+    """A job that works, one that fails, and one that takes too long."""
+    small = "toy_reversal --preset=smoke --steps=4 --eval_every=2 --models=mdm"
+    found = (
+        queue.Job("works", small, 0.5),
+        queue.Job("fails", f"{small} --width=7", 0.5),
+        queue.Job("long", small, 100.0),
+    )
+    monkeypatch.setattr(queue, "JOBS", found)
+    return found
+
+
+@pytest.mark.slow
+def test_the_queue_runs_what_fits_once_and_keeps_it_as_results(small_jobs, tmp_path, capfd):
+    how = dict(minutes=5.0, output=str(tmp_path / "out"), workdirs=str(tmp_path / "runs"))
+    with pytest.raises(UsageError, match="1 jobs failed: fails"):
+        queue.work(queue.Config(**how))
+    said = capfd.readouterr().out
+    assert "works: done" in said and "fails: failed with 2" in said
+    assert "long: takes 100 minutes" in said
+    folder = tmp_path / "out" / "works"
+    lines = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    assert [line["model"] for line in lines] == ["mdm"] and (folder / "report.md").is_file()
+    assert len(list((folder / "curves").glob("*.npz"))) == 1
+    about = json.loads((folder / "about.json").read_text())
+    assert set(about) >= set(index.NEEDED) and about["versions"]["jax"] == jax.__version__
+    assert about["commands"]["results"].endswith("--eval_every=2 --models=mdm")
+    queue.work(queue.Config(**how, jobs=("works", "long")))  # what is done does not run again
+    assert "works" not in capfd.readouterr().out
+
+
+def test_the_queue_leaves_out_curves_that_are_too_large(small_jobs, tmp_path, monkeypatch):
+    work = tmp_path / "work"
+    (work / "curves").mkdir(parents=True)
+    (work / "config.json").write_text(json.dumps({"made_with": workdir.made_with()}))
+    (work / "results.jsonl").write_text('{"seed": 0, "run_wall_time_sec": 2.0}\n')
+    (work / "curves" / "run.npz").write_bytes(bytes(100))
+    monkeypatch.setattr(queue, "LARGEST", 99)
+    queue.keep(small_jobs[0], work, tmp_path / "out")
+    about = json.loads((tmp_path / "out" / "about.json").read_text())
+    assert "Without curves" in about["notes"] and not (tmp_path / "out" / "curves").exists()
+    assert about["sum_of_run_wall_time_sec"] == {"results": 2}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "wanted", dict.fromkeys(job.command.partition(" --shard")[0] for job in jobs.JOBS)
+)
+def test_every_job_of_the_queue_has_flags_that_its_experiment_takes(wanted):
+    if not wanted.startswith("toy_reversal"):  # whose plan is quickly counted
+        wanted = wanted.replace("paper", "smoke")
+    queue.check(wanted)
+
+
+def test_jobs_have_names_of_their_own_and_end_within_eight_minutes():
+    assert len({job.name for job in jobs.JOBS}) == len(jobs.JOBS)
+    assert all(0 < job.minutes < 8 for job in jobs.JOBS)
 
 
 @pytest.mark.slow
@@ -41,6 +105,8 @@ def test_flops_are_linear_in_layers_and_near_those_of_the_matrix_products(preset
         (("tools.scaling", "--output=/nonexistent/x.md"), "cannot be written"),
         (("tools.scaling", "--workdir=x"), "--workdir has no effect here"),
         (("tools.submit", "--shards=2"), "--experiment is missing"),
+        (("tools.queue", "--jobs=nosuch"), "--jobs: 'nosuch' is not among"),
+        (("tools.queue", "--minutes=-1"), "--minutes=-1.0 is not between 0 and inf"),
         (("tools.submit", "--experiment=nosuch"), "--experiment=nosuch: there is no such"),
         (("benchmarks.alignment", "--width=7", "--model=transformer"), "--width=7: head_dim"),
         (("benchmarks.steps", "--lengths=1"), "--lengths=1 is not between 2 and 400"),

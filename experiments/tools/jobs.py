@@ -1,0 +1,64 @@
+"""What is to be run at the published sizes, in the order in which it is wanted: see `queue`.
+
+Minutes are expected ones on one H100, compiling and evaluation included. None has been measured
+but those of Table 2's MDM (40 to 68 s a length): World A's are 12,500 steps of 64 pairs at 4,367
+sequences a second (docs/results/benchmarks_h100.md), the others operations at a tenth of a TF32
+H100's rate.
+"""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One command, whose results are a folder of docs/results of its own.
+
+    Attributes:
+      name: of the folder.
+      command: the experiment and its flags, without a work directory.
+      minutes: expected on one H100.
+    """
+
+    name: str
+    command: str
+    minutes: float
+
+
+WORLD_A = "world_a --preset=paper --modes=scratch --eval_every=1"
+FORWARD, INVERSE = "--directions=forward", "--directions=inverse"
+TABLE_2 = "toy_reversal --preset=paper --generations=25 --eval_every=500"
+SHARDS = {"causes": 12, "cures": 3, "closure": 4}
+
+
+def shards(name: str, command: str, minutes: float) -> list[Job]:
+    """A job a shard."""
+    count = SHARDS[command.partition(" ")[0]]
+    return [Job(f"{name}_{i}", f"{command} --shard={i}/{count}", minutes) for i in range(count)]
+
+
+JOBS = (
+    # 2511.19997, Table 1: the gap of GPT-2 small from scratch, 1.16 nats at K = 5.
+    Job("world_a_gpt2_K1_forward", f"{WORLD_A} --Ks=1 {FORWARD}", 6),
+    Job("world_a_gpt2_K5_forward", f"{WORLD_A} --Ks=5 {FORWARD}", 6),
+    Job("world_a_gpt2_K5_inverse", f"{WORLD_A} --Ks=5 {INVERSE}", 6),
+    Job("world_a_gpt2_K1_inverse", f"{WORLD_A} --Ks=1 {INVERSE}", 6),
+    Job("world_a_gpt2_K8_forward", f"{WORLD_A} --Ks=8 {FORWARD}", 6),
+    Job("world_a_gpt2_K8_inverse", f"{WORLD_A} --Ks=8 {INVERSE}", 6),
+    *(
+        Job(f"world_a_gpt2_K5_{way}_seed_{seed}", f"{WORLD_A} --Ks=5 {flag} --seeds={seed}", 6)
+        for seed in (1, 2)
+        for way, flag in (("forward", FORWARD), ("inverse", INVERSE))
+    ),
+    # 2602.02133, Table 2: what docs/results/toy_reversal lacks at step 3000; then more seeds.
+    Job("table_2_mdm_L40", f"{TABLE_2} --models=mdm --lengths=40", 2),
+    Job("table_2_arm", f"{TABLE_2} --models=arm", 5),
+    Job("table_2_mdm_10_seeds", f"{TABLE_2} --models=mdm --lengths=10 --seeds=3,4,5,6,7,8,9", 3),
+    # 2405.04669 at 24 layers × 768: half of the 3000 epochs.
+    *(
+        Job(f"relations_24_{task}", f"relations --preset=paper --task={task} --num_epochs=1500", 7)
+        for task in ("reversal", "chain", "icl")
+    ),
+    *shards("causes_paper", "causes --preset=paper", 6),
+    *shards("cures_paper", "cures --preset=paper", 6),
+    *shards("closure_128", "closure --preset=paper --widths=128", 6),
+)  # fmt: skip

@@ -1,0 +1,153 @@
+"""Runs the next jobs at the published sizes that fit the minutes at hand.
+
+Question  None: an accelerator that is lent for minutes should leave finished results.
+Command   python -m experiments.tools.queue --minutes=10 --output=OUT
+          python -m experiments.tools.queue --check   # what is left; runs nothing
+Cost      the minutes given; a job that does not fit them is passed over
+Expected  OUT/JOB/ for each finished job: results, curves, report, figures and about.json, as a
+          folder of docs/results, where it belongs. What lies there, or in OUT, does not run again.
+
+The jobs are in `experiments/tools/jobs.py`. A job that is stopped goes on where it was at the next
+call, if --workdirs is still there.
+"""
+
+import dataclasses
+import datetime
+import json
+import pathlib
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+
+from dirasym import files, report, results
+from dirasym.usage import UsageError
+from experiments.flags import flag
+from experiments.tables.common import RESULTS
+from experiments.tools import command
+from experiments.tools.jobs import JOBS, Job
+
+LARGEST = 16 * 2**20  # bytes of one job's results
+KEPT = ("results.jsonl", "report.md", "figures/*.png", "curves/*.npz")
+STOPPED = 75
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One flag a field."""
+
+    minutes: float = flag(8.0, "At hand.", 0)
+    output: str = flag("runs/queue", "Folder for results.", kind="path")
+    workdirs: str = flag("runs/queue_workdirs", "Folder for work directories.", kind="path")
+    jobs: tuple[str, ...] = flag(("all",), "Names of jobs, in the order of the list.")
+    check: bool = flag(False, "Print the jobs, and try the flags of those that are left.")
+
+    def __post_init__(self):
+        known = {job.name for job in JOBS}
+        for name in self.jobs if self.jobs != ("all",) else ():
+            if name not in known:
+                raise ValueError(f"--jobs: {name!r} is not among {', '.join(sorted(known))}")
+
+    @property
+    def chosen(self) -> list[Job]:
+        """The jobs asked for."""
+        return [job for job in JOBS if self.jobs == ("all",) or job.name in self.jobs]
+
+
+def is_done(job: Job, config: Config) -> bool:
+    """Whether its results are on file, or lie in the output folder."""
+    folders = RESULTS, pathlib.Path(config.output)
+    return any((folder / job.name / "about.json").is_file() for folder in folders)
+
+
+def words(experiment: str, *more: str) -> list[str]:
+    """The command line of a job's command."""
+    name, *flags = shlex.split(experiment)
+    return [sys.executable, "-m", f"experiments.{name}", *flags, *more]
+
+
+def check(experiment: str) -> None:
+    """Lets the experiment plan its runs. Raises UsageError where it refuses the flags."""
+    tried = subprocess.run(words(experiment, "--dry_run"), capture_output=True, text=True)
+    if tried.returncode:
+        raise UsageError(f"{experiment}: {tried.stderr.strip()}")
+
+
+def work(config: Config) -> None:
+    """Prints the jobs, or runs those that fit."""
+    left = [job for job in config.chosen if not is_done(job, config)]
+    if config.check:
+        rows = [
+            [job.name, job.minutes, "left" if job in left else "done", f"`{job.command}`"]
+            for job in config.chosen
+        ]
+        print(report.table(["job", "minutes", "", "command"], rows))
+        for wanted in dict.fromkeys(job.command.partition(" --shard")[0] for job in left):
+            check(wanted)
+        return
+    end, failed = time.monotonic() + 60 * config.minutes, []
+    for job in left:
+        minutes = (end - time.monotonic()) / 60
+        if job.minutes > minutes:
+            print(f"{job.name}: takes {job.minutes:g} minutes, {minutes:.1f} are left", flush=True)
+            continue
+        folder = pathlib.Path(config.workdirs) / job.name
+        limits = f"--workdir={folder}", f"--time_limit={minutes:.2f}", "--noprogress"
+        status = subprocess.run(words(job.command, *limits)).returncode
+        if status == 0:
+            keep(job, folder, pathlib.Path(config.output) / job.name)
+        elif status != STOPPED:
+            failed.append(job.name)
+        said = {0: "done", STOPPED: "stopped, and saved"}.get(status, f"failed with {status}")
+        print(f"{job.name}: {said}", flush=True)
+    if failed:
+        raise UsageError(f"{len(failed)} jobs failed: {', '.join(failed)}")
+
+
+def keep(job: Job, folder: pathlib.Path, into: pathlib.Path) -> None:
+    """Copies what a finished job leaves, and says how it was made: the last file, about.json."""
+    found = [path for pattern in KEPT for path in sorted(folder.glob(pattern))]
+    note = "Run by experiments.tools.queue."
+    if sum(path.stat().st_size for path in found) > LARGEST:
+        found = [path for path in found if path.suffix != ".npz"]
+        note = "Without curves, which are too large."
+    for path in found:
+        target = into / path.relative_to(folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    made = json.loads((folder / "config.json").read_text(encoding="utf-8"))["made_with"]
+    lines = results.read_results(folder / "results.jsonl")
+    now = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M")
+    about = {
+        "commands": {"results": f"python -m experiments.{job.command}"},
+        "commit": commit(),
+        "recorded_in": {"results": {"commit": "the one that added this file", "date": now}},
+        "device": made["device"],
+        "versions": {"python": made["python"], **made["versions"]},
+        "sum_of_run_wall_time_sec": {
+            "results": round(sum(line.get("run_wall_time_sec", 0) for line in lines))
+        },
+        "notes": note,
+    }
+    files.write_atomically(into / "about.json", json.dumps(about, indent=2) + "\n")
+
+
+def commit() -> str:
+    """Of the working tree; changes that are not committed are said."""
+    root = pathlib.Path(__file__).parents[2]
+    git = ["git", "-C", str(root)]
+    try:
+        head = subprocess.run(
+            [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True
+        )
+        changed = subprocess.run([*git, "status", "--short"], capture_output=True, text=True)
+    except OSError:
+        return "unknown: no git"
+    if head.returncode:
+        return "unknown: no repository"
+    return head.stdout.strip() + (" with changes" if changed.stdout.strip() else "")
+
+
+if __name__ == "__main__":
+    command.main(Config, work)
