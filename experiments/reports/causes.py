@@ -194,9 +194,10 @@ def effect_figure(lines: Sequence[Line]):
     figure, axes = report.new_figure(1, 1, (6.4, 0.8 + 0.24 * len(order)))
     report.plot_bounds(axes[0, 0], range(len(order)), [found[n] for n in order], None, across=True)
     axes[0, 0].axvline(0, color="gray", lw=0.8)
-    axes[0, 0].set_yticks(range(len(order)), order)
+    named = [name.replace(":", " × ").replace("=", ": ").replace("_", " ") for name in order]
+    axes[0, 0].set_yticks(range(len(order)), named, fontsize="small")
     axes[0, 0].margins(y=0.1)
-    axes[0, 0].set(xlabel="points of reverse accuracy against bidirectional masked diffusion")
+    axes[0, 0].set(xlabel="points of reverse accuracy")
     return figure
 
 
@@ -210,7 +211,8 @@ def mechanism_figure(lines: Sequence[Line]):
             x = [mean(cell, MEASURES[name]) for cell in of.values()]
             y = [np.mean([line["percent_reverse"] for line in cell]) for cell in of.values()]
             ax.plot(x, y, "o", color=f"C{number}", ms=4, label=f"predicted: {predicted}")
-        ax.set(xlabel=f"{name.replace('*', '')}, at 20 %", ylabel="reverse accuracy at the end (%)")
+        ax.set_xlabel(f"{name.replace('*', '')}\nat 20 % of training", fontsize="small")
+    axes[0, 0].set(ylabel="reverse accuracy (%)")
     axes[0, 0].legend(fontsize="x-small")
     return figure
 

@@ -18,6 +18,7 @@ COLUMNS = {  # header -> key
     "copying %": "copying",
     "incorrect %": "incorrect",
 }
+NAMES = {"forward": "forward", "reverse": "reverse", "incorrect": "asserts what does not hold"}
 Lines = Sequence[Mapping[str, Any]]
 
 
@@ -75,13 +76,11 @@ def claims(lines: Lines) -> list[list[str]]:
         return {f"`{remedy}`": of(remedy, key) for remedy in remedies}
 
     at_equal = of("reversed", "reverse", "exposure")
-    pairs = zip(
-        *(
-            [line["reverse"] for line in sorted(x, key=lambda line: line["seed"])]
-            for x in (found.get((m, "reversed"), []) for m in ("compute", "exposure"))
-        ),
-        strict=False,
-    )
+    by_seed = [
+        {line["seed"]: line["reverse"] for line in found.get((matching, "reversed"), [])}
+        for matching in ("compute", "exposure")
+    ]
+    pairs = [(by_seed[0][seed], by_seed[1][seed]) for seed in by_seed[0].keys() & by_seed[1]]
     less = bounds([more - fewer for more, fewer in pairs])
     return [
         row("1. showing the reverse gives it", named("reverse", "reversed"),
@@ -122,10 +121,11 @@ def figure(lines: Lines):
                 for remedy in remedies
             ]
             mean, half = np.array(of).T
-            ax.errorbar(
-                place + shift, mean, np.nan_to_num(half), fmt="o", ms=4, capsize=3, label=key
-            )
-        ax.set_xticks(place, remedies, rotation=60, ha="right")
+            style = dict(fmt="o", ms=4, capsize=3, label=NAMES[key])
+            ax.errorbar(place + shift, mean, np.nan_to_num(half), **style)
+        ax.set_xticks(place, [x.replace("_", " ") for x in remedies], rotation=60, ha="right")
+        ax.set_xlim(-0.6, max(len(remedies), 5) - 0.4)
         ax.set(title=f"equal {matching}", ylabel="%", ylim=(-5, 105))
-    axes[0, 0].legend(fontsize="x-small")
+    handles = axes[0, 0].get_legend_handles_labels()
+    drawn.legend(*handles, loc="outside upper center", ncols=3, fontsize="small")
     return drawn

@@ -183,7 +183,7 @@ def test_claims_go_by_the_thresholds_of_the_page():
         for (remedy, matching), values in known.items()
         for seed in (0, 1, 2)
     ]
-    rows = cures_report.claims(lines)
+    rows = cures_report.claims(lines[::-1])
     assert [row[0][0] for row in rows] == list("1234567")
     # Half an interval is Student's 4.30 / √3: 2.5.
     assert rows[0][1] == "`reversed` 91.0 (88.5 to 93.5)"
