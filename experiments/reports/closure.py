@@ -1,13 +1,15 @@
 """The table and figure of `closure`: means over seeds, a panel a closure."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from dirasym import intervals, report, runs
+from dirasym import effects, intervals, report, runs
+from dirasym.intervals import Bounds
 from dirasym.workdir import WorkDir
+from experiments.reports.causes import bounds, said, verdict
 
 COLUMNS = {  # header -> key; shares are printed in percent
     "told %": "train_accuracy",
@@ -28,6 +30,8 @@ def write(workdir: WorkDir, config, all_runs: Sequence[runs.Run]) -> None:
     del all_runs
     lines = workdir.results()
     printed = table(lines)
+    for width in values_of(lines, "width"):
+        printed += f"\n\nWidth {width}:\n\n{claim_table(report.select(lines, width=width))}"
     text = (
         f"# Weight decay and closure (arXiv 2509.21993)\n\n{printed}\n\nMean over seeds ± 95 % "
         f"Student interval, after {config.num_steps} steps of AdamW {config.lr:g} on "
@@ -65,6 +69,77 @@ def table(lines: Lines) -> str:
                     rows.append([width, closure, decay, len(of), *(cell(of, k) for k in
                                                                    COLUMNS.values())])  # fmt: skip
     return report.table(["width", "closure", "weight decay", "seeds", *COLUMNS], rows)
+
+
+def claims(lines: Lines) -> list[list[str]]:
+    """(claim, statistic, verdict) by the thresholds of docs/closure.md, of one width's cells."""
+    found: dict[tuple[int, float], Lines] = {
+        (closure, float(decay)): of
+        for closure in values_of(lines, "closure")
+        for decay in values_of(lines, "weight_decay")
+        if (of := report.select(lines, closure=closure, weight_decay=decay))
+    }
+
+    def share(of: Lines, key: str = "reverse_accuracy") -> Bounds:
+        return bounds([100 * line[key] for line in of])
+
+    learned = {c: of for c, of in found.items() if share(of, "train_accuracy").estimate >= 95}
+
+    def less(one, other) -> Bounds:
+        values = ({line["seed"]: line["reverse_accuracy"] for line in learned.get(cell, ())}
+                  for cell in (one, other))  # fmt: skip
+        more, fewer = values
+        return bounds([100 * (more[seed] - fewer[seed]) for seed in sorted(more.keys() & fewer)])
+
+    reverse = {cell: share(of) for cell, of in learned.items()}
+    isolated, whole = (
+        {decay: x for (closure, decay), x in reverse.items() if closure == which}
+        for which in (0, 6)
+    )
+    none = Bounds(np.nan, np.nan, np.nan)
+    free = whole.get(0.0, none)
+    decayed = [x for decay, x in whole.items() if decay >= 1]
+    against = [less((6, 3.0), other) for other in ((0, 3.0), (6, 0.0))]
+    hits = [share(of, "probe_hits").estimate for of in learned.values()]
+    rank = none
+    if len(hits) > 2:
+        rank = effects.rank_correlation(hits, [x.estimate for x in reverse.values()])
+
+    def stated(of: Mapping[float, Bounds]) -> str:
+        return "; ".join(f"decay {decay:g}: {said(x, 1)}" for decay, x in of.items())
+
+    missing = [cell for cell in ((6, 3.0), (0, 3.0), (6, 0.0)) if cell not in learned]
+    both = "; ".join(f"closure {closure}, decay {decay:g} has not learned"
+                     for closure, decay in missing)  # fmt: skip
+    if not missing:
+        points = f"{said(against[0], 1)}; less decay 0: {said(against[1], 1)} points"
+        both = f"closure 6, decay 3, less closure 0: {points}"
+    decided = [*isolated.values(), free, *decayed]
+    return [
+        ["1. isolated pairs stay one-way", f"reverse at closure 0, {stated(isolated)}",
+         verdict(all_known(isolated.values()), all(x.high < 10 for x in isolated.values()),
+                 any(x.low > 20 for x in isolated.values()))],
+        ["2. decay reverses a closed graph", f"reverse at closure 6, {stated(whole)}",
+         verdict(all_known(decided), free.high < 30 and all(x.low > 50 for x in decayed),
+                 not any(x.low > 50 for x in whole.values()))],
+        ["3. it takes both", both,
+         verdict(all_known(against), all(x.low > 40 for x in against),
+                 any(x.high < 10 for x in against))],
+        ["4. the structure goes with it",
+         f"rank correlation of probe hits over {len(hits)} cells: {said(rank)}",
+         verdict(rank, rank.estimate > 0.7, rank.estimate < 0.3)],
+    ]  # fmt: skip
+
+
+def all_known(of: Iterable[Bounds]) -> Bounds:
+    """Finite where all of them are, and there is one: whether a verdict can be given."""
+    ends = np.array([*of], float).reshape(-1, 3)
+    return Bounds(*ends.sum(0)) if len(ends) else Bounds(np.nan, np.nan, np.nan)
+
+
+def claim_table(lines: Lines) -> str:
+    """`claims` as a table."""
+    return report.table(["claim", "statistic (95 % interval over seeds)", "verdict"], claims(lines))
 
 
 def decay_figure(lines: Lines):

@@ -178,6 +178,32 @@ def test_the_table_and_the_diagram_put_each_cell_in_its_place():
     assert np.isnan(gap[0, 1]) and gap[1, 1] == pytest.approx(85)
 
 
+def _claimed(reverse, told=1.0):
+    """Claims of three seeds whose reverse accuracy in a cell is known; hits are half of it."""
+    lines = [
+        _line(64, closure, decay, seed, train_accuracy=told, reverse_accuracy=x + seed / 100,
+              probe_hits=x / 2)
+        for (closure, decay), x in reverse.items() for seed in range(3)
+    ]  # fmt: skip
+    return closure_report.claims(lines[::-1])
+
+
+def test_claims_go_by_the_thresholds_of_the_page():
+    expected = {(0, "0"): 0.0, (0, "3"): 0.01, (6, "0"): 0.1, (6, "1"): 0.9, (6, "3"): 0.95}
+    rows = _claimed(expected)
+    assert [row[2] for row in rows] == ["holds"] * 4
+    # Half an interval of 0.01 a seed is Student's 4.30 / √3: 2.5 points.
+    assert rows[0][1].endswith("decay 0: 1.0 (−1.5 to 3.5); decay 3: 2.0 (−0.5 to 4.5)")
+    assert "less closure 0: 94.0 (94.0 to 94.0); less decay 0: 85.0 (85.0" in rows[2][1]
+    assert rows[3][1].startswith("rank correlation of probe hits over 5 cells: 1.00")
+    against = {(0, "0"): 0.4, (0, "3"): 0.3, (6, "0"): 0.02, (6, "1"): 0.01, (6, "3"): 0.0}
+    assert [row[2] for row in _claimed(against)] == ["fails", "fails", "fails", "holds"]
+    free = _claimed(expected | {(6, "0"): 1.0})  # the graph reverses without decay
+    assert free[1][2] == "undecided"
+    unlearned = _claimed(expected, told=0.94)
+    assert {row[2] for row in unlearned} == {"undecided"} and "has not learned" in unlearned[2][1]
+
+
 def test_the_figures_hold_the_numbers():
     pytest.importorskip("matplotlib")
     isolated, closed = closure_report.decay_figure(LINES).axes
