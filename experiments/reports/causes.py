@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -93,7 +94,9 @@ def effect_table(lines: Sequence[Line]) -> str:
     text = report.table(["effect on reverse accuracy, points", "estimate (95 % interval)"], rows)
     if aliases:
         groups = "; ".join(", ".join(group) for group in aliases)
-        text += f"\n\nCannot be told apart in these cells, and left out: {groups}."
+        text += "\n\n" + textwrap.fill(
+            f"Cannot be told apart in these cells, and left out: {groups}.", 100
+        )
     return text
 
 

@@ -21,6 +21,7 @@ from experiments import relations_study, rope_bounds, toy_reversal, toy_study
 from experiments.flags import flag
 from experiments.reports import alignment as alignment_report
 from experiments.reports import causes as causes_report
+from experiments.reports import closure as closure_report
 from experiments.reports import cures as cures_report
 from experiments.reports import dial as dial_report
 from experiments.reports import facts as facts_report
@@ -207,13 +208,14 @@ def world_a_figures() -> dict[str, Callable[[], Any]]:
 
 
 def cause_figures() -> dict[str, Callable[[], Any]]:
-    """Causes, the dial and cures, from result lines alone."""
-    cells, part = _lines("causes", "results"), functools.partial
+    """Causes, the dial, cures and closure, from result lines alone."""
+    cells, part = _lines("causes", "results", "more"), functools.partial
     return {
         "dial": part(dial_report.figure, _lines("dial", "results")),
         "causes_effects": part(causes_report.effect_figure, cells),
         "causes_mechanism": part(causes_report.mechanism_figure, cells),
-        "cures": part(cures_report.figure, _lines("cures", "results")),
+        "cures": part(cures_report.figure, _lines("cures", "results", "more")),
+        "closure_phase": part(closure_report.phase_figure, _lines("closure", "results")),
     }
 
 
