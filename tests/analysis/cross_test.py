@@ -197,6 +197,18 @@ def test_files_are_resumed(tmp_path, monkeypatch):
         jax.jit(lambda p: alignment.cross_alignment(*LOSSES, p, rows, out=tmp_path))(params)
 
 
+def test_tiles_below_the_diagonal_are_mirrored_in_files(tmp_path):
+    params, rows, one = _params(), _examples(ROWS), LOSSES[0]
+    inner = alignment.cross_alignment(
+        one, one, params, rows, method="factored", memory_limit=20_000, out=tmp_path, blocks="layer"
+    ).inner
+    want = alignment.cross_alignment(one, one, params, rows, method="direct", blocks="layer").inner
+    for block, matrix in want.items():
+        assert isinstance(inner[block], np.memmap)
+        _assert_close(inner[block], np.asarray(matrix))
+    _assert_close(inner["total"], _by_hand((one, one), params, rows, rows))
+
+
 @pytest.mark.slow
 def test_examples_are_split_over_four_devices():
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
