@@ -191,6 +191,10 @@ def test_claims_go_by_the_thresholds_of_the_page():
     assert [row[2] for row in rows] == [
         "holds", "undecided", "undecided", "fails", "holds", "holds", "holds"
     ]  # fmt: skip
+    near = [line | {key: line[key] - 9 for key in ("reverse", "copying")} for line in lines]
+    assert [row[2] for row in cures_report.claims(near)] == [
+        "undecided", "fails", "undecided", "undecided", "holds", "holds", "holds"
+    ]  # fmt: skip
     one = [line for line in lines if line["seed"] == 0]
     assert {row[2] for row in cures_report.claims(one)} == {"undecided"}
 
