@@ -195,6 +195,9 @@ def test_claims_go_by_the_thresholds_of_the_page():
     assert [row[2] for row in cures_report.claims(near)] == [
         "undecided", "fails", "undecided", "undecided", "holds", "holds", "holds"
     ]  # fmt: skip
+    tied = [line | {"reverse": 72.9999995 + line["seed"]} if line["matching"] == "exposure"
+            else line | {"reverse": 76.0 + line["seed"]} for line in lines]  # fmt: skip
+    assert cures_report.claims(tied)[5][2] == "undecided"
     one = [line for line in lines if line["seed"] == 0]
     assert {row[2] for row in cures_report.claims(one)} == {"undecided"}
 
