@@ -77,13 +77,10 @@ def test_any_capacity_gives_the_plain_loss_and_gradients(name):
         _check_close(_grads(objective, capacity, **network), want)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
-    [
-        pytest.param(dict(scan_layers=True), marks=pytest.mark.slow),
-        pytest.param(dict(remat=True), marks=pytest.mark.slow),
-        members.slow(dict(scan_layers=True, remat=True)),
-    ],
+    [dict(scan_layers=True), dict(remat=True), dict(scan_layers=True, remat=True)],
     ids=str,
 )
 def test_so_do_scanned_and_recomputed_layers(overrides):

@@ -2,16 +2,17 @@
 
 import functools
 import json
-import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from dirasym import effects, files, intervals, report, runs
+from dirasym import effects, files, report, runs
 from dirasym.intervals import Bounds
 from dirasym.workdir import WorkDir
+from experiments.reports import verdicts
+from experiments.reports.verdicts import bounds, said, verdict
 from experiments.systems import causes
 
 Line = Mapping[str, Any]
@@ -48,16 +49,7 @@ def interval(lines: Sequence[Line], key: str) -> Bounds:
 
 def mean(lines: Sequence[Line], key: str) -> float:
     """Mean over the seeds that have the value; NaN where none has."""
-    values = [line[key] for line in lines if line[key] is not None]
-    return float(np.mean(values)) if values else math.nan
-
-
-def bounds(values: Sequence[float]) -> Bounds:
-    """The same of values; NaN of none."""
-    if not values:
-        return Bounds(math.nan, math.nan, math.nan)
-    mean, half = intervals.student_interval(values)
-    return Bounds(mean, mean - half, mean + half)
+    return interval(lines, key).estimate
 
 
 def cell_table(lines: Sequence[Line]) -> str:
@@ -100,12 +92,6 @@ def effect_table(lines: Sequence[Line]) -> str:
     return text
 
 
-def said(of: Bounds, digits: int = 2) -> str:
-    """`1.0 (0.5 to 1.5)`."""
-    estimate, low, high = (f"{x:.{digits}f}".replace("-", "−") for x in of)
-    return f"{estimate} ({low} to {high})"
-
-
 def mechanism(lines: Sequence[Line]) -> list[tuple[str, Bounds, Bounds]]:
     """(measure at 20 %, Spearman with the final reverse accuracy, area under ROC), over cells."""
     cells = by_cell(lines)
@@ -128,13 +114,6 @@ def mechanism_table(lines: Sequence[Line]) -> str:
     return report.table(["at 20 % of training", "rank correlation", "area under ROC"], rows)
 
 
-def verdict(of: Bounds, holds: bool, fails: bool) -> str:
-    """One word; no interval, no verdict."""
-    if not np.isfinite([of.low, of.high]).all():
-        return "undecided"
-    return "holds" if holds else "fails" if fails else "undecided"
-
-
 def claims(lines: Sequence[Line], transplants: Sequence[Line] = ()) -> list[list[str]]:
     """(claim, statistic, verdict) by the thresholds of docs/causes.md, of what was run."""
     base = {"attention": "bidirectional", "positions": "rope", "layers": 1}
@@ -147,7 +126,7 @@ def claims(lines: Sequence[Line], transplants: Sequence[Line] = ()) -> list[list
         ratio = bounds([alone_of[line["seed"]] / line["percent_reverse"] for line in paired])
         cosine = interval(both, "early_cosine_order_storage")
         word = verdict(
-            Bounds(0, ratio.low + cosine.low, ratio.high + cosine.high),
+            [ratio, cosine],
             ratio.low > 0.5 and cosine.low > 0.3,
             ratio.high < 0.5 or cosine.high < 0.3,
         )
@@ -161,9 +140,7 @@ def claims(lines: Sequence[Line], transplants: Sequence[Line] = ()) -> list[list
             if (of := report.select(of_B, objective=objective))
         }
         word = verdict(
-            Bounds(
-                0, min(c.low for _, c in found.values()), max(c.high for _, c in found.values())
-            ),
+            [choice for _, choice in found.values()],
             all(a.high < 5 and c.high < 10 for a, c in found.values()),
             any(c.low > 20 for _, c in found.values()),
         )
@@ -173,12 +150,12 @@ def claims(lines: Sequence[Line], transplants: Sequence[Line] = ()) -> list[list
         rows.append(["2. the source must be a target", text, word])
     if both:
         order, target = (interval(both, f"early_cosine_{x}_storage") for x in ("order", "target"))
-        word = verdict(target, target.high < order.low / 3, target.low > order.high / 2)
+        word = verdict([target, order], target.high < order.low / 3, target.low > order.high / 2)
         text = f"storage cosine *target*: {said(target)}; *order*: {said(order)}"
         rows.append(["3. distinct entries by target", text, word])
     if transplants:
         choice = interval(transplants, "choice_reverse")
-        word = verdict(choice, choice.low > 50, choice.high < 10)
+        word = verdict([choice], choice.low > 50, choice.high < 10)
         text = f"reverse choice of B only with the storage of A only: {said(choice, 1)}"
         rows.append(["4. a transplant", text, word])
     return rows
@@ -186,8 +163,7 @@ def claims(lines: Sequence[Line], transplants: Sequence[Line] = ()) -> list[list
 
 def claim_table(lines: Sequence[Line], transplants: Sequence[Line] = ()) -> str:
     """`claims` as a table."""
-    return report.table(["claim", "statistic (95 % interval over seeds)", "verdict"],
-                        claims(lines, transplants))  # fmt: skip
+    return verdicts.table(claims(lines, transplants))
 
 
 def effect_figure(lines: Sequence[Line]):

@@ -1,7 +1,7 @@
 """The table and figure of `closure`: means over seeds, a panel a closure."""
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,8 @@ import numpy as np
 from dirasym import effects, intervals, report, runs
 from dirasym.intervals import Bounds
 from dirasym.workdir import WorkDir
-from experiments.reports.causes import bounds, said, verdict
+from experiments.reports import verdicts
+from experiments.reports.verdicts import bounds, said, verdict
 
 COLUMNS = {  # header -> key; shares are printed in percent
     "told %": "train_accuracy",
@@ -117,29 +118,23 @@ def claims(lines: Lines) -> list[list[str]]:
     decided = [*isolated.values(), free, *decayed]
     return [
         ["1. isolated pairs stay one-way", f"reverse at closure 0, {stated(isolated)}",
-         verdict(all_known(isolated.values()), all(x.high < 10 for x in isolated.values()),
+         verdict(isolated.values(), all(x.high < 10 for x in isolated.values()),
                  any(x.low > 20 for x in isolated.values()))],
         ["2. decay reverses a closed graph", f"reverse at closure 6, {stated(whole)}",
-         verdict(all_known(decided), free.high < 30 and all(x.low > 50 for x in decayed),
+         verdict(decided, free.high < 30 and all(x.low > 50 for x in decayed),
                  not any(x.low > 50 for x in whole.values()))],
         ["3. it takes both", both,
-         verdict(all_known(against), all(x.low > 40 for x in against),
+         verdict(against, all(x.low > 40 for x in against),
                  any(x.high < 10 for x in against))],
         ["4. the structure goes with it",
          f"rank correlation of probe hits over {len(hits)} cells: {said(rank)}",
-         verdict(rank, rank.estimate > 0.7, rank.estimate < 0.3)],
+         verdict([rank], rank.estimate > 0.7, rank.estimate < 0.3)],
     ]  # fmt: skip
-
-
-def all_known(of: Iterable[Bounds]) -> Bounds:
-    """Finite where all of them are, and there is one: whether a verdict can be given."""
-    ends = np.array([*of], float).reshape(-1, 3)
-    return Bounds(*ends.sum(0)) if len(ends) else Bounds(np.nan, np.nan, np.nan)
 
 
 def claim_table(lines: Lines) -> str:
     """`claims` as a table."""
-    return report.table(["claim", "statistic (95 % interval over seeds)", "verdict"], claims(lines))
+    return verdicts.table(claims(lines))
 
 
 def decay_figure(lines: Lines):

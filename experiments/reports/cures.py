@@ -8,7 +8,8 @@ import numpy as np
 
 from dirasym import intervals, report, runs
 from dirasym.workdir import WorkDir
-from experiments.reports.causes import bounds, said
+from experiments.reports import verdicts
+from experiments.reports.verdicts import bounds, said, verdict
 
 COLUMNS = {  # header -> key
     "forward %": "forward",
@@ -68,9 +69,7 @@ def claims(lines: Lines) -> list[list[str]]:
     def row(claim, stated, is_true, is_false):
         values = list(stated.values())
         text = "; ".join(f"{name} {said(x, 1)}" for name, x in stated.items())
-        known = all(np.isfinite([*x]).all() for x in values)
-        word = "holds" if known and is_true(*values) else "undecided"
-        return [claim, text, "fails" if known and is_false(*values) else word]
+        return [claim, text, verdict(values, is_true(*values), is_false(*values))]
 
     def named(key, *remedies):
         return {f"`{remedy}`": of(remedy, key) for remedy in remedies}
@@ -105,7 +104,7 @@ def claims(lines: Lines) -> list[list[str]]:
 
 def claim_table(lines: Lines) -> str:
     """`claims` as a table."""
-    return report.table(["claim", "statistic (95 % interval over seeds)", "verdict"], claims(lines))
+    return verdicts.table(claims(lines))
 
 
 def figure(lines: Lines):

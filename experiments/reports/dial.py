@@ -9,7 +9,8 @@ import numpy as np
 from dirasym import report, runs
 from dirasym.intervals import Bounds
 from dirasym.workdir import WorkDir
-from experiments.reports.causes import bounds, said, verdict
+from experiments.reports import verdicts
+from experiments.reports.verdicts import bounds, said, verdict
 
 Line = Mapping[str, Any]
 COLUMNS = {
@@ -59,11 +60,11 @@ def claims(lines: Sequence[Line]) -> list[list[str]]:
                 ("dies across borders", ratio.high < 0.25, ratio.low > 0.25),
                 ("rival: answers across borders", ratio.low > 0.5, ratio.high < 0.5),
             ):
-                word = verdict(ratio, holds, fails)
+                word = verdict([ratio], holds, fails)
                 rows.append([f"{claim}, block {block}", f"ratio {said(ratio)}", word])
         if placed == "across":
             reverse = bounds([line["percent_reverse"] for line in of_cell])
-            word = verdict(reverse, reverse.high < 5, reverse.low > 5)
+            word = verdict([reverse], reverse.high < 5, reverse.low > 5)
             claim = f"none from pairs across borders, block {block}"
             rows.append([claim, f"reverse {said(reverse, 1)} %", word])
     return rows
@@ -71,7 +72,7 @@ def claims(lines: Sequence[Line]) -> list[list[str]]:
 
 def claim_table(lines: Sequence[Line]) -> str:
     """`claims` as a table."""
-    return report.table(["claim", "statistic (95 % interval over seeds)", "verdict"], claims(lines))
+    return verdicts.table(claims(lines))
 
 
 def figure(lines: Sequence[Line]):

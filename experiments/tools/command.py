@@ -1,5 +1,7 @@
 """A command line without a work directory: flags from a dataclass, exit status 2 for a bad one."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -7,6 +9,18 @@ from absl import app
 
 from dirasym.usage import UsageError, blamed
 from experiments import flags
+
+
+def words(experiment: str, *flags: str) -> list[str]:
+    """The command line of an experiment, by its name."""
+    return [sys.executable, "-m", f"experiments.{experiment}", *flags]
+
+
+def check(command: list[str]) -> None:
+    """Lets an experiment plan its runs. Raises UsageError with its line where it refuses."""
+    tried = subprocess.run([*command, "--dry_run"], capture_output=True, text=True)
+    if tried.returncode:
+        raise UsageError(tried.stderr.strip().removeprefix("error: "))
 
 
 def main(config_type: type, work: Callable[[Any], None]) -> None:

@@ -27,12 +27,10 @@ class Job:
 WORLD_A = "world_a --preset=paper --modes=scratch --eval_every=1"
 FORWARD, INVERSE = "--directions=forward", "--directions=inverse"
 TABLE_2 = "toy_reversal --preset=paper --generations=25 --eval_every=500"
-SHARDS = {"causes": 12, "cures": 3, "closure": 4}
 
 
-def shards(name: str, command: str, minutes: float) -> list[Job]:
+def shards(count: int, name: str, command: str, minutes: float) -> list[Job]:
     """A job a shard."""
-    count = SHARDS[command.partition(" ")[0]]
     return [Job(f"{name}_{i}", f"{command} --shard={i}/{count}", minutes) for i in range(count)]
 
 
@@ -58,7 +56,7 @@ JOBS = (
         Job(f"relations_24_{task}", f"relations --preset=paper --task={task} --num_epochs=1500", 7)
         for task in ("reversal", "chain", "icl")
     ),
-    *shards("causes_paper", "causes --preset=paper", 6),
-    *shards("cures_paper", "cures --preset=paper", 6),
-    *shards("closure_128", "closure --preset=paper --widths=128", 6),
+    *shards(12, "causes_paper", "causes --preset=paper", 6),
+    *shards(3, "cures_paper", "cures --preset=paper", 6),
+    *shards(4, "closure_128", "closure --preset=paper --widths=128", 6),
 )  # fmt: skip

@@ -18,11 +18,10 @@ import pathlib
 import shlex
 import shutil
 import subprocess
-import sys
 import time
 
 from dirasym import files, report, results
-from dirasym.usage import UsageError
+from dirasym.usage import UsageError, blamed
 from experiments.flags import flag
 from experiments.tables.common import RESULTS
 from experiments.tools import command
@@ -63,15 +62,13 @@ def is_done(job: Job, config: Config) -> bool:
 
 def words(experiment: str, *more: str) -> list[str]:
     """The command line of a job's command."""
-    name, *flags = shlex.split(experiment)
-    return [sys.executable, "-m", f"experiments.{name}", *flags, *more]
+    return command.words(*shlex.split(experiment), *more)
 
 
 def check(experiment: str) -> None:
     """Lets the experiment plan its runs. Raises UsageError where it refuses the flags."""
-    tried = subprocess.run(words(experiment, "--dry_run"), capture_output=True, text=True)
-    if tried.returncode:
-        raise UsageError(f"{experiment}: {tried.stderr.strip()}")
+    with blamed(experiment):
+        command.check(words(experiment))
 
 
 def work(config: Config) -> None:

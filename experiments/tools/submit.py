@@ -77,10 +77,8 @@ def submit(theirs: Sequence[str], config: Config) -> None:
         raise UsageError("submit needs submitit: pip install 'dirasym[cluster]'")
     import submitit
 
-    words = [sys.executable, "-m", f"experiments.{config.experiment}", *theirs]
-    tried = subprocess.run([*words, "--dry_run"], capture_output=True, text=True)
-    if tried.returncode:
-        raise UsageError(tried.stderr.strip().removeprefix("error: "))
+    words = command.words(config.experiment, *theirs)
+    command.check(words)
     folder = pathlib.Path(config.logs)
     folder.mkdir(parents=True, exist_ok=True)
     executor = submitit.AutoExecutor(folder, cluster=config.executor)

@@ -5,6 +5,7 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import members
 import numpy as np
 import optax
 import pytest
@@ -207,10 +208,7 @@ def _assert_equal(got, want, rtol):
 QUICK = ("function", "experts")
 
 
-@pytest.mark.parametrize(
-    "name",
-    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CASES],
-)
+@pytest.mark.parametrize("name", members.quick(CASES, QUICK))
 def test_factored_is_direct_in_float64_and_float32(name):
     make, not_factored = CASES[name]
 
