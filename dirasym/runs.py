@@ -123,30 +123,30 @@ def sweep(
     shard: Shard | None = None,
     dry_run: bool = False,
     writers: Sequence[Writer] = (),
+    checkpoint_every: int = 1,
     keep_checkpoints: bool = False,
     progress: bool = True,
     recipe: bool = True,
 ) -> list[dict[str, Any]]:
     """Trains every run with every seed, as far as it is not done, and returns the result lines.
 
-    Each line goes to WORKDIR/results.jsonl and each history to WORKDIR/curves as soon as its
-    run is done. A killed sweep goes on from its last checkpoints: in the same grouping of seeds
-    it ends in the same bits; in another grouping, or on other devices, rounding differs.
+    A line goes to WORKDIR/results.jsonl and a history to WORKDIR/curves as soon as a run is done.
+    Killed, it goes on from its last checkpoints, in the same bits if seeds are grouped as before.
 
     Args:
       all_runs: of different identities.
       seeds: one training each.
       workdir: a path, or an open `WorkDir`.
-      mesh: devices that share each batch (axis "data") and, with an axis "model", each weight
-        (see `sharding`); None for the default device.
+      mesh: devices that share batches (axis "data") and weights ("model"), see `sharding`; or None.
       backend: "jit" or "pmap".
       together: whether the seeds of a run train in one program; "auto": on accelerators.
-      time_limit: minutes after which it stops; it stops earlier if what comes next would not fit.
+      time_limit: minutes after which it stops, or earlier if what comes next would not fit.
       shard: (i, n) does the i-th of n parts of the runs and seeds, i from 0. Parts may share
         a work directory, or be joined by `workdir.merge`.
       dry_run: trains nothing, and returns a line a run: steps, parameters, FLOPs.
       writers: take scalars during training. WORKDIR/curves has them as CSV in any case.
-      keep_checkpoints: keep the checkpoint of every evaluation, not the last two.
+      checkpoint_every: evaluations between checkpoints. A run that stops or ends is saved too.
+      keep_checkpoints: keep them all, not the last two.
       progress: a bar on a terminal, plain lines elsewhere.
       recipe: whether a run begun with another step or other sizes is refused (see `recipes`).
 
@@ -178,7 +178,7 @@ def sweep(
         for run, pairs in itertools.groupby(workdir.missing(mine), key=lambda pair: pair[0]):
             missing = [seed for _, seed in pairs]
             for group in [missing] if together else [[seed] for seed in missing]:
-                one = _Group(run, group, workdir, keep, writers, progress)
+                one = _Group(run, group, workdir, keep, checkpoint_every, writers, progress)
                 one.train(programs, stopping)
     return [line for line in workdir.lines(mine) if line is not None]
 
@@ -252,9 +252,10 @@ class _Programs:
 class _Group:
     """One run with the seeds that train in one program, from its last checkpoints to its lines."""
 
-    def __init__(self, run: Run, seeds: list[int], workdir: WorkDir, keep, writers, progress):
+    def __init__(self, run: Run, seeds: list[int], workdir: WorkDir, keep, every, writers, shown):
         self.run, self.seeds, self.workdir = run, seeds, workdir
         self.writers = writers
+        self.save_every = every * run.eval_every
         self.data = [run.data(seed) for seed in seeds]
         digests = [training.digest(data) for data in self.data]
         self.saved = [
@@ -263,10 +264,10 @@ class _Group:
         ]
         self.names = [full_name(run, seed) for seed in seeds]
         self.title = full_name(run, ",".join(map(str, seeds)))
-        self.progress = Progress(self.title, run.num_steps, shown=progress)
+        self.progress = Progress(self.title, run.num_steps, shown=shown)
 
     def train(self, programs: _Programs, stopping: Stopping) -> None:
-        """Goes on to the last step, saving at every evaluation, and records the result lines."""
+        """Goes on to the last step, saving on the way, and records the result lines."""
         step, states, histories = self._start(stopping)
         try:
             for name in self.names:
@@ -301,15 +302,18 @@ class _Group:
                     self._log(*which, step, time.time() - start)
                     for which in zip(states, histories, metrics, strict=True)
                 ]
+            ends = step == self.run.num_steps or bool(stopping.reason())
+            is_due = ends or step % self.save_every == 0
             for name, *what in zip(self.names, self.saved, states, histories, strict=True):
                 saved, one, history = what
                 with _named(name, saved), stopping.unbroken():
                     _check_evaluated(history, step)
-                    if step not in saved.steps():  # else a twin of its group was killed before
+                    # If there is one, a twin of its group was killed before it saved.
+                    if is_due and step not in saved.steps():
                         saved.save(step, one.replace(frozen=None), history)
             self.progress.update(step, histories[0])
             self._tell(step, histories)
-            if step < self.run.num_steps:
+            if ends and step < self.run.num_steps:
                 where = f"{self.title} is saved at step {step} of {self.run.num_steps}"
                 stopping.check(where)
         return states, histories

@@ -100,14 +100,18 @@ class Stopping:
                 time.sleep(0.002)
         return jax.device_get(tree)
 
-    def check(self, where: str) -> None:
-        """Raises Stopped, saying `where` all is saved, if it is time to stop."""
+    def reason(self) -> str:
+        """Why it is time to stop, empty if it is not. Several processes ask together."""
         late = self._deadline is not None and time.monotonic() + self._longest > self._deadline
         reason = self._reason or ("the time limit" if late else "")
         if jax.process_count() > 1:
             asked = multihost_utils.process_allgather(np.array([bool(reason)]))
             reason = reason or ("another process" if asked.any() else "")
-        if reason:
+        return reason
+
+    def check(self, where: str) -> None:
+        """Raises Stopped, saying `where` all is saved, if it is time to stop."""
+        if reason := self.reason():
             raise Stopped(f"stopped by {reason}: {where}; the same command resumes it")
 
 

@@ -41,7 +41,8 @@ flags.DEFINE_enum("backend", "jit", ["jit", "pmap"], "How train steps are compil
 flags.DEFINE_integer("num_devices", 1, "Devices to share the work; 0 for all.", lower_bound=0)
 flags.DEFINE_integer("model_devices", 1, "Of these, devices that share each weight.", lower_bound=1)
 flags.DEFINE_enum("seeds_together", "auto", ["auto", "yes", "no"], "Seeds in one program.")
-flags.DEFINE_bool("keep_checkpoints", False, "Keep the checkpoint of every evaluation.")
+flags.DEFINE_integer("checkpoint_every", 1, "Evaluations between checkpoints.", lower_bound=1)
+flags.DEFINE_bool("keep_checkpoints", False, "Keep all checkpoints, not the last two.")
 flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0; auto: a cluster's own.")
 flags.DEFINE_integer("num_processes", 1, "Processes that run this same command.", lower_bound=1)
 flags.DEFINE_integer("process_id", 0, "Number of this process.", lower_bound=0)
@@ -58,9 +59,8 @@ def flag(
 ) -> Any:
     """A configuration field that is also the flag of its name.
 
-    Bounds are of a number, or of each in a list. `kind` says what it is: a "seed" is what JAX and
-    NumPy take; the devices share a "batch_size"; in a "path" `~` is the home directory. What is
-    `report_only` changes no result: a finished work directory may be reported anew.
+    Bounds are of each number. By `kind`: a "seed" is what JAX and NumPy take, devices share a
+    "batch_size", `~` in a "path" is home. What is `report_only` may change in a finished sweep.
     """
     highest = upper_bound or (math.inf if isinstance(default, float) else 10**9)
     bounds = (0, 2**32 - 1) if kind == "seed" else (lower_bound, highest)
@@ -171,7 +171,8 @@ def _run(name: str, config_type: type, report, plan) -> None:
     kept = [f.name for f in dataclasses.fields(config) if not f.metadata["report_only"]]
     wanted = {"experiment": name, "backend": FLAGS.backend, **{f: getattr(config, f) for f in kept}}
     workdir = WorkDir(path, wanted, results_path=getattr(config, "output", "") or None)
-    how |= {name: FLAGS[name].value for name in ("time_limit", "keep_checkpoints", "progress")}
+    for option in ("time_limit", "checkpoint_every", "keep_checkpoints", "progress"):
+        how[option] = FLAGS[option].value
     runs.sweep(all_runs, seeds, workdir, recipe=False, **how)
     missing = workdir.missing((run, seed) for run in all_runs for seed in seeds)
     if missing:

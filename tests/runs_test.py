@@ -221,13 +221,28 @@ def test_the_time_limit_stops_between_evaluations_and_the_same_call_goes_on(fini
     assert _without_time(_sweep([_run("a")], [0], tmp_path)) == _without_time(lines[:1])
 
 
+def test_checkpoints_may_be_rarer_than_evaluations(finished, tmp_path):
+    lines, _ = finished
+    how = dict(checkpoint_every=2, keep_checkpoints=True)
+    got = _sweep([_run("a")], [0], tmp_path / "whole", **how)
+    folder = tmp_path / "whole/checkpoints/name=a,seed=0"
+    assert {int(path.name) for path in folder.iterdir()} == {8, 12}  # the last one too
+    assert _without_time(got) == _without_time(lines[:1])
+    with pytest.raises(stopping.Stopped, match="is saved at step 4"):
+        _sweep([_run("a")], [0], tmp_path / "cut", time_limit=0, **how)
+    assert _without_time(_sweep([_run("a")], [0], tmp_path / "cut", **how)) == _without_time(got)
+
+
 def test_dry_run_counts_and_writes_nothing(tmp_path):
     (line,) = _sweep([_run("a")], [0, 1], tmp_path / "none", dry_run=True)
     assert line["parameters"] == 8 * 4 + 4 * 8 + 8
     assert line["steps"] == 12 and line["seeds"] == 2
     # The products alone, forward and backward: 2·B·(C·F) each for y, dx and dW.
     products = 3 * 2 * 4 * 4 * 8 * 12 * 2
-    assert products <= line["flops"] <= 20 * products
+    # JAX has no count of what is not yet compiled for a GPU; then, and only then, it is unknown.
+    is_counted = jax.jit(lambda x: x @ x).lower(np.ones((2, 2))).cost_analysis() is not None
+    if is_counted or not np.isnan(line["flops"]):
+        assert products <= line["flops"] <= 20 * products
     assert not (tmp_path / "none").exists()
 
 

@@ -188,17 +188,22 @@ def gap_figure(results: Lines):
     return figure
 
 
+def _tasks(results: Lines) -> list[tuple[Family, int, str]]:
+    """Family, K and direction of all maps."""
+    return [
+        (of, K, direction)
+        for of in families(results)
+        for K, direction in sorted({(x["K"], x["direction"]) for x in of.lines(results)})
+    ]
+
+
 def bits_figure(results: Lines):
     """Learning curves of all maps, labelled by the bits that they store; and when half is learned.
 
     Half: see `excess.half_learned`, of the clean excess. The second panel is drawn where the bits
     differ: of tasks that store as many, it has nothing to say.
     """
-    tasks = [
-        (of, K, direction)
-        for of in families(results)
-        for K, direction in sorted({(x["K"], x["direction"]) for x in of.lines(results)})
-    ]
+    tasks = _tasks(results)
     bits = [of.lines(results, K=K, direction=d)[0]["bits_to_store_per_pair"] for of, K, d in tasks]
     two = max(bits) > min(bits)
     figure, axes = report.new_figure(1 + two, 1, (7.2, 2.9))
@@ -219,6 +224,21 @@ def bits_figure(results: Lines):
         label = "epochs until half is learned"
         axes[1, 0].set(xlabel="bits to store, per pair", ylabel=label, xlim=(0, None))
         axes[1, 0].set_ylim(0, None)
+    return figure
+
+
+def pace_figure(results: Lines):
+    """Clean excess of all maps on one axis from the first epoch on, labelled by their bits."""
+    figure, ((ax,),) = report.new_figure(1, 1, (7.2, 2.9))
+    for number, (of, K, direction) in enumerate(_tasks(results)):
+        lines = of.lines(results, K=K, direction=direction)
+        y_TS = np.array([line[CURVE] for line in lines]).T
+        label = f"K = {K} {NAMES[direction]}, {lines[0]['bits_to_store_per_pair']:.1f} bits"
+        style = dict(color=report.color(number), marker=MARKERS[number % len(MARKERS)], ms=4)
+        ax.plot(lines[0]["eval_epochs"][1:], y_TS[1:].mean(axis=1), label=label, **style)
+    ax.set(xlabel="epoch", ylabel="excess (nats per string)", ylim=(0, None))
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    report.label_ends(ax)
     return figure
 
 

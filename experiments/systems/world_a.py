@@ -6,6 +6,8 @@ import math
 import pathlib
 from typing import Any, Literal
 
+import jax.numpy as jnp
+
 from dirasym import devices, finetuning, models, objectives, pretraining, runs, training
 from dirasym.analysis import excess
 from dirasym.data import batching, string_maps, tokenizers
@@ -65,6 +67,7 @@ class Config:
     pretrain_steps: int = flag(2000, "Steps of pretraining, where no directory is given.", 1)
     pretrain_lr: float = flag(3e-4, "Learning rate of pretraining.", 0)
     eval_every: int = flag(5, "Epochs between clean evaluations (and checkpoints), at most.", 1)
+    dtype: Literal["float32", "bfloat16"] = flag("float32", "Of activations.")
     track_gradients: bool = flag(False, "Compare both directions' gradients at evaluations.")
     mlp_results: str = flag("", "Of world_a_mlp, to draw too.", kind="path", report_only=True)
 
@@ -135,13 +138,13 @@ class Setting:
     def model_config(self, dropout: float = 0.0) -> models.TransformerConfig:
         """GPT-2's configuration as the flags say."""
         c = self.config
-        rates = dict(dropout=dropout, embed_dropout=dropout, attention_dropout=dropout)
-        rates["causal"] = c.attention == "causal"
+        how = dict(dropout=dropout, embed_dropout=dropout, attention_dropout=dropout)
+        how |= dict(causal=c.attention == "causal", dtype=jnp.dtype(c.dtype))
         if self.stored is not None:
-            return dataclasses.replace(self.stored[0].config, **rates)
+            return dataclasses.replace(self.stored[0].config, **how)
         given = dict(num_layers=c.layers, width=c.width, num_heads=c.heads)
         size = GPT2_SIZES[c.model_id] | {name: size for name, size in given.items() if size}
-        return models.gpt2(self.tokenizer.vocab_size, **size, **rates)
+        return models.gpt2(self.tokenizer.vocab_size, **size, **how)
 
     def params(self) -> Params:
         """What all but training from scratch starts from."""
@@ -154,7 +157,7 @@ class Setting:
             texts = [pretraining.documentation()]
             tokens_NL = batching.pack(self.tokenizer, texts, PRETRAIN_LENGTH)
         names = ("model_id", "tokenizer", "layers", "width", "heads", "dropout", "weight_decay")
-        names += ("batch_size", "pretrain_steps", "pretrain_lr")
+        names += ("batch_size", "pretrain_steps", "pretrain_lr", "dtype")
         return pretraining.Pretraining(
             workdir,
             {name: getattr(c, name) for name in names},
@@ -253,7 +256,7 @@ class Task:
         adapters["lora_dropout"] = LORA_DROPOUT
         more = {
             "run_id": number,
-            **{name: getattr(c, name) for name in ("model_id", "attention", "tokenizer")},
+            **{name: getattr(c, name) for name in ("model_id", "attention", "tokenizer", "dtype")},
             **dict(layers=shape.num_layers, width=shape.width, heads=shape.num_heads),
             "max_len": setting.length,
             **regime,

@@ -16,6 +16,7 @@ UNITS = {
     "clean": CLEAN,
 }
 TASKS = tuple((K, direction) for K in (5, 1) for direction in ARROWS)
+PUBLISHED = (5, "forward"), (5, "inverse"), (1, "forward")  # on file at the published setting
 LORA_GRID = {"1e-3": 1e-3, "3e-3": 3e-3, "1e-2": 1e-2}
 LORA_RANKS = 2, 4, 8, 16, 32, 96
 PAPER_GAPS = {1: "0", 5: "0.22", 8: "about 0.1"}  # of the MLP
@@ -83,6 +84,43 @@ def gap_table(folder: str) -> str:
         )
     ]
     return table(["gap", *map(str, moments)], rows)
+
+
+def published(K: int, direction: str) -> Line:
+    """GPT-2 small at the published setting, one seed."""
+    (line,) = lines(f"world_a_gpt2_K{K}_{direction}/results")
+    return line
+
+
+def published_gap(epoch: int, unit: str = CLEAN) -> float:
+    """Its gap at K = 5 after an epoch."""
+    (forward,), (inverse,) = (curve([published(5, d)], epoch, unit) for d in ARROWS)
+    return inverse - forward
+
+
+def left(K: int, direction: str) -> float:
+    """Percent of a uniform guess's excess that is left at the end."""
+    return 100 * published(K, direction)[CLEAN] / guess(K if direction == "inverse" else 1)
+
+
+def published_table(*moments: int) -> str:
+    """Clean excess by epoch at the published setting."""
+    rows = []
+    for K, direction in PUBLISHED:
+        line = published(K, direction)
+        cells = [number(curve([line], epoch)[0]) for epoch in moments]
+        stored = f"{line['bits_to_store_per_pair']:.1f}"
+        rows.append([f"K = {K} {direction}", stored, *cells, f"{left(K, direction):.0f} %"])
+    return table(["task", "bits per pair", *map(str, moments), "left"], rows)
+
+
+def published_gap_table(*moments: int) -> str:
+    """Its gap at K = 5 by epoch, in three units."""
+    rows = [
+        [name, *(number(published_gap(epoch, unit)) for epoch in moments)]
+        for name, unit in UNITS.items()
+    ]
+    return table(["gap, K = 5", *map(str, moments)], rows)
 
 
 def halves(folder: str, K: int, direction: str) -> list[float]:

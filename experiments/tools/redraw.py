@@ -33,6 +33,7 @@ from experiments.reports import toy_study as toy_study_report
 from experiments.reports import training_dynamics as dynamics_report
 from experiments.reports import world_a as world_a_report
 from experiments.systems import relations, toy, training_dynamics
+from experiments.tables import world_a as world_a_tables
 from experiments.tools import command
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
@@ -194,10 +195,13 @@ def world_a_figures() -> dict[str, Callable[[], Any]]:
     """World A, from result lines alone."""
     of = {name: _lines(name, "results") for name in ("world_a", "world_a_2x128", "world_a_mlp")}
     regimes = _lines("world_a_regimes", "results")
+    tasks = [f"world_a_gpt2_K{K}_{direction}" for K, direction in world_a_tables.PUBLISHED]
+    gpt2 = [line for folder in tasks for line in _lines(folder, "results")]
     beside = [*regimes, *_lines("world_a_mlp_1000", "results")]
     part = functools.partial
     return {
         "world_a_excess": part(world_a_report.excess_figure, of["world_a"], (1, 5)),
+        "world_a_gpt2": part(world_a_report.pace_figure, gpt2),
         "world_a_bits": part(world_a_report.bits_figure, of["world_a"]),
         "world_a_excess_2x128": part(world_a_report.excess_figure, of["world_a_2x128"], (1, 5)),
         "world_a_regimes": part(world_a_report.excess_figure, regimes, (1, 5)),

@@ -6,13 +6,14 @@ import sys
 
 import commands
 import jax
+import numpy as np
 import pytest
 
 from dirasym import collecting, models, sharding, workdir
 from dirasym.usage import UsageError
 from experiments.benchmarks import alignment, common, cross_matrix
 from experiments.tables import index
-from experiments.tools import crash_test, jobs, queue, scaling
+from experiments.tools import crash_test, jobs, queue, same_losses, scaling
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -81,6 +82,35 @@ def test_jobs_have_names_of_their_own_and_end_within_eight_minutes():
     assert all(0 < job.minutes < 8 for job in jobs.JOBS)
 
 
+def test_losses_alike_within_the_spread_of_seeds_are_told_from_others(tmp_path, capfd):
+    steps = np.arange(6.0)
+    for name, shift in (("first", 0.0), ("near", 0.25), ("far", 2.0)):
+        (tmp_path / name / "curves").mkdir(parents=True)
+        for seed in (0, 1):
+            path = tmp_path / name / "curves" / f"K=5,seed={seed}.npz"
+            np.savez(path, loss=steps + seed + shift * (-1) ** (steps > 3))
+    first, near, far = (str(tmp_path / name) for name in ("first", "near", "far"))
+    (line,) = same_losses.compare(same_losses.read(first, 5), same_losses.read(near, 5))
+    assert line["at_one_seed"] == 0.25 and line["of_two_seeds"] == 1.0 and line["alike"]
+    assert line["difference"] == [0.25 * (4 - 1) / 5] * 2 and line["steps"] == 5
+    same_losses.work(same_losses.Config(first, near, 5))
+    assert "| K=5 | 5 | 2 | 2.50e-01 | 1.00e+00 | 0.1500 ± 0.0000 | yes |" in capfd.readouterr().out
+    with pytest.raises(UsageError, match="not alike within the spread of seeds: K=5"):
+        same_losses.work(same_losses.Config(first, far, 5))
+
+
+def test_losses_that_cannot_be_compared_are_refused(tmp_path):
+    one = {"0": np.zeros(3), "1": np.zeros(3)}
+    with pytest.raises(ValueError, match="has no curves"):
+        same_losses.read(str(tmp_path), 5)
+    with pytest.raises(ValueError, match="the runs differ"):
+        same_losses.compare({"K=5": one}, {"K=1": one})
+    with pytest.raises(ValueError, match="1 seeds in common"):
+        same_losses.compare({"K=5": one}, {"K=5": {"1": np.zeros(3)}})
+    with pytest.raises(ValueError, match="3 steps, and 2"):
+        same_losses.compare({"K=5": one}, {"K=5": {seed: x[:2] for seed, x in one.items()}})
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", [models.llama, models.llada])
 def test_flops_are_linear_in_layers_and_near_those_of_the_matrix_products(preset):
@@ -106,6 +136,7 @@ def test_flops_are_linear_in_layers_and_near_those_of_the_matrix_products(preset
         (("tools.scaling", "--workdir=x"), "--workdir has no effect here"),
         (("tools.submit", "--shards=2"), "--experiment is missing"),
         (("tools.queue", "--jobs=nosuch"), "--jobs: 'nosuch' is not among"),
+        (("tools.same_losses", "--first=/nonexistent"), "/nonexistent has no curves"),
         (("tools.queue", "--minutes=-1"), "--minutes=-1.0 is not between 0 and inf"),
         (("tools.submit", "--experiment=nosuch"), "--experiment=nosuch: there is no such"),
         (("benchmarks.alignment", "--width=7", "--model=transformer"), "--width=7: head_dim"),

@@ -71,6 +71,15 @@ def test_defaults_are_those_of_the_original_scripts():
     assert (mlp.d_hidden, mlp.n_layers) == (512, 4)
 
 
+def test_activations_may_be_bfloat16_and_weights_stay_float32(tmp_path):
+    task = _task(tmp_path, modes=("scratch",), Ks=(5,), n_pairs=40, tokenizer="characters",
+                 layers=1, width=16, heads=2, dtype="bfloat16")  # fmt: skip
+    state = jax.eval_shape(lambda: task.trainable.state(0))
+    assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
+    assert task.model.config.dtype == jnp.bfloat16
+    assert world_a.Config().dtype == "float32"
+
+
 @needs_gpt2
 def test_gpt2_small_has_its_parameters(tmp_path):
     task = _task(tmp_path, modes=("scratch",), Ks=(5,), n_pairs=40)
