@@ -312,11 +312,13 @@ def plot_bounds(
     label: str | None,
     *,
     across: bool = False,
+    **style: Any,
 ) -> None:
     """Estimates as points with their intervals: upwards at x = place, or across at y = place."""
     middle = [value.estimate for value in values]
     reach = np.array([[v.estimate - v.low, v.high - v.estimate] for v in values]).reshape(-1, 2).T
-    error, style = np.maximum(np.nan_to_num(reach), 0), dict(fmt="o", ms=4, capsize=3, label=label)
+    error = np.maximum(np.nan_to_num(reach), 0)
+    style = dict(fmt="o", ms=4, capsize=3, label=label) | style
     if across:
         axes.errorbar(middle, place, xerr=error, **style)
     else:

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+STATUS = 75  # of a process that stopped before it was done (EX_TEMPFAIL: try again)
 GRACE = 15.0  # seconds that a segment may still take after a signal; clusters kill after 30
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 

@@ -25,7 +25,7 @@ from absl import app, flags, logging
 from dirasym import checkpoints, devices, files, runs, sharding, training
 from dirasym import report as tables
 from dirasym.compile import check_divisible
-from dirasym.stopping import Stopped, stopped_by_signals
+from dirasym.stopping import STATUS, Stopped, stopped_by_signals
 from dirasym.usage import UsageError, blamed
 from dirasym.workdir import WorkDir, WorkDirError
 
@@ -144,7 +144,7 @@ def main(
             logging.info("where it was raised:", exc_info=True)  # --verbosity=1
             leave(2, "error: " + " ".join(str(error).split()))
         except (Stopped, KeyboardInterrupt) as stopped:
-            leave(75, str(stopped) or "stopped by Ctrl-C; the same command goes on")
+            leave(STATUS, str(stopped) or "stopped by Ctrl-C; the same command goes on")
 
     app.run(absl_main, flags_parser=lambda argv: parse(argv, presets))
 
@@ -213,4 +213,4 @@ def leave(status: int, message: str) -> None:
     print(message, file=sys.stderr, flush=True)
     sys.stdout.flush()
     # A segment that was broken off may still be computing: do not wait for it.
-    (os._exit if status == 75 else sys.exit)(status)
+    (os._exit if status == STATUS else sys.exit)(status)

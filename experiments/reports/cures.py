@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dirasym import intervals, report, runs
+from dirasym import report, runs
 from dirasym.workdir import WorkDir
 from experiments.reports import verdicts
 from experiments.reports.verdicts import bounds, said, verdict
@@ -116,13 +116,8 @@ def figure(lines: Lines):
         remedies = [remedy for which, remedy in found if which == matching]
         place = np.arange(len(remedies))
         for shift, key in ((-0.2, "forward"), (0.0, "reverse"), (0.2, "incorrect")):
-            of = [
-                intervals.student_interval([line[key] for line in found[matching, remedy]])
-                for remedy in remedies
-            ]
-            mean, half = np.array(of).T
-            style = dict(fmt="o", ms=4, capsize=3, label=NAMES[key])
-            ax.errorbar(place + shift, mean, np.nan_to_num(half), **style)
+            of = [bounds([line[key] for line in found[matching, remedy]]) for remedy in remedies]
+            report.plot_bounds(ax, place + shift, of, NAMES[key])
         ax.set_xticks(place, [x.replace("_", " ") for x in remedies], rotation=60, ha="right")
         ax.set_xlim(-0.6, max(len(remedies), 5) - 0.4)
         ax.set(title=f"equal {matching}", ylabel="%", ylim=(-5, 105))

@@ -111,10 +111,7 @@ def draw_curves(ax, lines: Sequence[Line], key: str, color: str) -> None:
         }
         found = {block: of for block, of in found.items() if np.isfinite(of.estimate)}
         if found:
-            reach = [[x.estimate - x.low, x.high - x.estimate] for x in found.values()]
-            middle = [x.estimate for x in found.values()]
-            error = np.nan_to_num(reach).T
-            ax.errorbar(list(found), middle, error, fmt=style, color=color, ms=4, capsize=3)
+            report.plot_bounds(ax, list(found), [*found.values()], None, fmt=style, color=color)
 
 
 def write(workdir: WorkDir, config, all_runs: Sequence[runs.Run]) -> None:

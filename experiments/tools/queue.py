@@ -20,7 +20,7 @@ import shutil
 import subprocess
 import time
 
-from dirasym import files, report, results
+from dirasym import files, report, results, stopping
 from dirasym.usage import UsageError, blamed
 from experiments.flags import flag
 from experiments.tables.common import RESULTS
@@ -29,7 +29,6 @@ from experiments.tools.jobs import JOBS, Job
 
 LARGEST = 16 * 2**20  # bytes of one job's results
 KEPT = ("results.jsonl", "report.md", "figures/*.png", "curves/*.npz")
-STOPPED = 75
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,9 +93,11 @@ def work(config: Config) -> None:
         status = subprocess.run(words(job.command, *limits)).returncode
         if status == 0:
             keep(job, folder, pathlib.Path(config.output) / job.name)
-        elif status != STOPPED:
+        elif status != stopping.STATUS:
             failed.append(job.name)
-        said = {0: "done", STOPPED: "stopped, and saved"}.get(status, f"failed with {status}")
+        said = {0: "done", stopping.STATUS: "stopped, and saved"}.get(
+            status, f"failed with {status}"
+        )
         print(f"{job.name}: {said}", flush=True)
     if failed:
         raise UsageError(f"{len(failed)} jobs failed: {', '.join(failed)}")

@@ -20,6 +20,7 @@ import sys
 from collections.abc import Sequence
 from typing import Literal
 
+from dirasym import stopping
 from dirasym.usage import UsageError
 from experiments.flags import flag
 from experiments.tools import command
@@ -55,10 +56,10 @@ class Shard:
         self.words = list(words)
 
     def __call__(self) -> int:
-        """Its exit status: 0 done, 75 stopped before it was done."""
+        """Its exit status: 0 done, `stopping.STATUS` stopped before that."""
         self._process = subprocess.Popen(self.words)
         status = self._process.wait()
-        if status not in (0, 75):
+        if status not in (0, stopping.STATUS):
             raise RuntimeError(f"{' '.join(self.words)} ended with status {status}")
         return status
 
