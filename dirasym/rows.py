@@ -5,11 +5,12 @@ wanted, and a capacity, how many of them the model computes; with one it spares 
 follows the last attention elsewhere, and the asker an array of B·L·V:
 
     None       every position is computed
-    0.6        so large a share of the B·L positions; a batch that wants more is computed whole
-               (by a `lax.cond`, whose residuals copy weights that are not trained)
+    0.6        so large a share of the B·L positions; a batch that wants more is computed whole (by
+               a `lax.cond`: its residuals copy weights that are not trained, it doubles the time to
+               compile, and a GPU waits for the host to choose)
     PerRow(3)  a promise that no row of the batch wants more; a row that breaks it is read as NaN
 
-It changes the cost and nothing else.
+It changes the cost and nothing else. Where the data say how many a row wants at most, promise it.
 """
 
 import dataclasses
@@ -22,7 +23,6 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from dirasym.types import ApplyFn, Array, Params, Rngs
 
@@ -51,17 +51,6 @@ def masked_share(batch_size: int, length: int) -> float:
     Half of the tokens are masked on average, with a variance of 1 / (6·B·L) of the share.
     """
     return min(1.0, 0.5 + 3 * math.sqrt(1 / (6 * batch_size * length)))
-
-
-def usual_share(wanted_NL: Array, batch_size: int) -> float:
-    """A capacity for batches drawn from so many rows: the share of their positions that is wanted.
-
-    One batch in ten thousand wants more (four standard deviations of the mean), which costs
-    time and nothing else.
-    """
-    count_N = np.sum(wanted_NL, axis=1)
-    most = count_N.mean() + 4 * count_N.std() / math.sqrt(batch_size)
-    return min(1.0, float(most) / wanted_NL.shape[1])
 
 
 def call(

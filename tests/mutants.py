@@ -62,6 +62,9 @@ STYLE = {  # keywords of plots that no reader measures by
 DIRECTIONS = [("forward", "reverse"), ("fwd", "rev"), ("forward", "inverse"), ("first", "second")]
 TESTS = [  # of what measures: quick ones with oracles, not those that run a whole experiment
     "tests/analysis",
+    "tests/experiments/causes_test.py",
+    "tests/experiments/closure_test.py",
+    "tests/experiments/cures_test.py",
     "tests/experiments/facts_oracle_test.py",
     "tests/experiments/gradient_alignment_test.py",
     "tests/experiments/relations_test.py",
@@ -69,6 +72,7 @@ TESTS = [  # of what measures: quick ones with oracles, not those that run a who
     "tests/experiments/toy_test.py",
     "tests/experiments/toy_study_test.py",
     "tests/experiments/training_dynamics_test.py",
+    "tests/experiments/world_a_bits_test.py",
     "tests/experiments/world_a_oracle_test.py",
     "tests/likelihood_test.py",
     "tests/metrics_test.py",

@@ -196,10 +196,3 @@ def test_bad_capacities(capacity):
         objectives.next_token(apply_fn, params, BATCH, capacity=capacity)
     with pytest.raises(ValueError, match="PerRow"):
         PerRow(0)
-
-
-def test_the_usual_share_of_what_a_data_set_wants():
-    wanted_NL = np.arange(8)[None] < np.array([[1], [3]] * 50)  # 2 ± 1 of 8
-    assert rows.usual_share(wanted_NL, 16) == pytest.approx((2 + 4 * 1 / 4) / 8)
-    assert rows.usual_share(wanted_NL, 1) == pytest.approx(6 / 8)
-    assert rows.usual_share(np.ones((5, 8), bool), 4) == 1.0

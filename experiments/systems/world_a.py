@@ -14,7 +14,7 @@ from dirasym.data import batching, string_maps, tokenizers
 from dirasym.data.string_maps import DIRECTIONS, Direction, StringMap
 from dirasym.models import lora
 from dirasym.models.presets import GPT2_SIZES
-from dirasym.rows import usual_share
+from dirasym.rows import PerRow
 from dirasym.types import Params
 from dirasym.usage import UsageError, blamed
 from dirasym.world_a import Learner
@@ -117,9 +117,9 @@ class Setting:
         with blamed(f"--tokenizer={c.tokenizer}"):
             self.tokenizer = tokenizers.load(c.tokenizer)
             self.rows = string_maps.encode(self.tokenizer, self.maps.values())
-        scored = [rows["scored_BL"][:, 1:] for rows in self.rows.values()]
-        self.length = 1 + scored[0].shape[1]
-        self.scored_share = max(usual_share(x, c.batch_size) for x in scored)
+        scored = [rows["scored_BL"] for rows in self.rows.values()]
+        self.length = scored[0].shape[1]
+        self.most_scored = max(int(scored_BL.sum(axis=1).max()) for scored_BL in scored)
         with blamed():
             shape, sizes = self.model_config(), f"the model of --model_id={c.model_id}"
         if shape.vocab_size < self.tokenizer.vocab_size:
@@ -231,7 +231,10 @@ class Task:
         base = None if regime.run_type == "scratch" else setting.params
         self.trainable = finetuning.Trainable(self.model, optimizer, base, adapters)
         # What follows the last attention is computed at targets alone.
-        room, mask = dict(capacity=setting.scored_share), dict(mask_id=setting.tokenizer.eos_id)
+        room, mask = (
+            dict(capacity=PerRow(setting.most_scored)),
+            dict(mask_id=setting.tokenizer.eos_id),
+        )
         trained, clean = {
             "next_token": (functools.partial(objectives.next_token, **room), None),
             "parallel": (functools.partial(objectives.parallel_target, **mask, **room), None),
