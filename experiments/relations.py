@@ -32,7 +32,7 @@ PRESETS = {
 }  # fmt: skip
 ONLY_OF = {  # flags that other tasks do not read
     "chain_related": ("alphabet_size", "num_train", "num_val"),
-    "icl": ("num_x_tokens", "num_y_tokens"),
+    "icl": ("num_x_tokens", "num_y_tokens", "num_facts"),
 }
 
 

@@ -34,7 +34,12 @@ FACTORS: dict[str, dict[str, dict[str, Any]]] = {  # of each, what differs from 
         "whole": dict(loss_whole_sequence=True),
         "masked, whole": dict(family="masked", loss_whole_sequence=True),
     },
-}
+    "in_context": {  # facts told in the prompt, and one asked back
+        f"depth {n}, {m} told": dict(task="icl", n_layers=n, num_facts=m)
+        for n in (1, 2, 4) for m in (1, 2, 4, 8)
+    },
+}  # fmt: skip
+OWN_COMMAND = "l2", "in_context"  # not among the factors unless asked for
 PRESETS = {
     "smoke": dict(
         vocab_size=40, embed_dim=8, num_epochs=4, seeds=[0], factors=["weight_decay", "family"]
@@ -49,7 +54,8 @@ class Config:
     """One flag a field."""
 
     factors: tuple[Literal[tuple(FACTORS)], ...] = flag(
-        tuple(factor for factor in FACTORS if factor != "l2"), "What to vary; l2: coupled decay."
+        tuple(factor for factor in FACTORS if factor not in OWN_COMMAND),
+        "What to vary; l2: coupled decay; in_context: facts told in the prompt.",
     )
     seeds: tuple[int, ...] = flag((0, 1, 2), "One run each.", kind="seed")
     vocab_size: int = flag(200, "Tokens to draw entities from.", 1, 10**6)
@@ -100,13 +106,13 @@ def write_report(workdir: WorkDir, config: Config, all_runs: Sequence[runs.Run])
         relations_study.table(lines, factor, FACTORS[factor]) for factor in config.factors
     )
     figures = {
-        factor: functools.partial(relations_study.figure, lines, factor, FACTORS[factor])
+        factor: functools.partial(relations_study.figures(factor), lines, factor, FACTORS[factor])
         for factor in config.factors
     }
     text = (
-        f"# What changes the reversal curse\n\n{printed}\n\nReversal sentences over "
-        f"{config.vocab_size} tokens; a uniform guess costs "
-        f"{lines[0]['uniform_nll']:.3f} nats. Base: GPT-2 of {config.n_layers} layers × "
+        f"# What changes the reversal curse\n\n{printed}\n\nReversal sentences (in_context: facts "
+        f"in the prompt) over {config.vocab_size} tokens; a uniform guess costs "
+        f"{relations_study.guesses(lines)} nats. Base: GPT-2 of {config.n_layers} layers × "
         f"{config.embed_dim}, {config.num_epochs} epochs, AdamW {config.lr:g}, weight decay 0.01, "
         f"no dropout. Mean over {len(config.seeds)} seeds ± 95 % Student interval."
     )

@@ -141,16 +141,22 @@ def in_context(
     *,
     num_first: int = 100,
     num_second: int = 10,
+    num_facts: int = 1,
     train_share: float = 0.7,
     seed: int = 0,
 ) -> Relations:
     """Sentences about every A with every B, of which each A's share of the B's trains.
 
-    The last word, A, is also the first: what a sentence asks for stands in it.
+    A sentence tells m = `num_facts` facts with different A's and B's, and asks for one of them:
+
+        A₁ → B₁ .. A_m → B_m ⇔ B_i ← A_i
+
+    The others are drawn from the part of the one that is asked, trained or withheld, and its
+    place is drawn too. What a sentence asks for stands in it; with one fact, always at its start.
 
     Raises:
-      ValueError: a vocabulary without room for the entities, or a share that leaves nothing to
-        train or to validate.
+      ValueError: a vocabulary without room for the entities, a share that leaves nothing to
+        train or to validate, or fewer facts to tell than `num_facts`.
     """
     if num_first < 1:
         raise ValueError(f"num_first must be positive, got {num_first}")
@@ -166,21 +172,39 @@ def in_context(
     def sentences(b_AB):
         a_E1 = np.repeat(token[:num_first], b_AB.shape[1])[:, None]
         b_E1 = b_AB.reshape(-1, 1)
-        return _join(a_E1, RIGHT, b_E1, BOTH, b_E1, LEFT, a_E1)
+        told = np.concatenate([a_E1, b_E1], axis=1)[_told(a_E1, b_E1, num_facts, rng)]
+        facts = [_join(told[:, n, :1], RIGHT, told[:, n, 1:]) for n in range(num_facts)]
+        return _join(*facts, BOTH, b_E1, LEFT, a_E1)
 
+    train_EL, held_EL = (sentences(b_AB[:, part]) for part in (train, held))
+    first_of_each = {name: rows[:: len(rows) // num_first]
+                     for name, rows in (("given", train_EL), ("withheld", held_EL))}  # fmt: skip
     return Relations(
-        train_EL=sentences(b_AB[:, train]),
-        validation_EL=sentences(b_AB[:, held]),
+        train_EL=train_EL,
+        validation_EL=held_EL,
         word_size=1,
         vocab_size=vocab_size + 3,
         num_candidates=num_first,
-        panels=_readable(
-            {
-                "given": sentences(b_AB[:, train][:, :1]),
-                "withheld": sentences(b_AB[:, held][:, :1]),
-            }
-        ),
+        panels=_readable(first_of_each),
     )
+
+
+def _told(a_E1, b_E1, num_facts: int, rng: np.random.Generator) -> np.ndarray:
+    """Which facts each sentence tells, its own among them: [E, num_facts], A's and B's apart."""
+    told = np.arange(len(a_E1))[:, None]
+    if num_facts == 1:
+        return told
+    chosen = []
+    for own in range(len(a_E1)):
+        one = [own]
+        for other in rng.permutation(len(a_E1)):
+            is_new = a_E1[other] not in a_E1[one] and b_E1[other] not in b_E1[one]
+            if is_new and len(one) < num_facts:
+                one.append(other)
+        if len(one) < num_facts:
+            raise ValueError(f"no {num_facts} facts of different entities: of some, {len(one)}")
+        chosen.append(one)
+    return rng.permuted(np.array(chosen), axis=1)
 
 
 def _entities(

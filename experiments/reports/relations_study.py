@@ -1,6 +1,7 @@
 """The tables and figures of `relations_study`, from its result lines."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,37 @@ def table(lines: Lines, factor: str, values: Iterable[str]) -> str:
         for value in values
     ]
     return report.table([factor, *KEYS.values()], rows)
+
+
+def guesses(lines: Lines) -> str:
+    """What a uniform guess among the candidates costs, of all sentences that there are."""
+    return " or ".join(f"{x:.3f}" for x in sorted({line["uniform_nll"] for line in lines}))
+
+
+def figures(factor: str) -> Callable[[Lines, str, Iterable[str]], Any]:
+    """What draws a factor."""
+    return in_context_figure if factor == "in_context" else figure
+
+
+def in_context_figure(lines: Lines, factor: str, values: Iterable[str]):
+    """Withheld NLL against the number of facts told, a line a depth, and a guess among them."""
+    drawn, ((ax,),) = report.new_figure(1, 1, (5.0, 3.0))
+    cells = [(value, *map(int, re.findall(r"\d+", value))) for value in values]
+    told = sorted({m for _, _, m in cells})
+    for depth in sorted({n for _, n, _ in cells}):
+        of = [
+            intervals.student_interval(
+                [r["validation_nll"] for r in report.select(lines, factor=factor, value=value)]
+            )
+            for value, n, _ in cells
+            if n == depth
+        ]
+        label = f"{depth} layer" + "s" * (depth > 1)
+        report.plot_intervals(ax, [m for _, n, m in cells if n == depth], of, label)
+    ax.plot(told, np.log(told), "k:", label="guess among those told")
+    ax.set(xlabel="facts told in the prompt", ylabel="withheld NLL (nats)", xticks=told)
+    report.legend(ax)
+    return drawn
 
 
 def figure(lines: Lines, factor: str, values: Iterable[str]):

@@ -37,6 +37,7 @@ class Config:
     num_val: int = flag(50, "Triples that validate, in chain_related.", 1)
     num_x_tokens: int = flag(100, "Entities A, in icl.", 1, 10**4)
     num_y_tokens: int = flag(10, "Entities B, in icl.", 1, 10**3)
+    num_facts: int = flag(1, "Facts that a sentence tells before it asks, in icl.", 1, 100)
     family: Literal["gpt2", "mlp", "gru", "masked"] = flag("gpt2", "Network; masked: both ways.")
     pos_encode_type: Literal["absolute", "rotary", "null"] = flag("absolute", "Positions.")
     n_layers: int = flag(24, "Layers.", 1, 1000)
@@ -94,8 +95,8 @@ def sentences(c: Config, num_train: int | None) -> relations.Relations:
     """Of the task. Raises ValueError for a vocabulary that is too small."""
     vocab_size, seed = c.vocab_size or (400 if c.task == "icl" else 800), c.data_seed
     if c.task == "icl":
-        first, second = c.num_x_tokens, c.num_y_tokens
-        return relations.in_context(vocab_size, num_first=first, num_second=second, seed=seed)
+        counts = dict(num_first=c.num_x_tokens, num_second=c.num_y_tokens, num_facts=c.num_facts)
+        return relations.in_context(vocab_size, **counts, seed=seed)
     if c.task == "chain_related":
         counts = dict(num_indices=c.alphabet_size, num_train=num_train, num_validation=c.num_val)
         return relations.chain_related(vocab_size, **counts, seed=seed)

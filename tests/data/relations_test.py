@@ -79,12 +79,31 @@ def test_in_context_sentences_hold_their_answer():
     assert counts.tolist() == [3] * 100  # of each A
 
 
+def test_in_context_sentences_tell_several_facts_and_ask_for_one():
+    plain, data = relations.in_context(), relations.in_context(num_facts=3)
+    assert data.train_EL.shape == (700, 3 * 3 + 4) and data.validation_EL.shape == (300, 13)
+    place = []
+    for name in ("train_EL", "validation_EL"):
+        pairs = {(row[0], row[2]) for row in getattr(plain, name).tolist()}
+        for row in getattr(data, name).tolist():
+            told = [(row[3 * n], row[3 * n + 2]) for n in range(3)]
+            assert [row[3 * n + 1] for n in range(3)] == [RIGHT] * 3
+            assert set(told) <= pairs and len({x for fact in told for x in fact}) == 6
+            assert row[9] == BOTH and row[11] == LEFT
+            place.append(told.index((row[12], row[10])))  # what is asked is told
+    assert {(row[12], row[10]) for row in data.train_EL.tolist()} == {
+        (row[0], row[2]) for row in plain.train_EL.tolist()
+    }
+    assert np.all(np.abs(np.bincount(place) / 1000 - 1 / 3) < 0.06)
+
+
 def test_panels_are_aligned_and_end_in_different_tokens():
     for data in (
         relations.reversal(),
         relations.chain(),
         relations.chain_related(),
         relations.in_context(),
+        relations.in_context(num_facts=3),
     ):
         train, validation = _sets(data)
         for name, panel in data.panels.items():
@@ -127,6 +146,7 @@ def test_bad_input():
         (lambda: relations.chain_related(num_train=600), "600 triples to train on and 50"),
         (lambda: relations.chain_related(num_validation=0), "0 to validate"),
         (lambda: relations.in_context(100), "no room for 100"),
+        (lambda: relations.in_context(num_facts=8, num_second=7), "no 8 facts of different"),
         (lambda: relations.in_context(num_first=0), "num_first must be positive"),
         (lambda: relations.in_context(num_second=1), "splits 1 into 1 to train on and 0"),
     ):
