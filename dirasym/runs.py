@@ -412,7 +412,8 @@ def plan_line(run: Run, seeds: Sequence[int]) -> dict[str, Any]:
     The FLOPs are those of all steps and seeds, evaluations apart, before XLA optimizes.
     """
     state, batch = recipes.abstract(run, seeds[0])
-    cost = jax.jit(run.step).lower(state, batch).cost_analysis() or {}
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):  # a GPU's plugin counts nothing
+        cost = jax.jit(run.step).lower(state, batch).cost_analysis() or {}
     flops = float(cost.get("flops", float("nan")))
     return {
         "run": run.name,

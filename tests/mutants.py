@@ -59,6 +59,7 @@ STYLE = {  # keywords of plots that no reader measures by
     "ncols", "nrows", "rotation", "rows", "s", "sharex", "sharey", "size", "va", "ha", "width",
     "wspace", "zorder", "ensure_ascii", "indent", "encoding", "strict",
 }  # fmt: skip
+LAYOUT = "rcParams.update", "new_figure", "new_panels", "label_ends"  # calls about places on paper
 DIRECTIONS = [("forward", "reverse"), ("fwd", "rev"), ("forward", "inverse"), ("first", "second")]
 TESTS = [  # of what measures: quick ones with oracles, not those that run a whole experiment
     "tests/analysis",
@@ -191,8 +192,10 @@ def _measured(node):
                 continue  # a docstring
             if isinstance(child, ast.keyword) and child.arg in STYLE:
                 continue
-            if isinstance(child, ast.Call) and ast.unparse(child.func).endswith("rcParams.update"):
+            if isinstance(child, ast.Call) and ast.unparse(child.func).endswith(LAYOUT):
                 continue
+            if isinstance(node, ast.arguments) and isinstance(child, ast.Tuple):
+                continue  # the default of a figure's size
             yield child
             is_axis = isinstance(child, ast.keyword) and child.arg == "axis"
             if not (is_axis and isinstance(child.value, ast.Constant)):

@@ -268,6 +268,8 @@ def test_json_goes_both_ways(read, tmp_path):
 
 
 def test_it_shows_itself_as_a_table_a_frame_and_a_figure(read, tmp_path):
+    pytest.importorskip("pandas")
+    pytest.importorskip("matplotlib")
     lines = str(read).splitlines()
     assert lines[0].startswith(f"{read.kind} model, 4 questions forward, 4 in reverse; value (90%")
     (row,) = [line for line in lines if line.startswith("| accuracy %")]

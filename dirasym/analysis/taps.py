@@ -16,7 +16,8 @@ from jax.extend import core
 
 from dirasym.analysis.views import Atoms, View, merged, order
 
-_CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr"}
+# A `closed_call` is named `eval_jaxpr` by newer versions of JAX.
+_CALLS = {"jit": "jaxpr", "closed_call": "call_jaxpr", "eval_jaxpr": "call_jaxpr"}
 # Of one view and one array: on these a bias or a scale may be spread without a `broadcast_in_dim`.
 _ENTRYWISE = ("add", "add_any", "sub", "mul", "div", "max", "min")
 
@@ -210,8 +211,11 @@ class Walk:
             filled = [x if isinstance(x, View) else next(remaining) for x in args]
             return walk.values(walk.run(jaxpr, (), filled), why), walk.lefts
 
-        how = {name: eqn.params[name] for name in ("policy", "prevent_cse")}
         arrays = [x for x in args if not isinstance(x, View)]
+        how = {name: eqn.params[name] for name in ("policy", "prevent_cse")}
+        if isinstance(how["prevent_cse"], tuple):  # one an argument
+            each = zip(how["prevent_cse"], args, strict=True)
+            how["prevent_cse"] = ([of for of, x in each if not isinstance(x, View)], True)
         zeros = [next(self._zeros) for _ in inner.taps]
         outs, lefts = jax.checkpoint(recomputed, **how)(arrays, zeros)
         self.lefts += lefts
@@ -219,10 +223,10 @@ class Walk:
 
     def _scan(self, eqn: Any, args: list[Any]) -> list[Any]:
         p, why, scan = eqn.params, "returned by scan", object()
-        jaxpr, num_carry, length = p["jaxpr"], p["num_carry"], p["length"]
-        num_first = p["num_consts"] + num_carry
-        consts = args[: p["num_consts"]]
-        carry = self.values(args[p["num_consts"] : num_first], "carried by scan")
+        jaxpr, length, (num_consts, num_carry) = p["jaxpr"], p["length"], _scan_counts(p)
+        num_first = num_consts + num_carry
+        consts = args[:num_consts]
+        carry = self.values(args[num_consts:num_first], "carried by scan")
         steps = [self._step(x, scan) for x in args[num_first:]]
         inner = Walk()
         inner.values(inner.run(jaxpr.jaxpr, jaxpr.consts, [*consts, *carry, *steps]), why)
@@ -263,6 +267,14 @@ class Walk:
         self.taps += taps
         self.reasons = inner.reasons | self.reasons
         self.scanned |= inner.scanned
+
+
+def _scan_counts(p: dict[str, Any]) -> tuple[int, int]:
+    """How many of a scan's arguments are constants, and how many are carried; the rest are xs."""
+    if "ft_in" not in p:
+        return p["num_consts"], p["num_carry"]
+    consts, carry, _ = p["ft_in"].unpack()  # newer versions of JAX keep the trees instead
+    return len(consts), len(carry)
 
 
 class _Use(NamedTuple):

@@ -167,6 +167,11 @@ def _called(transformation):
                 return jax.vmap(model)(x_TI).sum()
             case "scan":
                 return jax.lax.scan(lambda total, x: (total + model(x), None), 0.0, x_TI)[0]
+            case "grad":  # of a scan in a checkpoint: JAX puts what it need not redo in a call
+                inner = jax.checkpoint(_called("scan"))
+                return (jax.grad(inner, 1)(params, x_TI) ** 2).sum()
+            case "remat of two":
+                return jax.checkpoint(_called("none"), prevent_cse=(True, False))(params, x_TI)
         return {"none": lambda f: f, "jit": jax.jit, "remat": jax.checkpoint}[transformation](
             model
         )(x_TI)
@@ -174,7 +179,9 @@ def _called(transformation):
     return loss
 
 
-@pytest.mark.parametrize("transformation", ["none", "jit", "remat", "vmap", "scan"])
+@pytest.mark.parametrize(
+    "transformation", ["none", "jit", "remat", "remat of two", "vmap", "scan", "grad"]
+)
 def test_layers_called_inside_the_losss_own_transformations(transformation):
     examples = np.random.default_rng(0).normal(size=(3, 5, 4)).astype(np.float32)
     params = _Chain().init(jax.random.key(0), examples[0])["params"]

@@ -75,7 +75,7 @@ def _nnx(dtype):
 
 
 def _equinox(dtype):
-    import equinox as eqx
+    eqx = pytest.importorskip("equinox")
 
     keys = jax.random.split(jax.random.key(0), 3)
     embed = eqx.nn.Embedding(VOCAB, 6, key=keys[0])
@@ -92,7 +92,7 @@ def _equinox(dtype):
 
 
 def _haiku(dtype):
-    import haiku as hk
+    hk = pytest.importorskip("haiku")
 
     def forward(tokens_L):
         x_LD = hk.Embed(VOCAB, 6)(tokens_L)

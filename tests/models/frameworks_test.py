@@ -4,9 +4,7 @@ import dataclasses
 import functools
 
 import chex
-import equinox as eqx
 import flax.linen as nn
-import haiku as hk
 import jax
 import jax.numpy as jnp
 import members
@@ -53,30 +51,6 @@ class Nnx(nnx.Module):
         return self.layers[0](self.dropout(_mean_so_far(self.embed(tokens))))
 
 
-class Equinox(eqx.Module):
-    embed: eqx.nn.Embedding
-    head: eqx.nn.Linear
-    dropout: eqx.nn.Dropout
-    activation: object = jax.nn.relu  # a leaf that is no array
-
-    def __init__(self, key):
-        keys = jax.random.split(key)
-        self.embed = eqx.nn.Embedding(VOCAB, WIDTH, key=keys[0])
-        self.head = eqx.nn.Linear(WIDTH, VOCAB, key=keys[1])
-        self.dropout = eqx.nn.Dropout(0.5)
-
-    def __call__(self, tokens, noise_B=None, key=None):
-        return jax.vmap(self.head)(
-            self.dropout(_mean_so_far(jax.vmap(self.embed)(tokens)), key=key)
-        )
-
-
-def _haiku(tokens, is_training=False, noise=None):
-    x = _mean_so_far(hk.Embed(VOCAB, WIDTH, name="embed")(tokens))
-    x = hk.dropout(hk.next_rng_key(), 0.5, x) if is_training else x
-    return hk.Linear(VOCAB, name="head")(x)
-
-
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class Plain:
@@ -105,13 +79,39 @@ def _nnx():
 
 
 def _equinox():
+    eqx = pytest.importorskip("equinox")
+
+    class Equinox(eqx.Module):
+        embed: eqx.nn.Embedding
+        head: eqx.nn.Linear
+        dropout: eqx.nn.Dropout
+        activation: object = jax.nn.relu  # a leaf that is no array
+
+        def __init__(self, key):
+            keys = jax.random.split(key)
+            self.embed = eqx.nn.Embedding(VOCAB, WIDTH, key=keys[0])
+            self.head = eqx.nn.Linear(WIDTH, VOCAB, key=keys[1])
+            self.dropout = eqx.nn.Dropout(0.5)
+
+        def __call__(self, tokens, noise_B=None, key=None):
+            return jax.vmap(self.head)(
+                self.dropout(_mean_so_far(jax.vmap(self.embed)(tokens)), key=key)
+            )
+
     model = Equinox(KEY)
     apply_fn, params = frameworks.from_equinox(model)
     return apply_fn, params, jax.vmap(eqx.nn.inference_mode(model))
 
 
-def _of_haiku():
-    model = hk.transform(_haiku)
+def _haiku():
+    hk = pytest.importorskip("haiku")
+
+    def forward(tokens, is_training=False, noise=None):
+        x = _mean_so_far(hk.Embed(VOCAB, WIDTH, name="embed")(tokens))
+        x = hk.dropout(hk.next_rng_key(), 0.5, x) if is_training else x
+        return hk.Linear(VOCAB, name="head")(x)
+
+    model = hk.transform(forward)
     params = model.init(KEY, TOKENS)
     apply_fn, params = frameworks.from_haiku(
         model, params, keywords={"noise_B": "noise"}, when_training=dict(is_training=True)
@@ -127,7 +127,7 @@ def _of_plain():
     return _plain, params, functools.partial(_plain, params)
 
 
-MODELS = {"linen": _linen, "nnx": _nnx, "equinox": _equinox, "haiku": _of_haiku, "plain": _of_plain}
+MODELS = {"linen": _linen, "nnx": _nnx, "equinox": _equinox, "haiku": _haiku, "plain": _of_plain}
 OBJECTIVES = {
     "masked": functools.partial(objectives.masked_diffusion, mask_id=MASK),
     "causal": objectives.next_token,
