@@ -38,8 +38,12 @@ FACTORS: dict[str, dict[str, dict[str, Any]]] = {  # of each, what differs from 
         f"depth {n}, {m} told": dict(task="icl", n_layers=n, num_facts=m)
         for n in (1, 2, 4) for m in (1, 2, 4, 8)
     },
+    "in_context_more": {  # ten times the names B, and so the sentences
+        f"depth {n}, {m} told": dict(task="icl", n_layers=n, num_facts=m, num_y_tokens=100)
+        for n in (1, 2) for m in (2, 4)
+    },
 }  # fmt: skip
-OWN_COMMAND = "l2", "in_context"  # not among the factors unless asked for
+OWN_COMMAND = "l2", "in_context", "in_context_more"  # not among the factors unless asked for
 PRESETS = {
     "smoke": dict(
         vocab_size=40, embed_dim=8, num_epochs=4, seeds=[0], factors=["weight_decay", "family"]
@@ -55,7 +59,7 @@ class Config:
 
     factors: tuple[Literal[tuple(FACTORS)], ...] = flag(
         tuple(factor for factor in FACTORS if factor not in OWN_COMMAND),
-        "What to vary; l2: coupled decay; in_context: facts told in the prompt.",
+        "What to vary; l2: coupled decay; in_context, in_context_more: facts told in the prompt.",
     )
     seeds: tuple[int, ...] = flag((0, 1, 2), "One run each.", kind="seed")
     vocab_size: int = flag(200, "Tokens to draw entities from.", 1, 10**6)

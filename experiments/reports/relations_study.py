@@ -42,7 +42,7 @@ def guesses(lines: Lines) -> str:
 
 def figures(factor: str) -> Callable[[Lines, str, Iterable[str]], Any]:
     """What draws a factor."""
-    return in_context_figure if factor == "in_context" else figure
+    return in_context_figure if factor.startswith("in_context") else figure
 
 
 def in_context_figure(lines: Lines, factor: str, values: Iterable[str]):

@@ -100,8 +100,7 @@ def sentences(c: Config, num_train: int | None) -> relations.Relations:
     if c.task == "chain_related":
         counts = dict(num_indices=c.alphabet_size, num_train=num_train, num_validation=c.num_val)
         return relations.chain_related(vocab_size, **counts, seed=seed)
-    make = relations.reversal if c.task == "reversal" else relations.chain
-    return make(vocab_size, c.word_size, seed=seed)
+    return getattr(relations, c.task)(vocab_size, c.word_size, seed=seed)  # reversal, chain
 
 
 def learner(c: Config, num_train: int | None = None) -> LastWord:

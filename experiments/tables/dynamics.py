@@ -1,5 +1,7 @@
 """Tables of docs/training_dynamics.md."""
 
+import itertools
+import math
 from collections.abc import Sequence
 
 from experiments.tables.common import Line, column, groups, lines, mean, means, number, span, table
@@ -129,7 +131,8 @@ def gap_table() -> str:
 
 def study(factor: str) -> dict[tuple, list[Line]]:
     """A factor's lines by its values."""
-    of = [line for file in ("results", "l2") for line in lines(f"relations_study/{file}")]
+    files = ("results", "l2", "in_context")
+    of = [line for file in files for line in lines(f"relations_study/{file}")]
     return groups([line for line in of if line["factor"] == factor], "value")
 
 
@@ -137,6 +140,23 @@ def study_table(factor: str) -> str:
     """A row a value of the factor."""
     rows = [[value, *means(of, STUDY.values())] for (value,), of in study(factor).items()]
     return table([factor.replace("_", " "), *STUDY], rows)
+
+
+def in_context(depth: int, told: int, key: str = "validation_nll") -> list[float]:
+    """Of the runs of a depth and number of facts told in the prompt, a value a seed."""
+    return column(study("in_context")[(f"depth {depth}, {told} told",)], key)
+
+
+def in_context_table() -> str:
+    """Training and withheld NLL by depth and facts told; what a guess among those told costs."""
+    rows = []
+    for depth, told in itertools.product((1, 2, 4), TOLD):
+        cells = [mean(in_context(depth, told, key), 3) for key in ("train_nll", "validation_nll")]
+        rows.append([depth, told, *cells, number(math.log(told))])
+    return table("layers, facts told, training NLL, withheld NLL, ln of those told", rows)
+
+
+TOLD = 1, 2, 4, 8
 
 
 def study_minutes() -> float:
