@@ -23,6 +23,7 @@ DRAWN = {
     "NLL (nats)": ("train_nll", "validation_nll", "validation_nll_when_learned"),
     "asymmetry": ("asymmetry_trained", "asymmetry_withheld"),
 }
+LOWEST = "lowest_validation_nll"
 Lines = Sequence[Mapping[str, Any]]
 
 
@@ -46,14 +47,14 @@ def figures(factor: str) -> Callable[[Lines, str, Iterable[str]], Any]:
 
 
 def in_context_figure(lines: Lines, factor: str, values: Iterable[str]):
-    """Withheld NLL against the number of facts told, a line a depth, and a guess among them."""
+    """Lowest withheld NLL against the facts told, a line a depth, and a guess among them."""
     drawn, ((ax,),) = report.new_figure(1, 1, (5.0, 3.0))
     cells = [(value, *map(int, re.findall(r"\d+", value))) for value in values]
     told = sorted({m for _, _, m in cells})
     for depth in sorted({n for _, n, _ in cells}):
         of = [
             intervals.student_interval(
-                [r["validation_nll"] for r in report.select(lines, factor=factor, value=value)]
+                [r[LOWEST] for r in report.select(lines, factor=factor, value=value)]
             )
             for value, n, _ in cells
             if n == depth
@@ -61,7 +62,7 @@ def in_context_figure(lines: Lines, factor: str, values: Iterable[str]):
         label = f"{depth} layer" + "s" * (depth > 1)
         report.plot_intervals(ax, [m for _, n, m in cells if n == depth], of, label)
     ax.plot(told, np.log(told), "k:", label="guess among those told")
-    ax.set(xlabel="facts told in the prompt", ylabel="withheld NLL (nats)", xticks=told)
+    ax.set(xlabel="facts told in the prompt", ylabel="lowest withheld NLL (nats)", xticks=told)
     report.legend(ax)
     return drawn
 

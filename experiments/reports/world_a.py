@@ -259,9 +259,11 @@ def gradients_figure(curves: Mapping[str, runs.History]):
                     y_TS = history[f"{kind}/{block}"]
                     steps, color = history["eval_step"], report.color(number)
                     report.plot_seeds(ax, steps, y_TS, label, ls=style, color=color)
-            ax.set(title=title + (" (inverse dashed)" if len(kinds) == 2 else ""), xlabel="step")
+            ax.set(title=title, xlabel="step")
             if len(kinds) == 2:
                 ax.set_yscale("log")
         row[0].set(ylabel=name.replace(",", "\n"), ylim=(-1.05, 1.05))
-        report.legend(row[1])
+    handles = axes[0, 1].get_legend_handles_labels()
+    title = "norms and updates: forward solid, inverse dashed"
+    figure.legend(*handles, loc="outside upper center", ncols=3, fontsize="small", title=title)
     return figure

@@ -1,6 +1,5 @@
 """Tables of docs/training_dynamics.md."""
 
-import itertools
 import math
 from collections.abc import Sequence
 
@@ -131,7 +130,7 @@ def gap_table() -> str:
 
 def study(factor: str) -> dict[tuple, list[Line]]:
     """A factor's lines by its values."""
-    files = ("results", "l2", "in_context")
+    files = ("results", "l2", "in_context", "in_context_more")
     of = [line for file in files for line in lines(f"relations_study/{file}")]
     return groups([line for line in of if line["factor"] == factor], "value")
 
@@ -142,21 +141,31 @@ def study_table(factor: str) -> str:
     return table([factor.replace("_", " "), *STUDY], rows)
 
 
-def in_context(depth: int, told: int, key: str = "validation_nll") -> list[float]:
-    """Of the runs of a depth and number of facts told in the prompt, a value a seed."""
-    return column(study("in_context")[(f"depth {depth}, {told} told",)], key)
+SENTENCES = {"in_context": 700, "in_context_more": 7000}  # that train
+
+
+def in_context(told: int, key: str = "lowest_validation_nll", **where) -> list[float]:
+    """Of the runs with so many facts in the prompt, a value a run; `where`: sentences, layers."""
+    found = []
+    for factor, sentences in SENTENCES.items():
+        for (value,), of in study(factor).items():
+            layers = int(value.split()[1].rstrip(","))
+            known = {"sentences": sentences, "layers": layers, "told": told}
+            if value.endswith(f" {told} told") and where.items() <= known.items():
+                found += column(of, key)
+    return found
 
 
 def in_context_table() -> str:
-    """Training and withheld NLL by depth and facts told; what a guess among those told costs."""
+    """Training and withheld NLL by facts told; what a guess among those told costs."""
     rows = []
-    for depth, told in itertools.product((1, 2, 4), TOLD):
-        cells = [mean(in_context(depth, told, key), 3) for key in ("train_nll", "validation_nll")]
-        rows.append([depth, told, *cells, number(math.log(told))])
-    return table("layers, facts told, training NLL, withheld NLL, ln of those told", rows)
-
-
-TOLD = 1, 2, 4, 8
+    for factor, sentences in SENTENCES.items():
+        for (value,), of in study(factor).items():
+            _, layers, told, _ = value.split()
+            cells = means(of, ("train_nll", "validation_nll", "lowest_validation_nll"))
+            rows.append([sentences, layers.rstrip(","), told, *cells, number(math.log(int(told)))])
+    header = "training sentences, layers, facts told, training NLL, withheld NLL, its lowest"
+    return table(f"{header}, a guess among the told", rows)
 
 
 def study_minutes() -> float:

@@ -6,7 +6,7 @@ import numpy as np
 
 from dirasym.analysis import excess
 from experiments.reports import world_a_bits
-from experiments.tables.common import Line, column, lines, mean, number, span, table
+from experiments.tables.common import Line, column, curves, lines, mean, number, span, table
 
 ARROWS = {"forward": "A->B", "inverse": "B->A"}
 CLEAN = "eval_excess_nats_per_string"
@@ -249,6 +249,58 @@ def tax_gaps(K: int) -> list[list[float]]:
         [b - a for a, b in zip(tax(K, "forward", x), tax(K, "inverse", x), strict=True)]
         for x in epochs("world_a_regimes")[1:]
     ]
+
+
+def gradients(K: int, direction: str, key: str) -> np.ndarray:
+    """Over the evaluations of a run that compared both directions' gradients, of all parameters."""
+    name = f"run_type=scratch,lora_r=None,objective=next_token,K={K},direction={ARROWS[direction]}"
+    return curves(f"world_a_gradients/curves/{name.replace('>', '_')},seed=0")[f"{key}/total"]
+
+
+def gradient_table() -> str:
+    """The directions' cosine, and the step that each would take, by epoch."""
+    rows = []
+    for K in (1, 5):
+        for direction in ARROWS:
+            for key, name in GRADIENTS.items():
+                values = gradients(K, direction, key)
+                rows.append([f"K = {K} {direction}", name, *(number(float(x), 4) for x in values[:-1])])
+    return table(["trained on", "of both directions", "0", "10", "20", "30", "40", "50"], rows)
+
+
+GRADIENTS = {
+    "cosine": "cosine",
+    "update_forward": "update / weight, forward",
+    "update_inverse": "update / weight, inverse",
+}
+
+
+def both_ways_table() -> str:
+    """LoRA of one rank and rate on every map, both ways: clean excess by epoch."""
+    moments, rows = (20, 40, 60), []
+    for K in (1, 5, 8):
+        for direction in ARROWS:
+            of = runs("world_a_lora_both", K, direction)
+            stored = bits("world_a_lora_both", K, direction)
+            rows.append([f"K = {K} {direction}", stored, *(mean(curve(of, x)) for x in moments)])
+    return table(["task", "bits per pair", *map(str, moments)], rows)
+
+
+def reg_table() -> str:
+    """Fine-tuning with more decay, alone and with dropout: clean excess by epoch at K = 5."""
+    moments, rows = (20, 40, 60), []
+    for name, folder, run_type in REGULARISED:
+        for direction in ARROWS:
+            of = runs(folder, 5, direction, run_type=run_type)
+            rows.append([name, direction, *(mean(curve(of, x)) for x in moments)])
+    return table(["decay and dropout", "direction", *map(str, moments)], rows)
+
+
+REGULARISED = (
+    ("0.01, 0", "world_a_reg", "finetune"),
+    ("0.1, 0", "world_a_reg0", "finetune_reg"),
+    ("0.1, 0.1", "world_a_reg", "finetune_reg"),
+)
 
 
 def lora(file: str, rank: int, rate: float) -> Line:

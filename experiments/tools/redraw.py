@@ -17,7 +17,7 @@ import numpy as np
 
 from dirasym import report, results
 from dirasym.usage import UsageError
-from experiments import relations_study, rope_bounds, toy_reversal, toy_study
+from experiments import rope_bounds, toy_reversal, toy_study
 from experiments.flags import flag
 from experiments.reports import alignment as alignment_report
 from experiments.reports import causes as causes_report
@@ -141,12 +141,15 @@ def facts_figures() -> dict[str, Callable[[], Any]]:
 
 def study_figures() -> dict[str, Callable[[], Any]]:
     """Factor by factor."""
-    lines = _lines("relations_study", "results", "l2")
+    lines = _lines("relations_study", "results", "l2", "in_context")
+    found: dict[str, dict[str, None]] = {}
+    for line in lines:
+        found.setdefault(line["factor"], {})[line["value"]] = None
     return {
         f"relations_study_{factor}": functools.partial(
-            relations_study_report.figure, lines, factor, list(values)
+            relations_study_report.figures(factor), lines, factor, list(values)
         )
-        for factor, values in relations_study.FACTORS.items()
+        for factor, values in found.items()
     }
 
 

@@ -287,7 +287,9 @@ def test_the_figure_of_gradients_draws_the_curves():
     history = {"eval_step": np.array([0, 4])}
     for number, (name, block) in enumerate((n, b) for n in names for b in ("a", "b", "total")):
         history[f"{name}/{block}"] = np.array([[number + 1.0], [number + 2.0]])
-    cosine, norm, update = report.gradients_figure({"K=5,direction=A-_B": history}).axes
+    figure = report.gradients_figure({"K=5,direction=A-_B": history})
+    cosine, norm, update = figure.axes
+    assert "inverse dashed" in figure.legends[0].get_title().get_text()
     drawn = {(x.get_label(), x.get_linestyle()): x for x in cosine.get_lines()}
     assert drawn["a", "-"].get_ydata().tolist() == [1, 2] and len(drawn) == 2
     assert drawn["b", "-"].get_xdata().tolist() == [0, 4]
@@ -295,7 +297,6 @@ def test_the_figure_of_gradients_draws_the_curves():
         y = [(x.get_linestyle(), x.get_ydata().tolist()) for x in ax.get_lines()]
         expected = [("-", first), ("-", first + 1), ("--", first + 3), ("--", first + 4)]
         assert y == [(style, [value, value + 1]) for style, value in expected]
-        assert "inverse dashed" in ax.get_title()
 
 
 def test_half_is_learned_between_two_evaluations():
