@@ -198,8 +198,9 @@ def _told(a_E1, b_E1, num_facts: int, rng: np.random.Generator) -> np.ndarray:
     for own in range(len(a_E1)):
         one = [own]
         for other in rng.permutation(len(a_E1)):
-            is_new = a_E1[other] not in a_E1[one] and b_E1[other] not in b_E1[one]
-            if is_new and len(one) < num_facts:
+            if len(one) == num_facts:
+                break
+            if a_E1[other] not in a_E1[one] and b_E1[other] not in b_E1[one]:
                 one.append(other)
         if len(one) < num_facts:
             raise ValueError(f"no {num_facts} facts of different entities: of some, {len(one)}")
