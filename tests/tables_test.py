@@ -44,6 +44,97 @@ def _world(**more):
     return rows
 
 
+def test_the_published_setting_has_its_gap_by_epoch(on_file):
+    curves = {(5, "forward"): [60.0, 9.0, 4.0], (5, "inverse"): [61.0, 27.0, 16.0]}
+    curves[1, "forward"] = [62.0, 28.0, 7.0]
+    for (K, direction), curve in curves.items():
+        train = [float(K * epoch) for epoch in range(20)]
+        floor = np.log(5) * (direction == "inverse")
+        line = _map(K, direction, 0, curve, train, str_len=8, floor_nats_per_string=floor)
+        on_file[f"world_a_gpt2_K{K}_{direction}/results"] = [line]
+    assert world_a.published_gap(10) == 18.0 and world_a.published_gap(20) == 12.0
+    np.testing.assert_allclose(world_a.published_gap(10, "excess_loss"), -np.log(5))
+    np.testing.assert_allclose(world_a.left(5, "inverse"), 1600 / (8 * np.log(36) - np.log(5)))
+    np.testing.assert_allclose(world_a.left(1, "forward"), 700 / (8 * np.log(36)))
+    table = world_a.published_table(0, 20).splitlines()
+    assert table[2] == "| K = 5 forward | 50.0 | 60.00 | 4.00 | 14 % |"
+    assert table[4] == "| K = 1 forward | 10.0 | 62.00 | 7.00 | 24 % |"
+    gaps = world_a.published_gap_table(10, 20).splitlines()
+    assert gaps[2:] == [
+        "| paper's convention | −1.61 | −1.61 |",
+        "| nats a string, training | 0.00 | 0.00 |",
+        "| clean | 18.00 | 12.00 |",
+    ]
+
+
+def test_lora_both_ways_and_more_decay_have_their_rows(on_file):
+    on_file["world_a_lora_both/results"] = [
+        _map(K, direction, seed, [50.0, 3.0 * K, 20.0 + K + 2 * seed], [0.0] * 20)
+        | {"eval_epochs": [20, 40, 60]}
+        for K in (1, 5, 8)
+        for direction in ("forward", "inverse")
+        for seed in (0, 1)
+    ]
+    rows = world_a.both_ways_table().splitlines()[2:]
+    assert rows[0] == "| K = 1 forward | 10.0 | 50.00 ± 0.00 | 3.00 ± 0.00 | 22.00 ± 12.71 |"
+    assert rows[5].startswith("| K = 8 inverse | 80.0 | 50.00 ± 0.00 | 24.00 ± 0.00 | 29.00")
+    for _, folder, run_type in world_a.REGULARISED:
+        on_file.setdefault(f"{folder}/results", []).extend(
+            _map(5, direction, 0, [1.0, 2.0, place + 3.0], [0.0] * 20, run_type=run_type)
+            | {"eval_epochs": [20, 40, 60]}
+            for place, direction in enumerate(("forward", "inverse"))
+        )
+    rows = world_a.reg_table().splitlines()[2:]
+    assert rows[0] == "| 0.01, 0 | forward | 1.00 | 2.00 | 3.00 |"
+    assert rows[5] == "| 0.1, 0.1 | inverse | 1.00 | 2.00 | 4.00 |"
+
+
+def test_gradients_of_both_directions_are_read_from_the_curves(monkeypatch):
+    names = {}
+
+    def curves(name):
+        number = names.setdefault(name, len(names))
+        return {f"{key}/total": np.arange(7) + 10 * number for key in world_a.GRADIENTS}
+
+    monkeypatch.setattr(world_a, "curves", curves)
+    rows = world_a.gradient_table().splitlines()[2:]
+    assert rows[0].startswith("| K = 1 forward | cosine | 0.0000 | 1.0000 |")
+    assert rows[-1].startswith("| K = 5 inverse | update / weight, inverse | 30.0000 |")
+    assert rows[-1].endswith("| 35.0000 |")  # the last evaluation's step is 0
+    wanted = "world_a_gradients/curves/run_type=scratch,lora_r=None,objective=next_token"
+    assert (
+        set(names)
+        == {
+            f"{wanted},K={K},direction={arrow},seed=0" for K in (1, 5) for arrow in ("A-_B", "B-_A")
+        }
+        or len(names) == 4
+    )
+
+
+def test_facts_told_are_chosen_by_sentences_and_layers(on_file):
+    def line(factor, layers, told, seed):
+        value = 100.0 * layers + 10 * told + seed + 1000 * (factor == "in_context_more")
+        return {"factor": factor, "value": f"depth {layers}, {told} told", "seed": seed} | {
+            "train_nll": 0.0, "validation_nll": value + 5, "lowest_validation_nll": value
+        }  # fmt: skip
+
+    other = [{"factor": "depth", "value": "1", "seed": 0}]
+    on_file |= {f"relations_study/{name}": other for name in ("results", "l2")}
+    for factor in ("in_context", "in_context_more"):
+        on_file[f"relations_study/{factor}"] = [
+            line(factor, layers, told, seed)
+            for layers in (1, 2)
+            for told in (2, 8)
+            for seed in (0, 1)
+        ]
+    assert dynamics.in_context(2, sentences=700) == [120.0, 121.0, 220.0, 221.0]
+    assert dynamics.in_context(8, sentences=7000, layers=2) == [1280.0, 1281.0]
+    assert dynamics.in_context(2, "validation_nll", layers=1) == [125.0, 126.0, 1125.0, 1126.0]
+    rows = dynamics.in_context_table().splitlines()[2:]
+    assert rows[1].startswith("| 700 | 1 | 8 | 0.000 ± 0.000 | 185.500 ± 6.353 | 180.500 ± 6.353")
+    assert rows[1].endswith("| 2.08 |") and rows[4].startswith("| 7000 | 1 | 2 |")
+
+
 def test_gaps_of_world_a_are_paired_and_of_their_epoch(on_file):
     on_file["w/results"] = _world()
     assert world_a.gaps("w", 5, 10) == [3.0, 4.0] and world_a.last_gap("w", 5) == [5.0, 6.0]

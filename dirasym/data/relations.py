@@ -158,8 +158,9 @@ def in_context(
       ValueError: a vocabulary without room for the entities, a share that leaves nothing to
         train or to validate, or fewer facts to tell than `num_facts`.
     """
-    if num_first < 1:
-        raise ValueError(f"num_first must be positive, got {num_first}")
+    for name, value in (("num_first", num_first), ("num_facts", num_facts)):
+        if value < 1:
+            raise ValueError(f"{name} must be positive, got {value}")
     if vocab_size < num_first + num_second:
         raise ValueError(
             f"a vocabulary of {vocab_size} has no room for {num_first} + {num_second} entities"

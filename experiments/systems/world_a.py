@@ -231,10 +231,8 @@ class Task:
         base = None if regime.run_type == "scratch" else setting.params
         self.trainable = finetuning.Trainable(self.model, optimizer, base, adapters)
         # What follows the last attention is computed at targets alone.
-        room, mask = (
-            dict(capacity=PerRow(setting.most_scored)),
-            dict(mask_id=setting.tokenizer.eos_id),
-        )
+        room = dict(capacity=PerRow(setting.most_scored))
+        mask = dict(mask_id=setting.tokenizer.eos_id)
         trained, clean = {
             "next_token": (functools.partial(objectives.next_token, **room), None),
             "parallel": (functools.partial(objectives.parallel_target, **mask, **room), None),

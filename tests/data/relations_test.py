@@ -147,6 +147,7 @@ def test_bad_input():
         (lambda: relations.chain_related(num_validation=0), "0 to validate"),
         (lambda: relations.in_context(100), "no room for 100"),
         (lambda: relations.in_context(num_facts=8, num_second=7), "no 8 facts of different"),
+        (lambda: relations.in_context(num_facts=0), "num_facts must be positive"),
         (lambda: relations.in_context(num_first=0), "num_first must be positive"),
         (lambda: relations.in_context(num_second=1), "splits 1 into 1 to train on and 0"),
     ):

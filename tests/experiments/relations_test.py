@@ -380,6 +380,25 @@ def test_the_study_tells_its_factors_and_values_apart():
             np.testing.assert_allclose(drawn[study_report.KEYS[key]], want)
 
 
+def test_facts_told_are_drawn_by_depth():
+    pytest.importorskip("matplotlib")
+    values = [f"depth {n}, {m} told" for n in (1, 2) for m in (1, 8)]
+    lines = [
+        {"factor": "in_context", "value": value, "seed": seed, "validation_nll": 99.0}
+        | {"lowest_validation_nll": 10 * place + seed}
+        for place, value in enumerate(values)
+        for seed in (0, 1)
+    ]
+    assert study_report.figures("in_context_more") is study_report.in_context_figure
+    assert study_report.figures("depth") is study_report.figure
+    (ax,) = study_report.in_context_figure(lines, "in_context", values).axes
+    drawn = {c.get_label(): c[0].get_xydata().tolist() for c in ax.containers}
+    assert drawn == {"1 layer": [[1, 0.5], [8, 10.5]], "2 layers": [[1, 20.5], [8, 30.5]]}
+    (guess,) = [x for x in ax.get_lines() if x.get_label() == "guess among those told"]
+    np.testing.assert_allclose(guess.get_xydata(), [[1, 0], [8, np.log(8)]])
+    assert study_report.guesses([{"uniform_nll": x} for x in (2.0, 1.5, 2.0)]) == "1.500 or 2.000"
+
+
 def test_the_study_changes_one_factor_and_compiles_its_base_once(tmp_path):
     config = relations_study.Config(factors=("dropout", "family", "loss"), vocab_size=40)
     planned = {run.name: run for run in relations_study.plan(config, tmp_path)}

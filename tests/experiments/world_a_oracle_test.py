@@ -275,6 +275,17 @@ def test_bits_are_drawn_with_the_moment_when_half_is_learned():
     assert np.isnan(right.get_lines()[2].get_ydata()).tolist() == [True, True]
 
 
+def test_the_figure_of_pace_draws_means_from_the_first_epoch_on():
+    pytest.importorskip("matplotlib")
+    (ax,) = report.pace_figure(LINES).axes
+    first, forward, inverse = ax.get_lines()[:3]
+    assert first.get_label() == "K = 1 forward, 11.0 bits"
+    assert forward.get_label() == "K = 5 forward, 7.0 bits"
+    assert inverse.get_label() == "K = 5 inverse, 15.0 bits"
+    assert forward.get_xdata().tolist() == [10, 20]
+    assert forward.get_ydata().tolist() == [6.0, (0.75 + 1.5) / 2]
+
+
 def test_bits_are_drawn_for_any_number_of_families():
     pytest.importorskip("matplotlib")
     lines = [_line(5, "A->B", 0, 1.0, run_type="lora", lora_r=rank) for rank in range(1, 12)]
