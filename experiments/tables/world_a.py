@@ -264,7 +264,9 @@ def gradient_table() -> str:
         for direction in ARROWS:
             for key, name in GRADIENTS.items():
                 values = gradients(K, direction, key)
-                rows.append([f"K = {K} {direction}", name, *(number(float(x), 4) for x in values[:-1])])
+                rows.append(
+                    [f"K = {K} {direction}", name, *(number(float(x), 4) for x in values[:-1])]
+                )
     return table(["trained on", "of both directions", "0", "10", "20", "30", "40", "50"], rows)
 
 
