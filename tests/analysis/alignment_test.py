@@ -194,6 +194,24 @@ def test_layers_called_inside_the_losss_own_transformations(transformation):
     assert all("bias" in path for path in factored.direct)
 
 
+def test_one_row_by_its_number_is_factored():
+    table_VD = np.random.default_rng(0).normal(size=(7, 4)).astype(np.float32)
+
+    def loss(params, row):
+        return jax.numpy.sin(params["table"][row]).sum()
+
+    direct, factored = (
+        alignment.alignment(
+            loss, loss, {"table": table_VD}, examples=np.array([3, 0, 6, -1]), method=method
+        )
+        for method in ("direct", "factored")
+    )
+    assert factored.direct == ()
+    squares_E = (np.cos(table_VD[[3, 0, 6, 6]]) ** 2).sum(axis=1)
+    for got in (direct, factored):
+        np.testing.assert_allclose(got.inner["table"], squares_E, rtol=1e-5)
+
+
 def test_subclasses_and_shared_arrays_and_negative_rows():
     rng = np.random.default_rng(0)
     x_ETI = rng.normal(size=(3, 5, 4)).astype(np.float32)

@@ -161,6 +161,20 @@ def test_perfect_and_absent_correlation():
         attention.distance_correlation(scores[:, :2], other[:, :2])
 
 
+@pytest.mark.parametrize("level", [0.95, 0.8])
+def test_bounds_are_percentiles_over_items_drawn_anew(level):
+    rng = np.random.default_rng(2)
+    fwd_I1 = rng.normal(size=(30, 1))
+    rev_I1 = fwd_I1 + rng.normal(size=(30, 1))
+    got = attention.distance_correlation(fwd_I1, rev_I1, resamples=400, seed=5, level=level)
+    counts_XI = np.random.default_rng(5).multinomial(30, np.full(30, 1 / 30), size=400)
+    drawn = [np.repeat(np.arange(30), counts_I) for counts_I in counts_XI]
+    found = [np.corrcoef(fwd_I1[i, 0], rev_I1[i, 0])[0, 1] for i in drawn]
+    ends = np.percentile(found, [50 - 50 * level, 50 + 50 * level])
+    np.testing.assert_allclose([got.low[0], got.high[0]], ends, rtol=1e-9)
+    np.testing.assert_allclose(got.mean[0], np.corrcoef(fwd_I1[:, 0], rev_I1[:, 0])[0, 1])
+
+
 def test_bad_input_names_the_argument():
     with pytest.raises(ValueError, match="distance_E"):
         attention.by_distance(np.ones(2), np.array([0, 1]), np.array([1, 0]))
