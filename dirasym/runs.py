@@ -256,6 +256,8 @@ class _Group:
         self.run, self.seeds, self.workdir = run, seeds, workdir
         self.writers = writers
         self.save_every = every * run.eval_every
+        if every < 1:
+            raise ValueError(f"checkpoint_every={every} must be at least 1")
         self.data = [run.data(seed) for seed in seeds]
         digests = [training.digest(data) for data in self.data]
         self.saved = [

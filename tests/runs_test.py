@@ -228,6 +228,8 @@ def test_checkpoints_may_be_rarer_than_evaluations(finished, tmp_path):
     folder = tmp_path / "whole/checkpoints/name=a,seed=0"
     assert {int(path.name) for path in folder.iterdir()} == {8, 12}  # the last one too
     assert _without_time(got) == _without_time(lines[:1])
+    with pytest.raises(ValueError, match="checkpoint_every=0 must be at least 1"):
+        _sweep([_run("a")], [0], tmp_path / "none", checkpoint_every=0)
     with pytest.raises(stopping.Stopped, match="is saved at step 4"):
         _sweep([_run("a")], [0], tmp_path / "cut", time_limit=0, **how)
     assert _without_time(_sweep([_run("a")], [0], tmp_path / "cut", **how)) == _without_time(got)

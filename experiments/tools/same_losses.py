@@ -33,6 +33,10 @@ class Config:
     second: str = flag("", "The other.", kind="path")
     steps: int = flag(200, "First steps to compare.", 1)
 
+    def __post_init__(self):
+        if not (self.first and self.second):
+            raise ValueError("--first or --second is missing")
+
 
 def read(path: str, steps: int) -> Losses:
     """The first losses of every run and seed. Raises ValueError if there are none."""
