@@ -370,6 +370,7 @@ def test_adapters_that_do_nothing_change_nothing():
         (dict(kind=None), "kind must be 'causal' or 'masked' where the model is an apply_fn"),
         (dict(kind="mdm"), "kind must be 'causal' or 'masked', got 'mdm'"),
         (dict(level=95), "level must be between 0 and 1, got 95"),
+        (dict(level=1.5), "level must be between 0 and 1, got 1.5"),
         (dict(answers="all"), "answers must be 'any' or 'first'"),
         (dict(chunk_size=0), "chunk_size must be at least 1, got 0"),
         (dict(tokenizer=Words([*TOLD, "a b c d e"])), "the tokenizer has .. tokens, the model"),

@@ -164,6 +164,18 @@ def test_a_heat_map_is_the_matrix_and_white_at_zero():
     assert image.get_clim() == (-5, 5)
 
 
+def test_powers_have_a_guide_through_the_first_curves_end():
+    pytest.importorskip("matplotlib")
+    _, ((ax,),) = report.new_figure()
+    x_X, y_TX = np.array([2.0, 4.0, 8.0]), np.array([[9.0, 9.0, 5.0], [1.0, 2.0, 3.0]])
+    report.plot_powers(ax, x_X, y_TX, np.array([0, 7]), 2)
+    first, last, guide = (line.get_xydata().T for line in ax.get_lines())
+    np.testing.assert_array_equal(first, [x_X, y_TX[0]])
+    np.testing.assert_array_equal(last, [x_X, y_TX[1]])
+    np.testing.assert_allclose(guide, [x_X, 5 * np.array([1 / 16, 1 / 4, 1])])
+    assert [line.get_label() for line in ax.get_lines()] == ["step 0", "step 7", "slope 2"]
+
+
 def test_labels_at_the_ends_stand_apart_and_in_order():
     pytest.importorskip("matplotlib")
     _, axes = report.new_figure()

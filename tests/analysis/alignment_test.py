@@ -194,6 +194,25 @@ def test_layers_called_inside_the_losss_own_transformations(transformation):
     assert all("bias" in path for path in factored.direct)
 
 
+@pytest.mark.parametrize("layers", [(0, 1), (1, 2), (0, 2), (1,)])
+def test_a_stack_may_be_used_in_some_of_its_layers(layers):
+    rng = np.random.default_rng(0)
+    stack = rng.normal(size=(3, 4, 4)).astype(np.float32) / 2
+    examples = rng.normal(size=(3, 5, 4)).astype(np.float32)
+
+    def loss(params, x_TI):
+        for layer in layers:
+            x_TI = jax.numpy.tanh(x_TI @ params["stack"][layer])
+        return x_TI.sum()
+
+    direct, factored = (
+        alignment.alignment(loss, loss, {"stack": stack}, examples=examples, method=method)
+        for method in ("direct", "factored")
+    )
+    assert factored.direct == ()
+    chex.assert_trees_all_close(factored.inner, direct.inner, rtol=1e-5)
+
+
 def test_one_row_by_its_number_is_factored():
     table_VD = np.random.default_rng(0).normal(size=(7, 4)).astype(np.float32)
 

@@ -218,6 +218,9 @@ def test_tables_hold_means_intervals_and_published_numbers():
     assert inverse["paper"] == "2.000 ± 6.353 / 2.07"
     assert inverse["training"] == "4.000 ± 12.706" and inverse["clean"].startswith("6.000 ±")
     assert inverse["missing"].startswith("10.000 ±")
+    scratch = report.families(LINES)[0]
+    gaps = [scratch.published(K, 2) for K in (1, 5, 8, 2)]
+    assert gaps == [" / 0.00", " / 1.16", " / 0.90", ""]
     assert (inverse["floor"], inverse["tokens"]) == ("0.500 joint", "9.00")
     assert (forward["bits"], inverse["bits"], inverse["seconds"]) == ("7.00", "15.00", "4")
     assert [row["regime"] for row in lora] == ["lora r=256"] * 2
