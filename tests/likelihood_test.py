@@ -11,6 +11,7 @@ import pytest
 
 from dirasym import likelihood, models
 from dirasym.data import tokenizers
+from dirasym.types import Batch
 from experiments.benchmarks import likelihood as likelihood_benchmark
 from experiments.tables import likelihood as likelihood_table
 
@@ -102,6 +103,19 @@ def test_estimates_are_the_mean_over_orders_within_their_error(kind):
         assert found.passes_E.tolist() == [1500, 1500, 500, 1500, 1000]
     else:
         assert (found.passes_E == 1500).all()
+
+
+def test_two_orders_have_an_error_and_one_is_refused():
+    batch = Batch.of(np.array([IDS[1]]))
+    given = masked_model, jnp.asarray(TABLE), batch, jax.random.key(3)
+    ask = functools.partial(likelihood.order_log_likelihood, *given, mask_id=MASK)
+    two = ask(num_orders=2)
+    orders = [in_order(IDS[1], order) for order in itertools.permutations(range(3))]
+    pairs = itertools.product(orders, repeat=2)
+    assert any(np.allclose(two.mean[0], np.mean(pair), rtol=1e-4) for pair in pairs)
+    assert np.isfinite(two.standard_error[0])
+    with pytest.raises(ValueError, match="a standard error needs 2 orders, got 1"):
+        ask(num_orders=1)
 
 
 @functools.cache

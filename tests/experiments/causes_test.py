@@ -318,6 +318,15 @@ def _verdicts(**changes):
     return {row[0][0]: row[2] for row in tables.claims(lines)}
 
 
+def test_a_row_says_of_how_many_seeds_it_is():
+    fitted = [_line(Cell(), seed, 50.0, steps_to_fit=[100, 300, None][seed]) for seed in range(3)]
+    one = [_line(Cell(), seed, 50.0, steps_to_fit=[100, None, None][seed]) for seed in range(3)]
+    every = [_line(Cell(), seed, 50.0, steps_to_fit=100) for seed in range(3)]
+    cells = [tables.cell_table(lines).splitlines()[2] for lines in (fitted, one, every)]
+    assert "| 200 ± 1271 (2 of 3) |" in cells[0] and "| 100 (1 of 3) |" in cells[1]
+    assert "| 100 ± 0 |" in cells[2]
+
+
 def test_claims_are_judged_by_the_thresholds_that_were_written_first():
     assert _verdicts() == {"1": "holds", "2": "holds", "3": "holds"}
     assert _verdicts(A=5.0)["1"] == "fails" and _verdicts(A=25.0)["1"] == "undecided"
