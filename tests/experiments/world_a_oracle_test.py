@@ -221,6 +221,8 @@ def test_tables_hold_means_intervals_and_published_numbers():
     scratch = report.families(LINES)[0]
     gaps = [scratch.published(K, 2) for K in (1, 5, 8, 2)]
     assert gaps == [" / 0.00", " / 1.16", " / 0.90", ""]
+    mlp = [report.Family("mlp", None, None).published(K, 2) for K in (1, 5, 8)]
+    assert mlp == [" / 0.00", " / 0.22", " / 0.10"]
     assert (inverse["floor"], inverse["tokens"]) == ("0.500 joint", "9.00")
     assert (forward["bits"], inverse["bits"], inverse["seconds"]) == ("7.00", "15.00", "4")
     assert [row["regime"] for row in lora] == ["lora r=256"] * 2
