@@ -360,6 +360,53 @@ def test_effects_and_mechanism_are_those_of_the_lines():
     assert "| causal | next_token | both | rope | 1 | 2 | 90.0 ± 0.0 | 6.0 ± 12.7 |" in text
 
 
+def test_the_figures_of_causes_draw_the_cells():
+    pytest.importorskip("matplotlib")
+    cells = {Cell(): 60.0, Cell(predicted="B"): 10.0, Cell("causal"): 20.0}
+    lines = [_line(cell, seed, value) for cell, value in cells.items() for seed in (0, 2)]
+    table = tables.effect_table(lines).splitlines()
+    rows = [row.split("|")[1].strip() for row in table if row.startswith("| ")]
+    assert rows[2:] == ["constant", "predicted=B", "attention=causal"]  # 61, −50, −40 points
+    *_, correlation = tables.mechanism_figure(lines).axes
+    drawn = {line.get_label(): line.get_xydata() for line in correlation.get_lines()}
+    np.testing.assert_allclose(drawn["predicted: both"], [[0.6, 61.0], [0.2, 21.0]])
+    np.testing.assert_allclose(drawn["predicted: B"], [[0.1, 11.0]])
+    curves = {
+        name: {"eval_step": np.array([0, 5])}
+        | {"cosine_order": place + np.arange(12.0).reshape(2, 2, 3)}
+        | {f"percent_{way}": np.full((2, 2), 10.0 * place + n)
+           for n, way in enumerate(("forward", "reverse"))}
+        for place, name in enumerate(("one", "two"))
+    }  # fmt: skip
+    figures = [ax.get_lines() for ax in tables.training_figure(curves).axes]
+    means = [[list(x.get_ydata()) for x in of if x.get_label() in curves] for of in figures]
+    assert means == [[[0, 0], [10, 10]], [[1, 1], [11, 11]], [[1.5, 7.5], [2.5, 8.5]]]
+
+
+def test_the_figure_of_the_dial_draws_each_kind_of_pairs():
+    pytest.importorskip("matplotlib")
+    lines = [
+        {"block": block, "placed": placed, "seed": seed, "percent_forward": 90.0 + block}
+        | {"percent_reverse": 10.0 * block + seed, "p_reverse_within": 4.0}
+        | {"p_reverse_across": None}
+        | {f"cosine_order_{where}_storage": 0.5 for where in ("within", "across")}
+        for block in (2, 5) for placed in ("anywhere", "across") for seed in (0, 2)
+    ]  # fmt: skip
+    accuracy, p, _ = dial_tables.figure(lines).axes
+    drawn = [(c[0].get_color(), c[0].get_marker(), c[0].get_xydata().tolist())
+             for c in accuracy.containers]  # fmt: skip
+    marks = [dial_tables.MARKS[placed][0] for placed in ("anywhere", "across")]
+    assert drawn == [
+        ("C0", marks[0], [[2, 92], [5, 95]]), ("C0", marks[1], [[2, 92], [5, 95]]),
+        ("C1", marks[0], [[2, 21], [5, 51]]), ("C1", marks[1], [[2, 21], [5, 51]]),
+    ]  # fmt: skip
+    assert [c[0].get_color() for c in p.containers] == ["C2", "C2"]  # nothing asked across
+    low, high = accuracy.containers[2][2][0].get_segments()[0][:, 1]
+    np.testing.assert_allclose([low, high], [21 - 12.706, 21 + 12.706], atol=1e-3)
+    legend = [text.get_text() for text in accuracy.figure.legends[0].get_texts()]
+    assert legend[:4] == ["forward", "reverse", "asked within a block", "asked across a border"]
+
+
 def _dial(block, placed, seed, within, across, reverse=0.0):
     line = {"block": block, "placed": placed, "seed": seed, "percent_reverse": reverse + seed / 10}
     if within is not None:
