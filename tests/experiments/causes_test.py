@@ -379,6 +379,8 @@ def test_the_figures_of_causes_draw_the_cells():
         for place, name in enumerate(("one", "two"))
     }  # fmt: skip
     figures = [ax.get_lines() for ax in tables.training_figure(curves).axes]
+    labels = [ax.get_ylabel() for ax in tables.training_figure(curves).axes]
+    assert labels == ["forward (%)", "reverse (%)", "storage cosine, order"]
     means = [[list(x.get_ydata()) for x in of if x.get_label() in curves] for of in figures]
     assert means == [[[0, 0], [10, 10]], [[1, 1], [11, 11]], [[1.5, 7.5], [2.5, 8.5]]]
 

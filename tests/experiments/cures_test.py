@@ -188,6 +188,7 @@ def test_claims_go_by_the_thresholds_of_the_page():
     # Half an interval is Student's 4.30 / √3: 2.5.
     assert rows[0][1] == "`reversed` 91.0 (88.5 to 93.5)"
     assert rows[2][1] == "reverse 6.0 (3.5 to 8.5); copying 21.0 (18.5 to 23.5)"
+    assert rows[4][1] == "`weight_decay` 2.0 (−0.5 to 4.5); `dropout` 2.0 (−0.5 to 4.5)"
     assert rows[5][1] == "at equal exposure 71.0 (68.5 to 73.5); points less 20.0 (20.0 to 20.0)"
     assert [row[2] for row in rows] == [
         "holds", "undecided", "undecided", "fails", "holds", "holds", "holds"
