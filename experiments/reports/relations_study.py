@@ -46,10 +46,16 @@ def figures(factor: str) -> Callable[[Lines, str, Iterable[str]], Any]:
     return in_context_figure if factor.startswith("in_context") else figure
 
 
+def depth_and_told(value: str) -> tuple[int, int]:
+    """(1, 2) of "depth 1, 2 told", a value of the factor in_context."""
+    depth, told = map(int, re.findall(r"\d+", value))
+    return depth, told
+
+
 def in_context_figure(lines: Lines, factor: str, values: Iterable[str]):
     """Lowest withheld NLL against the facts told, a line a depth, and a guess among them."""
     drawn, ((ax,),) = report.new_figure(1, 1, (5.0, 3.0))
-    cells = [(value, *map(int, re.findall(r"\d+", value))) for value in values]
+    cells = [(value, *depth_and_told(value)) for value in values]
     told = sorted({m for _, _, m in cells})
     for depth in sorted({n for _, n, _ in cells}):
         of = [

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+from experiments.reports.relations_study import depth_and_told
 from experiments.tables.common import Line, column, groups, lines, mean, means, number, span, table
 
 TASKS = "reversal", "chain", "chain_related", "icl"
@@ -149,9 +150,9 @@ def in_context(told: int, key: str = "lowest_validation_nll", **where) -> list[f
     found = []
     for factor, sentences in SENTENCES.items():
         for (value,), of in study(factor).items():
-            layers = int(value.split()[1].rstrip(","))
-            known = {"sentences": sentences, "layers": layers, "told": told}
-            if value.endswith(f" {told} told") and where.items() <= known.items():
+            layers, of_told = depth_and_told(value)
+            known = {"sentences": sentences, "layers": layers}
+            if of_told == told and where.items() <= known.items():
                 found += column(of, key)
     return found
 
@@ -161,9 +162,9 @@ def in_context_table() -> str:
     rows = []
     for factor, sentences in SENTENCES.items():
         for (value,), of in study(factor).items():
-            _, layers, told, _ = value.split()
+            layers, told = depth_and_told(value)
             cells = means(of, ("train_nll", "validation_nll", "lowest_validation_nll"))
-            rows.append([sentences, layers.rstrip(","), told, *cells, number(math.log(int(told)))])
+            rows.append([sentences, layers, told, *cells, number(math.log(told))])
     header = "training sentences, layers, facts told, training NLL, withheld NLL, its lowest"
     return table(f"{header}, a guess among the told", rows)
 
