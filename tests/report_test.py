@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 
+import drawn
 import numpy as np
 import pytest
 
@@ -89,14 +90,22 @@ def test_the_plan_says_hours_at_a_rate():
 
 
 @pytest.mark.slow
-def test_committed_results_draw_the_figures_of_the_docs(tmp_path):
+def test_committed_results_draw_the_figures_of_the_docs_and_hide_no_point(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
+    save_figure, cut = report.save_figure, {"dynamics_bilinear_losses"}  # from time 1 on
+
+    def save(figure, folder, name):
+        if name not in cut:
+            drawn.hides_nothing(figure)
+        return save_figure(figure, folder, name)
+
+    monkeypatch.setattr(report, "save_figure", save)
     redraw.draw(redraw.Config(str(tmp_path)))
-    drawn = {path.stem for path in tmp_path.glob("*.png")}
+    found = {path.stem for path in tmp_path.glob("*.png")}
     named = {"toy_study", "world_a_lora", "alignment_minimal", "dynamics_weights", "rope_bounds"}
-    assert drawn == set(redraw.figures()) >= named
+    assert found == set(redraw.figures()) >= named
     folder = redraw.DOCS / "figures"
-    assert drawn <= {path.stem for path in folder.glob("*.png")}
+    assert found <= {path.stem for path in folder.glob("*.png")}
 
 
 def test_bars_of_reverse_questions_are_means_and_their_dots_seeds():

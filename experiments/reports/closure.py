@@ -90,7 +90,8 @@ def claims(lines: Lines) -> list[list[str]]:
         values = ({line["seed"]: line["reverse_accuracy"] for line in learned.get(cell, ())}
                   for cell in (one, other))  # fmt: skip
         more, fewer = values
-        return bounds([100 * (more[seed] - fewer[seed]) for seed in sorted(more.keys() & fewer)])
+        seeds = sorted(more.keys() & fewer)  # rounded: a tie with a threshold is a tie
+        return bounds([round(100 * (more[seed] - fewer[seed]), 6) for seed in seeds])
 
     reverse = {cell: share(of) for cell, of in learned.items()}
     isolated, whole = (

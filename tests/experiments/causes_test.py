@@ -1,8 +1,13 @@
 """Every number of causes and dial is that of models, gradients and histories that are known."""
 
 import dataclasses
+import functools
 import itertools
+import json
+import pathlib
+import types
 
+import drawn as drawn_as
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -290,6 +295,33 @@ def test_a_transplant_takes_the_storage_of_the_other(tmp_path):
     assert 0 <= values["choice_reverse"] <= 100
 
 
+def test_the_storage_of_A_only_moves_into_B_only_seed_by_seed(tmp_path, monkeypatch):
+    """What trains and reads is replaced by what it was asked."""
+    monkeypatch.setattr(causes, "transplanted", lambda into, source: (into.name, source.name))
+    asked = []
+
+    def probabilities(params):
+        asked.append(params)
+        return {"choice_reverse": np.float32(len(asked))}
+
+    task = types.SimpleNamespace(probabilities=probabilities)
+    monkeypatch.setattr(causes, "Task", lambda cell, config: task)
+    monkeypatch.setattr(
+        WorkDir, "folder", lambda self, run, seed: pathlib.Path(f"{run.name}{seed}")
+    )
+    config = dataclasses.replace(CONFIG, cells=("leading",), seeds=(0, 1))
+    workdir = WorkDir(tmp_path / "run")
+    all_runs = page.plan(config, workdir.path)
+    lines = tables.transplant(workdir, config, all_runs)
+    name = {run.identity["predicted"]: run.name for run in all_runs[:3]}
+    assert asked == [(f"{name['B']}{seed}", f"{name['A']}{seed}") for seed in (0, 1)]
+    assert lines == [{"seed": 0, "choice_reverse": 1.0}, {"seed": 1, "choice_reverse": 2.0}]
+    kept = (workdir.path / "transplant.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in kept] == lines
+    without = [run for run in all_runs if run.identity["predicted"] != "A"]
+    assert tables.transplant(workdir, config, without) == []
+
+
 # ---------------------------------------------------------------------------------------
 # Tables
 
@@ -322,6 +354,10 @@ def test_a_row_says_of_how_many_seeds_it_is():
     fitted = [_line(Cell(), seed, 50.0, steps_to_fit=[100, 300, None][seed]) for seed in range(3)]
     one = [_line(Cell(), seed, 50.0, steps_to_fit=[100, None, None][seed]) for seed in range(3)]
     every = [_line(Cell(), seed, 50.0, steps_to_fit=100) for seed in range(3)]
+    none = [_line(Cell(), seed, 50.0) for seed in range(3)]
+    fits = list(tables.CELL_COLUMNS).index("steps to fit")
+    (*_, row) = tables.cell_table(none).splitlines()
+    assert row.strip("| ").split(" | ")[6 + fits] == "–"
     cells = [tables.cell_table(lines).splitlines()[2] for lines in (fitted, one, every)]
     assert "| 200 ± 1271 (2 of 3) |" in cells[0] and "| 100 (1 of 3) |" in cells[1]
     assert "| 100 ± 0 |" in cells[2]
@@ -338,6 +374,53 @@ def test_claims_are_judged_by_the_thresholds_that_were_written_first():
         moved = [{"seed": seed, "choice_reverse": choice + seed} for seed in range(3)]
         ((_, _, got),) = tables.claims([], moved)
         assert got == want
+
+
+@pytest.mark.parametrize(
+    ("claim", "changes", "want"),
+    [
+        ("1", dict(A=25.0), "undecided"),
+        ("1", dict(A=25.5), "holds"),
+        ("1", dict(A=24.5), "fails"),
+        ("1", dict(order=0.3), "undecided"),
+        ("1", dict(order=0.31), "holds"),
+        ("1", dict(order=0.29), "fails"),
+        ("2", dict(B=5.0), "undecided"),
+        ("2", dict(B=4.9), "holds"),
+        ("2", dict(choice=10.0), "undecided"),
+        ("2", dict(choice=9.9), "holds"),
+        ("2", dict(choice=20.0), "undecided"),
+        ("2", dict(choice=20.1), "fails"),
+        ("3", dict(order=0.75, target=0.25), "undecided"),
+        ("3", dict(order=0.75, target=0.24), "holds"),
+        ("3", dict(order=0.75, target=0.375), "undecided"),
+        ("3", dict(order=0.75, target=0.38), "fails"),
+        ("4", dict(moved=50.0), "undecided"),
+        ("4", dict(moved=50.1), "holds"),
+        ("4", dict(moved=10.0), "undecided"),
+        ("4", dict(moved=9.9), "fails"),
+    ],
+)
+def test_a_tie_with_a_threshold_decides_nothing(claim, changes, want):
+    """Seeds that agree have an interval of no width, which stands on the threshold itself."""
+    of = dict(both=50.0, A=48.0, B=0.0, order=0.6, target=0.1, choice=1.0, moved=60.0) | changes
+    lines = [
+        _line(Cell(predicted=predicted), seed, 0.0, of["order"], of["target"])
+        | dict(percent_reverse=of[predicted], choice_reverse=of["choice"])
+        for predicted in ("both", "A", "B") for seed in (0, 1, 2)
+    ]  # fmt: skip
+    moved = [{"seed": seed, "choice_reverse": of["moved"]} for seed in (0, 1, 2)]
+    assert {row[0][0]: row[2] for row in tables.claims(lines, moved)}[claim] == want
+
+
+def test_a_claim_is_judged_by_seeds_that_both_cells_have_and_that_reverse():
+    line = functools.partial(_line, Cell())
+    alone = [_line(Cell(predicted="A"), seed, 30.0 - seed) for seed in (1, 2, 3)]
+    both = [line(0, 1.0), line(1, 59.0), line(2, 58.0), line(3, -3.0)]
+    (row, *_) = tables.claims(both + alone)
+    assert row[0].startswith("1.") and "both: 0.50 (0.50 to 0.50)" in row[1]
+    for missing in ([], both[:1], [line(1, -1.0)]):  # nothing, no seed of both, none that reverses
+        assert not [row for row in tables.claims(missing + alone) if row[0].startswith("1.")]
 
 
 def test_effects_and_mechanism_are_those_of_the_lines():
@@ -367,6 +450,9 @@ def test_the_figures_of_causes_draw_the_cells():
     table = tables.effect_table(lines).splitlines()
     rows = [row.split("|")[1].strip() for row in table if row.startswith("| ")]
     assert rows[2:] == ["constant", "predicted=B", "attention=causal"]  # 61, −50, −40 points
+    (chart,) = tables.effect_figure(lines).axes
+    assert [x.get_text() for x in chart.get_yticklabels()] == ["attention: causal", "predicted: B"]
+    np.testing.assert_allclose(chart.containers[0][0].get_xydata(), [[-40, 0], [-50, 1]])
     *_, correlation = tables.mechanism_figure(lines).axes
     drawn = {line.get_label(): line.get_xydata() for line in correlation.get_lines()}
     np.testing.assert_allclose(drawn["predicted: both"], [[0.6, 61.0], [0.2, 21.0]])
@@ -381,6 +467,8 @@ def test_the_figures_of_causes_draw_the_cells():
     figures = [ax.get_lines() for ax in tables.training_figure(curves).axes]
     labels = [ax.get_ylabel() for ax in tables.training_figure(curves).axes]
     assert labels == ["forward (%)", "reverse (%)", "storage cosine, order"]
+    names = [drawn_as.entries(tables.training_figure(curves).axes[1].get_legend())]
+    assert names == [["one", "two"]]
     means = [[list(x.get_ydata()) for x in of if x.get_label() in curves] for of in figures]
     assert means == [[[0, 0], [10, 10]], [[1, 1], [11, 11]], [[1.5, 7.5], [2.5, 8.5]]]
 
@@ -394,7 +482,7 @@ def test_the_figure_of_the_dial_draws_each_kind_of_pairs():
         | {f"cosine_order_{where}_storage": 0.5 for where in ("within", "across")}
         for block in (2, 5) for placed in ("anywhere", "across") for seed in (0, 2)
     ]  # fmt: skip
-    accuracy, p, _ = dial_tables.figure(lines).axes
+    accuracy, p, cosine = dial_tables.figure(lines).axes
     drawn = [(c[0].get_color(), c[0].get_marker(), c[0].get_xydata().tolist())
              for c in accuracy.containers]  # fmt: skip
     marks = [dial_tables.MARKS[placed][0] for placed in ("anywhere", "across")]
@@ -407,6 +495,12 @@ def test_the_figure_of_the_dial_draws_each_kind_of_pairs():
     np.testing.assert_allclose([low, high], [21 - 12.706, 21 + 12.706], atol=1e-3)
     legend = [text.get_text() for text in accuracy.figure.legends[0].get_texts()]
     assert legend[:4] == ["forward", "reverse", "asked within a block", "asked across a border"]
+    assert legend[4:] == [f"trained on pairs {placed}" for placed in dial_tables.MARKS]
+    colors = [handle.get_color() for handle in accuracy.figure.legends[0].get_lines()[:4]]
+    assert colors == ["C0", "C1", "C2", "C3"]  # as the curves have them
+    assert [ax.get_ylim()[1] for ax in (accuracy, p, cosine)] == [105, 105, 1.05]
+    assert list(accuracy.get_xticks()) == [2, 5]
+    assert [c[0].get_color() for c in cosine.containers] == ["C2", "C2", "C3", "C3"]
 
 
 def _dial(block, placed, seed, within, across, reverse=0.0):
@@ -436,6 +530,44 @@ def test_the_dials_claims_compare_across_with_within():
     assert got["rival: answers across borders, block 2"][1] == "holds"
     assert got["none from pairs across borders, block 5"] == ("reverse 2.1 (1.9 to 2.3) %", "holds")
     assert len(got) == 5
+
+
+@pytest.mark.parametrize(
+    ("placed", "value", "want"),
+    [
+        ("anywhere", 12.5, ["undecided", "fails"]),  # a ratio of 0.25, on the threshold
+        ("anywhere", 12.0, ["holds", "fails"]),
+        ("anywhere", 13.0, ["fails", "fails"]),
+        ("anywhere", 25.0, ["fails", "undecided"]),
+        ("anywhere", 25.5, ["fails", "holds"]),
+        ("across", 5.0, ["undecided"]),
+        ("across", 4.9, ["holds"]),
+        ("across", 5.1, ["fails"]),
+    ],
+)
+def test_a_tie_with_a_threshold_of_the_dial_decides_nothing(placed, value, want):
+    lines = [
+        {"block": 2, "placed": placed, "seed": seed, "percent_reverse": value}
+        | {"p_reverse_within": 50.0, "p_reverse_across": value}
+        for seed in range(3)
+    ]
+    assert [row[2] for row in dial_tables.claims(lines)] == want
+
+
+def test_the_table_of_the_dial_has_a_column_a_measure():
+    keys = dial_tables.COLUMNS.values()
+    lines = [
+        {"block": 2, "placed": "within", "seed": seed}
+        | {key: None if key.endswith("across") else 10.0 * n + seed for n, key in enumerate(keys)}
+        for seed in (0, 1)
+    ]
+    row = dial_tables.table(lines[::-1]).splitlines()[-1].strip("| ").split(" | ")
+    digits = [1] * 6 + [2] * 2
+    want = [
+        "" if key.endswith("across") else f"{10 * n + 0.5:.{d}f} ± {6.3531:.{d}f}"
+        for (n, key), d in zip(enumerate(keys), digits, strict=True)
+    ]
+    assert row == ["within", "2", "2", *want]
 
 
 def _curves(line):
@@ -470,9 +602,9 @@ def test_reports_are_written_from_lines_and_curves_alone(tmp_path, capsys, monke
         two.record(run, line["seed"], line)
         two.save_curves(run, line["seed"], _curves(line))
     tables.write(two, few, two_runs)
-    assert (
-        "left out: attention=causal, objective=next_token" in (two.path / "report.md").read_text()
-    )
+    short = (two.path / "report.md").read_text()
+    assert "left out: attention=causal, objective=next_token" in short
+    assert "rank correlation" in text and "rank correlation" not in short  # of two cells
     config = dial.Config(length=4, width=8, sizes=(1, 2), apart=(2,), steps=20, eval_every=4)
     workdir = WorkDir(tmp_path / "dial")
     all_runs = dial.plan(config, workdir.path)

@@ -3,8 +3,10 @@
 import dataclasses
 import subprocess
 import sys
+import types
 from pathlib import Path
 
+import drawn as drawn_as
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -212,8 +214,75 @@ def test_the_figures_hold_the_numbers():
     np.testing.assert_allclose(drawn["reverse"].get_ydata().astype(float), [25, 85])
     drawn = {c.get_label(): c[0] for c in isolated.containers}
     np.testing.assert_allclose(drawn["reverse"].get_ydata().astype(float), [5, 15])
+    told, _, own = closure_report.DRAWN
+    for label, share in ((told, 100.0), (own, 0.0)):
+        np.testing.assert_allclose(drawn[label].get_ydata().astype(float), [share] * 2)
+    assert drawn_as.entries(isolated.get_legend()) == list(closure_report.DRAWN)
+    assert (isolated.get_title(), closed.get_title()) == (
+        "closure 0, width 64", "closure 6, width 64",
+    )  # fmt: skip
+    drawn_as.hides_nothing(isolated.figure)
     ax = closure_report.phase_figure(LINES).axes[0]
     np.testing.assert_allclose(ax.images[0].get_array(), [[5, 15], [25, 85]])
+    written = {(text.get_position(), text.get_text()) for text in ax.texts}
+    assert written == {((0, 0), "5"), ((1, 0), "15"), ((0, 1), "25"), ((1, 1), "85")}
+    assert [[x.get_text() for x in labels] for labels in
+            (ax.get_xticklabels(), ax.get_yticklabels())] == [["0", "3"], ["0", "6"]]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("claim", "changes", "want"),
+    [
+        (1, {(0, "0"): 0.1}, "undecided"),
+        (1, {(0, "0"): 0.099}, "holds"),
+        (1, {(0, "3"): 0.2}, "undecided"),
+        (1, {(0, "3"): 0.201}, "fails"),
+        (2, {(6, "0"): 0.3}, "undecided"),
+        (2, {(6, "0"): 0.299}, "holds"),
+        (2, {(6, "1"): 0.5}, "undecided"),
+        (2, {(6, "1"): 0.501}, "holds"),
+        (2, {(6, "0"): 0.5, (6, "1"): 0.5, (6, "3"): 0.5}, "fails"),
+        (2, {(6, "0"): 0.501, (6, "1"): 0.5, (6, "3"): 0.5}, "undecided"),
+        (3, {(0, "3"): 0.55, (6, "0"): 0.0}, "undecided"),
+        (3, {(0, "3"): 0.549, (6, "0"): 0.0}, "holds"),
+        (3, {(0, "3"): 0.0, (6, "0"): 0.85}, "undecided"),
+        (3, {(0, "3"): 0.0, (6, "0"): 0.851}, "fails"),
+    ],
+)
+def test_a_tie_with_a_threshold_decides_nothing(claim, changes, want):
+    """Seeds that agree: an interval of no width, which stands on the threshold itself."""
+    shares = {(0, "0"): 0.0, (0, "3"): 0.0, (6, "0"): 0.1, (6, "1"): 0.9, (6, "3"): 0.95} | changes
+    lines = [
+        _line(64, *cell, seed, train_accuracy=0.95, reverse_accuracy=share, probe_hits=share)
+        for cell, share in shares.items() for seed in range(3)
+    ]  # fmt: skip
+    assert closure_report.claims(lines)[claim - 1][2] == want
+
+
+def test_a_rank_correlation_needs_three_cells_that_have_learned():
+    cells = [(0, "0"), (6, "0"), (6, "3")]
+    for told, words in (((1.0, 1.0, 1.0), "3 cells: 1.00"), ((1.0, 1.0, 0.94), "2 cells: nan")):
+        lines = [
+            _line(64, *cell, seed, train_accuracy=share, reverse_accuracy=place / 3,
+                  probe_hits=place / 3)
+            for place, (cell, share) in enumerate(zip(cells, told, strict=True))
+            for seed in range(3)
+        ]  # fmt: skip
+        assert words in closure_report.claims(lines)[3][1]
+
+
+def test_a_report_draws_a_diagram_of_more_than_one_closure(tmp_path, monkeypatch):
+    drawn = {}
+
+    def write(path, text, figures, *, printed):
+        drawn.update(figures)
+
+    monkeypatch.setattr(closure_report.report, "write", write)
+    for lines, names in ((LINES, {"decay", "phase"}), (LINES[:2], {"decay"})):
+        drawn.clear()
+        workdir = types.SimpleNamespace(path=tmp_path, results=lambda lines=lines: lines)
+        closure_report.write(workdir, TINY, [])
+        assert set(drawn) == names
 
 
 @pytest.mark.slow

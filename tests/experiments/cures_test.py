@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import drawn as drawn_as
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -137,7 +138,8 @@ def test_copies_are_read_and_continued_behind_the_masked_copy():
 
 
 LINES = [
-    {"remedy": remedy, "matching": matching, "seed": seed, "share": 0.5, "steps": 8}
+    {"remedy": remedy, "matching": matching, "seed": seed}
+    | {"share": 0.25 if row == 2 else 0.5, "steps": 9 if row == 2 else 8}
     | {key: 10 * row + seed + place for place, key in enumerate(cures_report.COLUMNS.values())}
     for row, (remedy, matching) in enumerate(
         [("none", "compute"), ("reversed", "compute"), ("reversed", "tokens")]
@@ -154,14 +156,79 @@ def test_the_table_and_the_figure_put_each_cell_in_its_place():
     assert [row[:2] for row in rows[2:]] == [
         ["compute", "none"], ["compute", "reversed"], ["tokens", "reversed"],
     ]  # fmt: skip
+    assert rows[2][2:5] == ["0.50", "8", "2"] and rows[4][2:5] == ["0.25", "9", "2"]
     assert rows[3][5:7] == ["10.5 ± 6.4", "11.50 ± 6.35"]
     assert rows[0][7] == "reverse %" and rows[4][7] == "22.5 ± 6.4"
     pytest.importorskip("matplotlib")
     compute, tokens = cures_report.figure(LINES).axes
     drawn = {c.get_label(): np.asarray(c[0].get_ydata(), float) for c in compute.containers}
-    np.testing.assert_allclose(drawn["forward"], [0.5, 10.5])
-    np.testing.assert_allclose(drawn["reverse"], [2.5, 12.5])
+    for key, label in cures_report.NAMES.items():
+        place = list(cures_report.COLUMNS.values()).index(key)
+        np.testing.assert_allclose(drawn[label], [place + 0.5, place + 10.5])
     assert [x.get_text() for x in tokens.get_xticklabels()] == ["reversed"]
+    assert [ax.get_title() for ax in (compute, tokens)] == ["equal compute", "equal tokens"]
+    places = np.stack([np.asarray(c[0].get_xdata(), float) for c in compute.containers])
+    np.testing.assert_array_equal(np.round(places), [[0, 1]] * 3)  # at its remedy,
+    assert (np.diff(places, axis=0) > 0.1).all()  # and beside one another in the legend's order
+    assert drawn_as.entries(compute.figure.legends[0]) == list(cures_report.NAMES.values())
+    drawn_as.hides_nothing(compute.figure)
+
+
+@pytest.mark.parametrize(
+    ("claim", "values", "want"),
+    [
+        (1, {"reversed": 80.0}, "undecided"),
+        (1, {"reversed": 80.1}, "holds"),
+        (1, {"reversed": 50.0}, "undecided"),
+        (1, {"reversed": 49.9}, "fails"),
+        (2, {"copies": 20.0, "diffusion": 30.0}, "undecided"),
+        (2, {"copies": 20.1, "diffusion": 20.1}, "holds"),
+        (2, {"copies": 10.0, "diffusion": 60.0}, "undecided"),
+        (2, {"copies": 60.0, "diffusion": 9.9}, "fails"),
+        (3, {"identity": (10.0, 31.0)}, "undecided"),
+        (3, {"identity": (9.9, 31.0)}, "holds"),
+        (3, {"identity": (9.9, 30.0)}, "undecided"),
+        (3, {"identity": (20.0, 31.0)}, "undecided"),
+        (3, {"identity": (20.1, 31.0)}, "fails"),
+        (4, {"uniform_masked": 5.0}, "undecided"),
+        (4, {"uniform_masked": 4.9}, "holds"),
+        (4, {"uniform_masked": 10.0}, "undecided"),
+        (4, {"uniform_masked": 10.1}, "fails"),
+        (5, {"weight_decay": 4.9, "dropout": 5.0}, "undecided"),
+        (5, {"weight_decay": 4.9, "dropout": 4.9}, "holds"),
+        (5, {"weight_decay": 10.0, "dropout": 1.0}, "undecided"),
+        (5, {"weight_decay": 1.0, "dropout": 10.1}, "fails"),
+        (6, {"reversed": 90.0, "exposure": 80.0}, "undecided"),
+        (6, {"reversed": 90.0, "exposure": 79.9}, "holds"),
+        (6, {"reversed": 90.0, "exposure": 87.0}, "undecided"),
+        (6, {"reversed": 90.0, "exposure": 87.1}, "fails"),
+        (7, {"diffusion": (0.0, 0.0, 6.0), "none": (0.0, 0.0, 6.0)}, "undecided"),
+        (7, {"diffusion": (0.0, 0.0, 6.1), "none": (0.0, 0.0, 6.0)}, "holds"),
+        (7, {"diffusion": (0.0, 0.0, 5.0), "none": (0.0, 0.0, 6.0)}, "undecided"),
+        (7, {"diffusion": (0.0, 0.0, 4.9), "none": (0.0, 0.0, 6.0)}, "fails"),
+    ],
+)
+def test_a_tie_with_a_threshold_decides_nothing(claim, values, want):
+    """Seeds that agree: an interval of no width. Values are reverse, copying, incorrect; else 77.
+
+    Rows of other remedies, matchings and outcomes say something else, and are not to be read.
+    """
+    lines = [
+        {"remedy": remedy, "matching": matching, "seed": seed}
+        | dict.fromkeys(cures_report.COLUMNS.values(), 77.0)
+        for remedy in ("none", "reversed", "copies", "diffusion", "identity", "uniform_masked",
+                       "weight_decay", "dropout", "rows")
+        for matching in ("compute", "tokens", "exposure")
+        for seed in (0, 1, 2)
+    ]  # fmt: skip
+    for name, given in values.items():
+        remedy, matching = ("reversed", name) if name == "exposure" else (name, "compute")
+        numbers = given if isinstance(given, tuple) else (given,)
+        for line in lines:
+            if (line["remedy"], line["matching"]) == (remedy, matching):
+                line |= dict(zip(("reverse", "copying", "incorrect"), numbers, strict=False))
+    row = cures_report.claims(lines)[claim - 1]
+    assert row[0].startswith(f"{claim}.") and row[2] == want
 
 
 def test_claims_go_by_the_thresholds_of_the_page():

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import drawn
 import numpy as np
 import pytest
 
@@ -128,6 +129,26 @@ def test_the_bars_are_means_and_the_diamonds_the_papers(reported):
         diamonds = [line.get_ydata() for line in ax.get_lines() if line.get_marker() == "D"]
         published = PAPER[10][:2] if model == "mdm" else PAPER[10][2:]
         np.testing.assert_allclose(np.concatenate(diamonds), published)
+        assert drawn.entries(ax.get_legend()) == ["seed", "paper", *tables.DIRECTIONS]
+        # Side by side at its length, forward first; a bar's seeds and diamond stand on it.
+        bars = [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in ax.patches]
+        for place in (0, 1):
+            (left, end), (start, right) = bars[place], bars[place + 2]
+            assert place - 0.5 < left < end <= start < right < place + 0.5
+        for dots, direction, bars_of in zip(
+            (line for line in ax.get_lines() if line.get_marker() == "."),
+            tables.DIRECTIONS,
+            (bars[:2], bars[2:]),
+            strict=True,
+        ):
+            key = f"percent_{direction}_{name}"
+            values = [_value(model, n, s, 1, key) for n in (4, 10) for s in (0, 3)]
+            np.testing.assert_allclose(dots.get_ydata(), values)
+            for (left, right), x in zip(bars_of, dots.get_xdata().reshape(2, 2), strict=True):
+                assert ((left < x) & (x < right)).all()
+        known = [line.get_xdata()[0] for line in ax.get_lines() if line.get_marker() == "D"]
+        for (left, right), x in zip((bars[1], bars[3]), known, strict=True):  # L = 10
+            assert left < x < right
 
 
 def test_a_run_is_known_by_model_and_length(reported):

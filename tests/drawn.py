@@ -1,0 +1,47 @@
+"""What a figure shows as plain data, for tests that hold every mark to the numbers behind it."""
+
+import numpy as np
+
+
+def values(artist):
+    """(x, y) of a line as lists of floats."""
+    x, y = (np.asarray(data, float) for data in artist.get_data(orig=True))
+    return x.tolist(), y.tolist()
+
+
+def words(ax):
+    """Title and names of the axes."""
+    return ax.get_title(), ax.get_xlabel(), ax.get_ylabel()
+
+
+def labelled(ax):
+    """{label: (x, y)} of lines and of points with bars; a label that stands twice is an error."""
+    found = [(line.get_label(), values(line)) for line in ax.get_lines()]
+    found += [(c.get_label(), values(c[0])) for c in ax.containers if hasattr(c, "has_yerr")]
+    found = [(label, xy) for label, xy in found if not label.startswith("_")]
+    assert len(dict(found)) == len(found), [label for label, _ in found]
+    return dict(found)
+
+
+def entries(legend):
+    """Its labels, in order."""
+    return [text.get_text() for text in legend.get_texts()]
+
+
+def hides_nothing(figure):
+    """Asserts that every finite point lies inside the limits of its panel; ends of bars may not."""
+    for ax in figure.axes:
+        for line in ax.get_lines():
+            of_data = line.get_transform().contains_branch(ax.transData)
+            if line.get_label() == "_nolegend_" or not of_data:
+                continue  # the cap of a bar, or a guide across the panel
+            x, y = np.asarray(line.get_xydata(), float).T
+            for scale, place, limits in (
+                (ax.get_xscale(), x, ax.get_xlim()),
+                (ax.get_yscale(), y, ax.get_ylim()),
+            ):
+                shown = np.isfinite(x) & np.isfinite(y) & ((scale != "log") | (place > 0))
+                low, high = sorted(limits)
+                room = 1e-9 * (high - low)
+                inside = (place >= low - room) & (place <= high + room)
+                assert inside[shown].all(), (ax.get_title(), line.get_label(), place, limits)
