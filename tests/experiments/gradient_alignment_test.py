@@ -2,6 +2,7 @@
 
 import types
 
+import drawn as drawn_as
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -229,3 +230,81 @@ def test_figures_draw_the_curves(reported):
     for power in (2.0, 2.5, 1.5, 3.0):
         want = 3 * tracking.STEP_LENGTHS**power
         assert any(len(y) == 5 and np.allclose(y, want) for y in found), power
+
+
+def _minimal(seed):
+    """Curves of the two-letter part, three evaluations, letters last: all different."""
+    rng = np.random.default_rng(seed)
+    history = {"eval_step": np.array([0, 10, 20]), "cosine/total": rng.uniform(0.5, 1, (3, 26))}
+    history |= {f"p_{way}": rng.uniform(0, 1, 3) for way in ("forward", "reverse")}
+    for part in ("theorem", "full"):
+        history |= {f"{part}/W_{x}": rng.uniform(0.1, 1, (3, 26)) for x in "QKVO"}
+    shares = {f"assumption/{name}": rng.random((3, 26)) < 0.5 for name in tracking.ASSUMPTIONS}
+    return history | shares
+
+
+def test_the_figure_of_two_letters_draws_cosines_blocks_and_assumptions():
+    pytest.importorskip("matplotlib")
+    of_seed = [_minimal(0), _minimal(1)]
+    c = {key: np.stack([x[key] for x in of_seed], axis=1) for key in of_seed[0]}  # [time, seed, ..]
+    curves = {("minimal", "mdm", 2, 1): c | {"eval_step": of_seed[0]["eval_step"]}}
+    curves["minimal", "arm", 2, 1] = {
+        "eval_step": of_seed[0]["eval_step"],
+        **{f"p_{way}": c[f"p_{way}"] / 2 for way in ("forward", "reverse")},
+    }
+    rise, cosine, blocks, assumptions = tables.minimal_figure(curves).axes
+    for way in ("forward", "reverse"):
+        for model, share, color in (("MDM", 1, tables.COLORS[way]), ("ARM", 2, "grey")):
+            line = _line(rise, f"{model} {way}")
+            np.testing.assert_allclose(line.get_ydata(), c[f"p_{way}"].mean(1) / share)
+            assert line.get_color() == color
+            assert line.get_linestyle() == ("-" if way == "forward" else "--")
+    apart = 1 - c["cosine/total"]
+    for label, of_letters in (("median letter", np.median), ("furthest letter", np.max)):
+        want = of_letters(apart, axis=2)
+        np.testing.assert_allclose(_line(cosine, label).get_ydata(), want.mean(axis=1))
+        shown = [line.get_ydata() for line in cosine.get_lines()]
+        for seed in (0, 1):
+            assert any(np.array_equal(y, want[:, seed]) for y in shown)
+    theirs = [line for line in cosine.get_lines() if line.get_linestyle() == ":"]
+    assert [set(line.get_ydata()) for line in theirs] == [{1e-3}]
+    for number, block in enumerate(("W_Q", "W_K", "W_V", "W_O")):
+        theorem = _line(blocks, block)
+        np.testing.assert_allclose(theorem.get_ydata(), c[f"theorem/{block}"].mean((1, 2)))
+        assert theorem.get_linestyle() == "-" and theorem.get_color() == report.color(number)
+        full = c[f"full/{block}"].mean((1, 2))
+        (dotted,) = (x for x in blocks.get_lines() if np.allclose(x.get_ydata(), full))
+        assert dotted.get_linestyle() == ":" and dotted.get_color() == report.color(number)
+    words = ("(i) non saturated", "(ii) signals aligned", "(iii) margins agree", "(iv) rope pos")
+    for row, (band, text, name, word) in enumerate(
+        zip(assumptions.collections, assumptions.texts, tracking.ASSUMPTIONS, words, strict=True)
+    ):
+        share = c[f"assumption/{name}"].mean((1, 2))
+        x, y = band.get_paths()[0].vertices.T
+        for step, height in zip((0, 10, 20), share, strict=True):  # a band of 0.9 where all hold
+            top = y[np.isclose(x, step)].max()
+            assert top + row == pytest.approx(0.9 * height)
+        assert y.min() == pytest.approx(-row)
+        assert text.get_text().startswith(word)
+        assert text.get_text().endswith(f": {share[-1]:.0%}")
+        assert -row < text.get_position()[1] < 0.9 - row
+    drawn_as.hides_nothing(rise.figure)
+
+
+def test_the_bands_of_attention_and_the_titles_are_of_their_length_and_depth(reported):
+    pytest.importorskip("matplotlib")
+    config, curves = reported.config, reported.curves
+    top, bottom = tables._attention(curves, config).axes
+    low, high = (np.array([0.205, 0.405]) + change for change in (-0.1, 0.2))
+    x, y = top.collections[0].get_paths()[0].vertices.T
+    for place, total in enumerate((2, 3)):
+        at = y[x == total]
+        assert (at.min(), at.max()) == (pytest.approx(low[place]), pytest.approx(high[place]))
+    assert drawn_as.words(top) == ("L = 4", "Δ₁ + Δ₂ (tokens)", "Corr(S_fwd, S_rev)")
+    assert drawn_as.words(bottom) == ("", "step", "weight, [M] → uppercase")
+    axes = tables._alignment(curves, config).axes
+    assert [ax.get_title() for ax in axes[::2]] == ["L = 4, depth 1", "L = 4, depth 2"]
+    titles = [ax.get_title() for ax in tables._first_order(curves).axes]
+    assert titles == ["L = 4, 1 layer", "L = 4, 2 layers"]
+    for figure in (tables._attention(curves, config), tables._alignment(curves, config)):
+        drawn_as.hides_nothing(figure)

@@ -5,6 +5,7 @@ import pathlib
 
 import chex
 import commands
+import drawn as drawn_as
 import jax
 import jax.numpy as jnp
 import members
@@ -343,10 +344,49 @@ def test_figures_hold_the_curves(reported):
     (container,) = ax.containers
     points, _, (bars,) = container
     np.testing.assert_array_equal(points.get_xdata(), [5, 9])
+    assert container.get_label() == f"epoch {config.num_epochs}"
+    (guess,) = [x for x in ax.get_lines() if x.get_label() == "uniform guess"]
+    assert set(guess.get_ydata()) == {results[0]["uniform_nll"]}
     last = [curves[size]["validation_nll"][1] for size in (5, 9)]
     np.testing.assert_allclose(points.get_ydata().astype(float), np.mean(last, axis=1))
     heights = [segment[1, 1] - segment[0, 1] for segment in bars.get_segments()]
     np.testing.assert_allclose(heights, 12.7062047 * np.abs(np.diff(last, axis=1))[:, 0], rtol=1e-6)
+
+
+def test_the_figure_of_sizes_shows_evaluations_one_two_four_and_the_last():
+    pytest.importorskip("matplotlib")
+    config = dataclasses.replace(TINY, task="chain_related", num_train=(5, 9))
+    nll = np.arange(14.0).reshape(7, 2) + 1
+    curves = {size: {"validation_nll": size * nll} for size in (5, 9)}
+    epochs = dict.fromkeys((5, 9), 10 * np.arange(7))
+    (ax,) = relations_report.size_figure(config, curves, epochs, [{"uniform_nll": 3.0}]).axes
+    drawn = {c.get_label(): np.asarray(c[0].get_ydata(), float) for c in ax.containers}
+    assert list(drawn) == [f"epoch {10 * row}" for row in (1, 2, 4, 6)]
+    for row in (1, 2, 4, 6):
+        mean = 2 * row + 1.5
+        np.testing.assert_allclose(drawn[f"epoch {10 * row}"], [5 * mean, 9 * mean])
+
+
+def test_a_report_draws_the_weights_of_the_largest_size(reported, monkeypatch):
+    workdir, config, all_runs = reported
+    drawn = {}
+
+    def write(path, text, figures, *, printed):
+        drawn.update({name: figure.args for name, figure in figures.items()})
+
+    monkeypatch.setattr(relations_report.report, "write", write)
+    relations_report.write(workdir, config, all_runs)
+    want = np.stack([workdir.curves(all_runs[1], seed)["cosines"] for seed in config.seeds])
+    for name in ("cosines", "logits", "gaps"):
+        np.testing.assert_array_equal(drawn[name][0]["cosines"], want)
+    np.testing.assert_allclose(drawn["gaps"][1], [0, config.num_epochs])
+    _, curves, epochs, lines = drawn["sizes"]
+    assert list(curves) == list(epochs) == [5, 9] and len(lines) == 4
+    for size in (5, 9):
+        np.testing.assert_allclose(epochs[size], [0, config.num_epochs])
+    drawn.clear()
+    relations_report.write(workdir, dataclasses.replace(config, num_train=(5,)), all_runs[:1])
+    assert set(drawn) == {"nll", "cosines", "logits", "gaps"}  # of one size there is no curve
 
 
 def _study_lines():
@@ -378,6 +418,32 @@ def test_the_study_tells_its_factors_and_values_apart():
             place = list(study_report.KEYS).index(key)
             want = [np.nan] * 2 if place == 3 else [place + 0.5, place + 10.5]
             np.testing.assert_allclose(drawn[study_report.KEYS[key]], want)
+        shown = [c for c in ax.containers if np.isfinite(c[0].get_ydata()).all()]
+        for points, _, (bars,) in shown:
+            np.testing.assert_array_equal(points.get_xdata(), [0, 1])  # numbers: joined, in place
+            assert points.get_linestyle() == "-"
+            heights = [segment[1, 1] - segment[0, 1] for segment in bars.get_segments()]
+            np.testing.assert_allclose(heights, 12.7062047, rtol=1e-6)
+        assert [x.get_text() for x in ax.get_xticklabels()] == ["0.0", "0.3"]
+        drawn_as.hides_nothing(figure)
+    (guess,) = [x for x in figure.axes[0].get_lines() if x.get_label() == "uniform guess"]
+    assert set(guess.get_ydata()) == {2.0}
+
+
+def test_the_values_of_a_category_are_drawn_beside_one_another_and_not_joined():
+    pytest.importorskip("matplotlib")
+    lines = [line | {"value": {"0.0": "gpt2", "0.3": "gru"}[line["value"]]}
+             for line in _study_lines() if line["factor"] == "dropout"]  # fmt: skip
+    figure = study_report.figure(lines, "dropout", ("gpt2", "gru"))
+    for ax, num in zip(figure.axes, map(len, study_report.DRAWN.values()), strict=True):
+        points = [c[0] for c in ax.containers]
+        places = np.array([line.get_xdata() for line in points])
+        shifts = 0.16 * (np.arange(num) - (num - 1) / 2)  # in the legend's order, about the value
+        np.testing.assert_allclose(places, shifts[:, None] + np.arange(2))
+        assert {line.get_linestyle() for line in points} == {"None"}
+        assert [line.get_marker() for line in points] == list("osD")[:num]
+        assert ax.get_xlim() == (-0.5, 1.5)
+        drawn_as.hides_nothing(figure)
 
 
 def test_facts_told_are_drawn_by_depth():

@@ -1,5 +1,6 @@
 import dataclasses
 
+import drawn as drawn_as
 import numpy as np
 import pytest
 
@@ -111,6 +112,20 @@ def test_the_figure_holds_traces_and_correlations(reported):
         for delta in (1, 3)
     ]
     np.testing.assert_array_equal(sampled[1], want)
+    errors = [
+        next(x["sampled_error"] for x in samples if (x["rho"], x["delta"]) == (0.5, delta))
+        for delta in (1, 3)
+    ]
+    heights = [np.diff(bar[:, 1])[0] for bar in right.containers[1][2][0].get_segments()]
+    np.testing.assert_allclose(heights, 2 * 1.96 * np.array(errors))
+    colors = {line.get_label(): line.get_color() for line in right.get_lines()}
+    assert right.containers[1][0].get_color() == colors["ρ = 0.5"]
+    (theirs,) = (line for line in left.get_lines() if line.get_linestyle() == ":")
+    assert set(theirs.get_ydata()) == {rope_report.PAPER_LINE} == {0.435}
+    named = [(x.get_text(), x.get_position()[1]) for x in left.texts if "paper" in x.get_text()]
+    assert named == [("paper: 0.435", pytest.approx(0.415))]  # under its line
+    assert [x.get_text() for x in right.get_xticklabels()] == ["1", "3"]
+    drawn_as.hides_nothing(left.figure)
 
 
 @pytest.mark.parametrize(

@@ -83,3 +83,6 @@ def test_the_figure_holds_the_reverse_curves():
                 ]
                 np.testing.assert_allclose(line.get_ydata(), want)
                 np.testing.assert_array_equal(line.get_xdata(), [0, 2, 4])
+    named = {text.get_text() for ax in axes for text in ax.texts}
+    assert named == {order.replace("_", " ") for order in ORDERS}
+    assert {ax.get_xlabel() for ax in axes[-2:]} == {"step"} == {axes[-1].get_xlabel()}

@@ -2,6 +2,7 @@ import dataclasses
 import pathlib
 
 import commands
+import drawn as drawn_as
 import numpy as np
 import pytest
 import scipy.special
@@ -221,6 +222,126 @@ def test_figures_hold_the_curves(cases):
     wanted = [bilinear[8, 0], bilinear[12, 0], just_curves["one_way"], just_curves["symmetric"]]
     for image, curves in zip(shown, wanted, strict=True):
         np.testing.assert_array_equal(image, curves["weights"])
+
+
+KEYS = (
+    "forward", "probability_error", "gap_error", "reverse", "reverse_deviation", "largest_z",
+    "composed", "composed_error", "highest_composed", "reverse_by_score",
+)  # fmt: skip
+
+
+def _one_layer_lines():
+    """A line a case, every number its own."""
+    return [
+        {"part": "one_layer", "case": case}
+        | {key: (1 + place + len(KEYS) * row) / 1000 for place, key in enumerate(KEYS)}
+        for row, case in enumerate(dynamics.CASES)
+    ]
+
+
+def test_the_one_layer_table_holds_the_lines():
+    lines = _one_layer_lines()
+    text = dynamics_report.one_layer_table(lines)
+    rows = [row.strip("| ").split(" | ") for row in text.splitlines() if row.startswith("|")][2:]
+    for cells, line in zip(rows, lines, strict=True):
+        label = dynamics.CASES[line["case"]]
+        follows = "break" not in label or line["case"] == "both_ways"
+        errors = [f"{line[key]:.1e}" * follows for key in ("probability_error", "gap_error")]
+        rest = [f"{line['reverse_deviation']:.1e}", f"{line['largest_z']:.1e}"]
+        first, last = f"{line['forward']:.5f}", f"{line['reverse']:.5f}"
+        assert cells == [label, first, *errors, last, *rest]
+    of = {line["case"]: line for line in lines}
+    chain, joint = of["chain"], of["joint_chain"]
+    sentences = text.rpartition("\n\n")[2]
+    assert f"p(C|A) ends at {chain['composed']:.1e}, and is" in sentences
+    assert f"to {chain['composed_error']:.1e}. Where" in sentences
+    assert f"reaches {joint['highest_composed']:.3f} and ends at {joint['composed']:.1e}; " in (
+        sentences
+    )
+    assert f"alone it ends at {of['joint_chain_last']['composed']:.5f}." in sentences
+    assert f"p(A|B) = {of['symmetric_loss']['reverse_by_score']:.5f}." in sentences
+
+
+def test_a_report_sorts_the_pieces_by_part(tmp_path, monkeypatch, capsys):
+    config = dataclasses.replace(SMALL, widths=(8, 12), seeds=(0, 1))
+    curve = {"time": np.ones(2)}
+    pieces, workdir = training_dynamics.pieces(config), WorkDir(tmp_path)
+    for number, piece in enumerate(pieces):
+        workdir.save_curves(piece, piece.seed, curve | {"number": np.full(2, number)})
+        case = piece.identity.get("case")
+        found = {"bilinear": lambda piece=piece: _made_up(piece.identity["width"], piece.seed)}
+        line = next(iter([x for x in _one_layer_lines() if x["case"] == case]), None)
+        line = line or found.get(piece.identity["part"], lambda: dict(DESCENT))()
+        workdir.record(piece, piece.seed, line)
+    drawn = {}
+
+    def write(path, text, figures, *, printed):
+        drawn.update({name: figure.args for name, figure in figures.items()})
+        print(printed)
+
+    monkeypatch.setattr(dynamics_report.report, "write", write)
+    dynamics_report.write(workdir, config, pieces)
+    numbers = {(*piece.identity.values(), piece.seed): n for n, piece in enumerate(pieces)}
+    _, bilinear = drawn["bilinear_losses"]
+    assert {key: c["number"][0] for key, c in bilinear.items()} == {
+        (width, seed): numbers["bilinear", width, seed] for width in (8, 12) for seed in (0, 1)
+    }
+    (cases,) = drawn["one_layer"]
+    assert {key: c["number"][0] for key, c in cases.items()} == {
+        case: numbers["one_layer", case, None] for case in dynamics.CASES
+    }
+    printed = capsys.readouterr().out
+    assert "step size 0.5, width 8: its loss is within 0.0031 nats of the flow's over 7" in (
+        printed.replace("\n", " ")
+    )
+
+
+DESCENT = {"part": "descent", "step_size": 0.5, "largest_difference": 0.00312, "num_steps": 7}
+
+
+def test_the_figure_of_losses_shows_the_first_the_middle_and_the_last_width():
+    pytest.importorskip("matplotlib")
+    config = dataclasses.replace(SMALL, widths=(8, 10, 12, 14, 16))
+    curve = {"time": np.array([1.0, 10.0]), "loss": np.ones(2), "reverse_loss": np.ones(2)}
+    bilinear = {(width, seed): curve for width in config.widths for seed in config.seeds}
+    axes = dynamics_report.loss_figure(config, bilinear).axes
+    assert [ax.get_title() for ax in axes] == ["width 8", "width 12", "width 16"]
+    assert drawn_as.entries(axes[-1].get_legend()) == ["forward", "reverse", "ln M, a guess"]
+    for ax in axes:
+        (guess,) = (x for x in ax.get_lines() if x.get_linestyle() == ":")
+        np.testing.assert_allclose(guess.get_ydata(), np.log(8))
+
+
+def test_the_closed_forms_and_intervals_are_drawn_beside_the_flow(cases):
+    pytest.importorskip("matplotlib")
+    just_curves = {case: curves for case, (_, curves) in cases.items()}
+    left, right = dynamics_report.one_layer_figure(just_curves).axes
+    chain = just_curves["chain"]
+    exact = chain["closed_form"]
+    rest = (1 - exact) / (dynamics.ONE_LAYER_VOCAB - 1)  # p(C|A): what A → B leaves, in M − 1
+    even = np.full(len(exact), 1 / dynamics.ONE_LAYER_VOCAB)
+    smooth = [line.get_ydata() for line in left.get_lines() if line.get_marker() == "None"]
+    for got, want in zip(smooth, (exact, rest, even), strict=True):
+        np.testing.assert_allclose(got, want[1:])
+    errors = {line.get_label(): line.get_ydata() for line in right.get_lines()}
+    flow = just_curves["one_way"]["reverse"]
+    np.testing.assert_allclose(errors["p(C|A)"], np.abs(chain["composed"] - rest)[1:])
+    np.testing.assert_allclose(errors["p(A|B), untrained"], np.abs(flow - even)[1:])
+    (ax,) = dynamics_report.break_figure(just_curves).axes
+    styles = {line.get_label(): line.get_linestyle() for line in ax.get_lines()}
+    assert styles["1/M"] == ":" and styles[dynamics.CASES["symmetric"]] == "-"
+    assert styles[dynamics.CASES["one_way"]] == "--"
+    (guess,) = (line for line in ax.get_lines() if line.get_label() == "1/M")
+    assert set(guess.get_ydata()) == {1 / dynamics.ONE_LAYER_VOCAB}
+    axes = dynamics_report.width_figure(SMALL, LINES).axes
+    for ax, half in zip(axes, (6.353, 0.000635, 0.0), strict=True):  # Student's t for two seeds
+        low, high = ax.containers[0][2][0].get_segments()[0][:, 1]
+        assert (high - low) / 2 == pytest.approx(half, rel=1e-3, abs=1e-9)
+        dots = [line.get_ydata() for line in ax.get_lines() if line.get_marker() == "."]
+        key = ("epsilon", "reverse_deviation", "asymmetry")[axes.index(ax)]
+        for seed, y in enumerate(dots):
+            assert list(y) == [x[key] for x in LINES if x["seed"] == seed]
+    assert [ax.get_yscale() for ax in axes] == ["log", "log", "linear"]
 
 
 # ---------------------------------------------------------------------------------------

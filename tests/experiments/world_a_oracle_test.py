@@ -1,5 +1,6 @@
 """Models whose losses are known by hand, through the code that reports World A's numbers."""
 
+import json
 import math
 
 import jax.numpy as jnp
@@ -313,6 +314,37 @@ def test_the_figure_of_gradients_draws_the_curves():
         y = [(x.get_linestyle(), x.get_ydata().tolist()) for x in ax.get_lines()]
         expected = [("-", first), ("-", first + 1), ("--", first + 3), ("--", first + 4)]
         assert y == [(style, [value, value + 1]) for style, value in expected]
+
+
+def test_every_published_number_is_said_of_its_regime_and_K():
+    published = {
+        ("scratch", None): {1: ("", "", " / 0.00"), 5: ("", " / 2.07", " / 1.16"),
+                            8: ("", "", " / 0.90")},
+        ("finetune", None): {5: ("", " / 1.47", "")},
+        ("lora", 256): {5: ("", " / 3.15", "")},
+        ("mlp", None): {1: ("", "", " / 0.00"), 5: ("", "", " / 0.22"), 8: ("", "", " / 0.10")},
+        ("lora", 8): {},
+        ("finetune_reg", None): {},
+    }  # fmt: skip
+    for (regime, rank), of_K in published.items():
+        of = report.Family(regime, rank, None)
+        for K in (1, 2, 5, 8):
+            said = tuple(of.published(K, column) for column in range(3))
+            assert said == of_K.get(K, ("", "", "")), (regime, K)
+
+
+def test_lines_of_the_mlp_are_known_by_their_keys(tmp_path):
+    path = tmp_path / "results.jsonl"
+    line = {"arch": "mlp", "K": 5, "direction": "A->B", "seed": 0} | dict.fromkeys(report.UNITS, 1)
+    assert report.read_mlp_results("") == []
+    path.write_text(json.dumps(line) + "\n")
+    assert report.read_mlp_results(str(path)) == [line]
+    path.write_text(json.dumps(line) + "\n" + json.dumps(line | {"more": 2}) + "\n")
+    assert report.read_mlp_results(str(path)) == [line, line | {"more": 2}]
+    for other in ([1], {key: value for key, value in line.items() if key != "K"}):
+        path.write_text(json.dumps(line) + "\n" + json.dumps(other) + "\n")
+        with pytest.raises(ValueError, match="other lines than those of world_a_mlp"):
+            report.read_mlp_results(str(path))
 
 
 def test_half_is_learned_between_two_evaluations():
