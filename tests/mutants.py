@@ -53,13 +53,17 @@ TARGETS = [
     "dirasym/analysis/views.py",
     "experiments/reports/*.py",
 ]
-STYLE = {  # keywords of plots that no reader measures by
-    "alpha", "bbox_to_anchor", "color", "columns", "dpi", "edgecolor", "figsize", "fontsize",
-    "hspace", "layout", "linewidth", "loc", "ls", "lw", "marker", "markersize", "ms", "ncol",
-    "ncols", "nrows", "rotation", "rows", "s", "sharex", "sharey", "size", "va", "ha", "width",
-    "wspace", "zorder", "ensure_ascii", "indent", "encoding", "strict",
+STYLE = {  # keywords of plots that no reader measures by; limits: report_test, "hide no point"
+    "alpha", "bbox_to_anchor", "bottom", "capsize", "color", "columns", "dpi", "edgecolor",
+    "figsize", "fontsize", "hspace", "layout", "left", "linewidth", "loc", "ls", "lw", "marker",
+    "markersize", "ms", "ncol", "ncols", "nrows", "right", "rotation", "rows", "s", "sharex",
+    "sharey", "size", "top", "va", "ha", "width", "wspace", "xlim", "ylim", "yticks", "zorder",
+    "ensure_ascii", "indent", "encoding", "strict",
 }  # fmt: skip
-LAYOUT = "rcParams.update", "new_figure", "new_panels", "label_ends"  # calls about places on paper
+LAYOUT = (  # calls about places on paper
+    "rcParams.update", "new_figure", "new_panels", "label_ends", "legend", "margins", "set_xlim",
+    "set_ylim",
+)  # fmt: skip
 DIRECTIONS = [("forward", "reverse"), ("fwd", "rev"), ("forward", "inverse"), ("first", "second")]
 TESTS = [  # of what measures: quick ones with oracles, not those that run a whole experiment
     "tests/analysis",

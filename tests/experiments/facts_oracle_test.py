@@ -305,6 +305,54 @@ def test_table_1_of_the_paper_is_the_mean_of_its_tables_4_to_6():
         np.testing.assert_allclose(np.mean(page.PAPER[data], axis=0), row, atol=0.051)
 
 
+def test_the_papers_seeds_are_set_beside_ours():
+    """Tables 4 to 6 of arXiv 2602.02133: seeds 1, 42 and 1234, in this order."""
+    run = types.SimpleNamespace(identity={"data": "p2c", "model": "arm"})
+    line = {
+        f"{kind}{way}_percent": 50.0 for way in facts_report.DIRECTIONS for kind in ("", "best_")
+    }
+    line |= {f"{way}_questions": 4 for way in facts_report.DIRECTIONS}
+    lines = [line | {"seed": seed} for seed in (1234, 42, 1, 2)]
+    rows = [row[-1] for row in facts_report._seed_rows(run, lines, page.PAPER)]
+    theirs = [f"{x[2]} / {x[3]}; {x[4]} / {x[5]}" for x in page.PAPER["p2c"]]
+    assert rows == [theirs[2], theirs[1], theirs[0], ""]
+    lines = [line | {"seed": seed} for seed in (1, 42)]
+    ((*_, forward), (*_, reverse)) = facts_report._table_rows(run, lines, page.PAPER)
+    assert (forward, reverse) == ("89.9 / 89.9", "15.9 / 0.5")
+    assert {row[-1] for row in facts_report._table_rows(run, lines, {})} == {""}
+
+
+def test_a_report_draws_gradients_and_attention_where_they_were_measured(done, monkeypatch):
+    drawn = {}
+
+    def write(path, text, figures, *, printed):
+        drawn.update({name: figure.args for name, figure in figures.items()})
+
+    monkeypatch.setattr(facts_report.report, "write", write)
+    facts_report.write(done.workdir, done.config, done.runs, page.PAPER)
+    measured = {"gradients": "gradient_cosine_total"}
+    if done.kind == "mdm":  # a causal model has no attention both ways
+        measured["attention"] = "attention_mean"
+    assert set(drawn) == {"accuracy", "probability", "rank", *measured}
+    title = f"P2C, {facts_report.LABELS[done.kind]}"
+    for name, key in measured.items():
+        (curves,) = drawn[name]
+        assert list(curves) == [title] and key in curves[title]
+    stacked = done.workdir.stacked
+    for name in measured:
+        prefix = measured[name].partition("_")[0]
+        monkeypatch.setattr(
+            done.workdir,
+            "stacked",
+            lambda *args, prefix=prefix, **how: {
+                k: v for k, v in stacked(*args, **how).items() if not k.startswith(prefix)
+            },
+        )
+        drawn.clear()
+        facts_report.write(done.workdir, done.config, done.runs, page.PAPER)
+        assert name not in drawn
+
+
 def test_figures_draw_the_curves(done):
     pytest.importorskip("matplotlib")
     moments = np.array([0, 5])
