@@ -2,7 +2,7 @@ import os
 import subprocess
 import sys
 
-import drawn
+import artists
 import numpy as np
 import pytest
 
@@ -96,7 +96,7 @@ def test_committed_results_draw_the_figures_of_the_docs_and_hide_no_point(tmp_pa
 
     def save(figure, folder, name):
         if name not in cut:
-            drawn.hides_nothing(figure)
+            artists.hides_nothing(figure)
         return save_figure(figure, folder, name)
 
     monkeypatch.setattr(report, "save_figure", save)

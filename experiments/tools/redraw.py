@@ -32,6 +32,7 @@ from experiments.reports import toy as toy_report
 from experiments.reports import toy_study as toy_study_report
 from experiments.reports import training_dynamics as dynamics_report
 from experiments.reports import world_a as world_a_report
+from experiments.reports import world_a_bits as world_a_bits_report
 from experiments.systems import relations, toy, training_dynamics
 from experiments.tables import world_a as world_a_tables
 from experiments.tools import command
@@ -206,6 +207,9 @@ def world_a_figures() -> dict[str, Callable[[], Any]]:
         "world_a_excess": part(world_a_report.excess_figure, of["world_a"], (1, 5)),
         "world_a_gpt2": part(world_a_report.pace_figure, gpt2),
         "world_a_bits": part(world_a_report.bits_figure, of["world_a"]),
+        "world_a_bits_alone": part(
+            world_a_bits_report.figure, _lines("world_a_bits", "mlp", "gpt2")
+        ),
         "world_a_excess_2x128": part(world_a_report.excess_figure, of["world_a_2x128"], (1, 5)),
         "world_a_regimes": part(world_a_report.excess_figure, regimes, (1, 5)),
         "world_a_gap": part(world_a_report.gap_figure, beside),

@@ -6,7 +6,7 @@ import sys
 import types
 from pathlib import Path
 
-import drawn as drawn_as
+import artists
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -217,11 +217,11 @@ def test_the_figures_hold_the_numbers():
     told, _, own = closure_report.DRAWN
     for label, share in ((told, 100.0), (own, 0.0)):
         np.testing.assert_allclose(drawn[label].get_ydata().astype(float), [share] * 2)
-    assert drawn_as.entries(isolated.get_legend()) == list(closure_report.DRAWN)
+    assert artists.entries(isolated.get_legend()) == list(closure_report.DRAWN)
     assert (isolated.get_title(), closed.get_title()) == (
         "closure 0, width 64", "closure 6, width 64",
     )  # fmt: skip
-    drawn_as.hides_nothing(isolated.figure)
+    artists.hides_nothing(isolated.figure)
     ax = closure_report.phase_figure(LINES).axes[0]
     np.testing.assert_allclose(ax.images[0].get_array(), [[5, 15], [25, 85]])
     written = {(text.get_position(), text.get_text()) for text in ax.texts}

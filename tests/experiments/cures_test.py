@@ -2,7 +2,7 @@
 
 import dataclasses
 
-import drawn as drawn_as
+import artists
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -170,8 +170,8 @@ def test_the_table_and_the_figure_put_each_cell_in_its_place():
     places = np.stack([np.asarray(c[0].get_xdata(), float) for c in compute.containers])
     np.testing.assert_array_equal(np.round(places), [[0, 1]] * 3)  # at its remedy,
     assert (np.diff(places, axis=0) > 0.1).all()  # and beside one another in the legend's order
-    assert drawn_as.entries(compute.figure.legends[0]) == list(cures_report.NAMES.values())
-    drawn_as.hides_nothing(compute.figure)
+    assert artists.entries(compute.figure.legends[0]) == list(cures_report.NAMES.values())
+    artists.hides_nothing(compute.figure)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import types
 
-import drawn as drawn_as
+import artists
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -288,7 +288,7 @@ def test_the_figure_of_two_letters_draws_cosines_blocks_and_assumptions():
         assert text.get_text().startswith(word)
         assert text.get_text().endswith(f": {share[-1]:.0%}")
         assert -row < text.get_position()[1] < 0.9 - row
-    drawn_as.hides_nothing(rise.figure)
+    artists.hides_nothing(rise.figure)
 
 
 def test_the_bands_of_attention_and_the_titles_are_of_their_length_and_depth(reported):
@@ -300,11 +300,11 @@ def test_the_bands_of_attention_and_the_titles_are_of_their_length_and_depth(rep
     for place, total in enumerate((2, 3)):
         at = y[x == total]
         assert (at.min(), at.max()) == (pytest.approx(low[place]), pytest.approx(high[place]))
-    assert drawn_as.words(top) == ("L = 4", "Δ₁ + Δ₂ (tokens)", "Corr(S_fwd, S_rev)")
-    assert drawn_as.words(bottom) == ("", "step", "weight, [M] → uppercase")
+    assert artists.words(top) == ("L = 4", "Δ₁ + Δ₂ (tokens)", "Corr(S_fwd, S_rev)")
+    assert artists.words(bottom) == ("", "step", "weight, [M] → uppercase")
     axes = tables._alignment(curves, config).axes
     assert [ax.get_title() for ax in axes[::2]] == ["L = 4, depth 1", "L = 4, depth 2"]
     titles = [ax.get_title() for ax in tables._first_order(curves).axes]
     assert titles == ["L = 4, 1 layer", "L = 4, 2 layers"]
     for figure in (tables._attention(curves, config), tables._alignment(curves, config)):
-        drawn_as.hides_nothing(figure)
+        artists.hides_nothing(figure)

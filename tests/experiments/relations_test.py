@@ -3,9 +3,9 @@ import json
 import math
 import pathlib
 
+import artists
 import chex
 import commands
-import drawn as drawn_as
 import jax
 import jax.numpy as jnp
 import members
@@ -425,7 +425,7 @@ def test_the_study_tells_its_factors_and_values_apart():
             heights = [segment[1, 1] - segment[0, 1] for segment in bars.get_segments()]
             np.testing.assert_allclose(heights, 12.7062047, rtol=1e-6)
         assert [x.get_text() for x in ax.get_xticklabels()] == ["0.0", "0.3"]
-        drawn_as.hides_nothing(figure)
+        artists.hides_nothing(figure)
     (guess,) = [x for x in figure.axes[0].get_lines() if x.get_label() == "uniform guess"]
     assert set(guess.get_ydata()) == {2.0}
 
@@ -443,7 +443,7 @@ def test_the_values_of_a_category_are_drawn_beside_one_another_and_not_joined():
         assert {line.get_linestyle() for line in points} == {"None"}
         assert [line.get_marker() for line in points] == list("osD")[:num]
         assert ax.get_xlim() == (-0.5, 1.5)
-        drawn_as.hides_nothing(figure)
+        artists.hides_nothing(figure)
 
 
 def test_facts_told_are_drawn_by_depth():

@@ -1,6 +1,6 @@
 import dataclasses
 
-import drawn as drawn_as
+import artists
 import numpy as np
 import pytest
 
@@ -125,7 +125,7 @@ def test_the_figure_holds_traces_and_correlations(reported):
     named = [(x.get_text(), x.get_position()[1]) for x in left.texts if "paper" in x.get_text()]
     assert named == [("paper: 0.435", pytest.approx(0.415))]  # under its line
     assert [x.get_text() for x in right.get_xticklabels()] == ["1", "3"]
-    drawn_as.hides_nothing(left.figure)
+    artists.hides_nothing(left.figure)
 
 
 @pytest.mark.parametrize(

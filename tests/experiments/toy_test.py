@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 
-import drawn
+import artists
 import numpy as np
 import pytest
 
@@ -129,7 +129,7 @@ def test_the_bars_are_means_and_the_diamonds_the_papers(reported):
         diamonds = [line.get_ydata() for line in ax.get_lines() if line.get_marker() == "D"]
         published = PAPER[10][:2] if model == "mdm" else PAPER[10][2:]
         np.testing.assert_allclose(np.concatenate(diamonds), published)
-        assert drawn.entries(ax.get_legend()) == ["seed", "paper", *tables.DIRECTIONS]
+        assert artists.entries(ax.get_legend()) == ["seed", "paper", *tables.DIRECTIONS]
         # Side by side at its length, forward first; a bar's seeds and diamond stand on it.
         bars = [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in ax.patches]
         for place in (0, 1):

@@ -1,8 +1,8 @@
 import dataclasses
 import pathlib
 
+import artists
 import commands
-import drawn as drawn_as
 import numpy as np
 import pytest
 import scipy.special
@@ -306,7 +306,7 @@ def test_the_figure_of_losses_shows_the_first_the_middle_and_the_last_width():
     bilinear = {(width, seed): curve for width in config.widths for seed in config.seeds}
     axes = dynamics_report.loss_figure(config, bilinear).axes
     assert [ax.get_title() for ax in axes] == ["width 8", "width 12", "width 16"]
-    assert drawn_as.entries(axes[-1].get_legend()) == ["forward", "reverse", "ln M, a guess"]
+    assert artists.entries(axes[-1].get_legend()) == ["forward", "reverse", "ln M, a guess"]
     for ax in axes:
         (guess,) = (x for x in ax.get_lines() if x.get_linestyle() == ":")
         np.testing.assert_allclose(guess.get_ydata(), np.log(8))

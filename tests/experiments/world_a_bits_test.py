@@ -2,7 +2,7 @@
 
 import math
 
-import drawn as drawn_as
+import artists
 import numpy as np
 import pytest
 
@@ -93,7 +93,7 @@ def test_the_figure_draws_means_over_maps_at_their_bits():
     assert points.get_xdata().tolist() == [12.0]
     low, high = bars.get_segments()[0][:, 1]  # 2.5 and 2 on the two maps: ± 12.706 · 0.25
     np.testing.assert_allclose([low, high], [2.25 - 3.1766, 2.25 + 3.1766], atol=1e-3)
-    named = [drawn_as.words(x) for x in report.figure(
+    named = [artists.words(x) for x in report.figure(
         [*LINES[:4], *(line | {"model": "gpt2"} for line in LINES[:4])]).axes]  # fmt: skip
     words = "bits to store, per pair", "epochs until half is learned"
     assert named == [("gpt2", *words), ("mlp", *words)]

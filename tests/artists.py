@@ -1,26 +1,11 @@
-"""What a figure shows as plain data, for tests that hold every mark to the numbers behind it."""
+"""What figures show, for tests that hold their marks to the numbers behind them."""
 
 import numpy as np
-
-
-def values(artist):
-    """(x, y) of a line as lists of floats."""
-    x, y = (np.asarray(data, float) for data in artist.get_data(orig=True))
-    return x.tolist(), y.tolist()
 
 
 def words(ax):
     """Title and names of the axes."""
     return ax.get_title(), ax.get_xlabel(), ax.get_ylabel()
-
-
-def labelled(ax):
-    """{label: (x, y)} of lines and of points with bars; a label that stands twice is an error."""
-    found = [(line.get_label(), values(line)) for line in ax.get_lines()]
-    found += [(c.get_label(), values(c[0])) for c in ax.containers if hasattr(c, "has_yerr")]
-    found = [(label, xy) for label, xy in found if not label.startswith("_")]
-    assert len(dict(found)) == len(found), [label for label, _ in found]
-    return dict(found)
 
 
 def entries(legend):
