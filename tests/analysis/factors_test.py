@@ -24,6 +24,10 @@ SHAPES = {
     "one": (1, WIDTH),
     "split": (WIDTH, 2 * WIDTH),
     "temperature": (),
+    "row": (7, WIDTH),
+    "convolution": (3, WIDTH, WIDTH),
+    "thirds": (3, WIDTH, WIDTH),
+    "middle": (4, WIDTH),
     "unused": (3,),
 }
 
@@ -31,6 +35,14 @@ SHAPES = {
 def _params():
     rng = np.random.default_rng(0)
     return {k: jnp.asarray(rng.normal(size=s), jnp.float32) for k, s in SHAPES.items()}
+
+
+def _convolved(x_TD, kernel_WDF):
+    """Over tokens, with gaps between these and between what a kernel reads, and uneven padding."""
+    return jax.lax.conv_general_dilated(
+        x_TD[None], kernel_WDF, window_strides=(2,), padding=[(2, 3)], lhs_dilation=(2,),
+        rhs_dilation=(2,), dimension_numbers=("NWC", "WIO", "NWC"),
+    )[0]  # fmt: skip
 
 
 def _loss(p, tokens_T):
@@ -51,6 +63,13 @@ def _loss(p, tokens_T):
     _, x_TD = jax.lax.scan(lambda c, x_D: (c, x_D * p["step/scale"]), 0.0, x_TD)
     x_TD = x_TD + jnp.tanh(p["left"] @ x_TD.T).T
     x_TD = x_TD + x_TD[:, :1] @ p["one"]
+    for number in (tokens_T[2], tokens_T[0] - 2, tokens_T[1]):  # 3, and twice the last: 8 is none
+        x_TD = x_TD + jnp.tanh(p["row"][number][None] * x_TD)
+    x_TD = x_TD + jnp.tanh(_convolved(x_TD, p["convolution"]))
+    first, others = jnp.split(p["thirds"], [1])
+    x_TD = x_TD @ first.reshape(WIDTH, WIDTH)
+    x_TD, _ = jax.lax.scan(lambda x_TD, w: (jnp.tanh(x_TD @ w), None), x_TD, others)
+    x_TD, _ = jax.lax.scan(lambda x_TD, b: (jnp.tanh(x_TD - b[None]), None), x_TD, p["middle"][1:3])
     halves_T2D = jnp.tanh(jnp.einsum("td,dij->tij", x_TD, p["split"].reshape(WIDTH, 2, WIDTH)))
     x_TD = x_TD + halves_T2D[:, 0] * halves_T2D[:, 1]
     logits_TV = x_TD @ p["table"].T
