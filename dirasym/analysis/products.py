@@ -38,22 +38,20 @@ def three_products(fwd: Leaf, rev: Leaf) -> tuple[jax.Array, jax.Array, jax.Arra
 
 
 def cross_products(
-    rows: Leaf,
-    columns: Leaf,
+    rows: Formed | Factors,
+    columns: Formed | Factors,
     *,
+    limit: int,
     gather: Callable[[Any], Any] = lambda x: x,
-    limit: int = 2**28,
 ) -> jax.Array:
-    """⟨row i, column j⟩ of each layer: [R, C, K], or [1, 1, 1] where nothing reads the leaf.
+    """⟨row i, column j⟩ of each layer: [R, C, K].
 
     Args:
       rows, columns: whose arrays lead with R, or C. Where `rows` is `columns`, each gradient
         is formed once.
-      gather: from a device's share of columns to those of all devices.
       limit: bytes of gradients that are formed at a time.
+      gather: from a device's share of columns to those of all devices.
     """
-    if rows is None or columns is None:
-        return jnp.zeros((1, 1, 1))
     layers_first = [jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), x) for x in (rows, columns)]
     if rows is columns:
         layers_first = layers_first[:1]

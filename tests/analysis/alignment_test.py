@@ -84,6 +84,61 @@ def test_a_zero_gradient_gives_nan_and_says_which():
     assert result.cosine["total"] == 0
 
 
+@pytest.mark.parametrize("small_side", ["forward", "reverse"])
+def test_a_block_that_is_zero_beside_the_others_has_no_cosine(small_side):
+    """Squares of 1e-25 are zero in float32, their product with 1 is not."""
+    params = {"large": jnp.ones(2), "small": jnp.ones(3)}
+    whole = lambda p: p["large"].sum() + p["small"].sum()  # noqa: E731
+    part = lambda p: p["large"].sum() + 1e-25 * p["small"].sum()  # noqa: E731
+    losses = (part, whole) if small_side == "forward" else (whole, part)
+    result = alignment.alignment(*losses, params)
+    np.testing.assert_allclose(result.inner["small"], 3e-25, rtol=1e-5)
+    assert np.isnan(result.cosine["small"])
+    assert result.undefined == {"small": f"the {small_side} gradient is zero"}
+
+
+@pytest.mark.parametrize("method", ["direct", "factored"])
+def test_parameters_that_one_loss_does_not_read_have_no_product(method):
+    params = {name: jnp.ones((2, 3)) for name in ("both", "first", "last")}
+    params["layers"] = {"layer": {"none": jnp.ones((3, 2))}}  # of three layers
+    x_EI = np.random.default_rng(0).normal(size=(4, 2)).astype(np.float32)
+
+    def loss(params, x_I, other):
+        return jnp.sum(x_I @ params["both"]) + 2 * jnp.sum(x_I @ params[other])
+
+    losses = [functools.partial(loss, other=other) for other in ("first", "last")]
+    found = alignment.alignment(*losses, params, examples=x_EI, method=method)
+    cross = alignment.cross_alignment(*losses, params, x_EI, method=method)
+    product_EE, zero_E = 3 * x_EI @ x_EI.T, np.zeros(4)
+    norm_E = np.sqrt(np.diagonal(product_EE))
+    for block, norms in (
+        ("both", (norm_E, norm_E)),
+        ("first", (2 * norm_E, zero_E)),
+        ("last", (zero_E, 2 * norm_E)),
+        ("layers_2/none", (zero_E, zero_E)),
+    ):
+        want_EE = product_EE if block == "both" else np.zeros((4, 4))
+        np.testing.assert_allclose(cross.inner[block], want_EE, rtol=1e-5)
+        np.testing.assert_allclose(found.inner[block], np.diagonal(want_EE), rtol=1e-5)
+        np.testing.assert_allclose(found.norm_fwd[block], norms[0], rtol=1e-5)
+        np.testing.assert_allclose(found.norm_rev[block], norms[1], rtol=1e-5)
+        assert np.isnan(found.cosine[block]).all() == (block != "both")
+    np.testing.assert_allclose(found.cosine["total"], 1 / 5, rtol=1e-5)
+    one = alignment.alignment(*losses, params, examples=x_EI[:1], method=method)
+    np.testing.assert_allclose(one.inner["both"], product_EE[:1, 0], rtol=1e-5)
+
+
+def test_what_was_formed_is_told_and_is_no_array():
+    """So that `jax.tree.map` and `vmap` see the numbers alone."""
+    params, x_EI = {"w": jnp.ones((2, 3)), "b": jnp.ones(4)}, np.ones((2, 2), np.float32)
+    losses = [_counted(Calls(), power) for power in (2, 3)]
+    for run in (alignment.alignment, alignment.cross_alignment):
+        found = run(*losses, params, examples=x_EI, method="factored")
+        assert (found.direct, found.direct_share) == (("b",), 0.4)
+        whole = [x for x in vars(found).values() if isinstance(x, dict)]
+        assert len(jax.tree.leaves(found)) == sum(map(len, whole))
+
+
 @pytest.mark.parametrize("exponent", [-30, -20, 0, 20, 30])
 @pytest.mark.parametrize("method", ["direct", "factored"])
 def test_cosines_do_not_underflow(exponent, method):

@@ -63,7 +63,8 @@ def _loss(p, tokens_T):
     _, x_TD = jax.lax.scan(lambda c, x_D: (c, x_D * p["step/scale"]), 0.0, x_TD)
     x_TD = x_TD + jnp.tanh(p["left"] @ x_TD.T).T
     x_TD = x_TD + x_TD[:, :1] @ p["one"]
-    for number in (tokens_T[2], tokens_T[0] - 2, tokens_T[1]):  # 3, and twice the last: 8 is none
+    one, eight, three = tokens_T[:3]
+    for number in (three, one - 1, one - 2, eight):  # 3, the first, and twice the last: 8 is none
         x_TD = x_TD + jnp.tanh(p["row"][number][None] * x_TD)
     x_TD = x_TD + jnp.tanh(_convolved(x_TD, p["convolution"]))
     first, others = jnp.split(p["thirds"], [1])

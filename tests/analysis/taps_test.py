@@ -24,6 +24,10 @@ def _columns_scanned(w, x_TD):
     return jax.lax.scan(lambda total, w_D: (total + x_TD @ w_D, None), jnp.zeros(5), w.T)[0]
 
 
+def _number(x_TD):
+    return x_TD[0, 0].astype(int)
+
+
 FACTORED = {
     "convolution": ((3, 4, 2), lambda w, x: _convolve(x[None], w)),
     "parts of a stack": ((3, 4, 4), lambda w, x: [x @ y.reshape(4, 4) for y in jnp.split(w, 3)]),
@@ -58,6 +62,14 @@ NOT_FACTORED = {
         (2, 2, 2), lambda w, x: jnp.broadcast_to(w, (5, 2, 2, 2)), "used by broadcast_in_dim"
     ),
     "parts of rows": ((9, 4), lambda w, x: w[jnp.array([1, 3]), :2], "used by gather"),
+    "two rows by their number": (
+        (9, 4), lambda w, x: jax.lax.dynamic_slice(w, (_number(x), 0), (2, 4)),
+        "used by dynamic_slice",
+    ),
+    "a part of a row by its number": (
+        (9, 4), lambda w, x: jax.lax.dynamic_slice(w, (_number(x), 0), (1, 2)),
+        "used by dynamic_slice",
+    ),
     "entries": ((9, 4), lambda w, x: w[jnp.array([1, 3]), jnp.array([0, 2])], "used by gather"),
     "a product a head": (
         (5, 4, 2), lambda w, x: jnp.einsum("td,tdf->tf", x, w), "used by dot_general"
