@@ -202,7 +202,7 @@ class CrossMatrix:
             )
 
         if any(side is None for side in sides):
-            return jnp.zeros((1, 1, 1))
+            return jnp.zeros((1, 1, 1))  # of any examples and layers: nothing reads the leaf
         return self._sharded(local, (PartitionSpec(DATA),) * len(sides))(*sides)
 
     def _summed(

@@ -1,6 +1,7 @@
 """Products of all gradients with all: in tiles, in files, on several devices, in any precision."""
 
 import functools
+import hashlib
 import json
 import os
 import pathlib
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import members
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
 from dirasym.analysis import alignment, cross, products
 from dirasym.analysis.factored import Factors, Use
@@ -87,6 +89,127 @@ def test_equal_sides_are_computed_once(memory_limit, is_traced):
     )
     got = (jax.jit(run) if is_traced else run)(params, rows).inner
     _assert_close(got["total"], _by_hand((loss, loss), params, rows, rows))
+
+
+@pytest.mark.parametrize(("is_traced", "is_looped"), [(False, False), (True, True)])
+def test_tiles_are_a_loop_in_a_trace_alone(is_traced, is_looped, monkeypatch):
+    """Elsewhere a program a leaf is compiled once, and called for every tile."""
+    found = []
+    for name in ("_looped", "_compute"):
+        function = getattr(cross.CrossMatrix, name)
+        note = lambda *args, name=name, f=function: found.append(name) or f(*args)  # noqa: E731
+        monkeypatch.setattr(cross.CrossMatrix, name, note)
+    x_EI = np.random.default_rng(0).normal(size=(4, 2)).astype(np.float32)
+    loss = lambda p, x: jnp.sum((x @ p["w"]) ** 2)  # noqa: E731
+    for memory_limit, ways in ((2**31, {"_compute"}), (1, {"_looped" if is_looped else "_compute"})):
+        run = functools.partial(alignment.cross_alignment, loss, loss, memory_limit=memory_limit)
+        del found[:]
+        got = (jax.jit(run) if is_traced else run)({"w": jnp.ones((2, 1))}, x_EI)
+        assert set(found) == ways
+        sums_E = x_EI.sum(1)  # ∇ = 2(x·1)x
+        want = 4 * np.outer(sums_E, sums_E) * (x_EI @ x_EI.T)
+        _assert_close(got.inner["total"], want)
+
+
+TILES = [  # rows and columns, bytes of their factors, limit, devices: height and width
+    ((3, 5), (10, 7), 65, 1, (3, 5)),  # 3·10 + 5·7 bytes: all
+    ((3, 5), (10, 7), 64, 1, (3, 4)),  # 32 bytes of each
+    ((10, 3), (10, 7), 62, 1, (4, 3)),  # all columns take a third, and rows what is left
+    ((10, 3), (10, 7), 42, 1, (2, 3)),
+    ((10, 3), (10, 7), 41, 1, (2, 2)),  # more than a half
+    ((10, 3), (10, 7), 1, 1, (1, 1)),
+    ((3, 5), (10, 7), 65, 4, (4, 8)),  # filled up, to be split over devices
+    ((30, 50), (10, 7), 200, 4, (8, 12)),  # 10 and 14 that fit
+    ((30, 50), (10, 7), 1, 4, (4, 4)),
+]
+
+
+@pytest.mark.parametrize(("num", "sizes", "limit", "devices", "tile"), TILES)
+def test_a_tile_is_as_large_as_the_limit_allows(num, sizes, limit, devices, tile):
+    assert cross._tile(num, sizes, limit, devices, False) == tile
+
+
+@pytest.mark.parametrize(("limit", "side"), [(70, 7), (69, 3), (80, 7), (40, 2), (1, 1)])
+def test_a_tile_of_equal_sides_is_square(limit, side):
+    """Seven examples of 10 bytes are held once where all fit, and else twice."""
+    assert cross._tile((7, 7), (10, 10), limit, 1, True) == (side, side)
+
+
+def test_examples_at_a_time_are_even_parts():
+    assert [cross._even_chunk(12, most) for most in (12, 20, 11, 6, 5, 1)] == [12, 12, 6, 6, 4, 1]
+    assert [cross._even_chunk(7, most) for most in (7, 6, 3)] == [7, 6, 3]  # 7 is prime
+
+
+def test_memory_is_shared_out_as_documented(tmp_path, monkeypatch):
+    """Half to factors; a quarter to activations, on CPUs what is cached; an eighth to a leaf's."""
+    x_ETI = np.ones((6, 5, 4), np.float32)
+    # Factors of a 4 × 2 matrix and 5 tokens, and the unit: 4·(5·4 + 5·2 + 1) bytes.
+    own, noted = 124, []
+    activations = 4 * (10 + 10 + 1)  # x @ w, its square, the sum
+    loss = lambda p, x, power: jnp.sum((x @ p["w"]) ** power)  # noqa: E731
+    losses = [functools.partial(loss, power=power) for power in (2, 3)]
+    make = cross.CrossMatrix.__init__
+
+    def init(self, *args, **how):
+        make(self, *args, **how)
+        noted.append(self)
+
+    monkeypatch.setattr(cross.CrossMatrix, "__init__", init)
+
+    def made(**how):
+        run = functools.partial(alignment.cross_alignment, *losses, method="factored", **how)
+        jax.eval_shape(run, {"w": jnp.ones((4, 2))}, x_ETI)
+        return noted.pop()
+
+    assert made(memory_limit=2 * 12 * own).tile == (6, 6)
+    assert made(memory_limit=2 * 12 * own - 2).tile == (5, 5)
+    assert made(memory_limit=4 * 3 * own).tile == (3, 3)
+    assert made(memory_limit=4 * 3 * own + 1)._formed_bytes == (4 * 3 * own + 1) // 8
+    assert made(memory_limit=4 * 7 * activations)._chunk == 7
+    assert made(memory_limit=4 * 7 * activations - 4)._chunk == 6
+    assert made(memory_limit=1)._chunk == 1 and made(chunk_size=3)._chunk == 3
+    monkeypatch.setattr(cross, "CACHED_BYTES", 2 * activations)
+    assert made(memory_limit=2**20 + 4)._chunk == 2
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert made(memory_limit=2**20)._chunk == 2**18 // activations
+
+
+def _stand_in(function, *, mesh, in_specs, out_specs, **_):
+    """`jax.shard_map` on devices that are entries of an axis."""
+    axes = [0 if spec == PartitionSpec("data") else None for spec in in_specs]
+
+    def of_all(*args):
+        def split(x):
+            return x.reshape(mesh.shape["data"], -1, *x.shape[1:])
+
+        parts = [
+            x if axis is None else jax.tree.map(split, x)
+            for x, axis in zip(args, axes, strict=True)
+        ]
+        found = jax.vmap(function, axes, axis_name="data", axis_size=mesh.shape["data"])(*parts)
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
+
+    assert out_specs == PartitionSpec("data")
+    return of_all
+
+
+@pytest.mark.parametrize("method", ["direct", "factored"])
+@pytest.mark.parametrize("memory_limit", [2**31, 1])
+def test_examples_are_split_over_devices_and_gathered(method, memory_limit, monkeypatch):
+    monkeypatch.setattr(jax, "shard_map", _stand_in)
+    mesh = jax.sharding.AbstractMesh((2,), ("data",))
+    rng = np.random.default_rng(0)
+    params = {"w": rng.normal(size=(4, 3)).astype(np.float32), "none": jnp.ones(2)}
+    rows, columns = (rng.normal(size=(n, 2, 4)).astype(np.float32) for n in (5, 7))
+    losses = [functools.partial(lambda p, x, n: ((x @ p["w"]) ** n).sum(), n=n) for n in (2, 3)]
+    found = alignment.cross_alignment(
+        *losses, params, rows, examples_rev=columns, method=method, memory_limit=memory_limit,
+        mesh=mesh,
+    ).inner  # fmt: skip
+    _assert_close(found["total"], _by_hand(losses, params, rows, columns))
+    assert found["none"].shape == (5, 7) and not found["none"].any()
+    alone = alignment.alignment(*losses, params, examples=rows, method=method, mesh=mesh)
+    _assert_close(alone.inner["w"], np.diagonal(_by_hand(losses, params, rows, rows)))
 
 
 def test_heads_are_blocks():
@@ -192,7 +315,10 @@ def test_files_are_resumed(tmp_path, monkeypatch):
             *LOSSES, jax.tree.map(jnp.negative, params), rows, examples_rev=columns,
             method="factored", memory_limit=20_000, out=tmp_path, blocks="layer",
         )  # fmt: skip
-    assert json.loads((tmp_path / "identity.json").read_text())["shape"] == [ROWS, COLUMNS]
+    identity = json.loads((tmp_path / "identity.json").read_text())
+    assert identity["shape"] == [ROWS, COLUMNS] and identity["method"] == "factored"
+    assert identity["arrays"] == cross.digest(params, rows, columns)  # as older files have it
+    assert identity["losses"] == ["_loss[('power', 2)]", "_loss[('power', 3)]"]
     with pytest.raises(ValueError, match="out: no files"):
         jax.jit(lambda p: alignment.cross_alignment(*LOSSES, p, rows, out=tmp_path))(params)
 
@@ -207,6 +333,14 @@ def test_tiles_below_the_diagonal_are_mirrored_in_files(tmp_path):
         assert isinstance(inner[block], np.memmap)
         _assert_close(inner[block], np.asarray(matrix))
     _assert_close(inner["total"], _by_hand((one, one), params, rows, rows))
+
+
+def test_a_digest_is_of_shapes_dtypes_and_bytes_in_order():
+    x, y = np.arange(6, dtype=np.float32).reshape(2, 3), np.array([7], np.int64)
+    want = hashlib.blake2b(b"float32(2, 3)" + x.tobytes() + b"int64(1,)" + y.tobytes()).hexdigest()
+    assert cross.digest({"a": x, "b": y}) == cross.digest(x, y) == want
+    assert cross.digest(np.asfortranarray(x), y) == want
+    assert cross.digest(jax.random.key(3)) == cross.digest(jax.random.key_data(jax.random.key(3)))
 
 
 @pytest.mark.slow
