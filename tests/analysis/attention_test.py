@@ -110,6 +110,15 @@ def test_correlation_of_names_that_are_known():
     far = np.array([(len(name) - 1) / 2 for name in names])
     want = np.corrcoef(x + far, x + far)[0, 1], np.corrcoef(x + far, far - x)[0, 1]
     np.testing.assert_allclose(got.mean[0], np.repeat(np.array(want)[:, None], 5, 1), atol=1e-5)
+    for how in ({}, dict(resamples=7, seed=3, level=0.5)):
+        named = attention.name_correlation(internals, None, names, 2, mask_id=6, fill_id=0, **how)
+        scores = [
+            np.array([[[x[n] + far[n] + d for d in (1, 2)] for n in range(4)]] * 2) for x in (x, x)
+        ]
+        scores[1][1] = scores[1][1] - 2 * x[:, None]
+        want = attention.distance_correlation(scores[0][None], scores[1][None], **how)
+        np.testing.assert_allclose(named.low, want.low, atol=1e-5)
+        np.testing.assert_allclose(named.high, want.high, atol=1e-5)
 
 
 def test_one_layer_rope_scores_depend_on_letter_and_distance_alone():
@@ -161,18 +170,30 @@ def test_perfect_and_absent_correlation():
         attention.distance_correlation(scores[:, :2], other[:, :2])
 
 
-@pytest.mark.parametrize("level", [0.95, 0.8])
-def test_bounds_are_percentiles_over_items_drawn_anew(level):
+HOWS = [dict(resamples=400, seed=5, level=level) for level in (0.95, 0.8)]
+
+
+@pytest.mark.parametrize("how", [*HOWS, {}])
+def test_bounds_are_percentiles_over_items_drawn_anew(how):
     rng = np.random.default_rng(2)
     fwd_I1 = rng.normal(size=(30, 1))
     rev_I1 = fwd_I1 + rng.normal(size=(30, 1))
-    got = attention.distance_correlation(fwd_I1, rev_I1, resamples=400, seed=5, level=level)
-    counts_XI = np.random.default_rng(5).multinomial(30, np.full(30, 1 / 30), size=400)
+    got = attention.distance_correlation(fwd_I1, rev_I1, **how)
+    resamples, seed, level = (dict(resamples=1000, seed=0, level=0.95) | how).values()
+    counts_XI = np.random.default_rng(seed).multinomial(30, np.full(30, 1 / 30), size=resamples)
     drawn = [np.repeat(np.arange(30), counts_I) for counts_I in counts_XI]
     found = [np.corrcoef(fwd_I1[i, 0], rev_I1[i, 0])[0, 1] for i in drawn]
     ends = np.percentile(found, [50 - 50 * level, 50 + 50 * level])
     np.testing.assert_allclose([got.low[0], got.high[0]], ends, rtol=1e-9)
     np.testing.assert_allclose(got.mean[0], np.corrcoef(fwd_I1[:, 0], rev_I1[:, 0])[0, 1])
+
+
+def test_means_by_distance_keep_leading_axes():
+    values = np.array([[[1.0, 3.0, 5.0, 8.0]], [[2.0, 6.0, 7.0, 9.0]]])
+    got = attention.by_distance(values, np.array([0, 0, 2, 2]), np.array([2, 2, 1, 2]))
+    nan = np.nan
+    want = [[[[nan, 2], [nan, nan], [5, 8]]], [[[nan, 4], [nan, nan], [7, 9]]]]
+    np.testing.assert_array_equal(got, want)
 
 
 def test_bad_input_names_the_argument():

@@ -62,6 +62,24 @@ def test_layers_that_only_the_loss_knows_of_are_told_apart():
     assert by_path["c"] == ("c",)
 
 
+def test_a_layers_number_stands_where_the_paths_of_all_layers_part():
+    """Of leaves that the loss alone scans, whatever lies above and below their stack."""
+
+    def names(params):
+        count = len(jax.tree.leaves(params))
+        return {x[1] for x in Blocks.of(params, None, scanned=range(count)).names}
+
+    w, b = jnp.ones((2, 2)), jnp.ones((2, 1))
+    stack = {"a": {"w": w}, "b": b}
+    assert names({"net": {"stack": stack}}) == {"net/stack_1/a/w", "net/stack_1/b"}
+    assert names({"net": {"stack": {"w": w}}}) == {"net/stack_1/w"}
+    assert names({"net": {"one": {"w": w}, "other": {"w": w}}}) == {
+        "net_1/one/w",
+        "net_1/other/w",
+    }
+    assert names({"w": w}) == {"w_1"} and names({"w": w, "v": w}) == {"w_1", "v_1"}
+
+
 def test_sums_go_to_the_layer_they_belong_to():
     found = Blocks.of({"blocks": {"block": {"w": jnp.ones((3, 2))}}, "head": jnp.ones(3)}, "layer")
     got = found.sum([jnp.array([[1.0, 2.0, 4.0]]), jnp.array([[8.0]])])

@@ -101,7 +101,10 @@ def test_tiles_are_a_loop_in_a_trace_alone(is_traced, is_looped, monkeypatch):
         monkeypatch.setattr(cross.CrossMatrix, name, note)
     x_EI = np.random.default_rng(0).normal(size=(4, 2)).astype(np.float32)
     loss = lambda p, x: jnp.sum((x @ p["w"]) ** 2)  # noqa: E731
-    for memory_limit, ways in ((2**31, {"_compute"}), (1, {"_looped" if is_looped else "_compute"})):
+    for memory_limit, ways in (
+        (2**31, {"_compute"}),
+        (1, {"_looped" if is_looped else "_compute"}),
+    ):
         run = functools.partial(alignment.cross_alignment, loss, loss, memory_limit=memory_limit)
         del found[:]
         got = (jax.jit(run) if is_traced else run)({"w": jnp.ones((2, 1))}, x_EI)

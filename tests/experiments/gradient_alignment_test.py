@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dirasym import report
-from dirasym.analysis import case_recall, theorem_b1, tracking
+from dirasym import models, report
+from dirasym.analysis import case_recall, lemmas, neglected, theorem_b1, tracking
 from dirasym.data import case_pairs
 from dirasym.workdir import WorkDir
 from experiments import gradient_alignment
@@ -98,6 +98,50 @@ def test_what_is_tracked_of_two_losses_whose_gradients_are_known():
     np.testing.assert_allclose(got["predicted"], predicted, rtol=1e-4)
     measured = predicted + tracking.STEP_LENGTHS**2 / 2
     np.testing.assert_allclose(got["measured"], measured, rtol=1e-3, atol=1e-6)
+
+
+def test_steps_are_a_hundredth_to_a_tenth():
+    np.testing.assert_allclose(
+        tracking.STEP_LENGTHS, [0.01, 0.01778279, 0.03162278, 0.05623413, 0.1], rtol=1e-6
+    )
+
+
+def test_what_is_tracked_of_the_theorem_is_its_closed_form_pair_by_pair():
+    config = models.attention_only(9, width=4, residual=False, rope_base=50.0)
+    rng = np.random.default_rng(4)
+    kernel = lambda *shape: {"kernel": jnp.asarray(rng.normal(size=shape), jnp.float32)}  # noqa: E731
+    attend = {name: kernel(4, 1, 4) for name in ("query", "key", "value", "out")}
+    params = {
+        "embed": {"embedding": kernel(9, 4)["kernel"]},
+        "blocks_0": {"attention": attend | {"out": kernel(1, 4, 4)}},
+        "head": kernel(4, 9),
+    }
+    context, target = np.array([3, 7]), np.array([5, 1])
+    got = jax.jit(
+        lambda p: tracking.track_theorem(p, config, mask_id=2, context=context, target=target)
+    )(params)
+
+    @jax.jit
+    def closed(params, context, target):
+        one, how = theorem_b1.OneLayer.from_transformer(
+            params, config, mask_id=2, context=context, target=target
+        )
+        b1 = theorem_b1.theorem_b1(one, 1, 1, **how)
+        dropped = neglected.neglected_terms(one, 1, 1, **how)
+        return b1, dropped.full, lemmas.check_corollary_b2(one, 1, 1, **how)
+
+    for pair in (0, 1):
+        b1, full, corollary = closed(params, context[pair], target[pair])
+        for block, scale in zip(theorem_b1.BLOCKS, b1.scale, strict=True):
+            how = dict(atol=1e-5 * float(scale))
+            np.testing.assert_allclose(
+                got[f"theorem/{block}"][pair], getattr(b1.inner, block), **how
+            )
+            np.testing.assert_allclose(got[f"full/{block}"][pair], getattr(full, block), rtol=1e-4)
+        for name in tracking.ASSUMPTIONS:
+            assert got[f"assumption/{name}"][pair] == getattr(corollary, name)
+        np.testing.assert_allclose(got["theorem_cosine"][pair], corollary.cosine, rtol=1e-4)
+    assert {x.shape for x in got.values()} == {(2,)}
 
 
 COSINES = {  # by seed: [evaluation, placement]; medians 0.9, 0.5, 0.25, 0.3; 0.8, 0.4, 0.2, 0.2
