@@ -179,6 +179,57 @@ def test_batches_and_padding_change_nothing(kind):
     np.testing.assert_allclose(alone.log_likelihood_E, together.log_likelihood_E, rtol=1e-5)
 
 
+def _seen(texts, **settings):
+    """Shapes of the rows that a model is given, traced; it is not sure of anything."""
+    seen = []
+
+    def even(params, tokens_BL, *, valid_BL=None):
+        seen.append(tokens_BL.shape)
+        return jnp.zeros((*tokens_BL.shape, VOCAB + 1))
+
+    found = likelihood.likelihood(even, {}, texts, "causal", tokenizer=LETTERS, **settings)
+    np.testing.assert_allclose(found.nats_per_token.mean, np.log(VOCAB + 1), rtol=1e-5)
+    return seen[1:]  # the first asks for the vocabulary
+
+
+def test_rows_are_as_long_as_the_next_multiple_of_32_and_32_at_a_time():
+    lengths = [1, 31, 32, 33, 64, 65, 70]
+    assert _seen(["a" * n for n in lengths]) == [(3, 32), (2, 64), (2, 70)]  # behind a prefix
+    assert _seen(["a" * n for n in lengths], batch_size=2)[:2] == [(2, 32), (1, 32)]
+    assert _seen(["é"] * 33) == [(32, 1), (1, 1)]
+
+
+def test_as_many_draws_as_in_the_paper_by_default():
+    """Nie et al. (2025) take 128."""
+    how = dict(tokenizer=LETTERS, mask_id=MASK)
+    even = lambda params, tokens_BL: jnp.zeros((*tokens_BL.shape, VOCAB + 1))  # noqa: E731
+    for kind, passes in (("monte_carlo", [128] * 2), ("stratified", [128] * 2)):
+        found = likelihood.likelihood(even, {}, TEXTS[:2], kind, **how)
+        assert found.passes_E.tolist() == passes
+    assert likelihood.likelihood(even, {}, ["aéa"], "random_order", **how).passes_E == [3 * 43]
+    ask = functools.partial(
+        likelihood.masked_log_likelihood, masked_model, jnp.asarray(TABLE),
+        Batch.of(np.array([IDS[1]])), jax.random.key(3), mask_id=MASK,
+    )  # fmt: skip
+    got, want = ask(), ask(num_samples=128, counts="stratified")
+    np.testing.assert_array_equal(got, want)
+    assert not np.allclose(got, ask(num_samples=129), rtol=1e-6)
+
+
+def test_a_model_that_asks_for_its_noise_is_told_the_share_that_is_hidden():
+    def warmed(params, tokens_BL, *, noise_B):
+        assert noise_B.shape == tokens_BL.shape[:1]
+        return masked_model(params, tokens_BL) * noise_B[:, None, None]
+
+    found = _read("left_to_right", model=warmed, texts=TEXTS[:1])
+    (ids,), want = IDS[:1], 0.0
+    for place in range(LENGTH):
+        row = [*ids[:place], *[MASK] * (LENGTH - place)]
+        logits = TABLE[int(np.dot(row, DIGITS)), place, :VOCAB] * (1 - place / LENGTH)
+        want += logits[ids[place]] - np.log(np.exp(logits).sum())
+    np.testing.assert_allclose(found.log_likelihood_E, [want], rtol=1e-5)
+
+
 def test_a_transformer_is_taken_as_it_is():
     config = models.radd(4, width=8)
     model = models.Transformer(config)

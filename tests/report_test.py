@@ -6,7 +6,7 @@ import artists
 import numpy as np
 import pytest
 
-from dirasym import report
+from dirasym import intervals, report
 from experiments.tools import redraw
 
 
@@ -63,6 +63,69 @@ def test_boxes_and_bands_hold_their_arrays():
     (band,) = axes[0, 1].collections
     corners = {tuple(point) for point in band.get_paths()[0].vertices}
     assert {(1, 4), (1, 7), (2, 5.5), (2, 9)} <= corners
+
+
+def test_boxes_are_three_fifths_of_the_least_step_wide_and_show_no_outliers():
+    pytest.importorskip("matplotlib")
+    _, axes = report.new_figure(1, 2)
+    values_TX = np.array([[1.0, 2.0, 3.0, 4.0, 50.0]] * 3)
+    for ax, x_T, width in ((axes[0, 0], [0, 10, 50], 6.0), (axes[0, 1], [7], 0.6)):
+        report.plot_boxes(ax, np.array(x_T), values_TX[: len(x_T)])
+        ax.figure.canvas.draw()
+        boxes = [line.get_xydata() for line in ax.get_lines() if len(line.get_xdata()) == 5]
+        assert len(boxes) == len(x_T) and len(ax.get_lines()) == 6 * len(x_T)
+        for place, box in zip(x_T, boxes, strict=True):
+            ends = [(place - width / 2, 2.0), (place + width / 2, 4.0)]  # quartiles
+            np.testing.assert_allclose([box.min(axis=0), box.max(axis=0)], ends)
+        assert not {tuple(ax.get_xticks())} & {tuple(x_T)}  # those of numbers, not one a box
+
+
+def test_a_report_holds_its_text_and_figures(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    draw = lambda: report.new_figure()[0]  # noqa: E731
+    report.write(tmp_path, "# Title", {"one": draw, "two": draw}, printed="| table |")
+    text = (tmp_path / "report.md").read_text()
+    assert text == "# Title\n\n![one](figures/one.png)\n![two](figures/two.png)\n"
+    paths = [tmp_path / "figures" / f"{name}.png" for name in ("one", "two")]
+    assert all(path.exists() and path.with_suffix(".pdf").exists() for path in paths)
+    printed = ["| table |", *map(str, paths), str(tmp_path / "report.md")]
+    assert capsys.readouterr().out.splitlines() == printed
+
+
+def test_intervals_and_bounds_are_bars_on_their_side():
+    pytest.importorskip("matplotlib")
+    _, axes = report.new_figure(1, 2)
+    some = [intervals.Interval(1.0, 0.5), intervals.Interval(2.0, float("nan"))]
+    report.plot_intervals(axes[0, 0], [3, 4], some, "some")
+    (points,) = axes[0, 0].containers
+    np.testing.assert_array_equal(points.lines[0].get_xydata(), [[3, 1], [4, 2]])
+    bars = [segment[:, 1].tolist() for segment in points.lines[2][0].get_segments()]
+    assert bars == [[0.5, 1.5], [2, 2]] and points.get_label() == "some"
+    bounds = [intervals.Bounds(2.0, 1.5, 4.0), intervals.Bounds(5.0, float("nan"), float("nan"))]
+    for across in (False, True):
+        report.plot_bounds(axes[0, 1], [7, 8], bounds, None, across=across)
+        along = int(not across)
+        points = axes[0, 1].containers[-1]
+        np.testing.assert_array_equal(points.lines[0].get_xydata()[:, along], [2, 5])
+        np.testing.assert_array_equal(points.lines[0].get_xydata()[:, 1 - along], [7, 8])
+        bars = [segment[:, along].tolist() for segment in points.lines[2][0].get_segments()]
+        assert bars == [[1.5, 4], [5, 5]]
+
+
+def test_curves_over_training_have_a_panel_a_run_and_a_line_a_key():
+    pytest.importorskip("matplotlib")
+    curves = {"eval_step": np.array([0, 5]), "p": np.array([[0.1], [0.2]]), "q": np.ones((2, 1))}
+    keys = {"q": ("the other", "red"), "p": ("one", "blue")}
+    for log, scale in ((False, "linear"), (True, "log")):
+        figure = report.over_training({"a": curves, "b": curves}, keys, "share", log=log)
+        assert [ax.get_title() for ax in figure.axes] == ["a", "b"]
+        for ax in figure.axes:
+            other, one = ax.get_lines()
+            assert (one.get_label(), one.get_color()) == ("one", "blue")
+            np.testing.assert_array_equal(one.get_xydata(), [[0, 0.1], [5, 0.2]])
+            np.testing.assert_array_equal(other.get_ydata(), [1, 1])
+            assert (ax.get_yscale(), ax.get_ylabel(), ax.get_xlabel()) == (scale, "share", "step")
+        assert figure.axes[0].get_legend() and not figure.axes[1].get_legend()
 
 
 def test_a_report_without_matplotlib_keeps_its_text(tmp_path, monkeypatch, capsys):
@@ -171,6 +234,8 @@ def test_a_heat_map_is_the_matrix_and_white_at_zero():
     (image,) = axes[0, 0].images
     np.testing.assert_array_equal(image.get_array(), x_PP)
     assert image.get_clim() == (-5, 5)
+    report.heat_map(axes[0, 0], x_PP, "logit (nats)", limit=7)
+    assert axes[0, 0].images[1].get_clim() == (-7, 7)
 
 
 def test_powers_have_a_guide_through_the_first_curves_end():
