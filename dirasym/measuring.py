@@ -37,6 +37,7 @@ from dirasym.types import Params
 from dirasym.usage import UsageError
 
 Answers = tuple[Sequence[str], dict[str, recall.TokenRecall]]  # what is said; first tokens
+PAIRS_AT_A_TIME = 8  # whose gradients are compared
 
 
 @dataclasses.dataclass(frozen=True)
@@ -349,9 +350,9 @@ def _gradients(
     groups = [(np.arange(len(pairs[0].target_E)), network.of_rows(*pairs))]
     if not network.padded:
         groups = list(recall.of_one_length(*pairs))
-    with parts.part("gradients", len(pairs[0].target_E), 8) as counted:
+    with parts.part("gradients", len(pairs[0].target_E), PAIRS_AT_A_TIME) as counted:
         one_chunk = counted(lambda _, *pair: compare(params, *pair))
-        found = [recall.in_chunks(one_chunk, group, 8) for _, group in groups]
+        found = [recall.in_chunks(one_chunk, group, PAIRS_AT_A_TIME) for _, group in groups]
     joined = jax.tree.map(lambda *x: np.concatenate(x).astype(float), *found)
     by_block, by_role = (_summed(joined, blocks) for blocks in (m.blocks, m.how.roles))
 

@@ -1,5 +1,6 @@
 """A model whose every answer is written down by hand is read as what it is."""
 
+import dataclasses
 import functools
 import types
 
@@ -9,12 +10,13 @@ import numpy as np
 import pytest
 
 from dirasym import intervals, measuring, models
+from dirasym.analysis import attention
 from dirasym.analysis.questions import Questions
 from dirasym.data import facts
 from dirasym.data.pairs import Pairs
 from dirasym.data.tokenizers import Characters, Words
 from dirasym.measuring import measure
-from dirasym.reading import MEASURES, Reading
+from dirasym.reading import MEASURES, SHARES, Reading
 
 PAIRS = Pairs(
     (("Ann Bo", "Cy"), ("Dee", "Ed Fay"), ("Gil", "Hal"), ("Ivy", "Jo")),
@@ -35,7 +37,7 @@ TOLD = {
 }
 # Exact: Cy, Ed Fay | Ann Bo. Begun: and Hal of |. Copied: none | Ed Fay, Jo. Choice: not Jo | not
 # Dee, not Gil. Rank: 1, 1, 1, 3 | 1, 3, 3, 3.
-SHARES = {"accuracy": (2, 1), "begun": (3, 1), "copied": (0, 2), "choice": (3, 2)}
+COUNTS = {"accuracy": (2, 1), "begun": (3, 1), "copied": (0, 2), "choice": (3, 2)}
 P_TRUE = {"forward": (0.5, 0.6, 0.4, 0.1), "reverse": (0.4, 0.05, 0.2, 0.2)}
 RANKS = {"forward": (1, 1, 1, 3), "reverse": (1, 3, 3, 3)}
 WORTH = {"Cy": (1.0, 2.0), "Ed": (4.0, -1.0), "Fay": (2.0, 7.0), "Hal": (-1.0, 1.0), "Jo": (0.0, 3)}
@@ -128,7 +130,7 @@ def read(request):
 
 
 def test_every_share_has_its_wilson_interval(read):
-    for name, counts in SHARES.items():
+    for name, counts in COUNTS.items():
         for side, count in zip(("forward", "reverse"), counts, strict=True):
             want = intervals.wilson_interval(count, 4, 0.9)
             np.testing.assert_allclose(getattr(getattr(read, side), name), want)
@@ -194,7 +196,15 @@ def test_attention_is_correlated_over_names(read):
     r = np.corrcoef(*np.transpose(mean))[0, 1]
     np.testing.assert_allclose(read.attention_correlation, [[[r] * 3, [1.0] * 3]], atol=1e-6)
     np.testing.assert_array_equal(read.attention.total, [2, 3, 4])
-    assert (read.attention.low <= read.attention.mean + 1e-6).all()
+    names = WORDS.encode(["Cy", "Ed Fay", "Hal", "Jo"])
+    want = attention.name_correlation(
+        _internals, PARAMS, names, 2, mask_id=WORDS.mask_id, fill_id=WORDS.eos_id, resamples=200,
+        level=0.9,
+    )  # fmt: skip
+    for name in ("total", "mean", "low", "high"):
+        np.testing.assert_allclose(
+            getattr(read.attention, name), getattr(want, name), atol=1e-6, err_msg=name
+        )
 
 
 @pytest.mark.parametrize("kind", ["masked", "causal"])
@@ -295,6 +305,90 @@ def test_it_shows_itself_as_a_table_a_frame_and_a_figure(read, tmp_path):
     assert "<td>accuracy %</td>" in page and "data:image/png;base64," in page
 
 
+def test_shares_stand_beside_their_names_and_correlations_over_their_distance(read):
+    pytest.importorskip("matplotlib")
+    figure = read.figure()
+    ax = figure.axes[0]
+    assert [label.get_text() for label in ax.get_xticklabels()] == list(SHARES)
+    np.testing.assert_array_equal(ax.get_xticks(), range(4))
+    forward, reverse = ax.containers
+    assert (forward.get_label(), reverse.get_label()) == ("forward", "reverse")
+    left, right = (np.array(points.lines[0].get_xdata(), float) for points in ax.containers)
+    np.testing.assert_allclose((left + right) / 2, np.arange(4), atol=1e-9)
+    assert (left < np.arange(4)).all()
+    assert list(reverse.lines[0].get_ydata()) == [0.25, 0.25, 0.5, 0.5]
+    if read.attention is None:
+        return
+    rng = np.random.default_rng(0)
+    for layers in (1, 8, 9):
+        mean_LNT = rng.uniform(-1, 1, (layers, 2, 3))
+        coupled = read.attention._replace(mean=mean_LNT, low=mean_LNT - 1, high=mean_LNT + 1)
+        other = dataclasses.replace(read, attention=coupled)
+        ax = other.figure().axes[-1]
+        *lines, zero = ax.get_lines()
+        assert len(lines) == layers and list(zero.get_ydata()) == [0, 0]
+        for number, line in enumerate(lines):
+            assert line.get_label() == f"layer {number}"
+            np.testing.assert_array_equal(line.get_xdata(), [2, 3, 4])
+            np.testing.assert_allclose(line.get_ydata(), mean_LNT[number].mean(axis=0))
+        assert (ax.get_legend() is not None) == (layers <= 8)
+        a, b, c = mean_LNT[-1].mean(axis=0)
+        assert f"| layer {layers - 1} | {a:.2f} | {b:.2f} | {c:.2f} |" in str(other)
+        assert "mean over heads | 2 | 3 | 4 |" in str(other)
+        frame = list(other._numbers())[-1]
+        x = mean_LNT[-1, -1, -1]
+        assert frame[:2] == ("attention correlation", f"layer {layers - 1}, head 1, distance 4")
+        np.testing.assert_allclose(frame[2], [x, x - 1, x + 1])
+
+
+def test_sets_without_a_number_in_one_have_none(read):
+    """Student's interval of every attention number; what one set lacks is not there."""
+    if read.attention is None:
+        return
+    coupled = read.attention
+    shifted = coupled._replace(mean=coupled.mean + 0.2)
+    without = dataclasses.replace(read.forward, choice=None)
+    other = dataclasses.replace(read, attention=shifted, forward=without)
+    found = Reading.over_sets([read, other])
+    mean, half = intervals.student_interval([0.0, 0.2], 0.9)
+    np.testing.assert_allclose(found.attention.mean, coupled.mean + mean)
+    np.testing.assert_allclose(found.attention.low, coupled.mean + mean - half)
+    np.testing.assert_allclose(found.attention.high, coupled.mean + mean + half)
+    assert found.forward.choice is None and found.reverse.choice.estimate == 0.5
+    assert found.forward.count == 4 and found.forward.asked == () and found.level == 0.9
+    for part, seconds in read.seconds.items():
+        np.testing.assert_allclose(found.seconds[part], 2 * seconds)
+    (line,) = [line for line in str(found).splitlines() if line.startswith("| choice %")]
+    assert line.startswith("| choice % | – | 50.0 (50.0, 50.0) |")
+    assert Reading.over_sets([read, dataclasses.replace(read, attention=None)]).attention is None
+    with pytest.raises(ValueError, match="several readings of the same questions"):
+        Reading.over_sets([read])
+    with pytest.raises(ValueError, match="several readings of the same questions"):
+        Reading.over_sets([read, dataclasses.replace(read, forward=read.reverse)])
+
+
+def test_more_pairs_than_are_compared_at_a_time_are_all_compared():
+    """One vector of logits for any prompt: ∇ = p − e of the right token."""
+    names = tuple((f"{n} x", f"{n} y") for n in range(11))
+    pairs = Pairs(names, "{a} begot {b}", "{b} is of {a}")
+    words = Words(pairs.fact_set().texts())
+
+    def guess(params, tokens_BL):
+        return jnp.broadcast_to(params, (*tokens_BL.shape, words.vocab_size))
+
+    params = {"w": jnp.linspace(-1, 1, words.vocab_size)}
+    how = dict(kind="causal", blocks="w", num_new=1)
+    read = measure(lambda p, tokens_BL: guess(p["w"], tokens_BL), params, pairs, words, **how)
+    p_V = np.exp(params["w"]) / np.exp(params["w"]).sum()
+    inner = []
+    for one, other in names:
+        a, b = (words.encode([name.split()[0]])[0][0] for name in (one, other))
+        eye = np.eye(words.vocab_size)
+        inner.append((p_V - eye[b]) @ (p_V - eye[a]))
+    assert read.alignment.count == 11
+    np.testing.assert_allclose(read.alignment.inner["w"].estimate, np.mean(inner), rtol=1e-5)
+
+
 def test_a_transformer_is_read_with_its_attention_and_padding_on_either_side():
     config = models.llada(
         WORDS.vocab_size, num_layers=2, width=8, num_heads=2, num_kv_heads=2, mlp_width=8,
@@ -370,6 +464,8 @@ def test_adapters_that_do_nothing_change_nothing():
         (dict(kind=None), "kind must be 'causal' or 'masked' where the model is an apply_fn"),
         (dict(kind="mdm"), "kind must be 'causal' or 'masked', got 'mdm'"),
         (dict(level=95), "level must be between 0 and 1, got 95"),
+        (dict(level=1), "level must be between 0 and 1, got 1"),
+        (dict(level=0), "level must be between 0 and 1, got 0"),
         (dict(level=1.5), "level must be between 0 and 1, got 1.5"),
         (dict(answers="all"), "answers must be 'any' or 'first'"),
         (dict(chunk_size=0), "chunk_size must be at least 1, got 0"),
