@@ -196,10 +196,28 @@ def test_attention_is_correlated_over_names(read):
     r = np.corrcoef(*np.transpose(mean))[0, 1]
     np.testing.assert_allclose(read.attention_correlation, [[[r] * 3, [1.0] * 3]], atol=1e-6)
     np.testing.assert_array_equal(read.attention.total, [2, 3, 4])
-    names = WORDS.encode(["Cy", "Ed Fay", "Hal", "Jo"])
+    assert (read.attention.low <= read.attention.mean + 1e-6).all()
+
+
+def test_bounds_of_attention_are_of_200_draws_of_names():
+    names = tuple((f"x{n}", f"y{n} z" if n % 2 else f"y{n}") for n in range(11))
+    pairs = Pairs(names, "{a} begot {b}", "{b} is of {a}")
+    words = Words(pairs.fact_set().texts())
+    guess = lambda params, tokens_BL: jnp.zeros((*tokens_BL.shape, words.vocab_size))  # noqa: E731
+    worth_V = jnp.asarray(np.random.default_rng(0).normal(size=words.vocab_size))
+
+    def internals(params, tokens_EL):
+        x_EL = worth_V[tokens_EL]
+        scores = x_EL[:, :, None] * x_EL[:, None] + x_EL[:, None] ** 2
+        return {"scores": scores[None, :, None], "weights": scores[None, :, None]}
+
+    read = measure(
+        guess, {}, pairs, words, kind="masked", attention=True, internals=internals, level=0.8,
+        attention_names=7, attention_distance=2,
+    )  # fmt: skip
     want = attention.name_correlation(
-        _internals, PARAMS, names, 2, mask_id=WORDS.mask_id, fill_id=WORDS.eos_id, resamples=200,
-        level=0.9,
+        internals, {}, words.encode([b for _, b in names[:7]]), 2, mask_id=words.mask_id,
+        fill_id=words.eos_id, resamples=200, level=0.8,
     )  # fmt: skip
     for name in ("total", "mean", "low", "high"):
         np.testing.assert_allclose(

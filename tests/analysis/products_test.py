@@ -24,6 +24,18 @@ def _factors(lead, num_rows, num_columns, dense=0, lookup=0):
     return Factors(use(dense, num_rows), use(lookup), num_rows=num_rows)
 
 
+def _noted(monkeypatch, name, note):
+    """Calls of a function of `products`, as `note` tells them."""
+    found, function = [], getattr(products, name)
+
+    def noted(*args):
+        found.append(note(*args))
+        return function(*args)
+
+    monkeypatch.setattr(products, name, noted)
+    return found
+
+
 @pytest.mark.parametrize(
     ("first", "second", "cost"),
     [
@@ -50,19 +62,23 @@ def test_a_formed_gradient_costs_its_entries_a_token_and_a_row_a_lookup():
 
 
 @pytest.mark.parametrize(
-    ("tokens", "layers", "formed"),
+    ("shape", "tokens", "layers", "formed"),
     [
-        ((1, 1), 3, 0),  # 3·3(3 + 4) = 63 by factors, 3·2·12 = 72 formed
-        ((2, 2), 3, 2),  # 3·12·7 = 252 and 3·4·12 = 144
-        ((1, 0), 1, 0),  # 7 and 12: the other loss does not read it
-        ((3, 0), 1, 1),  # 9·7 = 63 and 36
-        ((0, 3), 1, 1),
+        ((3, 4), (1, 1), 3, 0),  # 3·3·7 = 63 by factors, 3·2·12 = 72 formed
+        ((4, 5), (2, 2), 3, 2),  # 3·12·9 = 324 and 3·4·20 = 240
+        ((7, 7), (1, 3), 1, 0),  # (3 + 1 + 9)·14 = 182 and 4·49 = 196
+        ((6, 6), (1, 3), 1, 2),  # 13·12 = 156 and 4·36 = 144
+        ((6, 6), (3, 1), 1, 2),
+        ((3, 4), (1, 0), 1, 0),  # 7 and 12: the other loss does not read it
+        ((3, 4), (3, 0), 1, 1),  # 9·7 = 63 and 36
+        ((3, 4), (0, 3), 1, 1),
     ],
 )
-def test_three_products_are_formed_where_that_is_cheaper(tokens, layers, formed, monkeypatch):
-    found, form = [], products._formed
-    monkeypatch.setattr(products, "_formed", lambda x: found.append(x) or form(x))
-    sides = [_factors((layers,), 3, 4, dense=t) if t else None for t in tokens]
+def test_three_products_are_formed_where_that_is_cheaper(
+    shape, tokens, layers, formed, monkeypatch
+):
+    found = _noted(monkeypatch, "_formed", lambda x: x)
+    sides = [_factors((layers,), *shape, dense=t) if t else None for t in tokens]
     jax.eval_shape(products.three_products, *sides)
     assert len(found) == formed
 
@@ -77,18 +93,6 @@ CROSS = [  # tokens of rows and columns, and whether the product is formed; 4 ro
 
 def _cross(sides, limit=2**28):
     return jax.eval_shape(functools.partial(products.cross_products, limit=limit), *sides)
-
-
-def _noted(monkeypatch, name, note):
-    """Calls of a function of `products`, as `note` tells them."""
-    found, function = [], getattr(products, name)
-
-    def noted(*args):
-        found.append(note(*args))
-        return function(*args)
-
-    monkeypatch.setattr(products, name, noted)
-    return found
 
 
 @pytest.mark.parametrize(("tokens", "formed"), CROSS)
