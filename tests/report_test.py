@@ -67,9 +67,9 @@ def test_boxes_and_bands_hold_their_arrays():
 
 def test_boxes_are_three_fifths_of_the_least_step_wide_and_show_no_outliers():
     pytest.importorskip("matplotlib")
-    _, axes = report.new_figure(1, 2)
+    _, axes = report.new_figure(1, 3)
     values_TX = np.array([[1.0, 2.0, 3.0, 4.0, 50.0]] * 3)
-    for ax, x_T, width in ((axes[0, 0], [0, 10, 50], 6.0), (axes[0, 1], [7], 0.6)):
+    for ax, x_T, width in zip(axes[0], ([0, 10, 50], [0, 30], [7]), (6.0, 18.0, 0.6), strict=True):
         report.plot_boxes(ax, np.array(x_T), values_TX[: len(x_T)])
         ax.figure.canvas.draw()
         boxes = [line.get_xydata() for line in ax.get_lines() if len(line.get_xdata()) == 5]
@@ -103,7 +103,8 @@ def test_intervals_and_bounds_are_bars_on_their_side():
     assert bars == [[0.5, 1.5], [2, 2]] and points.get_label() == "some"
     bounds = [intervals.Bounds(2.0, 1.5, 4.0), intervals.Bounds(5.0, float("nan"), float("nan"))]
     for across in (False, True):
-        report.plot_bounds(axes[0, 1], [7, 8], bounds, None, across=across)
+        how = dict(across=True) if across else {}
+        report.plot_bounds(axes[0, 1], [7, 8], bounds, None, **how)
         along = int(not across)
         points = axes[0, 1].containers[-1]
         np.testing.assert_array_equal(points.lines[0].get_xydata()[:, along], [2, 5])

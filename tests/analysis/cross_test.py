@@ -119,6 +119,7 @@ TILES = [  # rows and columns, bytes of their factors, limit, devices: height an
     ((3, 5), (10, 7), 64, 1, (3, 4)),  # 32 bytes of each
     ((10, 3), (10, 7), 62, 1, (4, 3)),  # all columns take a third, and rows what is left
     ((10, 3), (10, 7), 42, 1, (2, 3)),
+    ((10, 3), (11, 7), 43, 1, (2, 3)),
     ((10, 3), (10, 7), 41, 1, (2, 2)),  # more than a half
     ((10, 3), (10, 7), 1, 1, (1, 1)),
     ((3, 5), (10, 7), 65, 4, (4, 8)),  # filled up, to be split over devices
@@ -159,10 +160,18 @@ def test_memory_is_shared_out_as_documented(tmp_path, monkeypatch):
 
     monkeypatch.setattr(cross.CrossMatrix, "__init__", init)
 
-    def made(**how):
+    def made(rows=x_ETI, columns=x_ETI + 1, **how):
         run = functools.partial(alignment.cross_alignment, *losses, method="factored", **how)
-        jax.eval_shape(run, {"w": jnp.ones((4, 2))}, x_ETI)
+        jax.eval_shape(run, {"w": jnp.ones((4, 2))}, rows, examples_rev=columns)
         return noted.pop()
+
+    long_ETI = np.ones(
+        (6, 9, 4), np.float32
+    )  # own and activations: 4·(36 + 18 + 1), 4·(18 + 18 + 1)
+    assert made(columns=long_ETI, memory_limit=2 * (3 * own + 6 * 220)).tile == (6, 3)
+    assert made(rows=long_ETI, memory_limit=2 * (3 * 220 + 6 * own)).tile == (3, 5)
+    for how in (dict(columns=long_ETI), dict(rows=long_ETI)):
+        assert made(**how, memory_limit=4 * 7 * 148)._chunk == 7
 
     assert made(memory_limit=2 * 12 * own).tile == (6, 6)
     assert made(memory_limit=2 * 12 * own - 2).tile == (5, 5)
