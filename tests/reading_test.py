@@ -335,7 +335,12 @@ def test_shares_stand_beside_their_names_and_correlations_over_their_distance(re
     np.testing.assert_allclose((left + right) / 2, np.arange(4), atol=1e-9)
     assert (left < np.arange(4)).all()
     assert list(reverse.lines[0].get_ydata()) == [0.25, 0.25, 0.5, 0.5]
+    assert ax.get_ylim()[0] < 0 and ax.get_ylim()[1] > 1  # shares of none and of all are seen
     if read.attention is None:
+        ax = figure.axes[1]
+        assert [0, 0] in [list(line.get_xdata()) for line in ax.get_lines()]
+        lows = [x.low for x in read.alignment.cosine.values()]
+        assert ax.get_xlim()[0] < min(0, *lows) and ax.get_xlim()[1] > 1
         return
     rng = np.random.default_rng(0)
     for layers in (1, 8, 9):
