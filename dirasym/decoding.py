@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from dirasym import keys
 from dirasym.objectives import exclude
-from dirasym.rows import call, check_mask_id, hidden_share, takes
+from dirasym.rows import call, check_mask_id, check_read, hidden_share, takes
 from dirasym.types import ApplyFn, Array, Params
 
 Order = Literal["random", "left_to_right", "right_to_left"]
@@ -49,8 +49,9 @@ def left_to_right(
     draws from `fold_in(key, index_B[b])`, with b itself when None.
 
     Raises:
-      ValueError: a `prompt_length` outside 0..L.
+      ValueError: a `prompt_length` outside 0..L, or a BOS that the model has no embedding of.
     """
+    check_read("bos_id", bos_id, apply_fn)
     prompt_BL = jnp.asarray(prompt_BL)
     num_rows, length = prompt_BL.shape
     if not 0 <= prompt_length <= length:
@@ -121,7 +122,7 @@ def unmask(
             rows_R = (jnp.arange(num_rows)[:, None] * length + place_BP).ravel()
             logits_BPV = call(apply_fn, params, tokens_BL, rows_R=rows_R, noise_B=noise_B)
             logits_BPV = logits_BPV.reshape(num_rows, most, -1)
-        logits_BPV = _without(mask_id, logits_BPV)
+        logits_BPV = _without(mask_id, logits_BPV, apply_fn)
         if num_steps == length:  # one draw a row
             drawn_BP = _sample_rows(keys_B, step, logits_BPV[:, 0], top_k)[:, None]
         else:
@@ -314,7 +315,8 @@ def remask(
         tokens_BP = jax.lax.dynamic_slice_in_dim(tokens_BS, start, block_length, axis=1)
         optional = dict(valid_BL=valid_BS, noise_B=hidden_share(tokens_BS, mask_id, valid_BS))
         logits_RV = call(apply_fn, params, tokens_BS, rows_R=first_R + start, **optional)
-        logits_BPV = _without(mask_id, logits_RV).reshape(num_rows, block_length, -1)
+        logits_BPV = _without(mask_id, logits_RV, apply_fn)
+        logits_BPV = logits_BPV.reshape(num_rows, block_length, -1)
         guess_BP = jnp.argmax(logits_BPV, axis=-1).astype(tokens_BS.dtype)
         if remasking == "random":
             step_keys_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, step)
@@ -343,9 +345,10 @@ def check_blocks(num_new: int, num_steps: int, block_length: int) -> int:
     return num_steps // num_blocks
 
 
-def _without(mask_id: int, logits: jax.Array) -> jax.Array:
+def _without(mask_id: int, logits: jax.Array, apply_fn: ApplyFn) -> jax.Array:
     if mask_id != logits.shape[-1]:  # a head may leave out [M], the last token
         check_mask_id(mask_id, logits)
+    check_read("mask_id", mask_id, apply_fn)
     return exclude(logits, mask_id)
 
 

@@ -117,15 +117,9 @@ class Network:
         """Whether the model can be asked in this tokenizer's ids.
 
         Raises:
-          ValueError: logits of another shape than [B, L, V], more tokens than V, or a mask id that
-            is none of them.
+          ValueError: more tokens than the model has logits of, or a mask id that is none of them.
         """
-        shape = self._logits_shape(params)
-        if len(shape) != 3 or shape[:2] != _TRIED:
-            raise ValueError(
-                f"the model must give logits [B, L, V] of tokens {_TRIED}, got {shape}"
-            )
-        mask_id, size = tokenizer.mask_id, shape[-1]
+        mask_id, size = tokenizer.mask_id, self._logits_shape(params)[-1]
         if self.kind == "masked" and mask_id is not None and not 0 <= mask_id < size:
             raise ValueError(f"mask_id {mask_id} is none of the model's {size} tokens")
         if tokenizer.vocab_size > size:

@@ -10,8 +10,7 @@ a mean of means. `aux` is a dict of further scalars that add the same way. `key`
 step's noise key; `rngs` goes to the model (dropout). Settings are keywords, to be bound
 with `functools.partial`.
 
-An objective wants the logits of some positions alone; `capacity` says how many are computed (see
-`rows`), and changes the cost and nothing else.
+Logits of some positions alone are wanted: `capacity` (see `rows`) changes the cost, nothing else.
 """
 
 from collections.abc import Callable
@@ -23,7 +22,7 @@ import jax.numpy as jnp
 import optax
 
 from dirasym import keys
-from dirasym.rows import Capacity, PerRow, check_mask_id, read_at
+from dirasym.rows import Capacity, PerRow, check_mask_id, check_read, read_at
 from dirasym.types import ApplyFn, Array, Batch, Params, Rngs
 
 Scalars = dict[str, jax.Array]
@@ -86,6 +85,7 @@ def next_token_nll(
 
     Rows with padding have their tokens moved to the left end first, and the terms with them.
     """
+    check_read("bos_id", bos_id, apply_fn)
     inputs_BL, targets_BL, scored_BL, valid_BL = _shifted(batch, bos_id)
     return read_at(
         *(token_nll, apply_fn, params, inputs_BL, scored_BL, targets_BL),

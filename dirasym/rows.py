@@ -72,6 +72,7 @@ def call(
     Raises:
       TypeError: `valid_BL` is given and `apply_fn` does not take it, or it needs a keyword that
         is not given here, which is named.
+      ValueError: it returns anything else, such as a tuple or logits of other positions.
     """
     given = {name: value for name, value in optional.items() if value is not None}
     if rows_R is not None:
@@ -86,15 +87,38 @@ def call(
         if p.kind is p.KEYWORD_ONLY and p.default is p.empty and p.name not in given:
             raise TypeError(f"apply_fn needs {p.name}, which is not given here")
     logits = apply_fn(params, tokens_BL, **given)
-    if rows_R is not None and logits.ndim == 3:  # of the whole
-        logits = _flat(logits).at[rows_R].get(mode="clip")
-    return logits
+    shape, whole = getattr(logits, "shape", ()), jnp.shape(tokens_BL)
+    if "rows_R" in given and len(shape) == 2 and shape[:1] == jnp.shape(rows_R):
+        return logits
+    if len(shape) != 3 or shape[:2] != whole:
+        got = shape or f"a {type(logits).__name__}"
+        raise ValueError(f"the model must give logits [B, L, V] of tokens {whole}, got {got}")
+    return logits if rows_R is None else _flat(logits).at[rows_R].get(mode="clip")
 
 
 def takes(apply_fn: ApplyFn, name: str) -> bool:
     """Whether `call` passes an optional argument of this name on."""
     parameters = inspect.signature(apply_fn).parameters
     return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+def knowing(apply_fn: Any, vocab_size: int) -> ApplyFn:
+    """The function, marked with how many tokens it has an embedding of: see `check_read`."""
+    apply_fn.vocab_size = vocab_size
+    return apply_fn
+
+
+def check_read(name: str, token_id: int | None, apply_fn: ApplyFn) -> None:
+    """Raises ValueError for an id that a model has no embedding of, as far as that is known.
+
+    What it reads there is NaN, or another token. None passes.
+    """
+    if token_id is None:
+        return
+    size = getattr(apply_fn, "vocab_size", None)
+    if token_id < 0 or (size is not None and token_id >= size):
+        of = "any model's tokens" if size is None else f"the model's {size} tokens"
+        raise ValueError(f"{name} {token_id} is none of {of}")
 
 
 def check_mask_id(mask_id: int, logits: jax.Array) -> None:

@@ -10,7 +10,9 @@ import members
 import numpy as np
 import pytest
 
-from dirasym import likelihood, models, objectives, rows
+from dirasym import decoding, likelihood, metrics, models, objectives, rows
+from dirasym.analysis import recall
+from dirasym.models import token_table
 from dirasym.rows import PerRow
 from dirasym.types import Batch
 
@@ -196,3 +198,67 @@ def test_bad_capacities(capacity):
         objectives.next_token(apply_fn, params, BATCH, capacity=capacity)
     with pytest.raises(ValueError, match="PerRow"):
         PerRow(0)
+
+
+def _whole(params, tokens_BL):
+    return params[tokens_BL]
+
+
+@pytest.mark.parametrize(
+    ("change", "got"),
+    [
+        (lambda x: x[:, :-1], r"\(16, \d, 11\)"),
+        (lambda x: jnp.concatenate([x[:, :1], x], axis=1), r"\(16, \d, 11\)"),
+        (lambda x: x[:, -1], r"\(16, 11\)"),
+        (lambda x: x.swapaxes(0, 1), r"\(\d, 16, 11\)"),
+        (lambda x: x[..., None], r"\(16, \d, 11, 1\)"),
+        (lambda x: (x, {}), "a tuple"),
+    ],
+)
+def test_logits_of_other_positions_are_refused_whoever_asks(change, got):
+    params, key = jnp.eye(VOCAB), jax.random.key(0)
+    apply_fn = lambda params, tokens_BL: change(_whole(params, tokens_BL))  # noqa: E731
+    blank, valid = np.full_like(TOKENS, MASK), np.ones(TOKENS.shape, bool)
+    cloze = recall.Cloze(TOKENS, np.zeros(16, int), np.zeros(16, int))
+    left = dict(prompt_length=2, bos_id=0, top_k=1)
+    for ask in (
+        lambda: objectives.masked_diffusion(apply_fn, params, BATCH, key, **MASKED, capacity=0.9),
+        lambda: decoding.unmask(apply_fn, params, blank, key, **MASKED, top_k=1),
+        lambda: decoding.left_to_right(apply_fn, params, TOKENS, key, **left),
+        lambda: decoding.greedy(decoding.recomputing(apply_fn), params, TOKENS, valid, num_new=1),
+        lambda: recall.token_recall(apply_fn, params, cloze),
+        lambda: metrics.probabilities(apply_fn, params, TOKENS),
+    ):
+        with pytest.raises(ValueError, match=rf"must give logits \[B, L, V\] of tokens .*{got}"):
+            jax.eval_shape(ask)
+
+
+def test_a_model_says_which_tokens_it_has_no_embedding_of():
+    key, made = jax.random.key(0), models.Transformer(models.radd(VOCAB, width=8, num_heads=2))
+    params = jax.eval_shape(made.init, key, TOKENS)["params"]
+    adapted = models.LoRA(made, models.LoRAConfig(1, 1.0, "query$"))
+    adapters = jax.eval_shape(lambda p: models.lora.init_adapters(adapted, p, key), params)
+    how = dict(mask_id=VOCAB, num_new=2, num_steps=2, block_length=2)
+    for apply_fn in (
+        models.make_apply_fn(made),
+        models.lora.make_apply_fn(adapted),
+        token_table.make_apply_fn(made),
+    ):
+        variables = (
+            {"params": params, "lora": adapters} if "lora" in apply_fn.__module__ else params
+        )
+        for name, ask in (
+            ("mask_id", lambda p, f: decoding.unmask(f, p, TOKENS, key, mask_id=VOCAB, top_k=1)),
+            ("mask_id", lambda p, f: decoding.remask(f, p, TOKENS, None, **how)),
+            ("bos_id", lambda p, f: objectives.next_token(f, p, BATCH, bos_id=VOCAB)),
+            (
+                "bos_id",
+                lambda p, f: decoding.left_to_right(
+                    f, p, TOKENS, key, prompt_length=0, bos_id=VOCAB, top_k=1
+                ),
+            ),
+        ):
+            with pytest.raises(ValueError, match=f"{name} 11 is none of the model's 11 tokens"):
+                jax.eval_shape(functools.partial(ask, f=apply_fn), variables)
+    with pytest.raises(ValueError, match="bos_id -1 is none of"):
+        objectives.next_token(_whole, jnp.eye(VOCAB), BATCH, bos_id=-1)

@@ -20,6 +20,7 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 
+from dirasym import rows
 from dirasym.models import transformer
 from dirasym.models.layers import dropout, uniform_fan_in
 from dirasym.types import ApplyFn, Params
@@ -179,7 +180,7 @@ def make_apply_fn(lora: LoRA) -> ApplyFn:
     def apply_fn(variables: Params, tokens_BL, *, valid_BL=None, rows_R=None, rngs=None):
         return lora.apply(variables, tokens_BL, valid_BL=valid_BL, rows_R=rows_R, rngs=rngs)
 
-    return apply_fn
+    return rows.knowing(apply_fn, lora.model.config.vocab_size)
 
 
 def make_extend_fn(lora: LoRA) -> Callable[..., tuple[jax.Array, Any]]:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dirasym import rows
 from dirasym.models import layers, transformer
 from dirasym.models.transformer import Transformer, TransformerConfig
 from dirasym.types import ApplyFn, Params
@@ -63,7 +64,7 @@ def make_apply_fn(model: Transformer) -> ApplyFn:
             return whole(params, tokens_BL, valid_BL=valid_BL, rows_R=rows_R, rngs=rngs)
         return model.apply({"params": params}, tokens_BL, rows_R, method=_logits_at, rngs=rngs)
 
-    return apply_fn
+    return rows.knowing(apply_fn, c.vocab_size)
 
 
 def fastest_apply_fn(model: Transformer) -> ApplyFn:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dirasym import rows
 from dirasym.models import layers
 from dirasym.types import ApplyFn, Params
 
@@ -392,11 +393,10 @@ def make_apply_fn(model: Transformer) -> ApplyFn:
     """The model as an `ApplyFn` of its "params" collection."""
 
     def apply_fn(params: Params, tokens_BL, *, valid_BL=None, rows_R=None, rngs=None):
-        return model.apply(
-            {"params": params}, tokens_BL, valid_BL=valid_BL, rows_R=rows_R, rngs=rngs
-        )
+        told = dict(valid_BL=valid_BL, rows_R=rows_R, rngs=rngs)
+        return model.apply({"params": params}, tokens_BL, **told)
 
-    return apply_fn
+    return rows.knowing(apply_fn, model.config.vocab_size)
 
 
 def make_extend_fn(model: Transformer) -> Callable[..., tuple[jax.Array, Any]]:
