@@ -314,6 +314,7 @@ def _digest_of_record(record: Mapping[str, Any]) -> str:
 
 def _read_record(path: pathlib.Path) -> dict:
     try:
+        files.check_regular(path)
         if path.stat().st_size > _LARGEST_RECORD:
             raise CheckpointError(f"{path} is larger than a record can be")
         held = json.loads(path.read_bytes())
@@ -338,6 +339,7 @@ def _check_file(folder: pathlib.Path, name: str, size: int, digest: str) -> None
         raise CheckpointError(f"{folder / RECORD} names a file outside: {name!r}")
     path = folder / name
     try:
+        files.check_regular(path)
         if path.stat().st_size != size:
             raise _DamagedError(f"{name} has {path.stat().st_size} bytes of {size}")
         if _digest(path) != digest:

@@ -22,6 +22,12 @@ class Stopped(Exception):
     """A sweep stopped before it was done; what it has is saved, and the same call goes on."""
 
 
+def check_limit(time_limit: float | None) -> None:
+    """Raises ValueError for minutes that are negative or NaN, which no clock would reach."""
+    if time_limit is not None and not time_limit >= 0:
+        raise ValueError(f"time_limit must be at least 0 minutes, got {time_limit}")
+
+
 class Stopping:
     """A context in which SIGTERM and Ctrl-C are heard, and the clock is watched.
 
@@ -34,6 +40,7 @@ class Stopping:
     """
 
     def __init__(self, time_limit: float | None = None):
+        check_limit(time_limit)
         self._deadline = None if time_limit is None else time.monotonic() + 60 * time_limit
         self._longest = 0.0
         self._reason = ""

@@ -29,12 +29,13 @@ from jax.experimental import multihost_utils
 
 from dirasym import files, results
 from dirasym.checkpoints import Checkpoints, History, jax_settings
+from dirasym.usage import UsageError
 
 _LONGEST_NAME = 150  # bytes; file systems take 255, and ",seed=S.npz" follows
 PACKAGES = ("dirasym", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
-class WorkDirError(ValueError):
+class WorkDirError(UsageError):
     """A directory that these runs cannot use; one line says why."""
 
 
@@ -111,9 +112,11 @@ class WorkDir:
         self.owner = {"exp_id": self.exp_id, **settings}
         self.results_path = pathlib.Path(results_path or self.path / "results.jsonl").expanduser()
         try:
-            if self.results_path.parent != self.path and not self.results_path.parent.is_dir():
+            folder = pathlib.Path(os.path.realpath(self.results_path)).parent
+            if folder != self.path.resolve() and not folder.is_dir():
                 raise FileNotFoundError(f"no directory for {self.results_path}")
             _check_results(self.results_path)
+            _check_places(self.path)
             config_path = self.path / "config.json"
             if config_path.exists():
                 _refuse_other(config_path, wanted)
@@ -313,6 +316,16 @@ def _csv(history: History) -> str:
         means = [history[key][before:moment].mean() if moment > before else "" for key in steps]
         writer.writerow([moment, *means, *(history[name][row] for name in names)])
     return text.getvalue()
+
+
+def _check_places(path: pathlib.Path) -> None:
+    """Raises WorkDirError for what stands where results will go, and is found before training."""
+    for name in ("curves", "checkpoints", "files", "recipes", "figures"):
+        if os.path.lexists(path / name) and not (path / name).is_dir():
+            raise WorkDirError(f"{path / name} cannot be used: it is no folder")
+    for one in (path / "report.md", *path.glob(".*lock*")):
+        if os.path.lexists(one) and not one.is_file():
+            raise WorkDirError(f"{one} cannot be used: it is no file")
 
 
 def _check_results(path: pathlib.Path) -> None:

@@ -25,9 +25,9 @@ from absl import app, flags, logging
 from dirasym import checkpoints, devices, files, runs, sharding, training
 from dirasym import report as tables
 from dirasym.compile import check_divisible
-from dirasym.stopping import STATUS, Stopped, stopped_by_signals
+from dirasym.stopping import STATUS, Stopped, check_limit, stopped_by_signals
 from dirasym.usage import UsageError, blamed
-from dirasym.workdir import WorkDir, WorkDirError
+from dirasym.workdir import WorkDir
 
 FLAGS = flags.FLAGS
 
@@ -140,7 +140,7 @@ def main(
                 _run(name, config_type, report, plan)
         except (training.NonFiniteLossError, checkpoints.NonFiniteStateError) as error:
             leave(3, f"error: {error}")
-        except (UsageError, WorkDirError, files.LockedError, checkpoints.CheckpointError) as error:
+        except (UsageError, files.LockedError, checkpoints.CheckpointError, OSError) as error:
             logging.info("where it was raised:", exc_info=True)  # --verbosity=1
             leave(2, "error: " + " ".join(str(error).split()))
         except (Stopped, KeyboardInterrupt) as stopped:
@@ -157,6 +157,7 @@ def _run(name: str, config_type: type, report, plan) -> None:
         together = {"yes": True, "no": False}.get(FLAGS.seeds_together, "auto")
         shard = runs.parse_shard(FLAGS.shard) if FLAGS.shard else None
         how = dict(mesh=mesh, backend=FLAGS.backend, together=together, shard=shard)
+        check_limit(FLAGS.time_limit)
         config = read(config_type)
         for field in dataclasses.fields(config) if mesh else ():
             if field.metadata["kind"] == "batch_size":
@@ -174,8 +175,7 @@ def _run(name: str, config_type: type, report, plan) -> None:
     for option in ("time_limit", "checkpoint_every", "keep_checkpoints", "progress"):
         how[option] = FLAGS[option].value
     runs.sweep(all_runs, seeds, workdir, recipe=False, **how)
-    missing = workdir.missing((run, seed) for run in all_runs for seed in seeds)
-    if missing:
+    if missing := workdir.missing((run, seed) for run in all_runs for seed in seeds):
         print(f"part {FLAGS.shard} is done; {len(missing)} of others are not in {path}")
     elif jax.process_index() == 0:
         report(workdir, config, all_runs)

@@ -319,6 +319,17 @@ def test_damaged_copies_never_take_each_others_place(small):
     assert checkpoints.Checkpoints(small).restore(_small())[0] == 2
 
 
+@pytest.mark.parametrize("name", ["record.json", "values"])
+def test_a_pipe_in_a_checkpoint_is_not_waited_for(name, small):
+    (small / "2" / name).unlink()
+    os.mkfifo(small / "2" / name)
+    with pytest.raises(
+        checkpoints.CheckpointError, match=f"2/{name} cannot be read: Is no regular"
+    ):
+        checkpoints.Checkpoints(small).restore(_small())
+    assert (small / "2").exists()
+
+
 def test_states_say_which_is_damaged(small):
     (small / "2/values").write_bytes(b"cut")
     with pytest.raises(checkpoints.CheckpointError, match="small/2 is damaged: values has 3"):

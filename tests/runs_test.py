@@ -454,3 +454,35 @@ def test_a_sweep_inside_a_sweep_keeps_its_time_and_tells_it_of_signals():
             outer.check("here")
     with stopping.Stopping() as alone:
         alone.check("here")
+
+
+@pytest.mark.parametrize("limit", [float("nan"), -1.0])
+def test_a_time_that_no_clock_reaches_is_refused(limit, tmp_path):
+    with pytest.raises(ValueError, match="time_limit must be at least 0 minutes"):
+        _sweep([_run()], [0], tmp_path, time_limit=limit)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        *((name, "no folder") for name in "curves checkpoints files recipes figures".split()),
+        ("report.md", "no file"),
+        (".lock", "no file"),
+        (".results.jsonl.lock", "no file"),
+        ("results.jsonl", "no directory for"),
+    ],
+)
+def test_what_stands_where_results_go_is_found_before_training(name, words, tmp_path):
+    place = tmp_path / name
+    place.symlink_to(tmp_path / "nowhere/at/all")
+    with pytest.raises(WorkDirError, match=f"{words}.*{name}|{name}.*{words}"):
+        WorkDir(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name]  # nothing was written
+    place.unlink()
+    (tmp_path / "elsewhere").mkdir()
+    if words == "no folder":
+        place.symlink_to(tmp_path / "elsewhere")  # on another disk, say
+    else:
+        place.symlink_to(tmp_path / "elsewhere/file")
+        (tmp_path / "elsewhere/file").touch()
+    WorkDir(tmp_path)

@@ -37,7 +37,7 @@ def main(config_type: type, work: Callable[[Any], None]) -> None:
             with blamed():
                 config = flags.read(config_type)
             work(config)
-        except UsageError as error:
+        except (UsageError, OSError) as error:
             flags.leave(2, "error: " + " ".join(str(error).split()))
 
     app.run(absl_main, flags_parser=lambda argv: flags.parse(argv, {}))

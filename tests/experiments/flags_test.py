@@ -2,6 +2,7 @@ import dataclasses
 import importlib
 import json
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -69,6 +70,7 @@ def test_help_shows_the_flags_of_this_experiment_with_their_presets_and_no_other
         (["--shard=2/2"], "shard=2/2 is not I/N"),
         (["--shard=half"], "shard=half is not I/N"),
         (["--time_limit=-1"], "time_limit"),
+        (["--time_limit=nan"], "time_limit must be at least 0 minutes, got nan"),
         (["--model_devices=3", "--num_devices=4"], "model_devices=3 needs num_devices"),
         (["--process_id=3"], "process_id=3 must be below"),
         (["surplus"], "unexpected argument 'surplus'"),
@@ -159,6 +161,15 @@ def test_a_non_finite_loss_stops_with_the_step_and_the_last_checkpoint(tmp_path)
 
 
 @pytest.mark.slow
+def test_what_cannot_be_written_at_the_end_is_one_line_and_loses_nothing(tmp_path):
+    (tmp_path / "figures/accuracy.png").mkdir(parents=True)
+    result = _toy(f"--workdir={tmp_path}", "--steps=4")
+    assert result.returncode == 2 and result.stderr.count("\n") == 1, result.stderr
+    assert "figures/accuracy.png" in result.stderr
+    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 1
+
+
+@pytest.mark.slow
 def test_a_finished_directory_is_not_trained_again(tmp_path):
     first = _toy(f"--workdir={tmp_path}", "--steps=4")
     assert first.returncode == 0, first.stderr
@@ -233,6 +244,14 @@ def test_a_plan_s_own_fault_is_no_bad_flag(monkeypatch, tmp_path):
     with pytest.raises(usage.UsageError, match=r"^--test_name: is bad$"):
         house._run("test", _Config, None, theirs)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_bad_regular_expression_is_the_users():
+    with pytest.raises(
+        usage.UsageError, match=r"^--blocks: '\(' is no regular expression: missing"
+    ):
+        with usage.blamed("--blocks"):
+            re.compile("(")
 
 
 def test_another_process_may_come_before_the_directory_is_made(tmp_path, monkeypatch):
