@@ -17,6 +17,7 @@ from dirasym.workdir import WorkDirError, stored_config
 # Of a sweep, not of a run: directories that differ in these alone hold more seeds of one thing.
 _SEEDS = {"seeds", "seed"}
 _OF_DIRECTORY = {"workdir", "exp_id"}
+_TIMES = {"run_wall_time_sec", "wall_time_sec", "seconds"}
 
 
 def collect(paths: Iterable[str | os.PathLike]) -> list[dict[str, Any]]:
@@ -29,7 +30,8 @@ def collect(paths: Iterable[str | os.PathLike]) -> list[dict[str, Any]]:
       paths: work directories of any versions, devices and configurations.
 
     Raises:
-      WorkDirError: a path holds no configuration, or no result lines that can be read.
+      WorkDirError: a path holds no configuration, or no result lines that can be read, or two
+        paths are one directory.
 
     Examples:
       >>> import tempfile
@@ -42,8 +44,10 @@ def collect(paths: Iterable[str | os.PathLike]) -> list[dict[str, Any]]:
       >>> [(line["n"], line["square"]) for line in collect(folders.values())]
       [(2, 4), (3, 9)]
     """
-    configs, lines = {}, []
+    configs, lines, places = {}, [], {}
     for path in [pathlib.Path(path).expanduser() for path in paths]:
+        if (other := places.setdefault(path.resolve(), path)) is not path:
+            raise WorkDirError(f"{path} and {other} are one directory: its seeds would count twice")
         configs[path], found = _read(path)
         lines += [(path, line) for line in found]
     names = list(dict.fromkeys(name for config in configs.values() for name in config))
@@ -64,10 +68,14 @@ def over_seeds(lines: Iterable[Mapping[str, Any]], level: float = 0.95) -> list[
 
     Lines belong together that agree in all that stands before their seed: the flags and what
     the run is known by. A number which differs behind it becomes an `intervals.Interval`; lists
-    and words that differ are left out.
+    and words that differ are left out. A line that stands in two directories, one a copy of the
+    other, counts once.
 
     Returns:
       Lines with `seeds`, how many there are.
+
+    Raises:
+      WorkDirError: a run and seed have two results, which are no two seeds.
 
     Examples:
       >>> lines = [dict(run="a", seed=seed, loss=seed + 1.0, steps=3) for seed in (0, 2)]
@@ -80,7 +88,7 @@ def over_seeds(lines: Iterable[Mapping[str, Any]], level: float = 0.95) -> list[
         keys = itertools.takewhile(lambda key: key not in _SEEDS, line)
         known = {key: line[key] for key in keys if key not in _OF_DIRECTORY}
         groups.setdefault(json.dumps(known, sort_keys=True), []).append(line)
-    return [_merged(group, level) for group in groups.values()]
+    return [_merged(_each_seed(group), level) for group in groups.values()]
 
 
 def differences(
@@ -103,10 +111,24 @@ def differences(
             pairs = {
                 name: pair
                 for name, pair in pairs.items()
-                if pair[0] != pair[1] and name not in _OF_DIRECTORY | {"run_wall_time_sec"}
+                if pair[0] != pair[1] and name not in _OF_DIRECTORY | _TIMES
             }
             found.append({"run": key[0], "seed": key[1], **pairs})
     return found
+
+
+def _each_seed(group: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The lines of a run with each seed once."""
+    of_seed: dict[Any, Mapping[str, Any]] = {}
+    for line in group:
+        other = of_seed.setdefault(line.get("seed", id(line)), line)  # some have none
+        differing = {key for key in line | other if line.get(key) != other.get(key)}
+        if named := sorted(differing - _OF_DIRECTORY - _TIMES):
+            raise WorkDirError(
+                f"{line.get('run')}, seed {line.get('seed')}: {other.get('workdir')} and "
+                f"{line.get('workdir')} differ in {', '.join(named[:5])}, and are no two seeds"
+            )
+    return list(of_seed.values())
 
 
 def _merged(group: Sequence[Mapping[str, Any]], level: float) -> dict[str, Any]:

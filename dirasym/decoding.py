@@ -315,8 +315,7 @@ def remask(
         tokens_BP = jax.lax.dynamic_slice_in_dim(tokens_BS, start, block_length, axis=1)
         optional = dict(valid_BL=valid_BS, noise_B=hidden_share(tokens_BS, mask_id, valid_BS))
         logits_RV = call(apply_fn, params, tokens_BS, rows_R=first_R + start, **optional)
-        logits_BPV = _without(mask_id, logits_RV, apply_fn)
-        logits_BPV = logits_BPV.reshape(num_rows, block_length, -1)
+        logits_BPV = _without(mask_id, logits_RV, apply_fn).reshape(num_rows, block_length, -1)
         guess_BP = jnp.argmax(logits_BPV, axis=-1).astype(tokens_BS.dtype)
         if remasking == "random":
             step_keys_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, step)

@@ -108,14 +108,13 @@ def likelihood(
       tokenizer: of the model.
       mask_id: [M]; the tokenizer's when None.
       passes: of each text; "random_order" takes as many orders as come nearest for the longest.
-      seed: of the draws.
-      batch_size: texts a call.
+      seed, batch_size: of the draws; texts a call.
       prefix: ids that stand before every text and are not scored. When None, the end of text
         for a causal model, which needs something to begin with, and nothing for a masked one.
 
     Raises:
-      ValueError: an unknown kind, no texts, one that is of no token or holds [M], no [M] or no
-        `prefix` where one is needed, or ids that the model has no logit for.
+      ValueError: an unknown kind, no list of texts, one that is of no token or holds [M], no [M] or
+        `prefix` where one is needed, ids that the model lacks, or a bad `batch_size` or `passes`.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -128,6 +127,7 @@ def likelihood(
     """
     if kind not in get_args(Kind):
         raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, got {kind!r}")
+    _check_sizes(texts, batch_size=batch_size, passes=passes)
     apply_fn = make_apply_fn(model) if isinstance(model, Transformer) else model
     hidden_id = tokenizer.mask_id if mask_id is None else mask_id
     before = list([tokenizer.eos_id] * (kind == "causal") if prefix is None else prefix)
@@ -147,6 +147,14 @@ def likelihood(
         passes_E = np.full(len(ids), 1 if kind == "causal" else passes)
     num_bytes_E = np.array([len(text.encode()) for text in texts])
     return Likelihood(both_E2[:, 0], both_E2[:, 1], num_tokens_E, num_bytes_E, passes_E)
+
+
+def _check_sizes(texts: Sequence[str], **sizes: int) -> None:
+    if isinstance(texts, str):
+        raise ValueError("texts must be a list of texts, got one text")
+    for name, value in sizes.items():
+        if value % 1 or value < 1:
+            raise ValueError(f"{name} must be a whole number from 1, got {value}")
 
 
 def _check(kind, apply_fn, params, texts, ids, prefix, mask_id) -> None:
@@ -171,6 +179,9 @@ def _check(kind, apply_fn, params, texts, ids, prefix, mask_id) -> None:
     largest = max(*map(max, ids), *prefix, -1 if kind == "causal" else mask_id)
     if largest >= vocab_size:
         raise ValueError(f"token {largest} is not below the model's vocabulary, {vocab_size}")
+    for token in prefix:
+        if token < 0 or (kind != "causal" and token == mask_id):
+            raise ValueError(f"prefix holds {token}, which no text begins with")
 
 
 def _batches(

@@ -75,10 +75,12 @@ class Settings:
     def __post_init__(self):
         if self.answers not in ("any", "first"):
             raise ValueError(f"answers must be 'any' or 'first', got {self.answers!r}")
-        least = dict(num_new=0, chunk_size=1, attention_distance=1)
+        least = dict(num_new=0, decode_steps=0, block_length=0, chunk_size=1)
+        least |= dict(gradient_pairs=1, attention_names=1, attention_distance=1)
         for name, bound in least.items():
-            if getattr(self, name) < bound:
-                raise ValueError(f"{name} must be at least {bound}, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < bound:
+                raise ValueError(f"{name} must be at least {bound}, got {value}")
 
 
 def measure(

@@ -36,10 +36,18 @@ def read_text(path: str | os.PathLike, encoding: str = "utf-8") -> str:
         raise ValueError(f"{path}: line {line} is not {encoding.upper()}: {hint}") from None
 
 
+def is_unicode(text: str) -> bool:
+    """Whether it can be written to a file: halves of surrogate pairs cannot."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
 def parse_json(text: str, source: str | os.PathLike) -> Any:
     """JSON of any kind. Raises ValueError, one line that names the source."""
     try:
-        return json.loads(text)
+        value = json.loads(text)
+        if "\\u" in text and not is_unicode(json.dumps(value, ensure_ascii=False)):
+            raise ValueError("it holds half of a surrogate pair")
+        return value
     except ValueError as error:
         raise ValueError(f"{source} is not JSON: {error}") from None
     except RecursionError:

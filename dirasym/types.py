@@ -79,6 +79,10 @@ class Batch:
             raise ValueError(
                 f"tokens_BL must be integers [B, L], got {tokens_BL.dtype} {tokens_BL.shape}"
             )
+        if isinstance(tokens_BL, np.ndarray) and (tokens_BL < 0).any():
+            raise ValueError(
+                f"tokens_BL holds {tokens_BL.min()}: mark what is not scored in scored"
+            )
         masks = {}
         for name, given in (("scored", scored), ("valid", valid)):
             if given is not None:

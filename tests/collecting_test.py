@@ -1,6 +1,7 @@
 """Work directories joined: what differs is a column, seeds become an interval, damage is named."""
 
 import json
+import shutil
 
 import commands
 import pytest
@@ -67,6 +68,23 @@ def test_differences_name_what_differs_of_runs_that_both_have(three):
         {"run": "model=mdm", "seed": 0, "loss": (1.0, 2.0)},
         {"run": "model=mdm", "seed": 1, "loss": (2.0, 3.0)},
     ]
+
+
+def test_a_directory_counts_once_however_it_is_given(three, tmp_path):
+    copy = shutil.copytree(three[0], tmp_path / "copy")
+    (tmp_path / "link").symlink_to(three[0])
+    for other in (three[0], tmp_path / "link", tmp_path / "b/../a"):
+        with pytest.raises(WorkDirError, match="are one directory: its seeds would count twice"):
+            collecting.collect([three[0], other])
+    alone = collecting.over_seeds(collecting.collect([three[0]]))
+    assert collecting.over_seeds(collecting.collect([three[0], copy])) == alone
+    lines = collecting.collect([three[0], copy])
+    changed = [{**line, "loss": line["loss"] + (line["workdir"] == str(copy))} for line in lines]
+    with pytest.raises(
+        WorkDirError, match=r"seed 0: .*/a and .*/copy differ in loss, and are no two"
+    ):
+        collecting.over_seeds(changed)
+    assert len(collecting.differences(changed[:4], changed[4:])) == 4
 
 
 @pytest.mark.parametrize("text", ["[]", "{", '{"config": 3, "jax": {}}', "null"])

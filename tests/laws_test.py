@@ -324,3 +324,8 @@ def test_fields_of_other_shapes_are_refused():
                 apply_fn, TABLE, TOKENS, jax.random.key(0), prompt_length=prompt_length, bos_id=0,
                 top_k=1,
             )  # fmt: skip
+
+
+def test_labels_of_other_libraries_are_no_tokens():
+    with pytest.raises(ValueError, match="tokens_BL holds -100: mark what is not scored"):
+        Batch.of([[1, -100], [2, 3]])

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -255,6 +256,13 @@ def test_a_transformer_is_taken_as_it_is():
         (dict(mask_id=4), "token 4 is not below the model's vocabulary, 4"),
         (dict(prefix=[7]), "token 7 is not below the model's vocabulary, 4"),
         (dict(kind="causal", prefix=[]), "a causal model needs a prefix"),
+        (dict(prefix=[-1]), "prefix holds -1, which no text begins with"),
+        (dict(prefix=[3], mask_id=3), "prefix holds 3, which no text begins with"),
+        (dict(texts="aé"), "texts must be a list of texts, got one text"),
+        (dict(batch_size=-1), "batch_size must be a whole number from 1, got -1"),
+        (dict(batch_size=0), "batch_size must be a whole number from 1, got 0"),
+        (dict(kind="random_order", passes=-3), "passes must be a whole number from 1, got -3"),
+        (dict(passes=math.nan), "passes must be a whole number from 1, got nan"),
         (dict(passes=1), "needs 2 samples"),
         (dict(texts=["xyz"]), "characters outside the alphabet"),
     ],

@@ -119,3 +119,15 @@ def test_likelihoods_score_every_token_when_not_told():
 
 def test_proportion_error():
     np.testing.assert_allclose(intervals.proportion_error(0.5, 2600), 0.0098, atol=1e-4)
+
+
+def test_one_target_for_several_rows_is_refused():
+    tokens = np.zeros((2, 3), int)
+    for ask in (
+        lambda: metrics.generation_success(tokens, np.array([1])),
+        lambda: metrics.target_probability(
+            lambda params, tokens: jnp.zeros((2, 3, 4)), {}, tokens, np.array([1]), tokens == 0
+        ),
+    ):
+        with pytest.raises(AssertionError):
+            ask()

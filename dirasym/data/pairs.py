@@ -7,6 +7,8 @@ import string
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
+
 from dirasym import readers
 from dirasym.data.facts import FactSet, Query, Statement
 from dirasym.data.text import normalise
@@ -38,7 +40,7 @@ class Pairs:
     Raises:
       ValueError: a template of another form, no pairs, a blank name, a pair that is there
         twice, one name written in two ways, or, unless `several`, a name in two pairs; other names
-        of none of the names, or blank ones.
+        of none of the names, or blank ones; text that is no Unicode.
     """
 
     names: tuple[tuple[str, str], ...]
@@ -55,7 +57,7 @@ class Pairs:
         for name, others in self.also.items():
             if name not in known:
                 raise ValueError(f"also: {name!r} is in no pair")
-            if isinstance(others, str) or not all(map(str.strip, others)):
+            if isinstance(others, str) or not all(map(_is_name, others)):
                 raise ValueError(f"also: {name!r} has {others!r}, no names")
 
     def _wording(self, name: Literal["forward", "reverse"]) -> tuple[str, str]:
@@ -63,6 +65,8 @@ class Pairs:
         template: str = getattr(self, name)
         known, asked = ("a", "b") if name == "forward" else ("b", "a")
         source = f"the {name} template {template!r}"
+        if not readers.is_unicode(template):
+            raise ValueError(f"{source} is no Unicode")
         try:
             parts = list(string.Formatter().parse(template))
         except ValueError as error:
@@ -116,7 +120,7 @@ class Pairs:
         Raises:
           ValueError: the file cannot be read, or as `Pairs`; file and row are named.
         """
-        if pathlib.Path(path).suffix in (".jsonl", ".json"):
+        if pathlib.Path(path).suffix.lower() in (".jsonl", ".json"):
             rows: Iterable[tuple[int, Any]] = readers.read_json_lines(path, encoding)
         else:
             rows = readers.read_table(path, (a, b), encoding)
@@ -141,11 +145,7 @@ class Pairs:
         Raises:
           ValueError: no such column, or as `Pairs`; the row is named.
         """
-        for column in (a, b):
-            if column not in frame:
-                raise ValueError(f"the table has no column {column!r}")
-        cells = zip(frame[a], frame[b], strict=True)
-        rows = ((number, {a: one, b: other}) for number, (one, other) in enumerate(cells))
+        rows = ((number, {a: x, b: y}) for number, (x, y) in enumerate(_cells(frame, a, b)))
         return cls._from_rows(rows, "row", a, b, forward, reverse, several, aliases)
 
     @classmethod
@@ -160,6 +160,8 @@ class Pairs:
         several: bool,
         aliases: str | None,
     ) -> "Pairs":
+        if a.strip().lower() == b.strip().lower():
+            raise ValueError(f"a and b are one column, {a!r}")
         if aliases == "":
             raise ValueError("aliases must be what stands between names, or None")
         names, places = [], []
@@ -178,7 +180,7 @@ class Pairs:
             names.append((pair[0], pair[1]))
             places.append(f"{source} {number}")
         if not names:
-            raise ValueError(f"{source.removesuffix(' row')} there are no pairs")
+            raise ValueError(f"{source.removesuffix('row')}there are no pairs")
         _check_names(names, places, several)
         return cls(tuple(names), forward, reverse, several, also)
 
@@ -221,6 +223,21 @@ def _split(cell: str, aliases: str | None, place: str, column: str) -> list[str]
     return names
 
 
+def _cells(frame: Any, a: str, b: str) -> Iterable[tuple[Any, Any]]:
+    for column in (a, b):
+        if column not in frame:
+            raise ValueError(f"the table has no column {column!r}")
+        if isinstance(frame[column], str) or np.ndim(frame[column]) != 1:
+            raise ValueError(f"the table has no single column {column!r}")
+    if len(frame[a]) != len(frame[b]):
+        raise ValueError(f"{a!r} has {len(frame[a])} rows, {b!r} {len(frame[b])}")
+    return zip(frame[a], frame[b], strict=True)
+
+
+def _is_name(name: Any) -> bool:
+    return isinstance(name, str) and readers.is_unicode(name) and normalise(name) != ""
+
+
 def _check_names(names: Sequence[tuple[str, str]], places: Sequence[str], several: bool) -> None:
     """Raises ValueError for names that cannot be, saying in which of the `places`."""
     if not names:
@@ -228,8 +245,10 @@ def _check_names(names: Sequence[tuple[str, str]], places: Sequence[str], severa
     where: dict[tuple[str, str], str] = {}
     written: dict[str, str] = {}
     for pair, place in zip(names, places, strict=True):
+        if isinstance(pair, str) or len(pair) != 2:
+            raise ValueError(f"{place} is {pair!r}, not two names")
         for side, name in zip("ab", pair, strict=True):
-            if not isinstance(name, str) or not name.strip():
+            if not _is_name(name):
                 raise ValueError(f"{place}: {side} is {name!r}, no name")
             if written.setdefault(normalise(name), name) != name:
                 other = written[normalise(name)]

@@ -4,19 +4,24 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 
+# The joiners U+200C and U+200D do show, in Persian, Indic scripts and emoji.
+_UNSEEN = re.compile("[\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
+
 
 def normalise(text: str) -> str:
     r"""What two texts share that count as one answer.
 
     Unicode's NFKC in lower case, so that accents may be composed or not and a no-break space is
     a space; runs of white space are one space, at the ends and beside punctuation none, where
-    tokenizers put in or leave out what they like.
+    tokenizers put in or leave out what they like. Marks that nobody sees (a space of no width, a
+    soft hyphen, marks of direction), which come with what is copied from a page, are nothing.
 
     Examples:
       >>> normalise("  O' Neil (The\u00a0Rock) ")
       "o'neil(the rock)"
     """
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).lower())
+    text = _UNSEEN.sub("", text)
     return re.sub(r" ?([^\w\s]) ?", r"\1", " ".join(text.split()))
 
 

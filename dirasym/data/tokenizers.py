@@ -195,8 +195,14 @@ class HuggingFace:
         return [one.offsets for one in self._encode(texts)]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of some ids, special tokens left out."""
-        return self._tokenizer.decode(list(ids))
+        """The text of some ids, special tokens left out; "\ufffd" for ids that are no tokens."""
+        parts: list[list[int]] = [[]]
+        for number in map(int, ids):
+            if self._tokenizer.id_to_token(number) is None:
+                parts.append([])
+            else:
+                parts[-1].append(number)
+        return "\ufffd".join(map(self._tokenizer.decode, parts))
 
 
 def _num_tokens(tokenizer: Any) -> int:

@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 
 from dirasym.data.facts import Query, Statement
@@ -26,6 +27,7 @@ CSV = "country,capital\nFrance,Paris\nCôte d'Ivoire,Yamoussoukro\n"
         ("semicolons.csv", CSV.replace(",", ";")),
         ("bars.txt", CSV.replace(",", "|")),
         ("tabs.tsv", CSV.replace(",", "\t")),
+        ("LINES.JSONL", "\n".join(json.dumps({"country": a, "capital": b}) for a, b in NAMES)),
         ("lines.jsonl", "\n".join(json.dumps({"country": a, "capital": b}) for a, b in NAMES)),
     ],
 )
@@ -60,6 +62,8 @@ def test_other_encodings_are_read_by_name_and_refused_otherwise(tmp_path):
         (CSV + "Spain," + "M" * 200_000, "row 4 is no row of a table"),
         (CSV + "Spain,Paris\n", "row 4 repeats 'Paris' of .*row 2"),
         (CSV + "FRANCE,Lyon\n", "row 4: 'FRANCE' is 'France', written otherwise"),
+        (CSV + "France\u200b,Lyon\n", r"row 4: 'France\\u200b' is 'France', written otherwise"),
+        (CSV + "\u200e,Lyon\n", r"row 4: a is '\\u200e', no name"),
         ("country,town\nFrance,Paris\n", "no column 'capital': row 1 is 'country,town'"),
         ("country,capital,Capital\na,b,c\n", "has 2 columns 'capital'"),
         ("country,capital\n\n", "there are no pairs"),
@@ -80,6 +84,7 @@ def test_json_lines_that_cannot_be_are_named(tmp_path):
     path = tmp_path / "pairs.jsonl"
     for line, message in (
         ('{"country": "Spain"}', "row 3 has no capital"),
+        (r'{"country": "Spain\ud83d", "capital": "x"}', "line 3 is not JSON: it holds half of a"),
         ('{"country": "Spain", "capital": 3}', "row 3 has no capital"),
         ('["Spain", "Madrid"]', "row 3 has no country"),
         ("{'country'}", "line 3 is not JSON"),
@@ -97,6 +102,13 @@ def test_frames():
     assert Pairs.from_frame(frame, **COLUMNS, **WORDING).names[1] == ("Spain", "Madrid")
     with pytest.raises(ValueError, match="no column 'town'"):
         Pairs.from_frame(frame, a="country", b="town", **WORDING)
+    with pytest.raises(ValueError, match="a and b are one column, 'country'"):
+        Pairs.from_frame(frame, a="country", b="country", **WORDING)
+    with pytest.raises(ValueError, match="'country' has 2 rows, 'capital' 1"):
+        Pairs.from_frame(frame | {"capital": ["Paris"]}, **COLUMNS, **WORDING)
+    for cells in ("FS", [["France", "x"], ["Spain", "y"]]):  # of two columns of one name
+        with pytest.raises(ValueError, match="no single column 'country'"):
+            Pairs.from_frame(frame | {"country": np.array(cells)}, **COLUMNS, **WORDING)
     frame["capital"][1] = float("nan")
     with pytest.raises(ValueError, match="row 1 has no capital"):
         Pairs.from_frame(frame, **COLUMNS, **WORDING)
@@ -114,6 +126,7 @@ def test_frames():
         (dict(forward="{a!r} has {b}"), "more than {a} and {b} in its braces"),
         (dict(forward="{a has {b}"), "is none"),
         (dict(forward="{a}的首都是{b}"), "needs a space before {b}"),
+        (dict(forward="\udcff {a} is {b}"), "is no Unicode"),
     ],
 )
 def test_templates_that_cannot_be_are_named(change, message):
@@ -125,6 +138,9 @@ def test_names_that_cannot_be_are_named():
     for names, message in (
         ((), "there are no pairs"),
         ((("a", " "),), "pair 1: b is ' ', no name"),
+        ((("a", "b\ud83d"),), r"pair 1: b is 'b\\ud83d', no name"),
+        (("ab", "cd"), "pair 1 is 'ab', not two names"),
+        ((("a", "b", "c"),), "pair 1 is .*, not two names"),
         ((("a", "b"), ("c", "b")), "pair 2 repeats 'b' of pair 1"),
         ((("a", "b"), ("a", "b")), "pair 2 repeats 'a' of pair 1"),
         ((("a", "b"), ("A", "c")), "pair 2: 'A' is 'a', written otherwise"),

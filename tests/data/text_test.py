@@ -14,6 +14,7 @@ def test_one_answer_written_in_several_ways():
         name.replace(" ", "  "),
         "Renée O ’ Neil ( the Rock )",
         "Renée O’Neil （the Rock）",  # of full width
+        "\u200eRen\u00adée O’Neil\u200b (the \ufeffRock)\u2060",  # with marks that nobody sees
     ):
         assert text.is_exact_match(output, ("nobody", name)), output
     for output in (

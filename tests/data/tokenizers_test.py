@@ -137,6 +137,8 @@ def test_a_hugging_face_file_that_pads_cuts_and_leaves_ids_out(tmp_path):
     loaded = tokenizers.load(str(tmp_path / "tokenizer.json"))
     assert loaded.encode(["a", "abcd"]) == [[0], [0, 2, 4, 6]]
     assert loaded.vocab_size == 15  # the space is 14
+    for no_token in (3, 20):  # a model may have more, and say them: its answer is no "ab"
+        assert loaded.decode([0, no_token, 2]) == "a\ufffdb"
     with pytest.raises(ValueError, match=r"turns 'aa.*\.\.\..*zz'") as error:
         loaded.encode(["a" * 10_000 + "zz"])
     assert len(str(error.value)) < 300
