@@ -1,4 +1,8 @@
-"""Generation inside jit: left to right, and by revealing masked positions."""
+"""Generation inside jit: left to right, and by revealing masked positions.
+
+Where a model's logits are NaN no token is chosen: −1 stands there (the largest number, of
+unsigned tokens).
+"""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -27,9 +31,14 @@ def top_k_sample(key: jax.Array, logits_V: jax.Array, top_k: int | None) -> jax.
         raise ValueError(f"top_k must be in 1..{len(logits_V)}, got {top_k}")
     logits_V = logits_V.astype(jnp.promote_types(logits_V.dtype, jnp.float32))
     if top_k is None:
-        return jax.random.categorical(key, logits_V)
+        return _chosen(jax.random.categorical(key, logits_V), logits_V)
     best_K, token_K = jax.lax.top_k(logits_V, top_k)
-    return token_K[jax.random.categorical(key, best_K)]
+    return _chosen(token_K[jax.random.categorical(key, best_K)], logits_V)
+
+
+def _chosen(token: jax.Array, logits: jax.Array) -> jax.Array:
+    """Tokens [..] chosen by logits [.., V], −1 where there is none."""
+    return jnp.where(jnp.isnan(jnp.max(logits, axis=-1)), -1, token)
 
 
 def left_to_right(
@@ -213,7 +222,7 @@ def go_on_greedy(
     """`greedy` from what `start_greedy` gives."""
     num_rows, length = jnp.shape(valid_BL)
     valid_BS = jnp.pad(jnp.asarray(valid_BL), ((0, 0), (0, num_new)), constant_values=True)
-    first_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+    first_B = _chosen(jnp.argmax(logits_BV, axis=-1), logits_BV).astype(jnp.int32)
     new_BT = jnp.full((num_rows, num_new), 0 if eos_id is None else eos_id, jnp.int32)
     new_BT = new_BT.at[:, 0].set(first_B)
 
@@ -227,7 +236,8 @@ def go_on_greedy(
     def add_token(carry):
         step, new_BT, token_B, ended_B, cache = carry
         logits_BLV, cache = extend_fn(params, cache, token_B[:, None], length + step - 1, valid_BS)
-        token_B = jnp.argmax(logits_BLV[:, -1], axis=-1).astype(jnp.int32)
+        logits_BV = logits_BLV[:, -1]
+        token_B = _chosen(jnp.argmax(logits_BV, axis=-1), logits_BV).astype(jnp.int32)
         token_B = jnp.where(ended_B, new_BT[:, step], token_B)
         return step + 1, new_BT.at[:, step].set(token_B), token_B, ended_B | ended(token_B), cache
 
@@ -283,8 +293,7 @@ def remask(
     and keeps, of the block's predictions, an even share: the most probable ones
     ("low_confidence" ones are masked again) or random ones. [M] itself is never predicted.
     `num_steps` = `num_new` reveals one token a step. Padding as in `greedy`; there is none without
-    `valid_BL`. At random, row b
-    draws from `fold_in(key, index_B[b])`, with b itself when None.
+    `valid_BL`. At random, row b draws from `fold_in(key, index_B[b])`, with b itself when None.
 
     Raises:
       ValueError: blocks or steps that do not divide evenly, an unknown remasking, no key for a
@@ -316,13 +325,14 @@ def remask(
         optional = dict(valid_BL=valid_BS, noise_B=hidden_share(tokens_BS, mask_id, valid_BS))
         logits_RV = call(apply_fn, params, tokens_BS, rows_R=first_R + start, **optional)
         logits_BPV = _without(mask_id, logits_RV, apply_fn).reshape(num_rows, block_length, -1)
-        guess_BP = jnp.argmax(logits_BPV, axis=-1).astype(tokens_BS.dtype)
+        guess_BP = _chosen(jnp.argmax(logits_BPV, axis=-1), logits_BPV).astype(tokens_BS.dtype)
         if remasking == "random":
             step_keys_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, step)
             score_BP = jax.vmap(lambda k: jax.random.uniform(k, (block_length,)))(step_keys_B)
         else:
             wide_BPV = logits_BPV.astype(jnp.promote_types(logits_BPV.dtype, jnp.float32))
             score_BP = jnp.max(jax.nn.log_softmax(wide_BPV, axis=-1), axis=-1)
+            score_BP = jnp.nan_to_num(score_BP, nan=jnp.finfo(jnp.float32).min)
         is_open_BP = tokens_BP == mask_id
         score_BP = jnp.where(is_open_BP, score_BP, -jnp.inf)
         share, extra = divmod(block_length, steps_per_block)

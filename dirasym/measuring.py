@@ -26,7 +26,13 @@ from dirasym.analysis import attention as attention_scores
 from dirasym.analysis import blocks as block_names
 from dirasym.analysis import queries, recall
 from dirasym.analysis.blocks import TOTAL, BlockOf, Blocks
-from dirasym.analysis.questions import Questions, answer_tokens, pair_alignment
+from dirasym.analysis.questions import (
+    Questions,
+    answer_tokens,
+    finite_texts,
+    not_finite,
+    pair_alignment,
+)
 from dirasym.data.facts import FactSet
 from dirasym.data.pairs import Pairs
 from dirasym.data.tokenizers import Tokenizer
@@ -34,7 +40,6 @@ from dirasym.networks import Network
 from dirasym.progress import Parts
 from dirasym.reading import Asked, Direction, Gradients, Kind, Reading
 from dirasym.types import Params
-from dirasym.usage import UsageError
 
 Answers = tuple[Sequence[str], dict[str, recall.TokenRecall]]  # what is said; first tokens
 PAIRS_AT_A_TIME = 8  # whose gradients are compared
@@ -171,7 +176,8 @@ def prepare(
         raise ValueError(f"level must be between 0 and 1, got {level}")
     network = Network.of(model, kind, extend_fn, internals)
     sets = network.parameter_sets(params)
-    network.check_vocabulary(sets[0], tokenizer)
+    for one in sets:
+        network.check_vocabulary(one, tokenizer)
     facts = pairs.fact_set() if isinstance(pairs, Pairs) else pairs
     questions = Questions.of(
         facts,
@@ -260,7 +266,8 @@ class Measurement:
                 remasking=self.how.remasking,
             )
             key = jax.random.key(self.how.seed)
-            said = q.said(counted(generate), params, key, chunk_size=size, padded=network.padded)
+            how = dict(chunk_size=size, padded=network.padded)
+            said = finite_texts(q, q.generated(counted(generate), params, key, **how), q.queries)
         token = {}
         for name, (questions, among) in q.first.items():
             with parts.part("first tokens", 1):
@@ -308,17 +315,13 @@ class Measurement:
                 (q.tokens_EL[side], q.valid_EL[side], among.aside_EX, among.right_EX),
                 self.how.chunk_size,
             )
-            said += q.texts(new_EN)
+            said += finite_texts(q, new_EN, q.queries[side])
             token[name] = recall.with_choice(judged, among)
         return said, token
 
     def _direction(self, queries, said, token: recall.TokenRecall) -> Direction:
         if not np.isfinite(token.p_E).all():
-            number = int(np.flatnonzero(~np.isfinite(token.p_E))[0])
-            raise UsageError(
-                f"the model's probabilities are NaN at {queries[number].prompt!r}: its parameters "
-                "are not finite, or it has no embedding for a token that it is given"
-            )
+            raise not_finite(queries[int(np.flatnonzero(~np.isfinite(token.p_E))[0])])
         prompts, answers = zip(*queries, strict=True)
         text = recall.text_recall(said, prompts, answers)
         columns = [text.exact_E, text.begun_E, text.copied_E]

@@ -174,3 +174,22 @@ def test_bad_order():
         decoding.unmask(
             _true_conditionals, {}, [[MASK]], jax.random.key(0), mask_id=MASK, top_k=1, order="up"
         )
+
+
+def test_no_token_is_chosen_where_the_logits_are_nan():
+    def apply_fn(params, tokens_BL):  # of the second row, and of [M]'s embedding if there were one
+        is_bad_B11 = (jnp.arange(len(tokens_BL)) == 1)[:, None, None]
+        return jnp.where(is_bad_B11, jnp.nan, jnp.eye(MASK)[jnp.minimum(tokens_BL, MASK - 1)])
+
+    key, blank = jax.random.key(0), np.full((2, 3), MASK)
+    how = dict(num_new=2, num_steps=2, block_length=2, mask_id=MASK)
+    left = dict(prompt_length=1, bos_id=0)
+    for tokens in (
+        *(decoding.unmask(apply_fn, {}, blank, key, mask_id=MASK, top_k=k) for k in (1, None)),
+        decoding.unmask(apply_fn, {}, blank, key, mask_id=MASK, top_k=1, num_steps=1),
+        decoding.left_to_right(apply_fn, {}, blank % 3, key, top_k=None, **left)[:, 1:],
+        decoding.remask(apply_fn, {}, blank % 3, None, **how),
+        decoding.remask(apply_fn, {}, blank % 3, None, key, remasking="random", **how),
+        decoding.greedy(decoding.recomputing(apply_fn), {}, blank % 3, blank > 0, num_new=2),
+    ):
+        assert (tokens[0] >= 0).all() and (tokens[1] == -1).all()

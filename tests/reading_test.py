@@ -481,6 +481,20 @@ def test_adapters_that_do_nothing_change_nothing():
     assert read.storage is not None and read.routing is not None
 
 
+def _words(**changes):
+    words = Words(TOLD)
+    for name, value in changes.items():
+        setattr(words, name, value)
+    return words
+
+
+def test_every_parameter_set_is_of_one_vocabulary():
+    apply_fn = lambda params, tokens_BL: params[tokens_BL]  # noqa: E731
+    sets = [jnp.ones((30, 30)), jnp.ones((30, 3))]
+    with pytest.raises(ValueError, match=r"the tokenizer has .. tokens, the model 3"):
+        measure(apply_fn, sets, PAIRS, WORDS, kind="causal")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -492,6 +506,29 @@ def test_adapters_that_do_nothing_change_nothing():
         (dict(level=1.5), "level must be between 0 and 1, got 1.5"),
         (dict(answers="all"), "answers must be 'any' or 'first'"),
         (dict(chunk_size=0), "chunk_size must be at least 1, got 0"),
+        (
+            dict(
+                model=lambda p, tokens_BL, **_: jnp.where(  # once something is revealed
+                    (jnp.sum(tokens_BL == 2, axis=1) < 3)[:, None, None],
+                    jnp.nan,
+                    jnp.zeros((*tokens_BL.shape, 30)),
+                )
+            ),
+            "probabilities are NaN at",
+        ),
+        (
+            dict(
+                kind="causal",
+                model=lambda p, tokens_BL: jnp.where(
+                    jnp.arange(tokens_BL.shape[1])[None, :, None] < 6,
+                    jnp.zeros((*tokens_BL.shape, 30)),
+                    jnp.nan,
+                ),
+            ),
+            "probabilities are NaN at",
+        ),
+        (dict(tokenizer=_words(mask_id=1)), r"\[M\] cannot be the end of text, 1"),
+        (dict(tokenizer=_words(mask_id=7)), r"holds token 7, \[M\]"),
         (dict(gradient_pairs=0), "gradient_pairs must be at least 1, got 0"),
         (dict(attention_names=-1), "attention_names must be at least 1, got -1"),
         (dict(decode_steps=-1), "decode_steps must be at least 0, got -1"),

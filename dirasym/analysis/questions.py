@@ -31,6 +31,7 @@ from dirasym.data.facts import FactSet, Query
 from dirasym.data.tokenizers import Tokenizer
 from dirasym.rows import call
 from dirasym.types import ApplyFn, Array, Params
+from dirasym.usage import UsageError
 
 Generate = Callable[[Params, jax.Array, Array, Array], Array]
 
@@ -115,13 +116,16 @@ class Questions:
 
         Raises:
           ValueError: the longest question and its answer exceed the context, a masked model
-            without [M], or text that the tokenizer cannot hold (see `batching.split_answers`).
+            without [M], one that ends texts or stands in one, or text that the tokenizer cannot
+            hold (see `batching.split_answers`).
         """
         if masked and tokenizer.mask_id is None:
             raise ValueError("a masked model needs [M], and its tokenizer has none: give a mask_id")
         queries = facts.forward + facts.reverse
         pairs = [(query.prompt, f" {answer}") for query in queries for answer in query.answers]
         prompts, answers = batching.split_answers(tokenizer, *zip(*pairs, strict=True))
+        if masked:
+            _check_hidden(tokenizer, pairs, prompts, answers)
         num_new = num_new or max(map(len, answers)) + 1
         first = np.cumsum([0, *(len(query.answers) for query in queries)])[:-1]
         rows = [prompts[n] for n in first]
@@ -191,7 +195,11 @@ class Questions:
             )
         )
 
-    def said(
+    def said(self, generate: Generate, params: Params, key: jax.Array, **how: Any) -> list[str]:
+        """What the model says to each question, up to the end of text: `texts` of `generated`."""
+        return self.texts(self.generated(generate, params, key, **how))
+
+    def generated(
         self,
         generate: Generate,
         params: Params,
@@ -199,8 +207,8 @@ class Questions:
         *,
         chunk_size: int = 64,
         padded: bool = True,
-    ) -> list[str]:
-        """What the model says to each question, up to the end of text.
+    ) -> np.ndarray:
+        """The ids that the model goes on with after each question: [E, `num_new`].
 
         Args:
           generate: (params, key, tokens_BL, valid_BL) -> ids [B, `num_new`].
@@ -222,16 +230,17 @@ class Questions:
             for size in np.unique(size_E):
                 rows_EL = self.tokens_EL[size_E == size, :size]
                 new_EN[size_E == size] = in_chunks(ask, (rows_EL, None), chunk_size)
-        return self.texts(new_EN)
+        return new_EN
 
     def texts(self, new_EN: Array) -> list[str]:
         """Generated ids as texts, up to the end of text.
 
-        A model may have more tokens than its tokenizer: at one of these the text ends with "�".
+        A model may have more tokens than its tokenizer: at one of these, and where its logits were
+        NaN, the text ends with "�".
         """
         texts = []
         for row_N in np.asarray(new_EN):
-            unknown_N = row_N >= self.tokenizer.vocab_size
+            unknown_N = (row_N >= self.tokenizer.vocab_size) | (row_N < 0)
             stops = [*np.flatnonzero((row_N == self.tokenizer.eos_id) | unknown_N), None]
             text = self.tokenizer.decode(row_N[: stops[0]])
             is_cut = stops[0] is not None and unknown_N[stops[0]]
@@ -256,6 +265,32 @@ class Questions:
             )
             found[name] = Recalled(text_recall(said[side], prompts, answers), token)
         return found
+
+
+def finite_texts(questions: Questions, new_EN: Array, queries: Sequence[Query]) -> list[str]:
+    """`Questions.texts` of the answers to these queries. Raises UsageError if one holds NaN."""
+    is_bad_E = (np.asarray(new_EN) < 0).any(axis=1)
+    if is_bad_E.any():
+        raise not_finite(queries[int(np.argmax(is_bad_E))])
+    return questions.texts(new_EN)
+
+
+def not_finite(query: Query) -> UsageError:
+    """The error of a model that gives NaN when it is asked this."""
+    return UsageError(
+        f"the model's probabilities are NaN at {query.prompt!r}: its parameters are not finite, or "
+        "it has no embedding for a token that it is given"
+    )
+
+
+def _check_hidden(tokenizer: Tokenizer, pairs, prompts, answers) -> None:
+    """Raises ValueError where [M] has another meaning too."""
+    mask_id = tokenizer.mask_id
+    if mask_id == tokenizer.eos_id:
+        raise ValueError(f"[M] cannot be the end of text, {mask_id}")
+    for (prompt, answer), *ids in zip(pairs, prompts, answers, strict=True):
+        if any(mask_id in part for part in ids):
+            raise ValueError(f"{prompt + answer!r} holds token {mask_id}, [M]")
 
 
 def pair_alignment(
