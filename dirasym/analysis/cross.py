@@ -316,8 +316,9 @@ def _tile(num, sizes, limit: int, devices: int, is_square: bool) -> tuple[int, i
     """Rows and columns whose factors fit into half the limit: all columns, if they take half."""
 
     def fitted(bytes_left, size, most):
-        count = max(devices, bytes_left // max(1, size))
-        return min(most, count // devices * devices)
+        count = max(devices, bytes_left // max(1, size) // devices * devices)
+        num_tiles = -(-most // count)  # of one size as near as can be: compiled once
+        return -(-most // (num_tiles * devices)) * devices
 
     most = [-(-n // devices) * devices for n in num]
     if num[0] * sizes[0] + num[1] * sizes[1] * (not is_square) <= limit:

@@ -116,14 +116,14 @@ def test_tiles_are_a_loop_in_a_trace_alone(is_traced, is_looped, monkeypatch):
 
 TILES = [  # rows and columns, bytes of their factors, limit, devices: height and width
     ((3, 5), (10, 7), 65, 1, (3, 5)),  # 3·10 + 5·7 bytes: all
-    ((3, 5), (10, 7), 64, 1, (3, 4)),  # 32 bytes of each
+    ((3, 5), (10, 7), 64, 1, (3, 3)),  # 32 bytes of each: 3 and 4 fit, and 5 are two tiles of 3
     ((10, 3), (10, 7), 62, 1, (4, 3)),  # all columns take a third, and rows what is left
     ((10, 3), (10, 7), 42, 1, (2, 3)),
     ((10, 3), (11, 7), 43, 1, (2, 3)),
     ((10, 3), (10, 7), 41, 1, (2, 2)),  # more than a half
     ((10, 3), (10, 7), 1, 1, (1, 1)),
     ((3, 5), (10, 7), 65, 4, (4, 8)),  # filled up, to be split over devices
-    ((30, 50), (10, 7), 200, 4, (8, 12)),  # 10 and 14 that fit
+    ((30, 50), (10, 7), 200, 4, (8, 12)),  # 10 and 14 fit
     ((30, 50), (10, 7), 1, 4, (4, 4)),
 ]
 
@@ -169,7 +169,7 @@ def test_memory_is_shared_out_as_documented(tmp_path, monkeypatch):
         (6, 9, 4), np.float32
     )  # own and activations: 4·(36 + 18 + 1), 4·(18 + 18 + 1)
     assert made(columns=long_ETI, memory_limit=2 * (3 * own + 6 * 220)).tile == (6, 3)
-    assert made(rows=long_ETI, memory_limit=2 * (3 * 220 + 6 * own)).tile == (3, 5)
+    assert made(rows=long_ETI, memory_limit=2 * (3 * 220 + 6 * own)).tile == (3, 3)
     for how in (dict(columns=long_ETI), dict(rows=long_ETI)):
         assert made(**how, memory_limit=4 * 7 * 148)._chunk == 7
 
