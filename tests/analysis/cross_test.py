@@ -174,8 +174,9 @@ def test_memory_is_shared_out_as_documented(tmp_path, monkeypatch):
         assert made(**how, memory_limit=4 * 7 * 148)._chunk == 7
 
     assert made(memory_limit=2 * 12 * own).tile == (6, 6)
-    assert made(memory_limit=2 * 12 * own - 2).tile == (5, 5)
+    assert made(memory_limit=2 * 12 * own - 2).tile == (3, 3)  # 5 fit: two tiles each way
     assert made(memory_limit=4 * 3 * own).tile == (3, 3)
+    assert made(memory_limit=4 * 3 * own - 4).tile == (2, 2)
     assert made(memory_limit=4 * 3 * own + 1)._formed_bytes == (4 * 3 * own + 1) // 8
     assert made(memory_limit=4 * 7 * activations)._chunk == 7
     assert made(memory_limit=4 * 7 * activations - 4)._chunk == 6
