@@ -136,10 +136,9 @@ def likelihood(
     num_tokens_E = np.array([len(row) for row in ids])
     num_orders = max(2, round(passes / num_tokens_E.max())) if kind == "random_order" else 1
     estimate = jax.jit(_estimator(kind, apply_fn, hidden_id, passes, num_orders))
-    both_E2 = np.zeros((len(ids), 2))
+    whole, both_E2 = [[*before, *row] for row in ids], np.zeros((len(ids), 2))
     for chosen, length in _batches(num_tokens_E, batch_size, rows.takes(apply_fn, "valid_BL")):
-        some = [[*before, *ids[n]] for n in chosen]
-        batch = _batch(some, len(before), chosen, len(ids), length, tokenizer)
+        batch = _batch(whole, len(before), chosen, length, tokenizer)
         both_E2[chosen] = np.stack(estimate(params, batch, jax.random.key(seed)), axis=1)
     if kind in ("left_to_right", "random_order"):
         passes_E = num_tokens_E * num_orders
@@ -201,19 +200,15 @@ def _batches(
 
 
 def _batch(
-    ids: list[list[int]],
-    num_before: int,
-    chosen: list[int],
-    num_texts: int,
-    length: int,
-    tokenizer: Tokenizer,
+    ids: list[list[int]], num_before: int, chosen: list[int], length: int, tokenizer: Tokenizer
 ) -> Batch:
-    """Rows of some texts, `num_before` ids and so many tokens; each draws by its own number."""
-    tokens_BL, valid_BL = batching.pad(ids, tokenizer.pad_id, length=num_before + length)
+    """Rows of some of all texts, `num_before` ids and so many tokens; each draws by its number."""
+    some = [ids[n] for n in chosen]
+    tokens_BL, valid_BL = batching.pad(some, tokenizer.pad_id, length=num_before + length)
     return Batch(
         tokens_BL=tokens_BL,
         index_B=np.array(chosen),
-        global_size=num_texts,  # of all batches alike: it is static, and each value compiles
+        global_size=len(ids),  # of all batches alike: it is static, and each value compiles
         scored_BL=valid_BL & (np.arange(num_before + length) >= num_before),
         valid_BL=None if valid_BL.all() else valid_BL,
     )

@@ -208,7 +208,8 @@ def test_bounds_of_attention_are_of_200_draws_of_names():
 
     def internals(params, tokens_EL):
         x_EL = worth_V[tokens_EL]
-        scores = x_EL[:, :, None] * x_EL[:, None] + x_EL[:, None] ** 2
+        ahead_LL = jnp.triu(jnp.ones((x_EL.shape[1],) * 2, bool))
+        scores = x_EL[:, None] * jnp.where(ahead_LL[None], 1, x_EL[:, None])  # of keys
         return {"scores": scores[None, :, None], "weights": scores[None, :, None]}
 
     read = measure(
@@ -216,7 +217,7 @@ def test_bounds_of_attention_are_of_200_draws_of_names():
         attention_names=7, attention_distance=2,
     )  # fmt: skip
     want = attention.name_correlation(
-        internals, {}, words.encode([b for _, b in names[:7]]), 2, mask_id=words.mask_id,
+        internals, {}, words.encode(sorted(b for _, b in names)[:7]), 2, mask_id=words.mask_id,
         fill_id=words.eos_id, resamples=200, level=0.8,
     )  # fmt: skip
     for name in ("total", "mean", "low", "high"):
@@ -362,6 +363,26 @@ def test_shares_stand_beside_their_names_and_correlations_over_their_distance(re
         x = mean_LNT[-1, -1, -1]
         assert frame[:2] == ("attention correlation", f"layer {layers - 1}, head 1, distance 4")
         np.testing.assert_allclose(frame[2], [x, x - 1, x + 1])
+
+
+def test_attention_is_read_of_three_names_that_fit_the_context(monkeypatch):
+    """The longest name, Ed Fay, has two tokens."""
+    read_of = lambda *args, **how: how["resamples"]  # noqa: E731
+    monkeypatch.setattr(measuring.attention_scores, "name_correlation", read_of)
+    network = types.SimpleNamespace(kind="masked", internals=_internals, max_len=0)
+
+    def found(max_len=0, **settings):
+        m = measuring.prepare(
+            _model("masked", True), PARAMS, PAIRS, WORDS, kind="masked", **settings
+        )
+        network.max_len, absent = max_len, {}
+        coupled = measuring._attention(dataclasses.replace(m, network=network), PARAMS, absent)
+        assert coupled == (None if absent else 200)
+        return absent.get("attention")
+
+    assert found(attention_names=3) is found(10, attention_distance=8) is found() is None
+    assert found(attention_names=2) == "a correlation needs 3 names, there are 2"
+    assert found(10, attention_distance=9) == "names at attention_distance=9 exceed the context"
 
 
 def test_sets_without_a_number_in_one_have_none(read):
