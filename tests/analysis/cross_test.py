@@ -210,7 +210,7 @@ def _stand_in(function, *, mesh, in_specs, out_specs, **_):
 @pytest.mark.parametrize("memory_limit", [2**31, 1])
 def test_examples_are_split_over_devices_and_gathered(method, memory_limit, monkeypatch):
     monkeypatch.setattr(jax, "shard_map", _stand_in)
-    mesh = jax.sharding.AbstractMesh((2,), ("data",))
+    mesh = jax.sharding.AbstractMesh((3,), ("data",))  # which divide neither 5 nor 7
     rng = np.random.default_rng(0)
     params = {"w": rng.normal(size=(4, 3)).astype(np.float32), "none": jnp.ones(2)}
     rows, columns = (rng.normal(size=(n, 2, 4)).astype(np.float32) for n in (5, 7))
