@@ -71,6 +71,7 @@ def _check(workdir: WorkDir, run: Any, seeds: Sequence[int]) -> None:
             files.write_atomically(path, json.dumps(versions | wanted, indent=2) + "\n")
         return
     try:
+        files.check_regular(path)
         found = json.loads(path.read_text(encoding="utf-8"))
         is_known = all(found[name] == version for name, version in versions.items())
         differing = [name for name, x in wanted.items() if is_known and found[name] != x]

@@ -199,6 +199,7 @@ class WorkDir:
 
     def _read_curves(self, run: Known, seed: int | None) -> History | None:
         try:
+            files.check_regular(self.curves_path(run, seed))
             with np.load(self.curves_path(run, seed), allow_pickle=False) as file:
                 history = dict(file)
         except Exception:  # zip, zlib and NumPy raise a dozen kinds; the checkpoint makes it again

@@ -1,6 +1,8 @@
 """docs/trust.md: what reading files of others can do. Each of its lines names a test."""
 
 import ast
+import importlib
+import os
 import pathlib
 import pickle
 import re
@@ -90,6 +92,28 @@ def test_a_model_directory_with_pickles_and_code_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"model\.safetensors"):
         models.load_pretrained(directory)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["llama"]
+
+
+def test_pipes_among_a_models_files_are_not_waited_for(tmp_path):
+    directory = tmp_path / "llama"
+    shutil.copytree(pathlib.Path(__file__).parent / "fixtures/llama", directory)
+    for path in directory.glob("*.safetensors"):
+        path.unlink()
+        os.mkfifo(path)
+    with pytest.raises(ValueError, match=r"safetensors cannot be read: .*Is no regular file"):
+        models.load_pretrained(directory)
+    pytest.importorskip("gguf")
+    os.mkfifo(tmp_path / "model.gguf")
+    with pytest.raises(ValueError, match=r"gguf cannot be read: .*Is no regular file"):
+        importlib.import_module("dirasym.models.gguf").load_gguf(tmp_path / "model.gguf")
+
+
+def test_pipes_in_a_work_directory_are_not_waited_for(tmp_path):
+    run, workdir = _Known(), WorkDir(tmp_path)
+    workdir.curves_path(run, 0).parent.mkdir()
+    os.mkfifo(workdir.curves_path(run, 0))
+    with pytest.raises(WorkDirError, match="is missing or damaged"):
+        workdir.curves(run, 0)
 
 
 def test_a_gguf_file_that_promises_more_than_it_has_is_refused(tmp_path):

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from dirasym import files
 from dirasym.models import pretrained
 from dirasym.models.transformer import Transformer
 from dirasym.types import Params
@@ -135,6 +136,7 @@ def _open(path: pathlib.Path) -> Any:
     except ImportError:
         raise ImportError("GGUF files need the package gguf: pip install gguf") from None
     try:
+        files.check_regular(path)
         with path.open("rb") as file:
             _check_counts(file, path.stat().st_size)
         return gguf.GGUFReader(path)

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dirasym import readers
+from dirasym import files, readers
 from dirasym.models import hf_config
 from dirasym.models.hf_layout import Layout
 from dirasym.models.transformer import Transformer
@@ -263,6 +263,7 @@ def _opened(path: pathlib.Path) -> Iterator[Any]:
     """A safetensors file. Raises ValueError, naming it."""
     safetensors = _safetensors()
     try:
+        files.check_regular(path)
         with safetensors.safe_open(path, framework="numpy") as tensors:
             yield tensors
     except FileNotFoundError:

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from dirasym import report
+from dirasym import files, report
 from dirasym.usage import UsageError, blamed
 from experiments.flags import flag
 from experiments.tools import command
@@ -39,12 +39,16 @@ class Config:
 
 
 def read(path: str, steps: int) -> Losses:
-    """The first losses of every run and seed. Raises ValueError if there are none."""
+    """The first losses of every run and seed. Raises ValueError where there are none."""
     found: dict[str, dict[str, np.ndarray]] = {}
     for file in sorted(pathlib.Path(path).glob("curves/*,seed=*.npz")):
         run, _, seed = file.stem.rpartition(",seed=")
-        with np.load(file) as curves:
-            found.setdefault(run, {})[seed] = curves["loss"][:steps]
+        try:
+            files.check_regular(file)
+            with np.load(file, allow_pickle=False) as curves:
+                found.setdefault(run, {})[seed] = curves["loss"][:steps]
+        except Exception:  # zip, zlib and NumPy raise a dozen kinds
+            raise ValueError(f"{file} holds no losses that can be read") from None
     if not found:
         raise ValueError(f"{path} has no curves")
     return found

@@ -103,6 +103,13 @@ def test_losses_that_cannot_be_compared_are_refused(tmp_path):
     one = {"0": np.zeros(3), "1": np.zeros(3)}
     with pytest.raises(ValueError, match="has no curves"):
         same_losses.read(str(tmp_path), 5)
+    path = tmp_path / "curves/K=5,seed=0.npz"
+    path.parent.mkdir()
+    np.savez(path, accuracy=np.zeros(3))
+    for content in (path.read_bytes(), path.read_bytes()[:-20], b"text"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"seed=0\.npz holds no losses"):
+            same_losses.read(str(tmp_path), 5)
     with pytest.raises(ValueError, match="the runs differ"):
         same_losses.compare({"K=5": one}, {"K=1": one})
     with pytest.raises(ValueError, match="1 seeds in common"):
