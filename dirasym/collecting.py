@@ -44,7 +44,8 @@ def collect(paths: Iterable[str | os.PathLike]) -> list[dict[str, Any]]:
       >>> [(line["n"], line["square"]) for line in collect(folders.values())]
       [(2, 4), (3, 9)]
     """
-    configs, lines, places = {}, [], {}
+    configs, lines = {}, []
+    places: dict[pathlib.Path, pathlib.Path] = {}
     for path in [pathlib.Path(path).expanduser() for path in paths]:
         if (other := places.setdefault(path.resolve(), path)) is not path:
             raise WorkDirError(f"{path} and {other} are one directory: its seeds would count twice")
@@ -122,7 +123,7 @@ def _each_seed(group: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     of_seed: dict[Any, Mapping[str, Any]] = {}
     for line in group:
         other = of_seed.setdefault(line.get("seed", id(line)), line)  # some have none
-        differing = {key for key in line | other if line.get(key) != other.get(key)}
+        differing = {key for key in {*line, *other} if line.get(key) != other.get(key)}
         if named := sorted(differing - _OF_DIRECTORY - _TIMES):
             raise WorkDirError(
                 f"{line.get('run')}, seed {line.get('seed')}: {other.get('workdir')} and "

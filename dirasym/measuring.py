@@ -266,8 +266,9 @@ class Measurement:
                 remasking=self.how.remasking,
             )
             key = jax.random.key(self.how.seed)
-            how = dict(chunk_size=size, padded=network.padded)
-            said = finite_texts(q, q.generated(counted(generate), params, key, **how), q.queries)
+            how: dict[str, Any] = dict(chunk_size=size, padded=network.padded)
+            new_EN = q.generated(counted(generate), params, key, **how)
+            said = finite_texts(q, new_EN, q.queries)
         token = {}
         for name, (questions, among) in q.first.items():
             with parts.part("first tokens", 1):

@@ -88,7 +88,7 @@ def call(
             raise TypeError(f"apply_fn needs {p.name}, which is not given here")
     logits = apply_fn(params, tokens_BL, **given)
     shape, whole = getattr(logits, "shape", ()), jnp.shape(tokens_BL)
-    if "rows_R" in given and len(shape) == 2 and shape[:1] == jnp.shape(rows_R):
+    if "rows_R" in given and len(shape) == 2 and shape[:1] == jnp.shape(given["rows_R"]):
         return logits
     if len(shape) != 3 or shape[:2] != whole:
         got = shape or f"a {type(logits).__name__}"
