@@ -83,8 +83,7 @@ class Settings:
         least = dict(num_new=0, decode_steps=0, block_length=0, chunk_size=1)
         least |= dict(gradient_pairs=1, attention_names=1, attention_distance=1)
         for name, bound in least.items():
-            value = getattr(self, name)
-            if value is not None and value < bound:
+            if (value := getattr(self, name)) is not None and value < bound:
                 raise ValueError(f"{name} must be at least {bound}, got {value}")
 
 

@@ -1,7 +1,6 @@
 """Errors of what a user gave, apart from our own."""
 
 import contextlib
-import re
 from collections.abc import Iterator
 
 
@@ -16,8 +15,7 @@ def blamed(what: str = "") -> Iterator[None]:
     Any other ValueError is a fault of the program, and should end in a traceback.
 
     Raises:
-      UsageError: for a ValueError, a regular expression that is none, or an ImportError of a
-        package that is not installed.
+      UsageError: for a ValueError, or for an ImportError of a package that is not installed.
 
     Examples:
       >>> with blamed("--steps"):
@@ -27,8 +25,5 @@ def blamed(what: str = "") -> Iterator[None]:
     """
     try:
         yield
-    except re.error as error:
-        text = f"{error.pattern!r} is no regular expression: {error.msg}"
-        raise UsageError(f"{what}: {text}" if what else text) from error
     except (ValueError, ImportError) as error:
         raise UsageError(f"{what}: {error}" if what else str(error)) from error

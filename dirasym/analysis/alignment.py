@@ -136,7 +136,7 @@ def alignment(
       >>> found.inner["w"].tolist(), found.direct
       ([4.0, 32.0], ())
     """
-    _check_method(method)
+    _check_how(method, chunk_size)
     one_alone = [] if examples is None else [_first("examples", examples)]
     if examples is None and method == "factored":
         raise ValueError("method 'factored' compares examples: pass examples")
@@ -227,9 +227,9 @@ def cross_alignment(
       Its arrays are, with `out`, NumPy's, mapped read-only from their files.
 
     Raises:
-      ValueError: as `alignment`; `out` that holds another matrix, or inside a trace.
+      ValueError: as `alignment`; `out` that is a file or holds another matrix, or in a trace.
     """
-    _check_method(method)
+    _check_how(method, chunk_size)
     _check_params(params)
     is_same = examples_rev is None or examples_rev is examples
     rows, columns = examples, examples if is_same else examples_rev
@@ -355,9 +355,11 @@ def update_ratios(
     return {block: jnp.sqrt(x / squares_down[block]) for block, x in squares_up.items()}
 
 
-def _check_method(method: str) -> None:
+def _check_how(method: str, chunk_size: int | None) -> None:
     if method not in ("direct", "factored"):
         raise ValueError(f"method must be 'direct' or 'factored', got {method!r}")
+    if chunk_size is not None and (chunk_size % 1 or chunk_size < 1):
+        raise ValueError(f"chunk_size must be a whole number from 1, got {chunk_size}")
 
 
 def _check_params(params: Params) -> None:

@@ -193,7 +193,10 @@ def _function(blocks: BlockOf) -> Callable[[str], str | None]:
         return known[blocks]
     if not isinstance(blocks, str | re.Pattern):
         return blocks
-    pattern = re.compile(blocks)
+    try:
+        pattern = re.compile(blocks)
+    except re.error as error:
+        raise ValueError(f"blocks: {blocks!r} is no regular expression: {error.msg}") from None
 
     def name(path):
         match = pattern.search(path)

@@ -237,7 +237,10 @@ class MatrixFiles:
         self.directory = directory
         self._done: np.memmap | None = None
         path = directory / "identity.json"
+        if directory.exists() and not directory.is_dir():
+            raise ValueError(f"out: {directory} is no directory")
         if path.exists():
+            files.check_regular(path)
             found = json.loads(path.read_text(encoding="utf-8"))
             wanted = json.loads(json.dumps(dict(identity)))
             differing = sorted(k for k in wanted if found.get(k) != wanted[k])

@@ -323,6 +323,9 @@ def test_files_are_resumed(tmp_path, monkeypatch):
     written = []
     run()
     assert not written  # all is there
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"^out: .*/file is no directory"):
+        alignment.cross_alignment(*LOSSES, params, rows, out=tmp_path / "file")
     with pytest.raises(ValueError, match=r"another matrix: .'arrays'. differ"):
         alignment.cross_alignment(
             *LOSSES, jax.tree.map(jnp.negative, params), rows, examples_rev=columns,

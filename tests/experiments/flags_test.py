@@ -2,7 +2,6 @@ import dataclasses
 import importlib
 import json
 import pathlib
-import re
 import signal
 import subprocess
 import sys
@@ -244,14 +243,6 @@ def test_a_plan_s_own_fault_is_no_bad_flag(monkeypatch, tmp_path):
     with pytest.raises(usage.UsageError, match=r"^--test_name: is bad$"):
         house._run("test", _Config, None, theirs)
     assert not list(tmp_path.iterdir())
-
-
-def test_a_bad_regular_expression_is_the_users():
-    with pytest.raises(
-        usage.UsageError, match=r"^--blocks: '\(' is no regular expression: missing"
-    ):
-        with usage.blamed("--blocks"):
-            re.compile("(")
 
 
 def test_another_process_may_come_before_the_directory_is_made(tmp_path, monkeypatch):
