@@ -402,6 +402,8 @@ def test_sets_without_a_number_in_one_have_none(read):
     assert found.forward.count == 4 and found.forward.asked == () and found.level == 0.9
     for part, seconds in read.seconds.items():
         np.testing.assert_allclose(found.seconds[part], 2 * seconds)
+    part, spent = next(iter(read.seconds.items()))
+    assert Reading.over_sets([read, dataclasses.replace(read, seconds={})]).seconds[part] == spent
     (line,) = [line for line in str(found).splitlines() if line.startswith("| choice %")]
     assert line.startswith("| choice % | – | 50.0 (50.0, 50.0) |")
     assert Reading.over_sets([read, dataclasses.replace(read, attention=None)]).attention is None
@@ -409,6 +411,11 @@ def test_sets_without_a_number_in_one_have_none(read):
         Reading.over_sets([read])
     with pytest.raises(ValueError, match="several readings of the same questions"):
         Reading.over_sets([read, dataclasses.replace(read, forward=read.reverse)])
+    first, *others = read.forward.asked
+    told = first._replace(answers=("Zed",))
+    changed = dataclasses.replace(read.forward, asked=(told, *others))
+    with pytest.raises(ValueError, match="several readings of the same questions"):
+        Reading.over_sets([read, dataclasses.replace(read, forward=changed)])
 
 
 def test_more_pairs_than_are_compared_at_a_time_are_all_compared():

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from dirasym.analysis import queries, questions, recall
-from dirasym.analysis.questions import Questions
+from dirasym.analysis.questions import Questions, finite_texts
 from dirasym.data.facts import FactSet, Query, Statement
 from dirasym.data.tokenizers import Characters, Words
+from dirasym.usage import UsageError
 
 FACTS = FactSet(
     (Statement("Ann Bo's child is", "Cy"), Statement("Dee's child is", "Ed Fay Gil")),
@@ -61,6 +62,20 @@ def test_tokens_that_the_tokenizer_lacks_end_a_text_and_are_no_answer():
     rows = [[known, 99, known], [known, WORDS.eos_id, 99], [99, known, known]]
     assert asked.texts(np.array(rows)) == ["Cy \ufffd", "Cy", " \ufffd"]
     assert asked.texts(np.array([[known, known]])) == ["Cy Cy"]
+    # Where logits were NaN stands −1; token 0 is one like others.
+    (first,) = [WORDS.decode([0])]
+    assert asked.texts(np.array([[0, known, -1], [-1, 0, 0]])) == [f"{first} Cy \ufffd", " \ufffd"]
+
+
+def test_the_question_that_nan_answers_is_named():
+    asked = Questions.of(FACTS, WORDS, masked=False)
+    rows = np.zeros((3, 2), int)
+    assert len(finite_texts(asked, rows, asked.queries)) == 3
+    for number, place in ((0, 1), (2, 0)):
+        bad = rows.copy()
+        bad[number, place] = -1
+        with pytest.raises(UsageError, match=f"NaN at {asked.queries[number].prompt!r}:"):
+            finite_texts(asked, bad, asked.queries)
 
 
 def test_a_summary_takes_means_medians_and_leaves_out_what_cannot_be_asked():

@@ -451,6 +451,7 @@ def test_the_figures_of_causes_draw_the_cells():
     rows = [row.split("|")[1].strip() for row in table if row.startswith("| ")]
     assert rows[2:] == ["constant", "predicted=B", "attention=causal"]  # 61, −50, −40 points
     (chart,) = tables.effect_figure(lines).axes
+    assert [set(x.get_xdata()) for x in chart.get_lines() if x.get_color() == "gray"] == [{0}]
     assert [x.get_text() for x in chart.get_yticklabels()] == ["attention: causal", "predicted: B"]
     np.testing.assert_allclose(chart.containers[0][0].get_xydata(), [[-40, 0], [-50, 1]])
     *_, correlation = tables.mechanism_figure(lines).axes
@@ -471,6 +472,24 @@ def test_the_figures_of_causes_draw_the_cells():
     assert names == [["one", "two"]]
     means = [[list(x.get_ydata()) for x in of if x.get_label() in curves] for of in figures]
     assert means == [[[0, 0], [10, 10]], [[1, 1], [11, 11]], [[1.5, 7.5], [2.5, 8.5]]]
+
+
+def test_the_figure_of_training_draws_the_first_six_cells(tmp_path, monkeypatch):
+    drawn = {}
+
+    def write(path, text, figures, *, printed):
+        drawn.update({name: figure.args for name, figure in figures.items()})
+
+    monkeypatch.setattr(tables.report, "write", write)
+    for part in ("transplant", "cell_table", "effect_table", "mechanism_table", "claim_table"):
+        monkeypatch.setattr(tables, part, lambda *args: "")
+    workdir = WorkDir(tmp_path / "run")
+    monkeypatch.setattr(workdir, "stacked", lambda run, seeds: run.name)
+    all_runs = page.plan(dataclasses.replace(CONFIG, cells=("core",)), workdir.path)
+    tables.write(workdir, CONFIG, all_runs)
+    (curves,) = drawn["training"]
+    assert list(curves.values()) == [run.name for run in all_runs[:6]]
+    assert next(iter(curves)) == "bidirectional/masked_diffusion/both/rope/1"
 
 
 def test_the_figure_of_the_dial_draws_each_kind_of_pairs():

@@ -271,6 +271,14 @@ def test_a_rank_correlation_needs_three_cells_that_have_learned():
         assert words in closure_report.claims(lines)[3][1]
 
 
+def test_a_tie_of_the_rank_correlation_decides_nothing(monkeypatch):
+    expected = {(0, "0"): 0.0, (6, "0"): 0.5, (6, "3"): 0.9}
+    for rank, want in ((0.7, "undecided"), (0.71, "holds"), (0.3, "undecided"), (0.29, "fails")):
+        of = closure_report.Bounds(rank, rank - 0.1, rank + 0.1)
+        monkeypatch.setattr(closure_report.effects, "rank_correlation", lambda *_, of=of: of)
+        assert _claimed(expected)[3][2] == want
+
+
 def test_a_report_draws_a_diagram_of_more_than_one_closure(tmp_path, monkeypatch):
     drawn = {}
 

@@ -1,5 +1,6 @@
 """Every number of gradient_alignment is that of gradients and histories that are known."""
 
+import dataclasses
 import types
 
 import artists
@@ -333,6 +334,25 @@ def test_the_figure_of_two_letters_draws_cosines_blocks_and_assumptions():
         assert text.get_text().endswith(f": {share[-1]:.0%}")
         assert -row < text.get_position()[1] < 0.9 - row
     artists.hides_nothing(rise.figure)
+
+
+def test_a_report_draws_what_was_run(reported, monkeypatch):
+    drawn = {}
+
+    def write(path, text, figures, *, printed):
+        drawn.update(figures)
+
+    monkeypatch.setattr(tables.report, "write", write)
+    for changes, names in (
+        (dict(), {"first_order", "alignment", "attention", "depth"}),
+        (dict(layers=(1,)), {"first_order", "alignment", "attention"}),
+        (dict(parts=("minimal",)), {"first_order", "minimal"}),
+        (dict(models=("arm",)), {"first_order"}),
+    ):
+        drawn.clear()
+        config = dataclasses.replace(reported.config, **changes)
+        tables.write(reported.workdir, config, reported.runs)
+        assert set(drawn) == names
 
 
 def test_the_bands_of_attention_and_the_titles_are_of_their_length_and_depth(reported):

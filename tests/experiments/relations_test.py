@@ -327,6 +327,11 @@ def test_figures_hold_the_curves(reported):
     np.testing.assert_allclose(ax.images[0].get_array(), want)
     assert ax.images[0].get_clim() == (-np.abs(want).max(), np.abs(want).max())
 
+    large = {"weights_a_to_b": np.arange(2 * 40 * 40.0).reshape(2, 40, 40) ** 2}
+    image = relations_report.logit_figure(large).axes[0].images[0].get_array()
+    want = large["weights_a_to_b"][0, :30, :30]  # the first thirty, above their own rows' means
+    np.testing.assert_allclose(image, want - want.mean(axis=1, keepdims=True))
+
     (ax, _) = relations_report.cosine_figure(curves[9]).axes
     cosines = [workdir.curves(all_runs[1], seed)["cosines"] for seed in config.seeds]
     np.testing.assert_allclose(ax.images[0].get_array(), np.mean(cosines, axis=0))

@@ -92,6 +92,16 @@ def test_the_tables_of_traces_and_correlations_hold_the_numbers(reported):
     assert unequal["bound"] > unequal["exact"]
 
 
+def test_the_table_of_traces_reaches_to_the_largest_distance(reported, monkeypatch):
+    """Up to 3 tokens the trace falls, so that its smallest is the last."""
+    monkeypatch.setattr(rope_report.report, "write", lambda path, text, *_, **__: said.append(text))
+    said = []
+    rope_report.write(reported, dataclasses.replace(SMALL, max_distance=3, widths=(16,)))
+    trace = rope.trace(np.arange(1, 4), 16)
+    assert trace.argmin() == 2 and f"| 16 | {trace.min():.3f} | 3 |" in said[0]
+    assert "Smallest (1/D) Tr R(Δ) for Δ = 1..3;" in said[0]
+
+
 def test_the_figure_holds_traces_and_correlations(reported):
     pytest.importorskip("matplotlib")
     samples = report.select(reported.results(), what="equal")

@@ -69,6 +69,9 @@ def test_the_line_takes_the_shown_and_the_last_step(reported):
 def test_the_table_says_mean_interval_seeds_and_the_papers_cell(reported, capsys):
     workdir, all_runs = reported
     tables.write(workdir, CONFIG, all_runs, PAPER)
+    text = (workdir.path / "report.md").read_text(encoding="utf-8")
+    error = 100 * np.sqrt(0.25 / (26 * CONFIG.generations))  # of a share of one half
+    assert f"standard error of at most {error:.1f} by sampling" in text
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if "|" in line][2:]
     cells = {(row[0].strip("| "), row[1], row[2]): row[3:] for row in rows}
     assert len(cells) == 8
