@@ -304,6 +304,10 @@ def test_it_shows_itself_as_a_table_a_frame_and_a_figure(read, tmp_path):
     (row,) = [line for line in lines if line.startswith("| accuracy %")]
     low, high = (100 * x for x in intervals.wilson_interval(2, 4, 0.9)[1:])
     assert row.startswith(f"| accuracy % | 50.0 ({low:.1f}, {high:.1f}) | 25.0 (")
+    for name, factor, digits in (("rank", 1, 1), ("p_true", 1, 3), ("copied", 100, 1)):
+        bounds = getattr(read.reverse, name)
+        estimate, low, high = (f"{factor * x:.{digits}f}" for x in bounds)
+        assert any(line.endswith(f"| {estimate} ({low}, {high}) |") for line in lines), name
     frame = read.to_frame()
     assert set(MEASURES) == set(frame[frame.part == "reverse"].name)
     (share,) = frame[(frame.part == "reverse") & (frame.name == "copied")].estimate
