@@ -17,7 +17,7 @@ from dirasym.workdir import WorkDirError, stored_config
 # Of a sweep, not of a run: directories that differ in these alone hold more seeds of one thing.
 _SEEDS = {"seeds", "seed"}
 _OF_DIRECTORY = {"workdir", "exp_id"}
-_TIMES = {"run_wall_time_sec", "wall_time_sec", "seconds"}
+TIMES = {"run_wall_time_sec", "wall_time_sec", "seconds"}  # no two runs share them
 
 
 def collect(paths: Iterable[str | os.PathLike]) -> list[dict[str, Any]]:
@@ -27,11 +27,10 @@ def collect(paths: Iterable[str | os.PathLike]) -> list[dict[str, Any]]:
     a value of that name already (what it is known by) keeps it.
 
     Args:
-      paths: work directories of any versions, devices and configurations.
+      paths: work directories of any versions, devices and configurations; each counts once.
 
     Raises:
-      WorkDirError: a path holds no configuration, or no result lines that can be read, or two
-        paths are one directory.
+      WorkDirError: a path holds no configuration, or no result lines that can be read.
 
     Examples:
       >>> import tempfile
@@ -47,8 +46,8 @@ def collect(paths: Iterable[str | os.PathLike]) -> list[dict[str, Any]]:
     configs, lines = {}, []
     places: dict[pathlib.Path, pathlib.Path] = {}
     for path in [pathlib.Path(path).expanduser() for path in paths]:
-        if (other := places.setdefault(path.resolve(), path)) is not path:
-            raise WorkDirError(f"{path} and {other} are one directory: its seeds would count twice")
+        if places.setdefault(path.resolve(), path) is not path:
+            continue  # given twice, as `runs/*` gives a link among them
         configs[path], found = _read(path)
         lines += [(path, line) for line in found]
     names = list(dict.fromkeys(name for config in configs.values() for name in config))
@@ -87,7 +86,7 @@ def over_seeds(lines: Iterable[Mapping[str, Any]], level: float = 0.95) -> list[
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for line in lines:
         keys = itertools.takewhile(lambda key: key not in _SEEDS, line)
-        known = {key: line[key] for key in keys if key not in _OF_DIRECTORY}
+        known = {key: line[key] for key in keys if key not in _OF_DIRECTORY | TIMES}
         groups.setdefault(json.dumps(known, sort_keys=True), []).append(line)
     return [_merged(_each_seed(group), level) for group in groups.values()]
 
@@ -112,7 +111,7 @@ def differences(
             pairs = {
                 name: pair
                 for name, pair in pairs.items()
-                if pair[0] != pair[1] and name not in _OF_DIRECTORY | _TIMES
+                if pair[0] != pair[1] and name not in _OF_DIRECTORY | TIMES
             }
             found.append({"run": key[0], "seed": key[1], **pairs})
     return found
@@ -122,9 +121,13 @@ def _each_seed(group: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The lines of a run with each seed once."""
     of_seed: dict[Any, Mapping[str, Any]] = {}
     for line in group:
-        other = of_seed.setdefault(line.get("seed", id(line)), line)  # some have none
+        if "seed" not in line:  # what was done once: a copy is the same in all but its times
+            of_all = {k: x for k, x in line.items() if k not in _OF_DIRECTORY | TIMES}
+            of_seed.setdefault(json.dumps(of_all, sort_keys=True), line)
+            continue
+        other = of_seed.setdefault(line["seed"], line)
         differing = {key for key in {*line, *other} if line.get(key) != other.get(key)}
-        if named := sorted(differing - _OF_DIRECTORY - _TIMES):
+        if named := sorted(differing - _OF_DIRECTORY - TIMES):
             raise WorkDirError(
                 f"{line.get('run')}, seed {line.get('seed')}: {other.get('workdir')} and "
                 f"{line.get('workdir')} differ in {', '.join(named[:5])}, and are no two seeds"

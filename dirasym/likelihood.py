@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dirasym import rows
+from dirasym import rows, usage
 from dirasym.data import batching
 from dirasym.data.tokenizers import Tokenizer
 from dirasym.models import Transformer, make_apply_fn
@@ -108,7 +108,8 @@ def likelihood(
       tokenizer: of the model.
       mask_id: [M]; the tokenizer's when None.
       passes: of each text; "random_order" takes as many orders as come nearest for the longest.
-      seed, batch_size: of the draws; texts a call.
+      seed: of the draws.
+      batch_size: texts a call.
       prefix: ids that stand before every text and are not scored. When None, the end of text
         for a causal model, which needs something to begin with, and nothing for a masked one.
 
@@ -125,9 +126,7 @@ def likelihood(
       >>> f"{found.nats_per_token.mean:.3f} nats, {found.bits_per_byte.mean:.3f} bits"
       '1.099 nats, 1.585 bits'
     """
-    if kind not in get_args(Kind):
-        raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, got {kind!r}")
-    _check_sizes(texts, batch_size=batch_size, passes=passes)
+    _check_how(kind, texts, batch_size, passes)
     apply_fn = make_apply_fn(model) if isinstance(model, Transformer) else model
     hidden_id = tokenizer.mask_id if mask_id is None else mask_id
     before = list([tokenizer.eos_id] * (kind == "causal") if prefix is None else prefix)
@@ -148,12 +147,14 @@ def likelihood(
     return Likelihood(both_E2[:, 0], both_E2[:, 1], num_tokens_E, num_bytes_E, passes_E)
 
 
-def _check_sizes(texts: Sequence[str], **sizes: int) -> None:
+def _check_how(kind: Kind, texts: Sequence[str], batch_size: int, passes: int) -> None:
+    if kind not in get_args(Kind):
+        raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, got {kind!r}")
     if isinstance(texts, str):
         raise ValueError("texts must be a list of texts, got one text")
-    for name, value in sizes.items():
-        if value % 1 or value < 1:
-            raise ValueError(f"{name} must be a whole number from 1, got {value}")
+    usage.check_counts(batch_size=batch_size)
+    if kind not in ("causal", "left_to_right"):
+        usage.check_counts(passes=passes)
 
 
 def _check(kind, apply_fn, params, texts, ids, prefix, mask_id) -> None:

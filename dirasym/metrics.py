@@ -14,7 +14,7 @@ from dirasym.types import ApplyFn, Array, Params
 
 def generation_success(tokens_BL: Array, target_B: Array) -> jax.Array:
     """Whether each generated row holds its target anywhere: bool [B]."""
-    chex.assert_shape(target_B, np.shape(tokens_BL)[:1])
+    chex.assert_shape(jnp.asarray(target_B), np.shape(tokens_BL)[:1])
     return jnp.any(jnp.asarray(tokens_BL) == jnp.asarray(target_B)[:, None], axis=1)
 
 
@@ -51,7 +51,7 @@ def target_probability(
 
     `capacity` says how many positions are asked, as in `objectives`.
     """
-    chex.assert_shape(target_E, np.shape(tokens_EL)[:1])
+    chex.assert_shape(jnp.asarray(target_E), np.shape(tokens_EL)[:1])
     tokens_EL = _behind_bos(tokens_EL, bos_id)
 
     def read(logits, target):

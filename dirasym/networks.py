@@ -94,11 +94,14 @@ class Network:
         """
         try:
             self._logits_shape(params)
-        except Exception:
+        except Exception as error:
             if type(params) not in (list, tuple) or not params:
                 raise
-            for one in params:
-                self._logits_shape(one)
+            try:
+                for one in params:
+                    self._logits_shape(one)
+            except Exception:
+                raise error from None  # of the whole: its parts may be no parameters at all
             return list(params)
         return [params]
 

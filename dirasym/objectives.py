@@ -10,7 +10,7 @@ a mean of means. `aux` is a dict of further scalars that add the same way. `key`
 step's noise key; `rngs` goes to the model (dropout). Settings are keywords, to be bound
 with `functools.partial`.
 
-Logits of some positions alone are wanted: `capacity` (see `rows`) changes the cost, nothing else.
+Most want the logits of some positions alone: `capacity` (see `rows`) is how many are computed.
 """
 
 from collections.abc import Callable

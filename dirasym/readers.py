@@ -38,20 +38,24 @@ def read_text(path: str | os.PathLike, encoding: str = "utf-8") -> str:
 
 def is_unicode(text: str) -> bool:
     """Whether it can be written to a file: halves of surrogate pairs cannot."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def parse_json(text: str, source: str | os.PathLike) -> Any:
     """JSON of any kind. Raises ValueError, one line that names the source."""
     try:
         value = json.loads(text)
-        if "\\u" in text and not is_unicode(json.dumps(value, ensure_ascii=False)):
-            raise ValueError("it holds half of a surrogate pair")
-        return value
     except ValueError as error:
         raise ValueError(f"{source} is not JSON: {error}") from None
     except RecursionError:
         raise ValueError(f"{source} is not JSON: it is nested too deeply") from None
+    if "\\u" in text and not is_unicode(json.dumps(value, ensure_ascii=False)):
+        raise ValueError(f"{source} holds half of a surrogate pair")
+    return value
 
 
 def read_json(path: str | os.PathLike) -> dict[str, Any]:
@@ -93,12 +97,14 @@ def read_table(
       [(2, {'country': 'France', 'capital': 'Paris'})]
 
     Raises:
-      ValueError: as `read_text`; a column that is absent or there twice, a quote that is not
-        closed or stands inside a cell, or a row with a cell that is missing or blank, or with
-        more cells than the header. The row is named.
+      ValueError: as `read_text`; a column that is absent, there twice or asked twice, a quote
+        that is not closed or stands inside a cell, or a row with a cell that is missing or
+        blank, or with more cells than the header. The row is named.
     """
     text = read_text(path, encoding)
     wanted = [column.strip().lower() for column in columns]
+    if len(set(wanted)) < len(wanted):
+        raise ValueError(f"{path}: {' and '.join(map(repr, columns))} are one column")
     header = text[:80].splitlines()[0] if text.strip() else ""
     for separator in _SEPARATORS:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)

@@ -23,6 +23,7 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dirasym.types import ApplyFn, Array, Params, Rngs
 
@@ -92,7 +93,10 @@ def call(
         return logits
     if len(shape) != 3 or shape[:2] != whole:
         got = shape or f"a {type(logits).__name__}"
-        raise ValueError(f"the model must give logits [B, L, V] of tokens {whole}, got {got}")
+        asked = ", or [R, V] of the rows asked" if "rows_R" in given else ""
+        raise ValueError(
+            f"the model must give logits [B, L, V] of tokens {whole}{asked}, got {got}"
+        )
     return logits if rows_R is None else _flat(logits).at[rows_R].get(mode="clip")
 
 
@@ -111,9 +115,9 @@ def knowing(apply_fn: Any, vocab_size: int) -> ApplyFn:
 def check_read(name: str, token_id: int | None, apply_fn: ApplyFn) -> None:
     """Raises ValueError for an id that a model has no embedding of, as far as that is known.
 
-    What it reads there is NaN, or another token. None passes.
+    What it reads there is NaN, or another token. None passes, and what is traced.
     """
-    if token_id is None:
+    if not isinstance(token_id, int | np.integer):
         return
     size = getattr(apply_fn, "vocab_size", None)
     if token_id < 0 or (size is not None and token_id >= size):

@@ -70,18 +70,14 @@ class Batch:
           (2, array([3, 2]))
 
         Raises:
-          ValueError: tokens that are not two axes of integers, or `scored` or `valid` of another
-            shape or of other values than yes and no.
+          ValueError: tokens that are not two axes of integers, or negative where they are read;
+            `scored` or `valid` of another shape or of other values than yes and no.
         """
         if not isinstance(tokens_BL, jax.Array):
             tokens_BL = np.asarray(tokens_BL)
         if tokens_BL.ndim != 2 or not np.issubdtype(tokens_BL.dtype, np.integer):
             raise ValueError(
                 f"tokens_BL must be integers [B, L], got {tokens_BL.dtype} {tokens_BL.shape}"
-            )
-        if isinstance(tokens_BL, np.ndarray) and (tokens_BL < 0).any():
-            raise ValueError(
-                f"tokens_BL holds {tokens_BL.min()}: mark what is not scored in scored"
             )
         masks = {}
         for name, given in (("scored", scored), ("valid", valid)):
@@ -94,6 +90,14 @@ class Batch:
                 if mask_BL.dtype != bool and not np.isin(mask_BL, (0, 1)).all():
                     raise ValueError(f"{name} must be True or False at each token")
                 masks[f"{name}_BL"] = mask_BL.astype(bool)
+        if isinstance(tokens_BL, np.ndarray):
+            read_BL = masks.get("valid_BL", True)
+            if ((tokens_BL < 0) & read_BL).any():
+                raise ValueError(
+                    f"tokens_BL holds {tokens_BL.min()}, no token: put any token there, and False "
+                    "in scored"
+                )
+            tokens_BL = np.maximum(tokens_BL, 0)  # padding
         size = len(tokens_BL)
         return cls(tokens_BL.astype(np.int32), np.arange(size, dtype=np.int32), size, **masks)
 

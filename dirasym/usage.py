@@ -1,7 +1,16 @@
 """Errors of what a user gave, apart from our own."""
 
 import contextlib
+import errno
 from collections.abc import Iterator
+
+import numpy as np
+
+# What a disk or its owner refuses, or what stands where a file or folder should be.
+_ENVIRONMENT = {
+    errno.EACCES, errno.EDQUOT, errno.EINVAL, errno.EIO, errno.EISDIR, errno.ENOSPC, errno.ENOTDIR,
+    errno.EPERM, errno.EROFS,
+}  # fmt: skip
 
 
 class UsageError(ValueError):
@@ -27,3 +36,25 @@ def blamed(what: str = "") -> Iterator[None]:
         yield
     except (ValueError, ImportError) as error:
         raise UsageError(f"{what}: {error}" if what else str(error)) from error
+
+
+@contextlib.contextmanager
+def disk() -> Iterator[None]:
+    """Around a whole program: a full disk or a place that it may not use is no fault of its own.
+
+    Raises:
+      UsageError: for an OSError of that kind; others pass.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _ENVIRONMENT:
+            raise
+        raise UsageError(str(error)) from error
+
+
+def check_counts(**counts: int) -> None:
+    """Raises ValueError, naming it, for a value that is no whole number from 1."""
+    for name, value in counts.items():
+        if not isinstance(value, int | np.integer) or value < 1:
+            raise ValueError(f"{name} must be a whole number from 1, got {value!r}")

@@ -294,6 +294,7 @@ def merge(parts: Sequence[WorkDir], into: WorkDir) -> None:
     for part in parts:
         (into.path / "curves").mkdir(exist_ok=True)
         for path in sorted((part.path / "curves").glob("[!.]*")):
+            files.check_regular(path)
             files.write_atomically(into.path / "curves" / path.name, path.read_bytes())
         there = into.results()
         new = [line for line in part.results() if line not in there]
@@ -324,8 +325,11 @@ def _check_places(path: pathlib.Path) -> None:
     for name in ("curves", "checkpoints", "files", "recipes", "figures"):
         if os.path.lexists(path / name) and not (path / name).is_dir():
             raise WorkDirError(f"{path / name} cannot be used: it is no folder")
-    for one in (path / "report.md", *path.glob(".*lock*")):
-        if os.path.lexists(one) and not one.is_file():
+    is_lock = re.compile(r"\.lock(-.*)?|\..*\.lock").fullmatch
+    locks = [one for one in path.glob(".*lock*") if is_lock(one.name)]
+    for one in filter(os.path.lexists, (path / "report.md", *locks)):
+        target = pathlib.Path(os.path.realpath(one))  # a link may name a file not yet made
+        if not (target.is_file() or (not target.exists() and target.parent.is_dir())):
             raise WorkDirError(f"{one} cannot be used: it is no file")
 
 

@@ -26,7 +26,7 @@ from dirasym import checkpoints, devices, files, runs, sharding, training
 from dirasym import report as tables
 from dirasym.compile import check_divisible
 from dirasym.stopping import STATUS, Stopped, check_limit, stopped_by_signals
-from dirasym.usage import UsageError, blamed
+from dirasym.usage import UsageError, blamed, disk
 from dirasym.workdir import WorkDir
 
 FLAGS = flags.FLAGS
@@ -136,11 +136,11 @@ def main(
         if not FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # Orbax tells every rename
         try:
-            with stopped_by_signals():
+            with stopped_by_signals(), disk():
                 _run(name, config_type, report, plan)
         except (training.NonFiniteLossError, checkpoints.NonFiniteStateError) as error:
             leave(3, f"error: {error}")
-        except (UsageError, files.LockedError, checkpoints.CheckpointError, OSError) as error:
+        except (UsageError, files.LockedError, checkpoints.CheckpointError) as error:
             logging.info("where it was raised:", exc_info=True)  # --verbosity=1
             leave(2, "error: " + " ".join(str(error).split()))
         except (Stopped, KeyboardInterrupt) as stopped:

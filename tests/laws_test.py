@@ -327,5 +327,9 @@ def test_fields_of_other_shapes_are_refused():
 
 
 def test_labels_of_other_libraries_are_no_tokens():
-    with pytest.raises(ValueError, match="tokens_BL holds -100: mark what is not scored"):
+    with pytest.raises(ValueError, match="tokens_BL holds -100, no token: put any token there"):
         Batch.of([[1, -100], [2, 3]])
+    with pytest.raises(ValueError, match="tokens_BL holds -1, no token"):
+        Batch.of([[1, -1], [2, 3]], scored=[[1, 0], [1, 1]])  # it is read
+    padded = Batch.of([[1, -1], [2, 3]], valid=[[1, 0], [1, 1]])
+    np.testing.assert_array_equal(padded.tokens_BL, [[1, 0], [2, 3]])

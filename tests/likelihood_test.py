@@ -267,6 +267,8 @@ def test_a_transformer_is_taken_as_it_is():
         (dict(batch_size=0), "batch_size must be a whole number from 1, got 0"),
         (dict(kind="random_order", passes=-3), "passes must be a whole number from 1, got -3"),
         (dict(passes=math.nan), "passes must be a whole number from 1, got nan"),
+        (dict(batch_size="2"), "batch_size must be a whole number from 1, got '2'"),
+        (dict(batch_size=2.0), "batch_size must be a whole number from 1, got 2.0"),
         (dict(passes=1), "needs 2 samples"),
         (dict(texts=["xyz"]), "characters outside the alphabet"),
     ],

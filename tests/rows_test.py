@@ -13,6 +13,7 @@ import pytest
 from dirasym import decoding, likelihood, metrics, models, objectives, rows
 from dirasym.analysis import recall
 from dirasym.models import token_table
+from dirasym.networks import Network
 from dirasym.rows import PerRow
 from dirasym.types import Batch
 
@@ -262,3 +263,18 @@ def test_a_model_says_which_tokens_it_has_no_embedding_of():
                 jax.eval_shape(functools.partial(ask, f=apply_fn), variables)
     with pytest.raises(ValueError, match="bos_id -1 is none of"):
         objectives.next_token(_whole, jnp.eye(VOCAB), BATCH, bos_id=-1)
+
+
+def test_a_bos_that_is_traced_passes():
+    ask = jax.jit(lambda bos: objectives.next_token(_whole, jnp.eye(VOCAB), BATCH, bos_id=bos)[0])
+    want = objectives.next_token(_whole, jnp.eye(VOCAB), BATCH, bos_id=1)[0]
+    np.testing.assert_allclose(ask(1), want, rtol=1e-6)
+
+
+def test_parameters_in_a_list_are_blamed_as_a_whole():
+    def flat(params, tokens_BL):
+        return params[0][tokens_BL][:, -1] @ params[1]
+
+    network = Network.of(flat, "causal")
+    with pytest.raises(ValueError, match=r"must give logits \[B, L, V\] of tokens \(1, 2\)"):
+        network.parameter_sets([jnp.ones((3, 2)), jnp.ones((2, 3))])

@@ -19,6 +19,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
+from dirasym import usage
 from dirasym.analysis import products, programs
 from dirasym.analysis.blocks import BlockOf, Blocks
 from dirasym.analysis.cross import CrossMatrix, digest
@@ -358,8 +359,8 @@ def update_ratios(
 def _check_how(method: str, chunk_size: int | None) -> None:
     if method not in ("direct", "factored"):
         raise ValueError(f"method must be 'direct' or 'factored', got {method!r}")
-    if chunk_size is not None and (chunk_size % 1 or chunk_size < 1):
-        raise ValueError(f"chunk_size must be a whole number from 1, got {chunk_size}")
+    if chunk_size is not None:
+        usage.check_counts(chunk_size=chunk_size)
 
 
 def _check_params(params: Params) -> None:

@@ -196,7 +196,7 @@ def _function(blocks: BlockOf) -> Callable[[str], str | None]:
     try:
         pattern = re.compile(blocks)
     except re.error as error:
-        raise ValueError(f"blocks: {blocks!r} is no regular expression: {error.msg}") from None
+        raise ValueError(f"blocks: {blocks!r} is not a regular expression: {error.msg}") from None
 
     def name(path):
         match = pattern.search(path)

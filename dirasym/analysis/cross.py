@@ -202,7 +202,7 @@ class CrossMatrix:
             )
 
         if any(side is None for side in sides):
-            return jnp.zeros((1, 1, 1))  # of any examples and layers: nothing reads the leaf
+            return jnp.zeros((1, 1, 1))  # broadcasts; nothing reads the leaf
         return self._sharded(local, (PartitionSpec(DATA),) * len(sides))(*sides)
 
     def _summed(
@@ -240,7 +240,8 @@ class MatrixFiles:
         if directory.exists() and not directory.is_dir():
             raise ValueError(f"out: {directory} is no directory")
         if path.exists():
-            files.check_regular(path)
+            if not path.is_file():
+                raise ValueError(f"out: {path} is no file")
             found = json.loads(path.read_text(encoding="utf-8"))
             wanted = json.loads(json.dumps(dict(identity)))
             differing = sorted(k for k in wanted if found.get(k) != wanted[k])
@@ -320,7 +321,7 @@ def _tile(num, sizes, limit: int, devices: int, is_square: bool) -> tuple[int, i
 
     def fitted(bytes_left, size, most):
         count = max(devices, bytes_left // max(1, size) // devices * devices)
-        num_tiles = -(-most // count)  # of one size as near as can be: compiled once
+        num_tiles = -(-most // count)  # as equal as can be
         return -(-most // (num_tiles * devices)) * devices
 
     most = [-(-n // devices) * devices for n in num]

@@ -7,8 +7,6 @@ import string
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-import numpy as np
-
 from dirasym import readers
 from dirasym.data.facts import FactSet, Query, Statement
 from dirasym.data.text import normalise
@@ -40,7 +38,7 @@ class Pairs:
     Raises:
       ValueError: a template of another form, no pairs, a blank name, a pair that is there
         twice, one name written in two ways, or, unless `several`, a name in two pairs; other names
-        of none of the names, or blank ones; text that is no Unicode.
+        of none of the names, or blank ones; text that is not valid Unicode.
     """
 
     names: tuple[tuple[str, str], ...]
@@ -66,7 +64,7 @@ class Pairs:
         known, asked = ("a", "b") if name == "forward" else ("b", "a")
         source = f"the {name} template {template!r}"
         if not readers.is_unicode(template):
-            raise ValueError(f"{source} is no Unicode")
+            raise ValueError(f"{source} is not valid Unicode")
         try:
             parts = list(string.Formatter().parse(template))
         except ValueError as error:
@@ -160,7 +158,7 @@ class Pairs:
         several: bool,
         aliases: str | None,
     ) -> "Pairs":
-        if a.strip().lower() == b.strip().lower():
+        if a == b:
             raise ValueError(f"a and b are one column, {a!r}")
         if aliases == "":
             raise ValueError("aliases must be what stands between names, or None")
@@ -227,11 +225,12 @@ def _cells(frame: Any, a: str, b: str) -> Iterable[tuple[Any, Any]]:
     for column in (a, b):
         if column not in frame:
             raise ValueError(f"the table has no column {column!r}")
-        if isinstance(frame[column], str) or np.ndim(frame[column]) != 1:
+        if isinstance(frame[column], str) or getattr(frame[column], "ndim", 1) != 1:
             raise ValueError(f"the table has no single column {column!r}")
-    if len(frame[a]) != len(frame[b]):
-        raise ValueError(f"{a!r} has {len(frame[a])} rows, {b!r} {len(frame[b])}")
-    return zip(frame[a], frame[b], strict=True)
+    one, other = list(frame[a]), list(frame[b])
+    if len(one) != len(other):
+        raise ValueError(f"{a!r} has {len(one)} rows, {b!r} {len(other)}")
+    return zip(one, other, strict=True)
 
 
 def _is_name(name: Any) -> bool:
@@ -245,7 +244,7 @@ def _check_names(names: Sequence[tuple[str, str]], places: Sequence[str], severa
     where: dict[tuple[str, str], str] = {}
     written: dict[str, str] = {}
     for pair, place in zip(names, places, strict=True):
-        if isinstance(pair, str) or len(pair) != 2:
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise ValueError(f"{place} is {pair!r}, not two names")
         for side, name in zip("ab", pair, strict=True):
             if not _is_name(name):

@@ -20,8 +20,8 @@ def normalise(text: str) -> str:
       >>> normalise("  O' Neil (The\u00a0Rock) ")
       "o'neil(the rock)"
     """
-    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).lower())
-    text = _UNSEEN.sub("", text)
+    text = unicodedata.normalize("NFKC", _UNSEEN.sub("", text)).lower()
+    text = unicodedata.normalize("NFKC", text)
     return re.sub(r" ?([^\w\s]) ?", r"\1", " ".join(text.split()))
 
 

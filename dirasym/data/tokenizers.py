@@ -71,8 +71,9 @@ class Characters:
         return [[(place, place + 1) for place in range(len(text))] for text in texts]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of some ids; the end of text is nothing."""
-        return "".join(self.symbols[i] for i in ids if i != self.eos_id)
+        """The text of some ids; the end of text is nothing, "\ufffd" what is no token."""
+        known = dict(enumerate(self.symbols)) | {self.eos_id: ""}
+        return "".join(known.get(int(number), "\ufffd") for number in ids)
 
 
 class Words:
@@ -131,10 +132,11 @@ class Words:
         return [[place for _, place in self._split(text)] for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of some ids, with single spaces."""
+        """The text of some ids, with single spaces; "\ufffd" for ids that are no tokens."""
         text, before, quoted = "", "", False
         for number in ids:
-            word, turned = self._tokens[number]
+            is_token = 0 <= number < len(self._tokens)
+            word, turned = self._tokens[number] if is_token else ("\ufffd", False)
             text += " " * (_spaced(before, word, quoted) != turned) + word
             before, quoted = word, quoted ^ (word == '"')
         return text.strip()
@@ -178,7 +180,8 @@ class HuggingFace:
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text. Raises ValueError for one that they do not give back.
 
-        Case, white space and Unicode's ways of writing one letter (`normalise`) aside. Text
+        Case, white space, marks that nobody sees and Unicode's ways of writing one letter
+        (`normalise`) aside. Text
         that spells a special token is such a text.
         """
         ids = [one.ids for one in self._encode(texts)]
@@ -198,7 +201,7 @@ class HuggingFace:
         """The text of some ids, special tokens left out; "\ufffd" for ids that are no tokens."""
         parts: list[list[int]] = [[]]
         for number in map(int, ids):
-            if self._tokenizer.id_to_token(number) is None:
+            if not 0 <= number < 2**32 or self._tokenizer.id_to_token(number) is None:
                 parts.append([])
             else:
                 parts[-1].append(number)

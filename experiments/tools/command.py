@@ -7,7 +7,7 @@ from typing import Any
 
 from absl import app
 
-from dirasym.usage import UsageError, blamed
+from dirasym.usage import UsageError, blamed, disk
 from experiments import flags
 
 
@@ -36,8 +36,9 @@ def main(config_type: type, work: Callable[[Any], None]) -> None:
                     raise UsageError(f"--{name} has no effect here")
             with blamed():
                 config = flags.read(config_type)
-            work(config)
-        except (UsageError, OSError) as error:
+            with disk():
+                work(config)
+        except UsageError as error:
             flags.leave(2, "error: " + " ".join(str(error).split()))
 
     app.run(absl_main, flags_parser=lambda argv: flags.parse(argv, {}))

@@ -24,7 +24,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from dirasym import models, report, training
+from dirasym import collecting, models, report, training
 from dirasym.pieces import Piece
 from dirasym.workdir import WorkDir, full_name, stored_config
 from experiments import (
@@ -58,7 +58,6 @@ from experiments.systems import training_dynamics as dynamics
 from experiments.systems import world_a as world_a_system
 
 PRESETS = {"smoke": dict(kills=2), "quick": dict(kills=20), "paper": dict(kills=100)}
-TIMING = ("run_wall_time_sec", "wall_time_sec", "seconds")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -316,7 +315,7 @@ def _recorded(workdir: WorkDir, known: Any, seed: int | None) -> dict[str, Any]:
     curves = workdir.curves(known, seed) if getattr(known, "has_curves", True) else {}
     parts = {"line": line, "curves": curves}
     return {
-        name: {key: x for key, x in part.items() if key not in TIMING}
+        name: {key: x for key, x in part.items() if key not in collecting.TIMES}
         for name, part in parts.items()
     }
 

@@ -524,11 +524,11 @@ def test_bad_input():
         alignment.alignment(loss, loss, deleted)
     with pytest.raises(ValueError, match="loss_rev must return a scalar"):
         alignment.alignment(loss, lambda p: p["w"], params)
-    for bad in (0, -1, 1.5):
+    for bad in (0, -1, 1.5, 2.0, "2"):
         for call in (alignment.alignment, alignment.cross_alignment):
-            with pytest.raises(ValueError, match=f"whole number from 1, got {bad}"):
+            with pytest.raises(ValueError, match=f"whole number from 1, got {bad!r}"):
                 call(loss, loss, params, examples=np.ones(2), chunk_size=bad)
-    with pytest.raises(ValueError, match=r"^blocks: '\(' is no regular expression: missing"):
+    with pytest.raises(ValueError, match=r"^blocks: '\(' is not a regular expression: missing"):
         alignment.alignment(loss, loss, params, blocks="(")
     with pytest.raises(ValueError, match="blocks matches no parameter"):
         alignment.alignment(loss, loss, params, blocks="nothing")

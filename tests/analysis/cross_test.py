@@ -129,7 +129,9 @@ TILES = [  # rows and columns, bytes of their factors, limit, devices: height an
 
 
 @pytest.mark.parametrize(("num", "sizes", "limit", "devices", "tile"), TILES)
-def test_a_tile_is_as_large_as_the_limit_allows(num, sizes, limit, devices, tile):
+def test_tiles_are_as_few_as_the_limit_allows_and_as_equal_as_can_be(
+    num, sizes, limit, devices, tile
+):
     assert cross._tile(num, sizes, limit, devices, False) == tile
 
 

@@ -84,7 +84,7 @@ def test_json_lines_that_cannot_be_are_named(tmp_path):
     path = tmp_path / "pairs.jsonl"
     for line, message in (
         ('{"country": "Spain"}', "row 3 has no capital"),
-        (r'{"country": "Spain\ud83d", "capital": "x"}', "line 3 is not JSON: it holds half of a"),
+        (r'{"country": "Spain\ud83d", "capital": "x"}', "line 3 holds half of a"),
         ('{"country": "Spain", "capital": 3}', "row 3 has no capital"),
         ('["Spain", "Madrid"]', "row 3 has no country"),
         ("{'country'}", "line 3 is not JSON"),
@@ -109,6 +109,11 @@ def test_frames():
     for cells in ("FS", [["France", "x"], ["Spain", "y"]]):  # of two columns of one name
         with pytest.raises(ValueError, match="no single column 'country'"):
             Pairs.from_frame(frame | {"country": np.array(cells)}, **COLUMNS, **WORDING)
+    views = {"country": dict(F="France", S="Spain").values(), "capital": map(str, ["P", "M"])}
+    assert Pairs.from_frame(views, **COLUMNS, **WORDING).names == (("France", "P"), ("Spain", "M"))
+    frame |= {"Country": ["x", "y"], 0: ["1", "2"]}  # names of columns have a case, or are numbers
+    assert Pairs.from_frame(frame, a="country", b="Country", **WORDING).names[0] == ("France", "x")
+    assert Pairs.from_frame(frame, a="country", b=0, **WORDING).names[1] == ("Spain", "2")
     frame["capital"][1] = float("nan")
     with pytest.raises(ValueError, match="row 1 has no capital"):
         Pairs.from_frame(frame, **COLUMNS, **WORDING)
@@ -126,7 +131,7 @@ def test_frames():
         (dict(forward="{a!r} has {b}"), "more than {a} and {b} in its braces"),
         (dict(forward="{a has {b}"), "is none"),
         (dict(forward="{a}的首都是{b}"), "needs a space before {b}"),
-        (dict(forward="\udcff {a} is {b}"), "is no Unicode"),
+        (dict(forward="\udcff {a} is {b}"), "is not valid Unicode"),
     ],
 )
 def test_templates_that_cannot_be_are_named(change, message):
@@ -140,6 +145,7 @@ def test_names_that_cannot_be_are_named():
         ((("a", " "),), "pair 1: b is ' ', no name"),
         ((("a", "b\ud83d"),), r"pair 1: b is 'b\\ud83d', no name"),
         (("ab", "cd"), "pair 1 is 'ab', not two names"),
+        ((None,), "pair 1 is None, not two names"),
         ((("a", "b", "c"),), "pair 1 is .*, not two names"),
         ((("a", "b"), ("c", "b")), "pair 2 repeats 'b' of pair 1"),
         ((("a", "b"), ("a", "b")), "pair 2 repeats 'a' of pair 1"),
@@ -194,3 +200,10 @@ def test_a_cell_may_hold_several_names_of_one_thing(tmp_path):
     for also, message in (({"Rome": ("Roma",)}, "in no pair"), ({"France": (" ",)}, "no names")):
         with pytest.raises(ValueError, match=f"also: .*{message}"):
             Pairs(NAMES, **WORDING, also=also)
+
+
+def test_one_column_of_a_table_is_not_two(tmp_path):
+    path = tmp_path / "pairs.csv"
+    path.write_text("name,other\nFrance,Paris\n")
+    with pytest.raises(ValueError, match=r"pairs\.csv: 'name' and 'Name' are one column"):
+        Pairs.from_csv(path, a="name", b="Name", **WORDING)

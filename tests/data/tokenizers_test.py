@@ -137,11 +137,18 @@ def test_a_hugging_face_file_that_pads_cuts_and_leaves_ids_out(tmp_path):
     loaded = tokenizers.load(str(tmp_path / "tokenizer.json"))
     assert loaded.encode(["a", "abcd"]) == [[0], [0, 2, 4, 6]]
     assert loaded.vocab_size == 15  # the space is 14
-    for no_token in (3, 20):  # a model may have more, and say them: its answer is no "ab"
+    for no_token in (3, 20, -1, 2**40):  # a model may have more, or say none: it is no "ab"
         assert loaded.decode([0, no_token, 2]) == "a\ufffdb"
     with pytest.raises(ValueError, match=r"turns 'aa.*\.\.\..*zz'") as error:
         loaded.encode(["a" * 10_000 + "zz"])
     assert len(str(error.value)) < 300
+
+
+def test_what_is_no_token_is_seen():
+    words = tokenizers.Words(["x y z"])
+    for no_token in (-1, 99):
+        assert tokenizers.Characters("ab").decode([0, no_token, 1]) == "a\ufffdb"
+        assert words.decode([words.encode(["x"])[0][0], no_token]) == "x\ufffd"
 
 
 def test_words_round_trip():

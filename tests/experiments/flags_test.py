@@ -1,6 +1,8 @@
 import dataclasses
+import errno
 import importlib
 import json
+import os
 import pathlib
 import signal
 import subprocess
@@ -69,7 +71,7 @@ def test_help_shows_the_flags_of_this_experiment_with_their_presets_and_no_other
         (["--shard=2/2"], "shard=2/2 is not I/N"),
         (["--shard=half"], "shard=half is not I/N"),
         (["--time_limit=-1"], "time_limit"),
-        (["--time_limit=nan"], "time_limit must be at least 0 minutes, got nan"),
+        (["--time_limit=nan"], "time_limit must be a number of minutes, got nan"),
         (["--model_devices=3", "--num_devices=4"], "model_devices=3 needs num_devices"),
         (["--process_id=3"], "process_id=3 must be below"),
         (["surplus"], "unexpected argument 'surplus'"),
@@ -224,6 +226,15 @@ def test_no_experiment_takes_a_size_that_no_memory_holds(config):
         if int in (field.type, *typing.get_args(field.type)):
             with pytest.raises(ValueError, match=f"--{field.name}"):
                 house.checked(field, (10**12,) if is_list else 10**12)
+
+
+def test_a_disk_that_refuses_is_no_fault_of_the_program_and_a_lost_path_is():
+    for code in (errno.ENOSPC, errno.EACCES, errno.EISDIR):
+        with pytest.raises(usage.UsageError, match="run/x"), usage.disk():
+            raise OSError(code, os.strerror(code), "run/x")
+    for error in (FileNotFoundError(errno.ENOENT, "lost", "run/x"), BrokenPipeError(errno.EPIPE)):
+        with pytest.raises(type(error)), usage.disk():
+            raise error
 
 
 def test_a_plan_s_own_fault_is_no_bad_flag(monkeypatch, tmp_path):
