@@ -31,6 +31,9 @@ def test_wilson_interval():
     assert intervals.wilson_interval(0, 250)[:2] == (0, 0)
     np.testing.assert_allclose(intervals.wilson_interval(0, 250).high, 0.0151, atol=1e-4)
     assert intervals.wilson_interval(4, 4).high == 1
+    np.testing.assert_allclose(
+        intervals.wilson_interval(1, 1).low, 1 / (1 + 1.959964**2), rtol=1e-5
+    )
     for successes, count in ((5, 4), (-1, 4), (0, 0)):
         with pytest.raises(ValueError, match="no share"):
             intervals.wilson_interval(successes, count)

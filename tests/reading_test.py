@@ -16,6 +16,7 @@ from dirasym.data import facts
 from dirasym.data.pairs import Pairs
 from dirasym.data.tokenizers import Characters, Words
 from dirasym.measuring import measure
+from dirasym.progress import Parts
 from dirasym.reading import MEASURES, SHARES, Reading
 
 PAIRS = Pairs(
@@ -283,6 +284,20 @@ def test_intervals_over_several_parameter_sets_are_students():
     np.testing.assert_allclose(read.storage.estimate, np.mean(cosines))
     assert Reading.from_json(read.to_json()) == read
     assert "mean of 3 sets" in str(read)
+
+
+@pytest.mark.parametrize("num_sets", [1, 2])
+def test_bars_name_the_set_where_there_are_several(num_sets, monkeypatch):
+    titles = []
+    monkeypatch.setattr(
+        measuring,
+        "Parts",
+        lambda shown, title: titles.append((shown, title)) or Parts(shown, title),
+    )
+    sets = [PARAMS] * num_sets
+    measure(_model("causal", True), sets, PAIRS, WORDS, kind="causal", progress=False)
+    wanted = [""] if num_sets == 1 else [", set 1 of 2", ", set 2 of 2"]
+    assert titles == [(False, title) for title in wanted]
 
 
 def test_json_goes_both_ways(read, tmp_path):
