@@ -6,11 +6,10 @@ Question  `analysis.alignment.cross_alignment` of a random LLaMA's next-token gr
           alternating in one process. kronfluence covers linear layers alone: all agree there.
 Command   python -m experiments.benchmarks.cross_matrix
 Cost      about 3 minutes on 2 CPU cores; kronfluence, torch and transformers where installed.
-Expected  1.3 times as fast as kronfluence on quiet cores, which has not been measured. On two
-          cores that ten other processes shared (2026-11-26): factored 15.9 s, kronfluence 37.5,
-          plain 19.3, direct 52.1, equal sides 7.8. In processor time, alone in its process and
-          with OMP_WAIT_POLICY=passive, kronfluence took 5.6 to 6.1 s, factored 6.2 to 6.8; in
-          peak memory 2.2 GB and 1.6 GB.
+Expected  factored 1.2 times as fast as kronfluence and a little faster than plain: on two quiet
+          cores (2026-11-27, OMP_WAIT_POLICY=passive) factored 3.47 s, kronfluence 4.14, plain
+          3.67, direct 9.10, equal sides 1.91. The goal is 1.3 times. In peak memory kronfluence
+          took 2.2 GB and factored 1.6 GB.
 """
 
 import dataclasses
