@@ -34,7 +34,7 @@ from dirasym.analysis.questions import (
     pair_alignment,
 )
 from dirasym.data.facts import FactSet
-from dirasym.data.pairs import Pairs
+from dirasym.data.pairs import Pairs, fact_set
 from dirasym.data.tokenizers import Tokenizer
 from dirasym.networks import Network
 from dirasym.progress import Parts
@@ -177,7 +177,7 @@ def prepare(
     sets = network.parameter_sets(params)
     for one in sets:
         network.check_vocabulary(one, tokenizer)
-    facts = pairs.fact_set() if isinstance(pairs, Pairs) else pairs
+    facts = fact_set(pairs)
     questions = Questions.of(
         facts,
         tokenizer,

@@ -13,6 +13,7 @@ import numpy as np
 from dirasym import decoding, models, rows
 from dirasym.analysis.attention import Internals
 from dirasym.analysis.recall import Cloze
+from dirasym.data import tokenizers
 from dirasym.data.tokenizers import Tokenizer
 from dirasym.models import lora
 from dirasym.types import ApplyFn, Params
@@ -121,7 +122,9 @@ class Network:
 
         Raises:
           ValueError: more tokens than the model has logits of, or a mask id that is none of them.
+          TypeError: it is no `Tokenizer`.
         """
+        tokenizers.check(tokenizer)
         mask_id, size = tokenizer.mask_id, self._logits_shape(params)[-1]
         if self.kind == "masked" and mask_id is not None and not 0 <= mask_id < size:
             raise ValueError(f"mask_id {mask_id} is none of the model's {size} tokens")

@@ -598,6 +598,20 @@ def test_what_cannot_be_is_one_clear_error(change, message):
         measure(model, PARAMS, PAIRS, tokenizer, **given)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(pairs=[("a", "b")]), "pairs must be Pairs or a FactSet, got a list"),
+        (dict(tokenizer=None), "tokenizer: a NoneType has no vocab_size; `tokenizers.load` and"),
+        (dict(tokenizer=types.SimpleNamespace(vocab_size=9, encode=len)), "has no eos_id"),
+    ],
+)
+def test_what_is_of_another_kind_is_named(change, message):
+    given = dict(pairs=PAIRS, tokenizer=WORDS) | change
+    with pytest.raises(TypeError, match=message):
+        measure(_model("causal", True), PARAMS, kind="causal", progress=False, **given)
+
+
 def test_a_mask_outside_the_vocabulary_and_a_missing_keyword_are_named():
     words = Words([*PAIRS.fact_set().texts(), "of"])
     words.mask_id = 99

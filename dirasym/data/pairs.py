@@ -214,6 +214,15 @@ class Pairs:
         return tuple(dict.fromkeys(text for name in names for text in (name + tail, name)))
 
 
+def fact_set(pairs: Any) -> FactSet:
+    """What pairs ask; a `FactSet` as it is. Raises TypeError for anything else."""
+    if isinstance(pairs, Pairs):
+        return pairs.fact_set()
+    if not isinstance(pairs, FactSet):
+        raise TypeError(f"pairs must be Pairs or a FactSet, got a {type(pairs).__name__}")
+    return pairs
+
+
 def _split(cell: str, aliases: str | None, place: str, column: str) -> list[str]:
     names = [name.strip() for name in (cell.split(aliases) if aliases else [cell])]
     if not all(names):

@@ -48,6 +48,16 @@ class Tokenizer(Protocol):
         ...
 
 
+def check(tokenizer: Any) -> None:
+    """Raises TypeError for what is no `Tokenizer`, such as another library's."""
+    for name in ("vocab_size", "eos_id", "pad_id", "mask_id", "encode", "offsets", "decode"):
+        if not hasattr(tokenizer, name):
+            raise TypeError(
+                f"tokenizer: a {type(tokenizer).__name__} has no {name}; `tokenizers.load` and "
+                "`tokenizers.from_directory` read files of Hugging Face into one"
+            )
+
+
 class Characters:
     """One id a character, by default printable ASCII and the newline. Needs no file."""
 
