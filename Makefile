@@ -7,7 +7,7 @@ EXTRAS ?= test
 WORKERS ?= auto
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: reproduce test test-slow test-parity test-lowest lint mypy mutants tables docs
+.PHONY: reproduce test test-slow test-parity test-lowest lint mypy mutants tables docs site parity-suite
 
 reproduce: $(VENV)/installed
 	$(BIN)/python -m experiments.toy_reversal --preset=quick --workdir=runs/toy_reversal
