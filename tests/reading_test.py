@@ -316,6 +316,8 @@ def test_it_shows_itself_as_a_table_a_frame_and_a_figure(read, tmp_path):
     pytest.importorskip("matplotlib")
     lines = str(read).splitlines()
     assert lines[0].startswith(f"{read.kind} model, 4 questions forward, 4 in reverse; value (90%")
+    fewer = dataclasses.replace(read, reverse=dataclasses.replace(read.reverse, count=3))
+    assert "4 questions forward, 3 in reverse" in str(fewer)
     (row,) = [line for line in lines if line.startswith("| accuracy %")]
     low, high = (100 * x for x in intervals.wilson_interval(2, 4, 0.9)[1:])
     assert row.startswith(f"| accuracy % | 50.0 ({low:.1f}, {high:.1f}) | 25.0 (")

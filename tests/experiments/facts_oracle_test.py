@@ -305,6 +305,11 @@ def test_table_1_of_the_paper_is_the_mean_of_its_tables_4_to_6():
         np.testing.assert_allclose(np.mean(page.PAPER[data], axis=0), row, atol=0.051)
 
 
+def test_shares_of_many_questions_have_their_wilson_interval():
+    line = {"reverse_percent": 96.8, "reverse_questions": 250}  # 242 right
+    assert facts_report._over_questions(line, "reverse") == "96.8 (93.8 to 98.4)"
+
+
 def test_the_papers_seeds_are_set_beside_ours():
     """Tables 4 to 6 of arXiv 2602.02133: seeds 1, 42 and 1234, in this order."""
     run = types.SimpleNamespace(identity={"data": "p2c", "model": "arm"})

@@ -335,6 +335,7 @@ def test_figures_hold_the_curves(reported):
     (ax, _) = relations_report.cosine_figure(curves[9]).axes
     cosines = [workdir.curves(all_runs[1], seed)["cosines"] for seed in config.seeds]
     np.testing.assert_allclose(ax.images[0].get_array(), np.mean(cosines, axis=0))
+    assert ax.images[0].get_clim() == (-1, 1)
 
     (ax,) = relations_report.gap_figure(curves[9], epochs[9]).axes
     lines = {line.get_label(): line for line in ax.get_lines()}

@@ -58,6 +58,8 @@ def reported(tmp_path_factory):
 def test_all_cells_of_table_3_agree_and_stand_at_their_place(reported):
     text = (reported.path / "report.md").read_text()
     assert "60 of 60 cells agree" in text
+    places = {(delta, m) for delta in (10, 20, 30, 40, 50) for m in (64, 128)}
+    assert set(rope_report.PAPER_TABLE_3) == places
     rows = [row for row in text.splitlines() if row.startswith("| 30 | 128 |")]
     assert rows == [
         "| 30 | 128 | 0.981 (0.981) | 0.976 (0.976) | 0.969 (0.969) | 0.958 (0.958) | "
