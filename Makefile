@@ -7,7 +7,9 @@ EXTRAS ?= test
 WORKERS ?= auto
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: reproduce test test-slow test-parity test-lowest lint mypy mutants tables docs site parity-suite
+.PHONY: reproduce test test-slow test-parity test-lowest lint mypy mutants tables docs
+# Parts of these; site/ is there after the first time, and is made again.
+.PHONY: site parity-suite
 
 reproduce: $(VENV)/installed
 	$(BIN)/python -m experiments.toy_reversal --preset=quick --workdir=runs/toy_reversal
