@@ -121,11 +121,7 @@ def _each_seed(group: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The lines of a run with each seed once."""
     of_seed: dict[Any, Mapping[str, Any]] = {}
     for line in group:
-        if "seed" not in line:  # what was done once: a copy is the same in all but its times
-            of_all = {k: x for k, x in line.items() if k not in _OF_DIRECTORY | TIMES}
-            of_seed.setdefault(json.dumps(of_all, sort_keys=True), line)
-            continue
-        other = of_seed.setdefault(line["seed"], line)
+        other = of_seed.setdefault(line.get("seed"), line)  # without one, all but times agree
         differing = {key for key in {*line, *other} if line.get(key) != other.get(key)}
         if named := sorted(differing - _OF_DIRECTORY - TIMES):
             raise WorkDirError(

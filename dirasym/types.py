@@ -91,11 +91,10 @@ class Batch:
                     raise ValueError(f"{name} must be True or False at each token")
                 masks[f"{name}_BL"] = mask_BL.astype(bool)
         if isinstance(tokens_BL, np.ndarray):
-            read_BL = masks.get("valid_BL", True)
-            if ((tokens_BL < 0) & read_BL).any():
+            lowest = np.where(masks.get("valid_BL", True), tokens_BL, 0).min(initial=0)
+            if lowest < 0:
                 raise ValueError(
-                    f"tokens_BL holds {tokens_BL.min()}, no token: put any token there, and False "
-                    "in scored"
+                    f"tokens_BL holds {lowest}, no token: put any token there, and False in scored"
                 )
             tokens_BL = np.maximum(tokens_BL, 0)  # padding
         size = len(tokens_BL)

@@ -30,3 +30,16 @@ def hides_nothing(figure):
                 room = 1e-9 * (high - low)
                 inside = (place >= low - room) & (place <= high + room)
                 assert inside[shown].all(), (ax.get_title(), line.get_label(), place, limits)
+
+
+def of_report(monkeypatch, report):
+    """{figure: what it is drawn from} of the latest report, which is printed and not written."""
+    drawn = {}
+
+    def write(path, text, figures, *, printed):
+        drawn.clear()
+        drawn.update({name: figure.args for name, figure in figures.items()})
+        print(printed)
+
+    monkeypatch.setattr(report, "write", write)
+    return drawn

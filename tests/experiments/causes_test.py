@@ -475,12 +475,7 @@ def test_the_figures_of_causes_draw_the_cells():
 
 
 def test_the_figure_of_training_draws_the_first_six_cells(tmp_path, monkeypatch):
-    drawn = {}
-
-    def write(path, text, figures, *, printed):
-        drawn.update({name: figure.args for name, figure in figures.items()})
-
-    monkeypatch.setattr(tables.report, "write", write)
+    drawn = artists.of_report(monkeypatch, tables.report)
     for part in ("transplant", "cell_table", "effect_table", "mechanism_table", "claim_table"):
         monkeypatch.setattr(tables, part, lambda *args: "")
     workdir = WorkDir(tmp_path / "run")

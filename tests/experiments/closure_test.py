@@ -280,14 +280,8 @@ def test_a_tie_of_the_rank_correlation_decides_nothing(monkeypatch):
 
 
 def test_a_report_draws_a_diagram_of_more_than_one_closure(tmp_path, monkeypatch):
-    drawn = {}
-
-    def write(path, text, figures, *, printed):
-        drawn.update(figures)
-
-    monkeypatch.setattr(closure_report.report, "write", write)
+    drawn = artists.of_report(monkeypatch, closure_report.report)
     for lines, names in ((LINES, {"decay", "phase"}), (LINES[:2], {"decay"})):
-        drawn.clear()
         workdir = types.SimpleNamespace(path=tmp_path, results=lambda lines=lines: lines)
         closure_report.write(workdir, TINY, [])
         assert set(drawn) == names

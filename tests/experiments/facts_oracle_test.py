@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import types
 
+import artists
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -328,12 +329,7 @@ def test_the_papers_seeds_are_set_beside_ours():
 
 
 def test_a_report_draws_gradients_and_attention_where_they_were_measured(done, monkeypatch):
-    drawn = {}
-
-    def write(path, text, figures, *, printed):
-        drawn.update({name: figure.args for name, figure in figures.items()})
-
-    monkeypatch.setattr(facts_report.report, "write", write)
+    drawn = artists.of_report(monkeypatch, facts_report.report)
     facts_report.write(done.workdir, done.config, done.runs, page.PAPER)
     measured = {"gradients": "gradient_cosine_total"}
     if done.kind == "mdm":  # a causal model has no attention both ways
@@ -353,7 +349,6 @@ def test_a_report_draws_gradients_and_attention_where_they_were_measured(done, m
                 k: v for k, v in stacked(*args, **how).items() if not k.startswith(prefix)
             },
         )
-        drawn.clear()
         facts_report.write(done.workdir, done.config, done.runs, page.PAPER)
         assert name not in drawn
 

@@ -337,19 +337,13 @@ def test_the_figure_of_two_letters_draws_cosines_blocks_and_assumptions():
 
 
 def test_a_report_draws_what_was_run(reported, monkeypatch):
-    drawn = {}
-
-    def write(path, text, figures, *, printed):
-        drawn.update(figures)
-
-    monkeypatch.setattr(tables.report, "write", write)
+    drawn = artists.of_report(monkeypatch, tables.report)
     for changes, names in (
         (dict(), {"first_order", "alignment", "attention", "depth"}),
         (dict(layers=(1,)), {"first_order", "alignment", "attention"}),
         (dict(parts=("minimal",)), {"first_order", "minimal"}),
         (dict(models=("arm",)), {"first_order"}),
     ):
-        drawn.clear()
         config = dataclasses.replace(reported.config, **changes)
         tables.write(reported.workdir, config, reported.runs)
         assert set(drawn) == names

@@ -375,12 +375,7 @@ def test_the_figure_of_sizes_shows_evaluations_one_two_four_and_the_last():
 
 def test_a_report_draws_the_weights_of_the_largest_size(reported, monkeypatch):
     workdir, config, all_runs = reported
-    drawn = {}
-
-    def write(path, text, figures, *, printed):
-        drawn.update({name: figure.args for name, figure in figures.items()})
-
-    monkeypatch.setattr(relations_report.report, "write", write)
+    drawn = artists.of_report(monkeypatch, relations_report.report)
     relations_report.write(workdir, config, all_runs)
     want = np.stack([workdir.curves(all_runs[1], seed)["cosines"] for seed in config.seeds])
     for name in ("cosines", "logits", "gaps"):
@@ -390,7 +385,6 @@ def test_a_report_draws_the_weights_of_the_largest_size(reported, monkeypatch):
     assert list(curves) == list(epochs) == [5, 9] and len(lines) == 4
     for size in (5, 9):
         np.testing.assert_allclose(epochs[size], [0, config.num_epochs])
-    drawn.clear()
     relations_report.write(workdir, dataclasses.replace(config, num_train=(5,)), all_runs[:1])
     assert set(drawn) == {"nll", "cosines", "logits", "gaps"}  # of one size there is no curve
 

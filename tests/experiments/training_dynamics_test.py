@@ -273,13 +273,7 @@ def test_a_report_sorts_the_pieces_by_part(tmp_path, monkeypatch, capsys):
         line = next(iter([x for x in _one_layer_lines() if x["case"] == case]), None)
         line = line or found.get(piece.identity["part"], lambda: dict(DESCENT))()
         workdir.record(piece, piece.seed, line)
-    drawn = {}
-
-    def write(path, text, figures, *, printed):
-        drawn.update({name: figure.args for name, figure in figures.items()})
-        print(printed)
-
-    monkeypatch.setattr(dynamics_report.report, "write", write)
+    drawn = artists.of_report(monkeypatch, dynamics_report.report)
     dynamics_report.write(workdir, config, pieces)
     numbers = {(*piece.identity.values(), piece.seed): n for n, piece in enumerate(pieces)}
     _, bilinear = drawn["bilinear_losses"]
