@@ -3,7 +3,8 @@
 Held at a time are the factors and directly formed gradients of a tile's rows and columns, the
 activations of the examples that are differentiated at a time, and one leaf's formed gradients
 in part: r·B + c·B' + m·A + F bytes with r rows, c columns, m examples at a time; B and B' the
-bytes of an example's factors, A of its activations, F at most an eighth of the limit.
+bytes of an example's factors, A of its activations. Of the limit r·B + c·B' take at most three
+quarters, m·A and F an eighth each; a tile and a chunk have one example at least.
 """
 
 import functools
@@ -68,9 +69,9 @@ class CrossMatrix:
         ]
         activations = max(1, problem.fwd.num_bytes, problem.rev.num_bytes)
         on_cpu = jax.default_backend() == "cpu"
-        at_once = min(memory_limit // 4, CACHED_BYTES) if on_cpu else memory_limit // 4
+        at_once = min(memory_limit // 8, CACHED_BYTES) if on_cpu else memory_limit // 8
         self._chunk = chunk_size or max(1, at_once // activations)
-        self.tile = _tile(self._num, sizes, memory_limit * devices // 2, devices, is_symmetric)
+        self.tile = _tile(self._num, sizes, 3 * memory_limit * devices // 4, devices, is_symmetric)
         self._formed_bytes = memory_limit // 8
         self._fwd, self._rev = (
             jax.jit(functools.partial(self._gradients, problem, which)) for which in ("fwd", "rev")
@@ -182,8 +183,7 @@ class CrossMatrix:
     def _gradients(self, problem: Problem, which: str, params: Params, examples: Any) -> Gradient:
         def local(params, examples):
             one = functools.partial(problem.gradient, which, params)
-            size = _even_chunk(_length(examples), self._chunk)
-            return jax.lax.map(one, examples, batch_size=size)
+            return _in_chunks(jax.vmap(one), examples, self._chunk)
 
         return self._sharded(local, (PartitionSpec(), PartitionSpec(DATA)))(params, examples)
 
@@ -317,7 +317,7 @@ def _mapped(path: pathlib.Path, shape: tuple[int, ...], dtype: Any) -> np.memmap
 
 
 def _tile(num, sizes, limit: int, devices: int, is_square: bool) -> tuple[int, int]:
-    """Rows and columns whose factors fit into half the limit: all columns, if they take half."""
+    """Rows and columns whose factors fit into the limit: all columns, if they take half of it."""
 
     def fitted(bytes_left, size, most):
         count = max(devices, bytes_left // max(1, size) // devices * devices)
@@ -357,10 +357,29 @@ def _joined(x_IJRC: jax.Array, num: tuple[int, int], is_symmetric: bool) -> jax.
     return x[: num[0], : num[1]]
 
 
-def _even_chunk(length: int, most: int) -> int:
-    """At most so many at a time; if half as many or more divide the length, these."""
-    sizes = range(min(most, length), most // 2, -1)
-    return next((size for size in sizes if length % size == 0), min(most, length))
+def _in_chunks(function: Callable[[Any], Any], examples: Any, most: int) -> Any:
+    """As `jax.lax.map(batch_size=)`, whose results are stacked and then copied.
+
+    Chunks are as equal as can be; the last one begins earlier, rather than be shorter.
+    """
+    length = _length(examples)
+    num_chunks = -(-length // most)
+    size = -(-length // num_chunks)
+
+    def some(start):
+        return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, size), examples)
+
+    def step(n, found):
+        start = jnp.minimum(n * size, length - size)
+        return jax.tree.map(
+            lambda whole, part: jax.lax.dynamic_update_slice_in_dim(whole, part, start, 0),
+            found,
+            function(some(start)),
+        )
+
+    shapes = jax.eval_shape(lambda: function(some(0)))
+    whole = jax.tree.map(lambda x: jax.lax.empty((length, *x.shape[1:]), x.dtype), shapes)
+    return jax.lax.fori_loop(0, num_chunks, step, whole)
 
 
 def _length(examples: Any) -> int:
