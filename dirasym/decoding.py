@@ -186,6 +186,9 @@ def greedy(
       valid_BL: False at padding.
       num_new: tokens to generate.
       eos_id: ends a row; None never.
+
+    Raises:
+      ValueError: `num_new` below 1.
     """
     logits_BV, cache = start_greedy(extend_fn, params, prompt_BL, valid_BL, num_new=num_new)
     started = dict(logits_BV=logits_BV, cache=cache, num_new=num_new, eos_id=eos_id)
@@ -201,6 +204,8 @@ def start_greedy(
     num_new: int,
 ) -> tuple[jax.Array, Any]:
     """`greedy`'s reading of the prompts: logits of the first new token [B, V], and the cache."""
+    if num_new < 1:
+        raise ValueError(f"num_new must be at least 1, got {num_new}")
     prompt_BL, valid_BL = jnp.asarray(prompt_BL), jnp.asarray(valid_BL)
     chex.assert_equal_shape([prompt_BL, valid_BL])
     valid_BS = jnp.pad(valid_BL, ((0, 0), (0, num_new)), constant_values=True)

@@ -158,6 +158,12 @@ def test_no_steps_are_refused():
         )
 
 
+def test_no_new_tokens_are_refused():
+    extend_fn = decoding.recomputing(_true_conditionals)
+    with pytest.raises(ValueError, match="num_new must be at least 1, got 0"):
+        decoding.greedy(extend_fn, {}, [[MASK]], [[True]], num_new=0)
+
+
 @pytest.mark.parametrize("mask_id", [-1, 6])
 def test_a_mask_id_that_the_model_lacks_is_refused(mask_id):
     rows, key = np.zeros((1, 2), np.int32), jax.random.key(0)
