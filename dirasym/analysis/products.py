@@ -52,17 +52,20 @@ def cross_products(
       limit: bytes of gradients that are formed at a time.
       gather: from a device's share of columns to those of all devices.
     """
-    layers_first = [jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), x) for x in (rows, columns)]
-    if rows is columns:
-        layers_first = layers_first[:1]
+    sides = (rows,) if rows is columns else (rows, columns)
 
-    def of_layer(sides):
-        first, last = sides[0], sides[-1]
+    def of_layer(k):
+        one = [
+            jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, k, 1, False), x) for x in sides
+        ]
+        first, last = one[0], one[-1]
         if isinstance(first, Formed):
             return _blocked_product(_wide(first.value), gather(_wide(last.value)))
         return _cross_layer(first, last, gather, limit)
 
-    products_KRC = jax.lax.map(of_layer, layers_first)
+    # A layer at a time is copied out, and not all of them, to have the examples beside it.
+    num_layers = jax.tree.leaves(rows)[0].shape[1]
+    products_KRC = jax.lax.map(of_layer, jnp.arange(num_layers))
     return jnp.moveaxis(products_KRC, 0, -1)
 
 
