@@ -1,7 +1,6 @@
 """Tables of docs/training_dynamics.md."""
 
 import math
-from collections.abc import Sequence
 
 from experiments.reports.relations_study import depth_and_told
 from experiments.tables.common import Line, column, groups, lines, mean, means, number, span, table
@@ -169,17 +168,6 @@ def in_context_table() -> str:
     return table(f"{header}, a guess among the told", rows)
 
 
-def study_minutes() -> float:
-    """Training of all groups of seeds, which share one program and so one wall time."""
-    of = lines("relations_study/results")
-    return sum(line["run_wall_time_sec"] for line in of if line["seed"] == 0) / 60
-
-
 def seconds(task: str) -> str:
     """Wall time of a run."""
     return span(column(relations(task), "run_wall_time_sec"), 0)
-
-
-def seed_minutes(of: Sequence[Line]) -> float:
-    """Wall time of some runs, one after another."""
-    return sum(column(of, "run_wall_time_sec")) / 60

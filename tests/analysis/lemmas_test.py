@@ -49,6 +49,12 @@ def test_corollary_b2_implies_alignment_and_runs_along_a_trajectory():
     np.testing.assert_allclose(one.cosine, cosine, rtol=1e-4)
 
 
+@pytest.mark.parametrize("distances", [(0, 2), (2, 0)])
+def test_corollary_b2_looks_at_both_distances(distances):
+    with pytest.raises(ValueError, match="delta_"):
+        lemmas.check_corollary_b2(_draw(np.random.default_rng(0), 4, 3, jnp.float32), *distances, 0)
+
+
 def test_a_saturated_model_is_reported_as_such():
     params = _draw(np.random.default_rng(8), 4, 3, jnp.float32)
     v = params.W_V @ params.h_B

@@ -21,6 +21,13 @@ def test_effective_logits_are_weights_in_the_simple_models():
     np.testing.assert_allclose(weights.gap(got), own - others, rtol=1e-5)
 
 
+def test_a_gap_is_of_each_matrix_of_a_stack():
+    logits = np.array([[[3.0, 1.0, 0.0], [0.0, 5.0, 1.0], [2.0, 4.0, 9.0]]])
+    want = [3 - 0.5, 5 - 0.5, 9 - 3]
+    got = weights.gap(np.concatenate([logits, -logits]))
+    np.testing.assert_allclose(got, [want, np.negative(want)])
+
+
 def test_blocks_that_do_not_fit_are_refused():
     square, long = np.eye(3), np.ones((2, 3))
     for call in (
@@ -62,6 +69,9 @@ def test_asymmetry():
     assert weights.asymmetry(0 * forward, 0 * forward) == 0
     assert weights.asymmetry(forward, -forward.T) == pytest.approx(1, rel=1e-5)
     assert weights.asymmetry(forward, np.ones((40, 40))) == pytest.approx(1, rel=1e-5)
+    others = np.stack([symmetric, -forward.T, forward.T])
+    got = weights.asymmetry(np.stack([forward] * 3), others)
+    np.testing.assert_allclose(got, [0, 1, 0], atol=1e-5)
     alike = np.stack([rng.normal(size=(40, 40)) for _ in range(2)])
     assert weights.asymmetry(*alike) == pytest.approx(0.5**0.5, rel=0.05)
 

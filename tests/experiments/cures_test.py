@@ -45,6 +45,19 @@ def test_exposures_are_those_of_the_matchings():
         assert task.steps == TINY.steps
 
 
+def test_the_first_letter_counts_as_exposed_too():
+    pair = np.array([[UPPER[0], LOWER[0], PAD, PAD], [LOWER[0], PAD, UPPER[0], PAD]])
+    assert system.exposure(pair) == 0.5
+    assert system.exposure(pair[:1]) == 1 and system.exposure(pair[1:]) == 0
+
+
+def test_the_line_says_the_last_evaluation():
+    history = {key: np.array([1.0, 2.0, 10.0 + n]) for n, key in enumerate(system.OUTCOMES)}
+    line = system.summarize(0.25, 30, history | {"loss": np.array([3.0, 0.5])})
+    outcomes = {key: 10.0 + n for n, key in enumerate(system.OUTCOMES)}
+    assert line == {"share": 0.25, "steps": 30, "loss": 0.5} | outcomes
+
+
 def test_steps_and_shares_of_the_matchings():
     def of(remedy, matching):
         task = system.Task(remedy, matching, TINY)
@@ -91,7 +104,7 @@ def _generate(rows_EL, key):
 
 
 def _read(rows_EL):
-    """B has 0.4 of uppercases' 0.5 behind a; of lowercases the partner leads for the first half."""
+    """B has 0.4 of uppercases' 0.5 behind a; of lowercases the partner leads for a quarter."""
     p_ELV = np.zeros((*rows_EL.shape, VOCAB_SIZE), np.float32)
     p_ELV[..., PAD] = 0.5
     for row, tokens in enumerate(np.asarray(rows_EL)):
@@ -101,7 +114,7 @@ def _read(rows_EL):
             p_ELV[row, :, UPPER[(letter + 1) % 26]] = 0.1
             p_ELV[row, tokens != MASK] = 1 / VOCAB_SIZE  # not asked
         else:
-            is_first = letter - 26 < NUM / 2
+            is_first = letter - 26 < NUM / 4
             p_ELV[row, 1:, LOWER[letter - 26]] = 0.3 if is_first else 0.1
             p_ELV[row, 1:, LOWER[(letter - 25) % NUM]] = 0.2
             p_ELV[row, 1:, LOWER[25]] = 0.9  # has no partner: no candidate
@@ -110,7 +123,7 @@ def _read(rows_EL):
 
 def test_a_known_model_gives_its_outcomes():
     got = system.outcomes(_read, _generate, jax.random.key(0), CONFIG)
-    want = dict(forward=75, reverse=25, copying=50, incorrect=25, choice=50)
+    want = dict(forward=75, reverse=25, copying=50, incorrect=25, choice=25)
     for name, value in want.items():
         assert got[name] == pytest.approx(value), name
     assert got["forward_nll"] == pytest.approx(np.log(0.5 / 0.4), rel=1e-5)

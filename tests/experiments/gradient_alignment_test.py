@@ -188,6 +188,9 @@ def test_the_line_takes_medians_after_the_start_and_the_last():
     assert (line["final_p_forward"], line["final_p_reverse"]) == (0.8, 0.4)
     np.testing.assert_allclose(line["score_correlation_mean"], 0.3)
     np.testing.assert_allclose(line["first_order_slope"], 2.25, rtol=1e-9)  # of 2, 2.5, 1.5, 3
+    lower = _history("mdm", 0)
+    lower["cosine/total"][0] = -0.9
+    assert alignment.summarize(lower)["median_cosine_min"] == 0.25
     assert set(alignment.summarize(_history("arm", 0))) == {"final_p_forward", "final_p_reverse"}
 
 

@@ -160,3 +160,9 @@ def test_a_run_is_known_by_model_and_length(reported):
         f"model={model},length={length}" for model in ("mdm", "arm") for length in (4, 10)
     ]
     assert isinstance(all_runs[0], runs.Run)
+
+
+@pytest.mark.parametrize(("embed_std", "want"), [(0.0, None), (0.25, 0.25)])
+def test_the_size_of_the_embedding_reaches_the_network(embed_std, want):
+    config = dataclasses.replace(CONFIG, embed_std=embed_std)
+    assert toy.Task("mdm", 4, config).network.embed_std == want

@@ -129,6 +129,14 @@ def test_a_bidirectional_table_gets_its_loss(objective, tmp_path):
     assert line["eval_excess_nats_per_string"] == pytest.approx(expected - floor, rel=1e-5)
 
 
+@pytest.mark.parametrize("objective", ["next_token", "masked_diffusion", "parallel"])
+def test_a_floor_knows_the_length_where_the_model_sees_it(objective, tmp_path, monkeypatch):
+    monkeypatch.setattr(excess, "make_case", lambda *args, **how: how)
+    attention = "causal" if objective == "next_token" else "bidirectional"
+    task = _task(tmp_path, attention=attention, objectives=(objective,))
+    assert task.case(5, "inverse") == {"length_known": attention == "bidirectional"}
+
+
 def test_the_mlps_table_gets_its_loss():
     config = world_a_mlp.Config(Ks=(5,), n_pairs=50, epochs=2, batch_size=40, eval_every=1)
     _, run = world_a_mlp.plan(config, None)
