@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments.tables import common, dynamics, facts, theory, toy, world_a
+from experiments.tables import common, dynamics, facts, kills, theory, toy, world_a
 
 
 @pytest.fixture
@@ -285,6 +285,17 @@ def test_cosines_of_facts_leave_out_step_0():
     cosine_STE = np.array([[[-0.5, -0.9, -0.7], [0.1, -0.2, 0.6], [0.4, 0.3, 0.2]]])
     assert facts.negative(cosine_STE) == 1
     np.testing.assert_allclose(facts.median(cosine_STE), [0.1, 0.3])
+
+
+def test_kills_are_added_up(on_file):
+    keys = ("experiment", "kills", "at_changes", "with_checkpoint", "finished")
+    rows = ("dial", 18, 9, 12, 6), ("causes", 4, 2, 1, 3)
+    on_file["crash_test/results"] = [dict(zip(keys, row, strict=True)) for row in rows]
+    assert [kills.total(key) for key in keys[1:]] == [22, 11, 13, 9]
+    table = kills.kills_table().splitlines()
+    assert table[0].endswith("| kills | at a change of its files | with a checkpoint | ends |")
+    assert table[2:] == ["| dial | 18 | 9 | 12 | 6 |", "| causes | 4 | 2 | 1 | 3 |",
+                         "| all | 22 | 11 | 13 | 9 |"]  # fmt: skip
 
 
 def test_numbers_of_the_theory(on_file):
