@@ -1,5 +1,6 @@
 """Block diffusion is the chain rule over blocks, each told by masked diffusion."""
 
+import dataclasses
 import itertools
 import math
 
@@ -97,3 +98,12 @@ def test_bad_input():
         block_diffusion.block_diffusion(
             apply_fn, params, Batch.of([[1, 2]]), jax.random.key(0), block_size=0, mask_id=MASK
         )
+
+
+def test_blocks_are_of_tokens_and_hide_what_may_be_hidden():
+    batch = Batch.of([[9, 1, 2, 3]], scored=[[0, 0, 1, 1]], valid=[[0, 1, 1, 1]])
+    batch = dataclasses.replace(batch, noised_BL=np.array([[False, True, True, True]]))
+    one = block_diffusion.in_block(batch, 0, 2, MASK)
+    assert one.tokens_BL.tolist() == [[9, 1, 2, MASK]]
+    assert one.scored_BL.tolist() == [[False, False, True, False]]
+    assert one.noised_BL.tolist() == [[False, True, True, False]]

@@ -110,3 +110,9 @@ def test_the_tool_prints_the_table_and_refuses_in_one_line(three, tmp_path):
     assert "mdm,16,2,2.5000 ± 6.3531" in done.stdout
     bad = _tool("--workdirs", tmp_path)
     assert (bad.returncode, bad.stderr.count("\n")) == (2, 1) and "no work directory" in bad.stderr
+
+
+def test_an_interval_has_the_level_that_is_asked_for():
+    lines = [{"run": "a", "seed": seed, "loss": float(seed)} for seed in (0, 2)]
+    (half,) = collecting.over_seeds(lines, level=0.5)
+    assert half["loss"] == (1.0, pytest.approx(1.0))  # Student's t of 1 degree: 1 at 50 %

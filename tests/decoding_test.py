@@ -199,3 +199,16 @@ def test_no_token_is_chosen_where_the_logits_are_nan():
         decoding.greedy(decoding.recomputing(apply_fn), {}, blank % 3, blank > 0, num_new=2),
     ):
         assert (tokens[0] >= 0).all() and (tokens[1] == -1).all()
+
+
+def test_a_model_is_told_the_share_that_is_still_hidden():
+    seen = []
+
+    def spy(params, tokens_BL, *, noise_B):
+        jax.debug.callback(lambda x: seen.append(x.tolist()), noise_B, ordered=True)
+        return jnp.zeros((*tokens_BL.shape, VOCAB))
+
+    how = dict(mask_id=MASK, top_k=None, order="left_to_right")
+    decoding.unmask(spy, {}, [[2, MASK, MASK, MASK]], jax.random.key(0), **how)
+    jax.effects_barrier()
+    assert seen == [[0.75], [0.5], [0.25], [0.0]]

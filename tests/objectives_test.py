@@ -335,3 +335,40 @@ def test_bad_input():
         objectives.masked_lm(*_model(), batch, jax.random.key(0), mask_id=MASK)
     with pytest.raises(ValueError, match="rate"):
         objectives.masked_lm(*_model(), batch, jax.random.key(0), mask_id=MASK, rate=0.0)
+
+
+def test_per_token_divides_by_the_tokens_that_an_example_scores():
+    flat = lambda params, tokens: jnp.zeros((*tokens.shape, VOCAB))  # noqa: E731
+    for num in (1, 3):
+        scored = np.tile(np.arange(4) >= 4 - num, (64, 1))
+        batch = _batch(np.ones((64, 4)), scored_BL=scored, noised_BL=np.ones((64, 4), bool))
+        whole, each = (
+            objectives.masked_diffusion(
+                flat, {}, batch, jax.random.key(0), mask_id=MASK, per_token=per_token
+            )[0]
+            for per_token in (False, True)
+        )
+        np.testing.assert_allclose(each, whole / num, rtol=1e-6)
+
+
+def test_examples_count_that_score_a_token():
+    flat = lambda params, tokens: jnp.zeros((*tokens.shape, VOCAB))  # noqa: E731
+    batch = _batch([[1, 2], [3, 4], [0, 0]], scored_BL=np.array([[0, 1], [1, 1], [0, 0]], bool))
+    for objective in (objectives.masked_diffusion, objectives.any_order):
+        assert objective(flat, {}, batch, jax.random.key(0), mask_id=MASK)[1] == 2
+
+
+def test_a_model_is_told_the_share_of_the_scored_tokens_that_is_hidden():
+    seen = []
+
+    def spy(params, tokens, *, noise_B):
+        jax.debug.callback(lambda x: seen.append(x.tolist()), noise_B)
+        return jnp.zeros((*tokens.shape, VOCAB))
+
+    batch = _batch([[1, 2, 3, 4]], scored_BL=np.array([[False, True, True, False]]))
+    for objective, want in ((objectives.any_order, [[0.5], [1.0]]),
+                            (objectives.parallel_target, [[1.0]])):  # fmt: skip
+        objective(spy, {}, batch, jax.random.key(0), mask_id=MASK)
+        jax.effects_barrier()
+        assert sorted(seen) == want
+        seen.clear()

@@ -171,3 +171,20 @@ def test_pairs_told_both_ways_are_invented_or_of_the_file(tmp_path):
     assert told[1] == {"C", "P"} and not told[0] <= {"C", "P"}
     with pytest.raises(ValueError, match="gives 9, but 10 were asked for"):
         facts_files.paper_set("p2c", tmp_path, num_pairs=4, both_ways=6, both_ways_from="file")
+
+
+@pytest.mark.parametrize("direction", ["p2d", "d2p"])
+def test_invented_persons_are_asked_in_words_that_were_not_told(direction):
+    data = facts.invent_person_description(direction=direction)
+    told = {statement.prompt for statement in data.train}
+    assert not told & {query.prompt for query in data.forward + data.reverse}
+
+
+def test_trex_prefers_the_share_of_one_to_one_facts_to_their_number(tmp_path):
+    many = [(f"Q{i}", "P36", f"Q{100 + i}") for i in range(4)]
+    many += [(f"Q{200 + i}", "P36", "Q300") for i in range(4)]
+    few = [(f"Q{400 + i}", "P25", f"Q{500 + i}") for i in range(3)]
+    path = tmp_path / "trex.json"
+    path.write_text(json.dumps([_trex_document(many + few)]))
+    triples = facts_files.read_trex([path], num_relations=1, facts_per_relation=3)
+    assert [triple.relation for triple in triples] == ["mother"] * 3

@@ -112,3 +112,8 @@ def test_both_directions_may_be_withheld_where_the_rest_tells_them():
 def test_what_leaves_nothing_to_ask_is_refused(changes, words):
     with pytest.raises(ValueError, match=words):
         families.families(**changes)
+
+
+def test_closure_adds_relations_by_twos_in_the_order_of_the_page():
+    others = families.told_relations(["husband"], 6)[2:]
+    assert others == ("son", "father", "daughter", "mother", "brother", "sister")

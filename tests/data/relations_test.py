@@ -153,3 +153,17 @@ def test_bad_input():
     ):
         with pytest.raises(ValueError, match=words):
             make()
+
+
+def test_a_guess_is_among_all_words_that_such_a_sentence_can_end_in():
+    for data in (
+        relations.reversal(),
+        relations.chain(),
+        relations.chain_related(),
+        relations.in_context(),
+    ):
+        sign = -data.word_size - 1
+        rows = np.concatenate([data.train_EL, data.validation_EL])
+        for asked in set(data.validation_EL[:, sign]):
+            words = {tuple(row[sign + 1 :]) for row in rows.tolist() if row[sign] == asked}
+            assert len(words) == data.num_candidates

@@ -631,3 +631,78 @@ def test_reports_are_written_from_lines_and_curves_alone(tmp_path, capsys, monke
     text = (workdir.path / "report.md").read_text()
     assert "| across | 2 | 5 | 99.0 ± 0.0 |" in text and "| anywhere | 1 | 5 |" in text
     assert "dies across borders, block 2" in capsys.readouterr().out
+
+
+def test_accuracy_is_of_the_average_and_gradients_are_of_the_weights(monkeypatch):
+    """What reads a network is replaced by the weights that it was given."""
+    generate = lambda apply_fn, params, *_, **__: params  # noqa: E731
+    monkeypatch.setattr(causes.case_recall, "generation_percent", generate)
+    for name in ("probabilities", "cosines", "scores"):
+        monkeypatch.setattr(Task, name, lambda self, params, name=name: {name: params})
+    state = types.SimpleNamespace(params="raw", ema_params="ema", key=jax.random.key(0))
+    assert Task(Cell(), CONFIG).answers(state) == {
+        "percent_forward": "ema", "percent_reverse": "ema", "probabilities": "ema",
+        "cosines": "raw", "scores_scores": "raw",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("cell", "kind", "order", "block"),
+    [
+        (Cell(), "masked", "random", None),
+        (Cell("causal"), "masked", "left_to_right", None),
+        (Cell("causal", "next_token"), "causal", "left_to_right", None),
+        (Cell("blocks", block=2), "masked", "random", 2),
+    ],
+)
+def test_a_cell_generates_as_its_network_reads(cell, kind, order, block, monkeypatch):
+    asked = []
+    generate = lambda *_, **how: asked.append(how)  # noqa: E731
+    monkeypatch.setattr(causes.case_recall, "generation_percent", generate)
+    Task(cell, CONFIG).generated(types.SimpleNamespace(ema_params={}, key=jax.random.key(0)))
+    sampled = dict(generations=CONFIG.generations, top_k=CONFIG.top_k)
+    assert asked == [dict(kind=kind, order=order, block_size=block, **sampled)] * 2
+
+
+@pytest.mark.parametrize(
+    ("cell", "name", "settings"),
+    [
+        (Cell("causal", "next_token"), "next_token", dict(bos_id=MASK)),
+        (Cell(), "masked_diffusion", dict(mask_id=MASK)),
+        (Cell(objective="any_order"), "masked_diffusion", dict(mask_id=MASK, weighting="k")),
+        (Cell(objective="uniform_rate"), "masked_lm", dict(mask_id=MASK, rate=None)),
+        (Cell(objective="fixed_rate"), "masked_lm", dict(mask_id=MASK, rate=0.15)),
+    ],
+)
+def test_a_cell_is_trained_by_the_objective_that_it_names(cell, name, settings):
+    found = causes.objective(cell, CONFIG)
+    assert found.func is getattr(causes.objectives, name)
+    told = {key: x for key, x in found.keywords.items() if key != "capacity"}
+    assert told == settings | (dict(keep=0, random=0) if name == "masked_lm" else {})
+
+
+def test_with_A_alone_predicted_uppercases_are_left_out():
+    rows = causes.training_rows(Cell(predicted="A"), 6)
+    upper = (rows["tokens_BL"] >= NUM_LETTERS) & (rows["tokens_BL"] < PAD)
+    np.testing.assert_array_equal(rows["scored_BL"], ~upper)
+    assert rows["noised_BL"].all() and upper.sum() == len(upper)
+
+
+def test_a_cell_is_averaged_with_the_decay_of_its_flag():
+    run = Task(Cell(), dataclasses.replace(CONFIG, ema_decay=0.5)).run({})
+    assert run.step.keywords["ema_decay"] == 0.5
+
+
+def test_heads_of_cells_say_what_stands_under_them():
+    heads = {
+        "percent_forward": "forward %", "percent_reverse": "reverse %",
+        "p_reverse": "reverse: P(true) %", "choice_reverse": "choice %",
+        "choice_source": "source: choice %",
+        "reverse_at_equal_forward": "reverse % at forward 90 %",
+    }  # fmt: skip
+    line = _line(Cell(), 0, 0.0) | {key: place + 1.0 for place, key in enumerate(heads)}
+    head, _, row = (x.strip("| ").split(" | ") for x in tables.cell_table([line]).splitlines())
+    said = dict(zip(head, row, strict=True))
+    assert {name: said[name] for name in heads.values()} == {
+        name: f"{place + 1:.1f}" for place, name in enumerate(heads.values())
+    }

@@ -337,3 +337,33 @@ def test_closure_that_leaves_nothing_is_one_line_before_anything_trains(tmp_path
     )  # fmt: skip
     assert said.returncode == 2 and said.stderr.count("\n") == 1
     assert "closure=7" in said.stderr and not (tmp_path / "run").exists()
+
+
+def test_a_line_holds_the_last_evaluation_and_the_step_at_which_the_told_are_known():
+    history = {"eval_step": np.array([0, 200, 400, 600]), "loss": np.array([3.0, 1.0, 2.0])}
+    history |= {"train_accuracy": np.array([0.0, 0.98, 0.99, 0.97])}
+    history |= {"reverse_choice": np.array([0.1, 0.9, 0.4, 0.2]), "asymmetry": np.arange(4.0)[::-1]}
+    line = families.summarize(history)
+    known = dict(train_accuracy=0.97, reverse_choice=0.2, asymmetry=0.0)
+    assert line == known | dict(steps_to_fit=400, loss=2.0)
+    never = families.summarize(history | {"train_accuracy": np.full(4, 0.98)})
+    assert never["steps_to_fit"] is None
+
+
+def test_forward_is_what_is_told_and_reverse_what_is_withheld(monkeypatch):
+    asked = {}
+
+    def answered(apply_fn, params, facts_EL, family_V, name):
+        asked[name] = facts_EL
+        return {}
+
+    monkeypatch.setattr(families, "answered", answered)
+    monkeypatch.setattr(families.weights, "effective_logits", lambda *_: jnp.eye(2))
+    for name in ("hidden_states", "probed"):
+        monkeypatch.setattr(families, name, lambda *_: {})
+    learner = _learner()
+    learner._evaluate(types.SimpleNamespace(apply_fn=None, params={}))
+    graph = learner.graph
+    wanted = dict(train=graph.train_EL, forward=graph.given_EL, reverse=graph.withheld_EL)
+    assert asked.keys() == wanted.keys()
+    assert all(np.array_equal(asked[name], wanted[name]) for name in wanted)

@@ -51,11 +51,11 @@ def test_the_first_letter_counts_as_exposed_too():
     assert system.exposure(pair[:1]) == 1 and system.exposure(pair[1:]) == 0
 
 
-def test_the_line_says_the_last_evaluation():
-    history = {key: np.array([1.0, 2.0, 10.0 + n]) for n, key in enumerate(system.OUTCOMES)}
-    line = system.summarize(0.25, 30, history | {"loss": np.array([3.0, 0.5])})
-    outcomes = {key: 10.0 + n for n, key in enumerate(system.OUTCOMES)}
-    assert line == {"share": 0.25, "steps": 30, "loss": 0.5} | outcomes
+def test_a_line_holds_the_last_evaluation_and_how_the_remedy_was_told():
+    history = {key: np.array([1.0, 9.0, place]) for place, key in enumerate(system.OUTCOMES)}
+    line = system.summarize(0.25, 7, history | {"loss": np.array([5.0, 2.0, 3.0])})
+    last = {key: place for place, key in enumerate(system.OUTCOMES)}
+    assert line == last | {"share": 0.25, "steps": 7, "loss": 3.0}
 
 
 def test_steps_and_shares_of_the_matchings():
@@ -313,3 +313,44 @@ def test_a_remedy_trains_and_is_asked(remedy, tmp_path):
     lines = runs.sweep([task.run()], TINY.seeds, tmp_path, progress=False)
     assert len(lines) == 2
     assert {key for key in system.OUTCOMES if 0 <= lines[0][key]} == set(system.OUTCOMES)
+
+
+def test_a_masked_model_says_no_mask():
+    task = system.Task("diffusion", "compute", TINY)
+    sure = 9.0 * jax.nn.one_hot(MASK, VOCAB_SIZE)
+    task.apply_fn = lambda params, tokens_BL: jnp.tile(sure, (*tokens_BL.shape, 1))
+    p_ELV = task.read(None, np.array([[UPPER[3], MASK, MASK, MASK]]))
+    np.testing.assert_allclose(p_ELV[..., :MASK], 1 / (VOCAB_SIZE - 1), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("remedy", "how"),
+    [
+        ("none", dict(prompt_length=1, bos_id=MASK)),
+        ("uniform_masked", dict(order="left_to_right", mask_id=MASK)),
+        ("diffusion", dict(order="random", mask_id=MASK)),
+    ],
+)
+def test_a_remedy_generates_as_it_reads(remedy, how, monkeypatch):
+    asked = []
+    for name in ("unmask", "left_to_right"):
+        said = lambda apply_fn, params, rows, key, **how: (asked.append(how), rows)[1]  # noqa: E731
+        monkeypatch.setattr(system.decoding, name, said)
+    task = system.Task(remedy, "compute", TINY)
+    task.generate(None, np.zeros((1, 4), np.int32), jax.random.key(0))
+    assert asked == [how | {"top_k": TINY.top_k}]
+
+
+def test_remedies_are_trained_by_their_objective_and_decay(monkeypatch):
+    decays = []
+    make = lambda rate, **how: decays.append(how["weight_decay"])  # noqa: E731
+    monkeypatch.setattr(system.training, "make_optimizer", make)
+    told = {
+        remedy: system.Task(remedy, "compute", TINY).run().step.keywords["objective"]
+        for remedy in ("none", "uniform_masked", "diffusion", "weight_decay")
+    }
+    assert decays == [0.0, 0.0, 0.0, 1.0]
+    assert told["none"].keywords == {"bos_id": MASK}
+    assert told["diffusion"].func is system.objectives.masked_diffusion
+    assert told["uniform_masked"].func is system.objectives.masked_lm
+    assert told["uniform_masked"].keywords == dict(mask_id=MASK, rate=None, keep=0, random=0)

@@ -370,3 +370,9 @@ def test_figures_draw_the_curves(done):
         for seed, line in enumerate(seeds):
             np.testing.assert_array_equal(line.get_ydata(), curves[f"{way}_p"][:, seed])
             np.testing.assert_array_equal(line.get_xdata(), moments)
+
+
+def test_heads_of_the_answers_say_what_stands_under_them():
+    heads = "exact %", "begun %", "copied %", "choice %", "P(true first token)", "its median rank"
+    keys = "percent", "begun_percent", "copied_percent", "choice_percent", "p", "rank"
+    assert facts_report.ANSWER_COLUMNS == dict(zip(heads, keys, strict=True))

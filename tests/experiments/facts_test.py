@@ -433,3 +433,17 @@ def test_weights_are_not_shared_among_devices_that_are_not_there(tmp_path):
     done = _run(command, f"--workdir={tmp_path}/x")
     assert done.returncode == 2 and "model_devices=2 needs num_devices" in done.stderr
     assert done.stderr.count("\n") == 1 and not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("noising", ["whole", "answer"])
+def test_a_masked_model_is_trained_as_llada(noising, monkeypatch):
+    told = {}
+    make = lambda rate, **how: told.update(how, rate=rate)  # noqa: E731
+    monkeypatch.setattr(system.training, "make_optimizer", make)
+    changes = dict(noising=noising, weight_decay=0.5, warmup_steps=7, learning_rate=0.25)
+    objective = _task("mdm", **changes).run(dict).step.keywords["objective"]
+    assert told == dict(rate=0.25, weight_decay=0.5, warmup_steps=7)
+    assert objective.func is system.objectives.masked_diffusion
+    assert objective.keywords["schedule"] is system.objectives.llada_schedule
+    assert objective.keywords["weighting"] == "t"
+    assert objective.keywords["per_token"] == (noising == "answer")

@@ -369,3 +369,30 @@ def test_the_bands_of_attention_and_the_titles_are_of_their_length_and_depth(rep
     assert titles == ["L = 4, 1 layer", "L = 4, 2 layers"]
     for figure in (tables._attention(curves, config), tables._alignment(curves, config)):
         artists.hides_nothing(figure)
+
+
+def test_what_is_tracked_is_of_the_raw_weights_by_direction(monkeypatch):
+    """What reads is replaced by the weights and rows that it was given."""
+    task = toy.Task("mdm", 6, gradient_alignment.Config(width=8).toy_config(6))
+    asked = case_recall.sampled_queries(6, 2)
+    paid = {name: types.SimpleNamespace(weights=1.0 * q.distance_E) for name, q in asked.items()}
+    read = lambda f, params, q, **_: params  # noqa: E731
+    track = lambda f, r, params, matched, _: dict(params=params, matched=matched)  # noqa: E731
+    monkeypatch.setattr(case_recall, "true_probability", read)
+    pay = lambda f, params, _: {"raw": paid}[params]  # noqa: E731
+    monkeypatch.setattr(case_recall, "attention_to_context", pay)
+    monkeypatch.setattr(tracking, "track_alignment", track)
+    state = types.SimpleNamespace(params="raw", ema_params="ema")
+    values = alignment.measurements(task, 4, 2, state)
+    assert (values["p_forward"], values["p_reverse"], values["params"]) == ("raw",) * 3
+    mean = asked["forward"].distance_E.mean()
+    assert values["weight_forward"] == pytest.approx(mean) != pytest.approx(7 / 3)
+    assert values["weight_forward_all"] == pytest.approx(7 / 3)  # of all placements
+    for cloze, is_before in zip(values["matched"], (True, False), strict=True):
+        upper = np.argmax((cloze.tokens_EL >= 26) & (cloze.tokens_EL < 52), axis=1)
+        assert ((cloze.position_E < upper) == is_before).all()
+
+
+def test_the_papers_cosines_stand_beside_ours():
+    """Section 5 of arXiv 2602.02133."""
+    assert tables.PAPER == {"minimal": "0.999", "full": "> 0.6"}

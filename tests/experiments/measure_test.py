@@ -2,8 +2,10 @@
 
 import json
 import pathlib
+import types
 
 import commands
+import numpy as np
 import pytest
 
 from dirasym.reading import Reading
@@ -94,3 +96,16 @@ def test_a_bad_file_ends_the_command_with_status_2(tmp_path):
     done = _run(tmp_path / "run", "--pairs=nowhere.csv")
     assert done.returncode == 2 and not (tmp_path / "run").exists()
     assert done.stderr.count("\n") == 1 and "nowhere.csv: No such file" in done.stderr
+
+
+def test_a_line_holds_both_directions(monkeypatch, tmp_path):
+    sides = {
+        name: types.SimpleNamespace(**dict.fromkeys(page.MEASURES, (place + 0.5, place, np.nan)))
+        for place, name in enumerate(("forward", "reverse"))
+    }
+    reading = types.SimpleNamespace(kind="causal", seconds={}, save=lambda path: None, **sides)
+    measured = types.SimpleNamespace(reading=lambda progress: reading)
+    monkeypatch.setattr(page, "prepared", lambda config: measured)
+    monkeypatch.setattr(page.flags, "FLAGS", types.SimpleNamespace(progress=False))
+    line, _ = page.read(page.Config(), tmp_path)
+    assert line["forward_p_true"] == [0.5, 0, None] and line["reverse_p_true"] == [1.5, 1, None]

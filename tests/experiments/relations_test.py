@@ -18,6 +18,7 @@ from dirasym.workdir import WorkDir
 from experiments import relations, relations_study
 from experiments.reports import relations as relations_report
 from experiments.reports import relations_study as study_report
+from experiments.systems import relations as relations_system
 from experiments.systems.relations import Config, learner
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -473,3 +474,51 @@ def test_the_study_changes_one_factor_and_compiles_its_base_once(tmp_path):
     for same in ("factor=dropout,value=0.0", "factor=loss,value=last_word"):
         assert planned[same].step is base.step and planned[same].evaluate is base.evaluate
     assert planned["factor=dropout,value=0.3"].step is not base.step
+
+
+def test_a_network_learns_as_its_flags_say(monkeypatch):
+    told = {}
+    make = lambda rate, **how: told.update(how, rate=rate)  # noqa: E731
+    monkeypatch.setattr(relations_system.training, "make_optimizer", make)
+    assert _task(weight_decay=0.5, l2=0.25, lr=0.125, dropout=0.1).dropout
+    assert told == dict(rate=0.125, weight_decay=0.5, l2=0.25, clip_norm=None)
+    assert not _task(dropout=0.0).dropout
+
+
+def test_a_value_of_the_study_trains_what_its_name_says(tmp_path):
+    config = relations_study.Config(factors=("loss",), vocab_size=40)
+    scored = {
+        run.identity["value"]: run.data(0)["scored_BL"][0].tolist()
+        for run in relations_study.plan(config, tmp_path)
+    }
+    last, every = [False, False, True], [True] * 3
+    assert scored == {"last word": last, "whole": every, "masked, whole": every}
+
+
+def test_heads_of_the_study_say_what_stands_under_them():
+    heads = {
+        "train_nll": "training NLL", "validation_nll": "withheld NLL",
+        "lowest_validation_nll": "its lowest",
+        "validation_nll_when_learned": "when training < 0.05", "gap_given": "trained gap",
+        "gap_withheld": "withheld gap", "asymmetry_trained": "asymmetry, trained both ways",
+        "asymmetry_withheld": "asymmetry, withheld",
+    }  # fmt: skip
+    line = {"factor": "depth", "value": "1"} | {key: place for place, key in enumerate(heads)}
+    head, _, row = study_report.table([line], "depth", ["1"]).splitlines()
+    said = dict(zip(head.strip("| ").split(" | "), row.strip("| ").split(" | "), strict=True))
+    assert said == {"depth": "1"} | {name: f"{n}.000" for n, name in enumerate(heads.values())}
+
+
+def test_heads_of_relations_say_what_stands_under_them(reported, capsys):
+    workdir, config, all_runs = reported
+    relations_report.write(workdir, config, all_runs)
+    head, _, row, *_ = (x.strip("| ").split(" | ") for x in capsys.readouterr().out.splitlines())
+    said = dict(zip(head, row, strict=True))
+    lines = [workdir.line(all_runs[0], seed) for seed in config.seeds]
+    for name, key in (
+        ("training NLL", "train_nll"),
+        ("validation NLL", "validation_nll"),
+        ("its lowest", "lowest_validation_nll"),
+        ("uniform guess", "uniform_nll"),
+    ):
+        assert said[name].startswith(f"{np.mean([line[key] for line in lines]):.3f} ±"), name

@@ -93,3 +93,11 @@ def test_the_figure_holds_the_reverse_curves():
     named = {text.get_text() for ax in axes for text in ax.texts}
     assert named == {order.replace("_", " ") for order in ORDERS}
     assert {ax.get_xlabel() for ax in axes[-2:]} == {"step"} == {axes[-1].get_xlabel()}
+
+
+def test_short_names_of_initialisations_say_what_differs():
+    size = {0.0: "", 0.02: "small embedding", 1.0: "unit embedding"}
+    assert list(tables.NAMES) and set(tables.NAMES) == set(toy_study.INITS)
+    for init, changes in toy_study.INITS.items():
+        assert size[changes.get("embed_std", 0.0)] in tables.NAMES[init]
+        assert ("head_init" in changes) == ("zero head" in tables.NAMES[init])

@@ -2,8 +2,10 @@
 
 import dataclasses
 import functools
+import types
 
 import artists
+import jax
 import numpy as np
 import pytest
 
@@ -166,3 +168,26 @@ def test_a_run_is_known_by_model_and_length(reported):
 def test_the_size_of_the_embedding_reaches_the_network(embed_std, want):
     config = dataclasses.replace(CONFIG, embed_std=embed_std)
     assert toy.Task("mdm", 4, config).network.embed_std == want
+
+
+def test_a_model_is_asked_with_its_own_weights_and_sampling(monkeypatch):
+    monkeypatch.setattr(toy.case_recall, "evaluate", lambda *given, **how: (given, how))
+    weights = {"raw": 1.0, "ema": 2.0}
+    state = types.SimpleNamespace(key=jax.random.key(0), weights=lambda: weights)
+    sampling = dict(order="right_to_left", generations=7, top_k=2)
+    for model, kind in (("mdm", "masked"), ("arm", "causal")):
+        task = toy.Task(model, 4, dataclasses.replace(CONFIG, **sampling))
+        (_, asked, length, _), how = task.evaluate(state)
+        assert (asked, length, how) == (weights, 4, {"kind": kind, **sampling})
+
+
+def test_a_model_trains_as_its_flags_say(monkeypatch):
+    told = {}
+    make = lambda rate, **how: told.update(how, rate=rate)  # noqa: E731
+    monkeypatch.setattr(toy.training, "make_optimizer", make)
+    monkeypatch.setattr(toy.training, "initializer", lambda *_, **how: told.update(how))
+    changes = dict(ema_decay=0.5, weighting="k", warmup_steps=7, learning_rate=0.25)
+    task = toy.Task("mdm", 4, dataclasses.replace(CONFIG, **changes))
+    step = task.step().keywords
+    assert (step["ema_decay"], step["objective"].keywords["weighting"]) == (0.5, "k")
+    assert task.init is None and told == {"rate": 0.25, "warmup_steps": 7, "ema": True}

@@ -385,3 +385,9 @@ def test_a_diverging_step_is_refused_before_anything_is_written(tmp_path):
     assert result.returncode == 2 and result.stderr.count("\n") == 1
     assert "diverges" in result.stderr and "are stable" in result.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_seeds_draw_their_own_embeddings():
+    grams = [dynamics.bilinear(SMALL, 12, seed).gram_VV for seed in (0, 0, 1)]
+    np.testing.assert_array_equal(grams[0], grams[1])
+    assert (grams[0] != grams[2]).any()

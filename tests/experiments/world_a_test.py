@@ -1,6 +1,7 @@
 import json
 import math
 import pathlib
+import types
 
 import commands
 import jax
@@ -276,3 +277,34 @@ def test_a_bad_flag_ends_in_one_line_with_status_2(arguments, words, tmp_path):
     assert result.returncode == 2 and result.stderr.count("\n") == 1
     assert words in result.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_a_regime_has_its_own_decay_and_dropout(tmp_path, monkeypatch):
+    decays = []
+    make = lambda rate, **how: decays.append(how["weight_decay"])  # noqa: E731
+    monkeypatch.setattr(world_a.training, "make_optimizer", make)
+    setting = _setting(tmp_path, tokenizer="characters", Ks=(1,), n_pairs=4, modes=("scratch",),
+                       layers=1, width=12)  # fmt: skip
+    made = types.SimpleNamespace(num_params=(1, 0))
+    monkeypatch.setattr(world_a, "Learner", lambda *_, **__: made)
+    regime = world_a.Regime("scratch", "next_token", 1e-3, weight_decay=0.7, dropout=0.3)
+    shape = world_a.Task(setting, regime).model.config
+    assert decays == [0.7]
+    assert (shape.dropout, shape.embed_dropout, shape.attention_dropout) == (0.3,) * 3
+
+
+def test_maps_are_those_of_the_original_script():
+    want = string_maps.StringMap(5, 40_000, 8, seed=47)
+    assert world_a.string_map(world_a.Config(), 5) == want
+    assert world_a.string_map(world_a.Config(), 8).seed == 50
+
+
+def test_all_regimes_but_scratch_start_from_the_pretrained_weights(tmp_path, monkeypatch):
+    setting = _setting(tmp_path, tokenizer="characters", Ks=(1,), n_pairs=4, modes=("scratch",),
+                       layers=1, width=12)  # fmt: skip
+    made = types.SimpleNamespace(num_params=(1, 0))
+    monkeypatch.setattr(world_a, "Learner", lambda *_, **__: made)
+    for mode, rank in (("scratch", None), ("finetune", None), ("finetune_reg", None), ("lora", 2)):
+        regime = world_a.Regime(mode, "next_token", 1e-3, 0.0, 0.0, rank)
+        base = world_a.Task(setting, regime).trainable.base
+        assert base is None if mode == "scratch" else base == setting.params
