@@ -107,3 +107,12 @@ def test_blocks_are_of_tokens_and_hide_what_may_be_hidden():
     assert one.tokens_BL.tolist() == [[9, 1, 2, MASK]]
     assert one.scored_BL.tolist() == [[False, False, True, False]]
     assert one.noised_BL.tolist() == [[False, True, True, False]]
+
+
+def test_examples_count_that_score_a_token():
+    apply_fn, params = _model(2)
+    batch = Batch.of(np.tile(CLEAN, (2, 1)), scored=[[0, 0, 0, 0], [0, 0, 0, 1]])
+    how = dict(block_size=2, mask_id=MASK)
+    assert (
+        block_diffusion.block_diffusion(apply_fn, params, batch, jax.random.key(0), **how)[1] == 1
+    )

@@ -244,6 +244,7 @@ def test_plateaus_peaks_and_ends_of_the_toy_study(on_file):
     assert [toy.learns(line) for line in toy.study("head_zero")] == [False, True]
     assert toy.leaves_at(toy.study("head_zero")[1]) == 250
     assert toy.peaks(heads) == [7] and toy.ends(heads) == [4]  # 30 is of step 0
+    assert toy.at_peak(heads) == ({500}, [12])
     order = toy.column_at_end("head_zero", "right_to_left")
     assert order.tolist() == [10, 13]
     short = {**_study(0, [0, 99], [0, 50]), "eval_step": [0, 250]}

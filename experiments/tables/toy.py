@@ -156,10 +156,10 @@ def ends(inits: tuple[str, ...], key: str = "reverse/random/ema") -> list[float]
 
 
 def at_peak(inits: tuple[str, ...]) -> tuple[set[int], list[float]]:
-    """Where the peaks are, and the forward accuracy there."""
+    """Where the peaks are, and the forward accuracy there: see `peaks`."""
     moments, forward = set(), []
-    for line in (line for init in inits for line in study(init)):
-        at = int(np.argmax(line["reverse/random/ema"]))
+    for line in (line for init in inits for line in study(init) if learns(line)):
+        at = 1 + int(np.argmax(line["reverse/random/ema"][1:]))
         moments.add(line["eval_step"][at])
         forward.append(line["forward/random/ema"][at])
     return moments, forward

@@ -582,6 +582,12 @@ def test_the_table_of_the_dial_has_a_column_a_measure():
         for (n, key), d in zip(enumerate(keys), digits, strict=True)
     ]
     assert row == ["within", "2", "2", *want]
+    heads = ["reverse within: P(true) %", "choice %", "reverse across: P(true) %"]
+    heads += ["choice, across %", "across"]
+    assert [dial_tables.COLUMNS[head] for head in heads] == [
+        "p_reverse_within", "choice_reverse_within", "p_reverse_across", "choice_reverse_across",
+        "cosine_order_across_storage",
+    ]  # fmt: skip
 
 
 def _curves(line):

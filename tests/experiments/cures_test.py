@@ -161,6 +161,12 @@ LINES = [
 ]
 
 
+def test_heads_of_cures_are_names_of_outcomes():
+    heads = {"forward %", "reverse %", "choice %", "copying %", "incorrect %"}
+    percents = {head: head.removesuffix(" %") for head in heads}
+    assert cures_report.COLUMNS == percents | {"forward NLL": "forward_nll"}
+
+
 def test_the_table_and_the_figure_put_each_cell_in_its_place():
     rows = [
         [cell.strip() for cell in row.strip("|").split("|")]

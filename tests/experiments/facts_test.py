@@ -373,6 +373,24 @@ def test_the_text_of_an_adaptation_can_tell_facts_both_ways_and_repeat_them(
     assert len(set(told)) == 3 and set(once) < set(both)
 
 
+@pytest.mark.parametrize("causal", [True, False])
+def test_an_adaptation_trains_as_llada(causal, tiny_directory, tmp_path, monkeypatch):
+    made = []
+    spy = lambda *given, **how: made.append(given) or types.SimpleNamespace(run=dict)  # noqa: E731
+    monkeypatch.setattr(adapt_masked.pretraining, "Pretraining", spy)
+    directory = str(tiny_directory(tmp_path))
+    adapt_masked.plan(
+        adapt_masked.Config(model_id=directory, num_pairs=2, causal=causal, length=8), tmp_path
+    )
+    objective = made[0][4]
+    if causal:
+        assert objective is system.objectives.next_token
+        return
+    assert objective.func is system.objectives.masked_diffusion
+    assert objective.keywords["schedule"] is system.objectives.llada_schedule
+    assert objective.keywords["weighting"] == "t"
+
+
 @pytest.mark.slow
 def test_seeds_in_one_program_are_the_seeds_one_by_one(tmp_path):
     flags = "--preset=smoke --seeds=1,2 --epochs=4 --eval_epochs=2 --noprogress"

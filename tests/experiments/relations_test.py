@@ -522,3 +522,8 @@ def test_heads_of_relations_say_what_stands_under_them(reported, capsys):
         ("uniform guess", "uniform_nll"),
     ):
         assert said[name].startswith(f"{np.mean([line[key] for line in lines]):.3f} ±"), name
+
+
+def test_kinds_of_positions_are_what_their_names_say():
+    kinds = {"absolute": "learned", "rotary": "rope", "null": "none"}
+    assert kinds == relations_system.POSITIONS

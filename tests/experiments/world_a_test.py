@@ -306,5 +306,7 @@ def test_all_regimes_but_scratch_start_from_the_pretrained_weights(tmp_path, mon
     monkeypatch.setattr(world_a, "Learner", lambda *_, **__: made)
     for mode, rank in (("scratch", None), ("finetune", None), ("finetune_reg", None), ("lora", 2)):
         regime = world_a.Regime(mode, "next_token", 1e-3, 0.0, 0.0, rank)
-        base = world_a.Task(setting, regime).trainable.base
-        assert base is None if mode == "scratch" else base == setting.params
+        trained = world_a.Task(setting, regime).trainable
+        assert trained.base is None if mode == "scratch" else trained.base == setting.params
+        assert (trained.adapters is None) == (mode != "lora")
+    assert trained.adapters.dropout == world_a.LORA_DROPOUT == 0.05
