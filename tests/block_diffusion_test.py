@@ -116,3 +116,18 @@ def test_examples_count_that_score_a_token():
     assert (
         block_diffusion.block_diffusion(apply_fn, params, batch, jax.random.key(0), **how)[1] == 1
     )
+
+
+def test_each_block_has_noise_and_dropout_of_its_own():
+    seen = []
+
+    def spy(params, tokens, *, noise_B, rngs):
+        drawn = jax.random.uniform(rngs["dropout"])
+        jax.debug.callback(lambda *x: seen.append([float(y) for y in x]), drawn, noise_B[0])
+        return jnp.zeros((*tokens.shape, 6))
+
+    batch, rngs = Batch.of([[1, 2, 3, 4]]), {"dropout": jax.random.key(1)}
+    how = dict(block_size=2, mask_id=5, rngs=rngs)
+    block_diffusion.block_diffusion(spy, {}, batch, jax.random.key(0), **how)
+    jax.effects_barrier()
+    assert [len(set(x)) for x in zip(*seen, strict=True)] == [2, 2]

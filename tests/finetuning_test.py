@@ -79,3 +79,13 @@ def test_adapters_that_cannot_be_are_named(base):
     unknown = Trainable(MODEL, optax.sgd(0.1), base=base, adapters=LoRAConfig(2, 4.0, "c_attn"))
     with pytest.raises(ValueError, match="match no linear layer"):
         unknown.state(0)
+
+
+@pytest.mark.parametrize("adapters", [None, LoRAConfig(2, 4.0, "query$")])
+def test_seeds_that_start_from_given_weights_have_keys_and_adapters_of_their_own(base, adapters):
+    trained = Trainable(MODEL, optax.sgd(0.1), base=base, adapters=adapters)
+    states = [trained.state(seed) for seed in (0, 1)]
+    for seed, state in enumerate(states):
+        want = jax.random.split(jax.random.key(seed))[1]
+        np.testing.assert_array_equal(*map(jax.random.key_data, (state.key, want)))
+    assert _same(*(state.params for state in states)) == (adapters is None)

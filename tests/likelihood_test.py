@@ -293,3 +293,21 @@ def test_variances_at_equal_passes_are_those_of_the_docs(monkeypatch):
         assert 0.6 * share < ratio < 1.6 * share, (kind, ratio)  # each is known to about 15 %
     for line in found.values():
         assert 0.6 < line["reported"] / line["variance"] < 1.6
+
+
+def test_estimates_are_drawn_by_their_seed():
+    first, again, other = (
+        _read("monte_carlo", texts=TEXTS[:1], passes=4, seed=seed).log_likelihood_E
+        for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert not np.allclose(first, other, rtol=1e-3)
+
+
+def test_a_mask_that_is_given_goes_before_the_tokenizers_own():
+    letters = tokenizers.Characters("aé")
+    want = _read("left_to_right").log_likelihood_E
+    for own, given in ((1, MASK), (MASK, None)):
+        letters.mask_id = own
+        found = _read("left_to_right", tokenizer=letters, mask_id=given)
+        np.testing.assert_array_equal(found.log_likelihood_E, want)

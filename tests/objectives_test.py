@@ -372,3 +372,56 @@ def test_a_model_is_told_the_share_of_the_scored_tokens_that_is_hidden():
         jax.effects_barrier()
         assert sorted(seen) == want
         seen.clear()
+
+
+def test_a_model_is_told_the_level_at_which_tokens_are_hidden():
+    seen = []
+
+    def spy(params, tokens, *, noise_B):
+        jax.debug.callback(lambda *x: seen.append(x), jnp.mean(tokens == MASK, axis=1), noise_B)
+        return jnp.zeros((*tokens.shape, VOCAB))
+
+    batch = _batch(np.tile([1, 2, 3, 4], (8, 1)))
+    constant = dict(weighting="t", schedule=lambda t: 0.25 + 0 * t)
+    for name, how, told in (
+        ("masked_diffusion", dict(weighting="k"), None),  # the share that is hidden
+        ("masked_diffusion", constant, 0.25),
+        ("masked_lm", dict(rate=0.4, random=0), 0.4),
+    ):
+        getattr(objectives, name)(spy, {}, batch, jax.random.key(0), mask_id=MASK, **how)
+        jax.effects_barrier()
+        hidden, noise = seen.pop()
+        np.testing.assert_allclose(noise, told or hidden, rtol=1e-6)
+
+
+def test_levels_are_dealt_one_a_cell_unless_told_otherwise():
+    seen = []
+
+    def spy(params, tokens, *, noise_B):
+        jax.debug.callback(lambda x: seen.append(np.sort(x)), noise_B)
+        return jnp.zeros((*tokens.shape, VOCAB))
+
+    batch, how = _batch(np.ones((16, 4))), dict(mask_id=MASK)
+    objectives.masked_lm(spy, {}, batch, jax.random.key(0), rate=None, random=0, **how)
+    objectives.masked_diffusion(spy, {}, batch, jax.random.key(0), **how)
+    jax.effects_barrier()
+    for level_B in seen:
+        np.testing.assert_array_equal(np.ceil(16 * level_B), np.arange(1, 17))
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize(
+    "name", ["next_token", "parallel_target", "masked_diffusion", "any_order", "masked_lm"]
+)
+def test_the_key_of_dropout_reaches_the_model(name):
+    seen = []
+
+    def spy(params, tokens, *, rngs=None):
+        seen.append(rngs and sorted(rngs))
+        return jnp.zeros((*tokens.shape, VOCAB))
+
+    how = {} if name == "next_token" else dict(mask_id=MASK)
+    how |= dict(random=0) if name == "masked_lm" else {}
+    rngs = {"dropout": jax.random.key(1)}
+    getattr(objectives, name)(spy, {}, _batch([[1, 2]]), jax.random.key(0), rngs=rngs, **how)
+    assert seen and all(x == ["dropout"] for x in seen)

@@ -660,3 +660,66 @@ def test_blocks_are_summed_and_stand_in_the_order_of_their_numbers():
 def test_settings_have_a_description_each():
     documented = measuring.Settings.__doc__
     assert all(name in documented for name in measuring.Settings.__dataclass_fields__)
+
+
+def test_a_masked_model_answers_as_its_settings_say(monkeypatch):
+    told = []
+    kept = measuring.decoding.remask
+
+    def remask(apply_fn, params, tokens_BL, valid_BL, key, **how):
+        told.append(how)
+        seeds.append(key)
+        return kept(apply_fn, params, tokens_BL, valid_BL, key, **how)
+
+    seeds = []
+    monkeypatch.setattr(measuring.decoding, "remask", remask)
+    monkeypatch.setattr(jax, "jit", lambda f, **how: f)
+    how = dict(num_new=6, decode_steps=3, block_length=2, remasking="random")
+    measure(_model("masked", True), PARAMS, PAIRS, WORDS, kind="masked", seed=5, **how)
+    want = dict(mask_id=WORDS.mask_id, num_new=6, num_steps=3, block_length=2)
+    assert told == [want | {"remasking": "random"}]
+    first = jax.random.fold_in(jax.random.key(5), 0)
+    np.testing.assert_array_equal(*map(jax.random.key_data, (seeds[0], first)))
+
+
+def test_gradients_are_of_so_many_pairs_and_of_the_roles_that_are_named():
+    how = dict(kind="causal", blocks="layer", gradient_pairs=3)
+    read = measure(_model("causal", True), PARAMS, PAIRS, WORDS, **how)
+    assert read.alignment.count == 3
+    turned = dict(query="storage", value="routing")
+    roles = lambda path: turned.get(path.split("/")[-2])  # noqa: E731
+    other = measure(_model("causal", True), PARAMS, PAIRS, WORDS, roles=roles, **how)
+    assert (other.storage, other.routing) == (read.routing, read.storage)
+    assert read.storage != read.routing
+
+
+def test_intervals_over_sets_are_of_the_level_of_the_readings(read):
+    shifted = {}
+    for side in ("forward", "reverse"):
+        one = getattr(read, side)
+        p_true = one.p_true._replace(estimate=one.p_true.estimate + 0.2)
+        shifted[side] = dataclasses.replace(one, p_true=p_true)
+    if read.alignment is not None:
+        cosine = {k: x._replace(estimate=x[0] + 0.2) for k, x in read.alignment.cosine.items()}
+        shifted["alignment"] = dataclasses.replace(read.alignment, cosine=cosine)
+    found = Reading.over_sets([read, dataclasses.replace(read, **shifted)])
+    _, half = intervals.student_interval([0.0, 0.2], 0.9)
+    bounds = [found.forward.p_true, found.reverse.p_true]
+    bounds += [] if read.alignment is None else list(found.alignment.cosine.values())
+    for estimate, low, high in bounds:
+        np.testing.assert_allclose([estimate - low, high - estimate], half, rtol=1e-5)
+
+
+def test_gradients_of_a_masked_model_give_its_mask_no_probability():
+    """Both questions ask for a: of one vector of logits ∇ is p − e_a, and p is 0 at [M]."""
+
+    def guess(params, tokens_BL):
+        return jnp.broadcast_to(params["w"], (*tokens_BL.shape, WORDS.vocab_size))
+
+    params = {"w": jnp.linspace(-1, 1, WORDS.vocab_size)}
+    read = measure(guess, params, PAIRS, WORDS, kind="masked", blocks="w")
+    p_V = np.exp(params["w"]) * (np.arange(WORDS.vocab_size) != WORDS.mask_id)
+    a_E = [row[0] for row in WORDS.encode([a for a, _ in PAIRS.names])]
+    want = np.linalg.norm(p_V / p_V.sum() - np.eye(WORDS.vocab_size)[a_E], axis=1).mean()
+    for norms in (read.alignment.norm_fwd, read.alignment.norm_rev):
+        np.testing.assert_allclose(norms["total"].estimate, want, rtol=1e-5)

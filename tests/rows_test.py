@@ -278,3 +278,11 @@ def test_parameters_in_a_list_are_blamed_as_a_whole():
     network = Network.of(flat, "causal")
     with pytest.raises(ValueError, match=r"must give logits \[B, L, V\] of tokens \(1, 2\)"):
         network.parameter_sets([jnp.ones((3, 2)), jnp.ones((2, 3))])
+
+
+def test_the_hidden_share_is_of_what_is_no_padding():
+    tokens = np.array([[MASK, 1, MASK, MASK], [1, 2, MASK, 3]])
+    valid = np.array([[True, True, False, False], [True, True, True, False]])
+    np.testing.assert_allclose(rows.hidden_share(tokens, MASK, valid), [1 / 2, 1 / 3])
+    np.testing.assert_allclose(rows.hidden_share(tokens, MASK, None), [3 / 4, 1 / 4])
+    np.testing.assert_array_equal(rows.hidden_share(tokens, MASK, valid & False), [0, 0])

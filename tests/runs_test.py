@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import pathlib
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import flax.linen as nn
 import jax
@@ -486,3 +488,17 @@ def test_what_stands_where_results_go_is_found_before_training(name, words, tmp_
         place.symlink_to(tmp_path / "elsewhere/file")  # which is not yet made
     (tmp_path / ".clockwork").mkdir()  # somebody's own
     WorkDir(tmp_path)
+
+
+def test_the_time_of_a_run_is_of_all_its_segments(tmp_path, monkeypatch):
+    clock = itertools.count(0, 2)  # asked before and after each
+    monkeypatch.setattr(runs, "time", types.SimpleNamespace(time=lambda: next(clock)))
+    run = _run("a")
+    (line,) = _sweep([run], [0], tmp_path / "one")
+    segments = run.num_steps // run.eval_every
+    assert segments > 1 and line["run_wall_time_sec"] == 2 * segments
+
+
+def test_a_plan_counts_the_work_of_every_seed():
+    one, two = (runs.plan_line(_run("a"), seeds)["flops"] for seeds in ([0], [0, 1]))
+    assert two == 2 * one > 0

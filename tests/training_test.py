@@ -284,3 +284,42 @@ def test_bfloat16_gradients_add_up_in_float32():
     _, one = jax.jit(functools.partial(step, microbatches=1))(state, batch)
     _, many = jax.jit(functools.partial(step, microbatches=256))(state, batch)
     np.testing.assert_allclose(many["grad_norm"] * 256, one["grad_norm"], rtol=4e-3)
+
+
+def test_the_average_forgets_no_slower_than_its_decay_says():
+    """It keeps min(0.25, (1 + n) / (10 + n)) of itself at update n: 2/11, 1/4, and never more."""
+
+    def objective(apply_fn, params, batch, key, *, rngs=None):
+        return params["w"].sum(), np.float32(1), {}  # from 1 to 0 in a step
+
+    start = {"w": jnp.ones(1)}
+    state = training.create_state(None, start, optax.sgd(1.0), jax.random.key(0), ema=True)
+    batch = Batch(DATA["tokens_BL"][:8], np.arange(8), 8)
+    for n, want in ((1, 2 / 11), (2, 0.25), (3, 0.25), (90, 0.25)):
+        begun = state.replace(step=jnp.int32(n - 1))
+        new, _ = training.train_step(begun, batch, objective=objective, ema_decay=0.25)
+        np.testing.assert_allclose(new.ema_params["w"], want, rtol=1e-5)
+
+
+def test_every_microbatch_drops_out_by_a_key_of_its_own():
+    def objective(apply_fn, params, batch, key, *, rngs=None):
+        return params["w"].sum(), np.float32(1), {"drawn": jax.random.uniform(rngs["dropout"])}
+
+    state = training.create_state(None, {"w": jnp.ones(1)}, optax.sgd(1.0), jax.random.key(0))
+    batch = Batch(DATA["tokens_BL"][:8], np.arange(8), 8)
+    _, metrics = training.train_step(state, batch, objective=objective, microbatches=4)
+    _, key = jax.random.split(jax.random.fold_in(state.key, 0))
+    drawn = [float(jax.random.uniform(jax.random.fold_in(key, part))) for part in range(4)]
+    np.testing.assert_allclose(metrics["drawn"], sum(drawn), rtol=1e-5)
+
+
+def test_adam_forgets_by_its_two_rates():
+    """Updates of a gradient that changes, by hand; 0.9 and 0.999 where nothing is said."""
+    for how, b1, b2 in (({}, 0.9, 0.999), (dict(b1=0.5, b2=0.75), 0.5, 0.75)):
+        optimizer = training.make_optimizer(0.1, clip_norm=None, **how)
+        state, m, v = optimizer.init(jnp.zeros(())), 0.0, 0.0
+        for n, g in enumerate([1.0, -3.0, 2.0], 1):
+            update, state = optimizer.update(jnp.float32(g), state, jnp.zeros(()))
+            m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
+            want = -0.1 * m / (1 - b1**n) / np.sqrt(v / (1 - b2**n))
+            np.testing.assert_allclose(update, want, rtol=1e-4)

@@ -58,3 +58,29 @@ def test_any_model_learns_its_maps(tmp_path):
 
 def test_the_examples_of_the_docstrings():
     assert doctest.testmod(excess).failed == 0
+
+
+def test_a_learner_trains_and_measures_by_the_objectives_that_it_is_given():
+    def constant(nats):
+        return lambda apply_fn, params, batch, key, *, rngs=None: (
+            nats * batch.scored_BL.any(axis=1).sum(),
+            1.0 * batch.scored_BL.sum(),
+            {},
+        )
+
+    case = _case(string_maps.StringMap(5, 10, 3, seed=1), "forward")
+    for dropout in (True, False):
+        learner = world_a.Learner(
+            _init, constant(2.0), 1, 4, clean_objective=constant(3.0), dropout=dropout
+        )
+        run = learner.run(case, {})
+        assert run.step.keywords == dict(objective=learner.objective, dropout=dropout)
+        np.testing.assert_allclose(run.evaluate(_init(0))["nats_per_string"], 3, rtol=1e-6)
+
+
+def test_the_loss_of_a_line_is_that_of_the_last_epoch():
+    learner = world_a.Learner(_init, objectives.next_token, 2, 10, loss_name="mine")
+    run = learner.run(_case(string_maps.StringMap(5, 10, 3, seed=1), "forward"), {})
+    counts = dict(count=np.array([30.0, 30.0]), eval_step=np.array([0, 2]))
+    line = run.summarize(dict(loss=np.array([1.0, 3.0]), nats_per_string=np.ones(2), **counts))
+    assert line["mine"] == pytest.approx(3) and line["train_curve"] == pytest.approx([1, 3])

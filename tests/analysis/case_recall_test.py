@@ -122,3 +122,32 @@ def test_evaluate_names_each_weight_and_direction():
     labels = {"p_forward", "p_reverse", "percent_forward", "percent_reverse"}
     labels |= {"panel_right", "panel_wrong"}
     assert got.keys() == {f"{label}_{name}" for label in labels for name in weights}
+
+
+@pytest.mark.parametrize("order", ["right_to_left", "at_once"])
+def test_a_masked_model_is_asked_in_its_order_and_blocks(order, monkeypatch):
+    told = {}
+
+    def unmask(apply_fn, params, tokens_BL, key, **how):
+        told.update(how)
+        return tokens_BL
+
+    monkeypatch.setattr(case_recall.decoding, "unmask", unmask)
+    how = dict(kind="masked", generations=2, top_k=5, order=order, block_size=2)
+    prompts = case_pairs.prompts(4, "reverse")
+    case_recall.generation_percent(None, {}, prompts, jax.random.key(0), **how)
+    steps = dict(order="random", num_steps=1) if order == "at_once" else dict(order=order)
+    assert told == dict(num_steps=None, mask_id=MASK, top_k=5, block_size=2) | steps
+
+
+def test_a_causal_models_panel_is_read_behind_the_letter_and_zeros():
+    read = []
+
+    def apply_fn(params, tokens_BL):
+        read.append(np.asarray(tokens_BL))
+        return _known(0.0)(params, tokens_BL)
+
+    right, _ = case_recall.reverse_panel(apply_fn, {}, 4, kind="causal")
+    (rows_EL,) = read
+    np.testing.assert_array_equal(rows_EL[0], [MASK, UPPER[0], PAD, PAD])
+    np.testing.assert_allclose(right[1:], KNOWN["reverse"], rtol=1e-6)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dirasym import objectives
+from dirasym import intervals, objectives
 from dirasym.analysis import excess
 from dirasym.data import batching, string_maps, tokenizers
 
@@ -202,3 +202,10 @@ def test_gap_is_paired_by_seed():
     assert math.isnan(excess.excess_bits_per_stored_bit(math.log(2), 0))
     with pytest.raises(ValueError, match="'joint' or 'parallel'"):
         excess.exact_floor("a", ["b"], "both")
+
+
+def test_a_gap_has_the_interval_of_its_level():
+    forward, inverse = [1.0, 2.0, 4.0], [1.5, 3.5, 4.0]
+    for level in (0.95, 0.8):
+        want = intervals.student_interval([0.5, 1.5, 0.0], level)
+        assert excess.directional_gap(forward, inverse, level) == want

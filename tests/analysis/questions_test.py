@@ -162,3 +162,18 @@ def test_ten_thousand_facts_are_asked_in_seconds():
     assert asked.first["reverse"][1].is_asked_E.all()
     assert len(queries.paired_queries(facts, words, masked=True, limit=3)[0].target_E) == 3
     assert taken < 60, taken
+
+
+def test_a_question_is_answered_as_its_generator_is_told(monkeypatch):
+    told = []
+    for name in ("remask", "greedy"):
+        monkeypatch.setattr(
+            questions.decoding, name, lambda *args, **how: told.append(how) or args[2]
+        )
+    rows = np.zeros((1, 2), int), np.ones((1, 2), bool)
+    how = dict(num_steps=3, block_length=2, remasking="random")
+    masked = Questions.of(FACTS, WORDS, masked=True)
+    masked.generator(None, **how)(None, jax.random.key(0), *rows)
+    Questions.of(FACTS, WORDS, masked=False).generator(None)(None, None, *rows)
+    want = how | dict(num_new=6, mask_id=WORDS.mask_id)
+    assert told == [want, dict(num_new=6, eos_id=WORDS.eos_id)]

@@ -292,3 +292,15 @@ def test_bad_questions_are_numbered():
         Cloze.of([[1]], [[3]], [[4]], pad_id=PAD)
     with pytest.raises(ValueError, match="no questions"):
         Cloze.of([], [], pad_id=PAD)
+
+
+def test_a_question_tells_the_share_of_its_own_tokens_that_is_hidden():
+    told = []
+
+    def apply_fn(params, tokens_BL, *, valid_BL, noise_B):
+        told.append(noise_B)
+        return jnp.zeros((*tokens_BL.shape, VOCAB))
+
+    questions = Cloze.of([[3], [5, 6, 7]], [[1], [2]], pad_id=PAD, mask_id=MASK)
+    recall.logits_at(apply_fn, {}, questions, mask_id=MASK)
+    np.testing.assert_allclose(told[0], [1 / 2, 1 / 4])

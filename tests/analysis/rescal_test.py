@@ -65,3 +65,18 @@ def test_the_subject_itself_is_never_an_answer_and_a_negative_ridge_is_refused()
     assert rescal.hits(hidden_PD, scores, np.arange(3), np.array([2, 0, 0])) == pytest.approx(1 / 3)
     with pytest.raises(ValueError, match="ridge must be at least 0"):
         rescal.fit(hidden_PD, np.array([0]), np.array([1]), ridge=-1.0)
+
+
+def test_the_ridge_is_a_share_of_the_mean_square_on_both_sides():
+    """Of 10 and of 30 rows, by the normal equations: X⁺ = (XᵀX + λ)⁻¹ Xᵀ; 0.1 if not said."""
+    hidden_PD = np.random.default_rng(0).normal(size=(30, 5)).astype(np.float32)
+    subject_E, object_E = np.arange(10), np.array([3, 7, 20, 11, 29, 15, 18, 22, 2, 9])
+
+    def inverse(x_PD, ridge):
+        gram_DD = x_PD.T @ x_PD
+        return np.linalg.solve(gram_DD + ridge * np.trace(gram_DD) / 5 * np.eye(5), x_PD.T)
+
+    for how, ridge in ((dict(ridge=0.5), 0.5), ({}, 0.1)):
+        want = inverse(hidden_PD[subject_E], ridge) @ inverse(hidden_PD, ridge).T[object_E]
+        got = rescal.fit(hidden_PD, subject_E, object_E, **how)
+        np.testing.assert_allclose(got, want, atol=1e-5)

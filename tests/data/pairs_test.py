@@ -207,3 +207,10 @@ def test_one_column_of_a_table_is_not_two(tmp_path):
     path.write_text("name,other\nFrance,Paris\n")
     with pytest.raises(ValueError, match=r"pairs\.csv: 'name' and 'Name' are one column"):
         Pairs.from_csv(path, a="name", b="Name", **WORDING)
+
+
+def test_json_lines_of_another_encoding(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_bytes('{"country": "Perú", "capital": "Lima"}\n'.encode("latin-1"))
+    read = Pairs.from_csv(path, **COLUMNS, **WORDING, encoding="latin-1")
+    assert read.names == (("Perú", "Lima"),)

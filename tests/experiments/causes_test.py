@@ -712,3 +712,12 @@ def test_heads_of_cells_say_what_stands_under_them():
     assert {name: said[name] for name in heads.values()} == {
         name: f"{place + 1:.1f}" for place, name in enumerate(heads.values())
     }
+
+
+def test_a_cell_is_summarised_by_what_it_predicts_and_two_keep_their_weights(tmp_path):
+    planned = page.plan(dataclasses.replace(CONFIG, cells=("leading",)), tmp_path)
+    told = [(*run.summarize.args, run.finish) for run in planned]
+    keep = causes.keep_weights
+    assert told == [("both", None), ("A", keep), ("B", keep), ("both", None)]
+    config = dial.Config(length=4, width=8, sizes=(1, 2), apart=(2,), steps=20, eval_every=4)
+    assert {run.summarize.args for run in dial.plan(config, tmp_path)} == {("both",)}

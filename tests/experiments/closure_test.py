@@ -367,3 +367,20 @@ def test_forward_is_what_is_told_and_reverse_what_is_withheld(monkeypatch):
     wanted = dict(train=graph.train_EL, forward=graph.given_EL, reverse=graph.withheld_EL)
     assert asked.keys() == wanted.keys()
     assert all(np.array_equal(asked[name], wanted[name]) for name in wanted)
+
+
+def test_a_family_graph_is_learned_by_the_network_of_the_flags(monkeypatch):
+    told = []
+    learner = lambda config, graph, model, *_: types.SimpleNamespace(  # noqa: E731
+        run=lambda identity, decay: (identity, graph, model.config, decay)
+    )
+    monkeypatch.setattr(closure.families, "Learner", learner)
+    monkeypatch.setattr(closure.families, "decayed_adamw", told.append)
+    config = dataclasses.replace(
+        TINY, widths=(8, 16), n_layers=3, n_heads=2, lr=0.5, closures=(2, 6)
+    )
+    for identity, graph, network, decay in closure.plan(config, None):
+        assert (network.width, float(identity["weight_decay"])) == (identity["width"], decay)
+        assert (network.num_layers, network.num_heads, network.dropout) == (3, 2, 0.0)
+        assert graph.trained == config.graph(identity["closure"]).trained
+    assert told == [0.5]

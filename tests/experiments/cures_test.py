@@ -1,6 +1,7 @@
 """Cures: rows by hand, models whose answers are known through what is reported, bad input."""
 
 import dataclasses
+import types
 
 import artists
 import jax
@@ -360,3 +361,13 @@ def test_remedies_are_trained_by_their_objective_and_decay(monkeypatch):
     assert told["diffusion"].func is system.objectives.masked_diffusion
     assert told["uniform_masked"].func is system.objectives.masked_lm
     assert told["uniform_masked"].keywords == dict(mask_id=MASK, rate=None, keep=0, random=0)
+
+
+def test_the_chance_of_a_choice_is_one_in_the_pairs(monkeypatch):
+    said = []
+    spy = lambda path, text, *_, **__: said.append(text)  # noqa: E731
+    monkeypatch.setattr(cures_report.report, "write", spy)
+    workdir = types.SimpleNamespace(path=None, results=list)
+    cures_report.write(workdir, types.SimpleNamespace(length=6, lone=4, width=8), [])
+    assert "L = 6, 22 pairs and 4 letters without a partner; one layer × 8." in said[0]
+    assert said[0].endswith("Chance of choice is 4.5 %.")

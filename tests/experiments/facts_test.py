@@ -1,3 +1,4 @@
+import collections
 import dataclasses
 import json
 import pathlib
@@ -465,3 +466,37 @@ def test_a_masked_model_is_trained_as_llada(noising, monkeypatch):
     assert objective.keywords["schedule"] is system.objectives.llada_schedule
     assert objective.keywords["weighting"] == "t"
     assert objective.keywords["per_token"] == (noising == "answer")
+
+
+def test_an_adaptation_trains_as_its_flags_say(tiny_directory, tmp_path, monkeypatch):
+    made, told = {}, []
+    spy = lambda *given, **how: made.update(how) or types.SimpleNamespace(run=dict)  # noqa: E731
+    monkeypatch.setattr(adapt_masked.pretraining, "Pretraining", spy)
+    spy = lambda rate, **how: told.append((rate, how))  # noqa: E731
+    monkeypatch.setattr(adapt_masked.training, "make_optimizer", spy)
+    directory = str(tiny_directory(tmp_path))
+    config = adapt_masked.Config(
+        model_id=directory, num_pairs=2, length=8, steps=6, save_every=3, batch_size=5,
+        learning_rate=0.5, warmup_steps=7, weight_decay=0.25,
+    )  # fmt: skip
+    adapt_masked.plan(config, tmp_path)
+    assert told == [(0.5, dict(warmup_steps=7, weight_decay=0.25))]
+    assert (made["num_steps"], made["eval_every"], made["batch_size"]) == (6, 3, 5)
+    of = adapt_masked.open_pretrained(directory, -1, causal=False)[0]
+    assert made["more_fields"] == {"eos_token_id": of.eos_id, "mask_token_id": of.mask_id}
+
+
+@pytest.mark.parametrize(("rank", "stored"), [(0, "float32"), (4, "bfloat16")])
+def test_weights_are_opened_in_the_type_of_the_flag(rank, stored, monkeypatch):
+    opened = []
+    spy = lambda *given, **how: opened.append((given, how))  # noqa: E731
+    monkeypatch.setattr(page.facts, "open_pretrained", spy)
+    tasks = lambda *given: types.SimpleNamespace(run=lambda summarize: given)  # noqa: E731
+    monkeypatch.setattr(page.facts, "Task", tasks)
+    monkeypatch.setattr(page.devices, "mesh", lambda *sizes: None)
+    none = types.SimpleNamespace(value=None)
+    monkeypatch.setattr(page.flags, "FLAGS", collections.defaultdict(lambda: none))
+    page.plan(system.Config(model_id="x", mask_id=7, lora_rank=rank, dtype="bfloat16"), None)
+    ((given, how),) = opened
+    assert given == ("x", 7) and jnp.dtype(how.pop("param_dtype")) == stored
+    assert how == dict(shardings=None, dtype="bfloat16", scan_layers=True)

@@ -396,3 +396,18 @@ def test_what_is_tracked_is_of_the_raw_weights_by_direction(monkeypatch):
 def test_the_papers_cosines_stand_beside_ours():
     """Section 5 of arXiv 2602.02133."""
     assert tables.PAPER == {"minimal": "0.999", "full": "> 0.6"}
+
+
+def test_two_letters_are_learned_by_attention_alone_without_dropout(monkeypatch):
+    spy = lambda part, task, config: (part, task)  # noqa: E731
+    monkeypatch.setattr(gradient_alignment, "run_of", spy)
+    config = gradient_alignment.Config(
+        lengths=(4,), steps=30, eval_every=10, minimal_steps=6, minimal_every=3,
+        minimal_warmup=5, batch_size=9, width=8,
+    )  # fmt: skip
+    for part, task in gradient_alignment.plan(config, None):
+        c, minimal = task.config, part == "minimal"
+        assert (task.length, c.batch_size, c.width) == (2 if minimal else 4, 9, 8)
+        assert (c.attention_only, c.dropout) == ((True, 0) if minimal else (False, 0.02))
+        assert (c.steps, c.eval_every) == ((6, 3) if minimal else (30, 10))
+        assert c.warmup_steps == (5 if minimal else 1000)

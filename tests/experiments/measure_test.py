@@ -109,3 +109,28 @@ def test_a_line_holds_both_directions(monkeypatch, tmp_path):
     monkeypatch.setattr(page.flags, "FLAGS", types.SimpleNamespace(progress=False))
     line, _ = page.read(page.Config(), tmp_path)
     assert line["forward_p_true"] == [0.5, 0, None] and line["reverse_p_true"] == [1.5, 1, None]
+
+
+def test_a_measurement_is_prepared_as_the_flags_say(monkeypatch):
+    told = []
+    monkeypatch.setattr(page, "prepare", lambda *given, **how: told.append((given, how)))
+    asked = dict(level=0.9, blocks="layer", attention=True, chunk_size=3, gradient_pairs=2)
+    asked |= dict(attention_distance=4)
+    page.prepared(page.Config(num_pairs=5, seed=11, max_new=7, **asked))
+    (((_, _, pairs, _), how),) = told
+    assert how == asked | dict(num_new=7)
+    invented = page.facts.invent_parent_child(5, 11)
+    assert pairs.names == tuple((pair.parent, pair.child) for pair in invented)
+
+
+@pytest.mark.parametrize(
+    ("kind", "causal"), [("auto", {}), ("causal", {"causal": True}), ("masked", {"causal": False})]
+)
+def test_a_directory_is_opened_as_the_flags_say(kind, causal, monkeypatch):
+    told = []
+    spy = lambda *given, **how: told.append((given, how)) or (None, None)  # noqa: E731
+    monkeypatch.setattr(page.models, "load_pretrained", spy)
+    monkeypatch.setattr(page.tokenizers, "from_directory", spy)
+    page._opened(page.Config(model_id="x", kind=kind, mask_id=7, dtype="bfloat16", num_pairs=3))
+    types_ = dict(param_dtype="bfloat16", dtype="bfloat16")
+    assert told == [(("x",), dict(mask_id=7)), (("x",), types_ | causal)]

@@ -12,7 +12,7 @@ import members
 import numpy as np
 import pytest
 
-from dirasym import report, seeds
+from dirasym import objectives, report, seeds
 from dirasym.compile import compile_scan
 from dirasym.workdir import WorkDir
 from experiments import relations, relations_study
@@ -527,3 +527,48 @@ def test_heads_of_relations_say_what_stands_under_them(reported, capsys):
 def test_kinds_of_positions_are_what_their_names_say():
     kinds = {"absolute": "learned", "rotary": "rope", "null": "none"}
     assert kinds == relations_system.POSITIONS
+
+
+@pytest.mark.parametrize("family", ["gpt2", "masked"])
+def test_the_step_is_of_the_objective_that_is_asked_for(family):
+    task = _task(family=family, dropout=0.1)
+    assert task.step.keywords == dict(objective=task._ask, dropout=True)
+    line = task.run({}, {"more": 7}).summarize(
+        {"eval_step": np.array([0]), "train_nll": np.ones(1), "validation_nll": np.ones(1)}
+    )
+    assert line["more"] == 7 and line["train_nll"] == 1
+    step = dataclasses.replace(task, whole=True, dropout=False).step
+    objective = step.keywords["objective"]
+    assert not step.keywords["dropout"]
+    if family == "gpt2":
+        assert objective is objectives.next_token
+    else:
+        assert objective.func is objectives.masked_diffusion
+        assert objective.keywords == dict(mask_id=task.mask_id, weighting="k")
+
+
+def test_weights_of_a_masked_model_are_read_at_its_mask():
+    read = []
+
+    def apply_fn(params, tokens_BL):
+        read.append(np.asarray(tokens_BL))
+        return jnp.zeros((*tokens_BL.shape, task.data.vocab_size + 1))
+
+    task = _task(family="masked")
+    task.weights(task.init(0).replace(apply_fn=apply_fn))
+    assert len(read) == len(task.data.panels)
+    assert all((tokens_BL[:, -1] == task.mask_id).all() for tokens_BL in read)
+
+
+def test_the_base_of_the_study_is_what_its_report_says_and_values_change_what_they_name():
+    study = relations_study.Config(lr=0.5, n_layers=3, embed_dim=8, num_epochs=6, seeds=(4,))
+    base = study.relations({})
+    assert (base.lr, base.n_layers, base.embed_dim, base.num_epochs) == (0.5, 3, 8, 6)
+    assert (base.dropout, base.weight_decay, base.l2, base.seeds) == (0.0, 0.01, 0.0, (4,))
+    for factor, field in (
+        *((x, x) for x in ("weight_decay", "l2", "dropout", "family")), ("depth", "n_layers")
+    ):  # fmt: skip
+        for value, changes in relations_study.FACTORS[factor].items():
+            alone = {field: type(getattr(base, field))(value)}
+            alone |= {"weight_decay": 0.0} if factor == "l2" else {}
+            assert study.relations(changes) == dataclasses.replace(base, **alone)

@@ -1,6 +1,7 @@
 import dataclasses
 
 import artists
+import jax
 import numpy as np
 import pytest
 
@@ -150,3 +151,17 @@ def test_the_figure_holds_traces_and_correlations(reported):
 def test_bad_flags(changes, words):
     with pytest.raises(ValueError, match=words):
         dataclasses.replace(SMALL, **changes)
+
+
+def test_a_correlation_is_sampled_as_often_as_the_flags_say(monkeypatch):
+    sample, told = rope.monte_carlo_correlation, []
+
+    def spy(key, *given, **how):
+        told.append((key, how))
+        return sample(key, *given, **how)
+
+    monkeypatch.setattr(rope_bounds.rope, "monte_carlo_correlation", spy)
+    config = dataclasses.replace(SMALL, seed=3, num_queries=8, num_keys=9)
+    rope_bounds.sample(config, 1, 3, 0.5)
+    ((key, how),) = told
+    assert how == dict(rho=0.5, num_queries=8, num_keys=9) and key == jax.random.key(3)

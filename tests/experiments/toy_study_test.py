@@ -101,3 +101,20 @@ def test_short_names_of_initialisations_say_what_differs():
     for init, changes in toy_study.INITS.items():
         assert size[changes.get("embed_std", 0.0)] in tables.NAMES[init]
         assert ("head_init" in changes) == ("zero head" in tables.NAMES[init])
+
+
+def test_each_run_starts_as_its_name_says(monkeypatch):
+    task = lambda *given: types.SimpleNamespace(  # noqa: E731
+        network=None, run=lambda identity, *_, **__: (identity["init"], given)
+    )
+    monkeypatch.setattr(toy_study.toy, "Task", task)
+    given = dict(toy_study.plan(toy_study.Config(length=5, generations=7), None))
+    starts = {
+        init: (c.norm_bias_init, c.embed_std, c.head_init) for init, (_, _, c) in given.items()
+    }
+    assert starts == {
+        "default": (1, 0, "as_init"), "bias_zero": (0, 0, "as_init"),
+        "bias_zero+embed_unit": (0, 1, "as_init"), "bias_zero+embed_small": (0, 0.02, "as_init"),
+        "head_zero": (1, 0, "zeros"), "bias_zero+head_zero": (0, 0, "zeros"),
+    }  # fmt: skip
+    assert {(*x[:2], x[2].generations) for x in given.values()} == {("mdm", 5, 7)}

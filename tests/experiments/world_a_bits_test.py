@@ -1,5 +1,6 @@
 """Maps whose bits and entropies are known, and lines whose table is known by hand."""
 
+import dataclasses
 import math
 
 import artists
@@ -105,3 +106,16 @@ def test_maps_are_drawn_apart():
     }
     assert len(maps) == 12 and len({tuple(of.pairs[0]) for of in maps}) == 12
     assert page.string_map("6x8", 50, 5, 1) == string_maps.StringMap(5, 50, 8, 2005, num_letters=6)
+
+
+def test_gpt2_learns_at_its_rate_without_dropout_and_against_the_joint_floor(tmp_path, monkeypatch):
+    made, floors = [], set()
+    setting, make_case = page.world_a.Setting, page.excess.make_case
+    spy = lambda config, path: made.append(config) or setting(config, path)  # noqa: E731
+    monkeypatch.setattr(page.world_a, "Setting", spy)
+    spy = lambda *given: floors.add(given[3]) or make_case(*given)  # noqa: E731
+    monkeypatch.setattr(page.excess, "make_case", spy)
+    page.plan(dataclasses.replace(SMALL, models=("gpt2",), shapes=("6x8",), lr=0.5), tmp_path)
+    (config,) = made
+    assert floors == {"joint"} and (config.lr, config.dropout) == (0.5, 0.0)
+    assert (config.layers, config.width, config.heads, config.str_len) == (1, 12, 2, 8)

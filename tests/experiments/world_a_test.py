@@ -310,3 +310,42 @@ def test_all_regimes_but_scratch_start_from_the_pretrained_weights(tmp_path, mon
         assert trained.base is None if mode == "scratch" else trained.base == setting.params
         assert (trained.adapters is None) == (mode != "lora")
     assert trained.adapters.dropout == world_a.LORA_DROPOUT == 0.05
+
+
+def test_the_mlp_is_trained_without_a_clip_as_the_original_was(monkeypatch):
+    told = []
+    spy = lambda rate, **how: told.append((rate, how))  # noqa: E731
+    monkeypatch.setattr(world_a_mlp.training, "make_optimizer", spy)
+    learner = world_a_mlp.make_learner(world_a_mlp.Config(Ks=(1,), lr=0.5, batch_size=7))
+    assert told == [(0.5, dict(clip_norm=None))]
+    assert (learner.token_mean, learner.dropout, learner.batch_size) == ("strings", False, 7)
+
+
+def test_rates_warm_up_over_a_tenth_of_the_steps_and_fall_to_the_end(tmp_path, monkeypatch):
+    told = []
+    spy = lambda rate, **how: told.append((rate, how))  # noqa: E731
+    monkeypatch.setattr(world_a.training, "make_optimizer", spy)
+    monkeypatch.setattr(world_a, "Learner", lambda *_, **__: types.SimpleNamespace(num_params=0))
+    monkeypatch.setattr(world_a.batching, "pack", lambda *_: jnp.zeros((64, 128), jnp.int32))
+    setting = _setting(tmp_path, tokenizer="characters", Ks=(1,), n_pairs=50, modes=("finetune",),
+                       layers=1, width=12, batch_size=10, epochs=8, weight_decay=0.125,
+                       pretrain_steps=30, pretrain_lr=0.25)  # fmt: skip
+    assert setting.pretraining.num_steps == 30
+    world_a.Task(setting, world_a.Regime("scratch", "next_token", 0.5, 0.75, 0.0))
+    assert told == [
+        (0.25, dict(warmup_steps=3, decay_steps=30, weight_decay=0.125)),
+        (0.5, dict(warmup_steps=4, decay_steps=40, weight_decay=0.75)),
+    ]
+
+
+def test_a_report_says_where_weights_are_from_and_draws_the_mlps_gaps(monkeypatch):
+    told = []
+    monkeypatch.setattr(page.world_a_report, "write", lambda *given: told.append(given))
+    monkeypatch.setattr(page.world_a_report, "read_mlp_results", lambda path: [path])
+    line = dict(layers=1, width=12, max_len=9)
+    workdir = types.SimpleNamespace(results=lambda: [line])
+    for modes, said in ((("scratch",), False), (("scratch", "lora"), True)):
+        page.report(workdir, world_a.Config(modes=modes, mlp_results="x"), [])
+        *_, notes, others = told.pop()
+        assert others == ["x"] and ("not from OpenAI's weights" in notes) == said
+        assert notes.startswith("GPT-2 with 1 layers of width 12 (causal attention), tokenizer ")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import types
 
 import chex
 import flax.linen as nn
@@ -304,3 +305,54 @@ def test_a_mask_outside_the_vocabulary_is_named():
 def test_batches_that_cannot_be_are_named(fields, message):
     with pytest.raises(ValueError, match=message):
         Batch.of(**fields)
+
+
+def test_statistics_of_a_linen_model_are_read_and_are_no_parameters():
+    class Normed(nn.Module):
+        @nn.compact
+        def __call__(self, tokens):
+            x = nn.Embed(VOCAB, WIDTH)(tokens)
+            return nn.Dense(VOCAB)(nn.BatchNorm(use_running_average=True)(x))
+
+    model = Normed()
+    variables = model.init(KEY, jnp.asarray(TOKENS))
+    variables["batch_stats"] = jax.tree.map(lambda x: x + 3, variables["batch_stats"])
+    apply_fn, params = frameworks.from_linen(model, variables)
+    assert params == variables["params"]
+    want = model.apply(variables, jnp.asarray(TOKENS))
+    np.testing.assert_allclose(apply_fn(params, jnp.asarray(TOKENS)), want, rtol=1e-6)
+
+
+def test_the_state_of_a_haiku_model_is_read_and_its_logits_alone_are_returned():
+    told = []
+    apply = lambda *args, **how: told.append((args, how)) or ("logits", "state")  # noqa: E731
+    transformed = types.SimpleNamespace(apply=apply)
+    apply_fn, params = frameworks.from_haiku(transformed, {"w": 1}, state={"s": 2}, more=3)
+    assert apply_fn(params, TOKENS) == "logits"
+    ((given, how),) = told
+    assert given[:3] == ({"w": 1}, {"s": 2}, None) and how == {"more": 3}
+
+
+def test_a_shifted_model_is_told_its_noise_and_padding():
+    def says(params, tokens_BL, *, valid_BL, noise_B):
+        told_BL = valid_BL * noise_B[:, None]
+        return jnp.broadcast_to(told_BL[..., None], (*tokens_BL.shape, 9))
+
+    valid = jnp.arange(4)[None] < jnp.array([[4], [3], [4]])
+    noise = jnp.array([0.25, 0.5, 0.75])
+    shifted = frameworks.shift_logits(says)
+    got = rows.call(shifted, {}, jnp.asarray(TOKENS), valid_BL=valid, noise_B=noise)
+    np.testing.assert_allclose(got[..., 0], np.repeat(noise[:, None], 4, axis=1))
+
+
+def test_settings_reach_an_equinox_model_of_one_row():
+    eqx = pytest.importorskip("equinox")
+
+    class Scaled(eqx.Module):
+        table: jax.Array
+
+        def __call__(self, tokens, scale=1.0):
+            return scale * self.table[tokens]
+
+    apply_fn, params = frameworks.from_equinox(Scaled(jnp.ones((VOCAB, VOCAB))), scale=3.0)
+    np.testing.assert_array_equal(apply_fn(params, jnp.asarray(TOKENS)), 3)

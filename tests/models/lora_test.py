@@ -1,4 +1,5 @@
 import functools
+import types
 
 import chex
 import flax.linen as nn
@@ -272,3 +273,18 @@ def test_seeds_share_what_is_frozen():
     last = jax.tree.map(lambda x: x[1], together.params)
     chex.assert_trees_all_close(last, alone.params, atol=1e-6)
     chex.assert_trees_all_equal_shapes(together.frozen, {"params": params})
+
+
+def test_an_adapted_model_is_told_all_that_a_model_is_told():
+    told = dict(valid_BL=TOKENS > 0, rows_R=np.arange(3), rngs={"dropout": jax.random.key(0)})
+    spy = types.SimpleNamespace(apply=lambda variables, tokens, **how: how, model=_model())
+    assert lora.make_apply_fn(spy)({}, TOKENS, **told) == told
+
+
+def test_adapters_begin_uniform_below_one_over_the_root_of_the_inputs():
+    adapted = models.LoRA(_model(num_layers=1, num_kv_heads=4), _config(rank=16))
+    params = jax.jit(adapted.model.init)(jax.random.key(0), TOKENS)["params"]
+    adapters = lora.init_adapters(adapted, params, jax.random.key(1))
+    a = adapters["blocks_0"]["attention"]["fused_a"]
+    assert a.size == 256 and 0.9 < 4 * jnp.abs(a).max() <= 1  # of 16 inputs
+    assert not adapters["blocks_0"]["attention"]["query"]["b"].any()
