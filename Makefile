@@ -6,7 +6,8 @@ PIP = $(BIN)/pip install --quiet --disable-pip-version-check
 EXTRAS ?= test
 WORKERS ?= auto
 # Killed and paired processes wait: half as many workers again keep all cores at work.
-SLOW_WORKERS ?= $(shell $(PYTHON) -c 'import os; print(3 * os.cpu_count() // 2)')
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+SLOW_WORKERS ?= $(shell $(PYTHON) -c 'import os; print(3 * ($(CORES)) // 2)')
 PYTEST = $(BIN)/python -m pytest --dist worksteal
 
 .PHONY: reproduce test test-slow test-parity test-lowest lint mypy mutants tables docs

@@ -63,18 +63,20 @@ class CrossMatrix:
         self._mesh = mesh
         self._num = (_length(rows), _length(columns))
         devices = 1 if mesh is None else mesh.shape[DATA]
-        sizes = [
-            _bytes(jax.eval_shape(functools.partial(problem.gradient, which), params, _one(side)))
+        shapes = {
+            which: jax.eval_shape(functools.partial(problem.gradient, which), params, _one(side))
             for which, side in (("fwd", rows), ("rev", columns))
-        ]
+        }
+        sizes = [_bytes(x) for x in shapes.values()]
         activations = max(1, problem.fwd.num_bytes, problem.rev.num_bytes)
         on_cpu = jax.default_backend() == "cpu"
+        self._formed_bytes = memory_limit // 8
         at_once = min(memory_limit // 8, CACHED_BYTES) if on_cpu else memory_limit // 8
         self._chunk = chunk_size or max(1, at_once // activations)
         self.tile = _tile(self._num, sizes, 3 * memory_limit * devices // 4, devices, is_symmetric)
-        self._formed_bytes = memory_limit // 8
         self._fwd, self._rev = (
-            jax.jit(functools.partial(self._gradients, problem, which)) for which in ("fwd", "rev")
+            jax.jit(functools.partial(self._gradients, problem, which, one))
+            for which, one in shapes.items()
         )
         if is_one_loss:
             self._rev = self._fwd
@@ -180,10 +182,12 @@ class CrossMatrix:
 
         return jax.tree.map(padded, side)
 
-    def _gradients(self, problem: Problem, which: str, params: Params, examples: Any) -> Gradient:
+    def _gradients(
+        self, problem: Problem, which: str, shapes: Gradient, params: Params, examples: Any
+    ) -> Gradient:
         def local(params, examples):
             one = functools.partial(problem.gradient, which, params)
-            return _in_chunks(jax.vmap(one), examples, self._chunk)
+            return _in_chunks(jax.vmap(one), examples, self._chunk, shapes)
 
         return self._sharded(local, (PartitionSpec(), PartitionSpec(DATA)))(params, examples)
 
@@ -357,28 +361,26 @@ def _joined(x_IJRC: jax.Array, num: tuple[int, int], is_symmetric: bool) -> jax.
     return x[: num[0], : num[1]]
 
 
-def _in_chunks(function: Callable[[Any], Any], examples: Any, most: int) -> Any:
-    """As `jax.lax.map(batch_size=)`, whose results are stacked and then copied.
+def _in_chunks(function: Callable[[Any], Any], examples: Any, most: int, shapes: Any) -> Any:
+    """`function` of at most so many examples at a time, `shapes` those of its result for one.
 
-    Chunks are as equal as can be; the last one begins earlier, rather than be shorter.
+    `jax.lax.map(batch_size=)` does the same and copies all results at the end. Chunks are as
+    equal as can be; the last one begins earlier, rather than be shorter.
     """
     length = _length(examples)
     num_chunks = -(-length // most)
     size = -(-length // num_chunks)
 
-    def some(start):
-        return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, size), examples)
-
     def step(n, found):
         start = jnp.minimum(n * size, length - size)
+        some = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, size), examples)
         return jax.tree.map(
             lambda whole, part: jax.lax.dynamic_update_slice_in_dim(whole, part, start, 0),
             found,
-            function(some(start)),
+            function(some),
         )
 
-    shapes = jax.eval_shape(lambda: function(some(0)))
-    whole = jax.tree.map(lambda x: jax.lax.empty((length, *x.shape[1:]), x.dtype), shapes)
+    whole = jax.tree.map(lambda x: jax.lax.empty((length, *x.shape), x.dtype), shapes)
     return jax.lax.fori_loop(0, num_chunks, step, whole)
 
 

@@ -1,4 +1,4 @@
-"""The table of killed runs in docs/trust.md."""
+"""The table of killed runs in docs/runs.md."""
 
 from experiments.tables.common import lines, table
 

@@ -145,20 +145,25 @@ def leaves_at(line: Line, level: float = 10) -> int:
     return steps[0] - (line["eval_step"][1] - line["eval_step"][0])
 
 
+def learned(inits: tuple[str, ...]) -> list[Line]:
+    """The runs of some initialisations that learn."""
+    return [line for init in inits for line in study(init) if learns(line)]
+
+
 def peaks(inits: tuple[str, ...], key: str = "reverse/random/ema") -> list[float]:
     """The highest reverse accuracy after step 0 of each run that learns."""
-    return [max(line[key][1:]) for init in inits for line in study(init) if learns(line)]
+    return [max(line[key][1:]) for line in learned(inits)]
 
 
 def ends(inits: tuple[str, ...], key: str = "reverse/random/ema") -> list[float]:
     """The last value of each run that learns."""
-    return [line[key][-1] for init in inits for line in study(init) if learns(line)]
+    return [line[key][-1] for line in learned(inits)]
 
 
 def at_peak(inits: tuple[str, ...]) -> tuple[set[int], list[float]]:
     """Where the peaks are, and the forward accuracy there: see `peaks`."""
     moments, forward = set(), []
-    for line in (line for init in inits for line in study(init) if learns(line)):
+    for line in learned(inits):
         at = 1 + int(np.argmax(line["reverse/random/ema"][1:]))
         moments.add(line["eval_step"][at])
         forward.append(line["forward/random/ema"][at])

@@ -155,7 +155,9 @@ def test_examples_at_a_time_are_even_parts(length, most, size):
         return {"doubled": 2 * examples["x"]}
 
     x_E2 = jax.random.normal(jax.random.key(0), (length, 2))
-    chex.assert_trees_all_equal(cross._in_chunks(double, {"x": x_E2}, most)["doubled"], 2 * x_E2)
+    one = {"doubled": jax.ShapeDtypeStruct((2,), x_E2.dtype)}
+    got = cross._in_chunks(double, {"x": x_E2}, most, one)
+    chex.assert_trees_all_equal(got["doubled"], 2 * x_E2)
     assert set(sizes) == {size}
 
 

@@ -374,24 +374,6 @@ def test_the_text_of_an_adaptation_can_tell_facts_both_ways_and_repeat_them(
     assert len(set(told)) == 3 and set(once) < set(both)
 
 
-@pytest.mark.parametrize("causal", [True, False])
-def test_an_adaptation_trains_as_llada(causal, tiny_directory, tmp_path, monkeypatch):
-    made = []
-    spy = lambda *given, **how: made.append(given) or types.SimpleNamespace(run=dict)  # noqa: E731
-    monkeypatch.setattr(adapt_masked.pretraining, "Pretraining", spy)
-    directory = str(tiny_directory(tmp_path))
-    adapt_masked.plan(
-        adapt_masked.Config(model_id=directory, num_pairs=2, causal=causal, length=8), tmp_path
-    )
-    objective = made[0][4]
-    if causal:
-        assert objective is system.objectives.next_token
-        return
-    assert objective.func is system.objectives.masked_diffusion
-    assert objective.keywords["schedule"] is system.objectives.llada_schedule
-    assert objective.keywords["weighting"] == "t"
-
-
 @pytest.mark.slow
 def test_seeds_in_one_program_are_the_seeds_one_by_one(tmp_path):
     flags = "--preset=smoke --seeds=1,2 --epochs=4 --eval_epochs=2 --noprogress"
@@ -468,22 +450,32 @@ def test_a_masked_model_is_trained_as_llada(noising, monkeypatch):
     assert objective.keywords["per_token"] == (noising == "answer")
 
 
-def test_an_adaptation_trains_as_its_flags_say(tiny_directory, tmp_path, monkeypatch):
-    made, told = {}, []
-    spy = lambda *given, **how: made.update(how) or types.SimpleNamespace(run=dict)  # noqa: E731
-    monkeypatch.setattr(adapt_masked.pretraining, "Pretraining", spy)
-    spy = lambda rate, **how: told.append((rate, how))  # noqa: E731
-    monkeypatch.setattr(adapt_masked.training, "make_optimizer", spy)
+@pytest.mark.parametrize("causal", [True, False])
+def test_an_adaptation_trains_as_its_flags_say_and_masked_as_llada(
+    causal, tiny_directory, tmp_path, monkeypatch
+):
+    made, rates = [], []
+    pretrain = lambda *given, **how: made.append((given, how)) or types.SimpleNamespace(run=dict)  # noqa: E731
+    monkeypatch.setattr(adapt_masked.pretraining, "Pretraining", pretrain)
+    optimize = lambda rate, **how: rates.append((rate, how))  # noqa: E731
+    monkeypatch.setattr(adapt_masked.training, "make_optimizer", optimize)
     directory = str(tiny_directory(tmp_path))
     config = adapt_masked.Config(
         model_id=directory, num_pairs=2, length=8, steps=6, save_every=3, batch_size=5,
-        learning_rate=0.5, warmup_steps=7, weight_decay=0.25,
+        learning_rate=0.5, warmup_steps=7, weight_decay=0.25, causal=causal,
     )  # fmt: skip
     adapt_masked.plan(config, tmp_path)
-    assert told == [(0.5, dict(warmup_steps=7, weight_decay=0.25))]
-    assert (made["num_steps"], made["eval_every"], made["batch_size"]) == (6, 3, 5)
-    of = adapt_masked.open_pretrained(directory, -1, causal=False)[0]
-    assert made["more_fields"] == {"eos_token_id": of.eos_id, "mask_token_id": of.mask_id}
+    assert rates == [(0.5, dict(warmup_steps=7, weight_decay=0.25))]
+    (((*_, objective, _), how),) = made
+    assert (how["num_steps"], how["eval_every"], how["batch_size"]) == (6, 3, 5)
+    of = adapt_masked.open_pretrained(directory, -1, causal=causal)[0]
+    assert how["more_fields"] == {"eos_token_id": of.eos_id, "mask_token_id": of.mask_id}
+    if causal:
+        assert objective is system.objectives.next_token
+        return
+    assert objective.func is system.objectives.masked_diffusion
+    assert objective.keywords["schedule"] is system.objectives.llada_schedule
+    assert objective.keywords["weighting"] == "t"
 
 
 @pytest.mark.parametrize(("rank", "stored"), [(0, "float32"), (4, "bfloat16")])

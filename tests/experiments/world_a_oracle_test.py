@@ -360,8 +360,3 @@ def test_half_is_learned_between_two_evaluations():
     assert excess.half_learned([0, 10, 20], [8.0, 4.0, 2.0]) == 10.0
     assert math.isnan(excess.half_learned([0, 10], [8.0, 4.1]))
     assert math.isnan(excess.half_learned([0, 10], [0.0, 0.0]))
-
-
-def test_the_papers_excess_of_adapted_models_stands_beside_ours():
-    tuned, adapted = report.Family("finetune", None, "next_token"), report.Family("lora", 256, None)
-    assert [of.published(5, 1) for of in (tuned, adapted)] == [" / 1.47", " / 3.15"]

@@ -279,14 +279,22 @@ def test_a_bad_flag_ends_in_one_line_with_status_2(arguments, words, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+TINY = dict(tokenizer="characters", Ks=(1,), layers=1, width=12)
+
+
+@pytest.fixture
+def unlearned(monkeypatch):
+    """Tasks are made and learn nothing, which spares their compilation."""
+    made = types.SimpleNamespace(num_params=(1, 0))
+    monkeypatch.setattr(world_a, "Learner", lambda *_, **__: made)
+
+
+@pytest.mark.usefixtures("unlearned")
 def test_a_regime_has_its_own_decay_and_dropout(tmp_path, monkeypatch):
     decays = []
     make = lambda rate, **how: decays.append(how["weight_decay"])  # noqa: E731
     monkeypatch.setattr(world_a.training, "make_optimizer", make)
-    setting = _setting(tmp_path, tokenizer="characters", Ks=(1,), n_pairs=4, modes=("scratch",),
-                       layers=1, width=12)  # fmt: skip
-    made = types.SimpleNamespace(num_params=(1, 0))
-    monkeypatch.setattr(world_a, "Learner", lambda *_, **__: made)
+    setting = _setting(tmp_path, **TINY, n_pairs=4, modes=("scratch",))
     regime = world_a.Regime("scratch", "next_token", 1e-3, weight_decay=0.7, dropout=0.3)
     shape = world_a.Task(setting, regime).model.config
     assert decays == [0.7]
@@ -299,11 +307,9 @@ def test_maps_are_those_of_the_original_script():
     assert world_a.string_map(world_a.Config(), 8).seed == 50
 
 
-def test_all_regimes_but_scratch_start_from_the_pretrained_weights(tmp_path, monkeypatch):
-    setting = _setting(tmp_path, tokenizer="characters", Ks=(1,), n_pairs=4, modes=("scratch",),
-                       layers=1, width=12)  # fmt: skip
-    made = types.SimpleNamespace(num_params=(1, 0))
-    monkeypatch.setattr(world_a, "Learner", lambda *_, **__: made)
+@pytest.mark.usefixtures("unlearned")
+def test_all_regimes_but_scratch_start_from_the_pretrained_weights(tmp_path):
+    setting = _setting(tmp_path, **TINY, n_pairs=4, modes=("scratch",))
     for mode, rank in (("scratch", None), ("finetune", None), ("finetune_reg", None), ("lora", 2)):
         regime = world_a.Regime(mode, "next_token", 1e-3, 0.0, 0.0, rank)
         trained = world_a.Task(setting, regime).trainable
@@ -321,15 +327,15 @@ def test_the_mlp_is_trained_without_a_clip_as_the_original_was(monkeypatch):
     assert (learner.token_mean, learner.dropout, learner.batch_size) == ("strings", False, 7)
 
 
+@pytest.mark.usefixtures("unlearned")
 def test_rates_warm_up_over_a_tenth_of_the_steps_and_fall_to_the_end(tmp_path, monkeypatch):
     told = []
     spy = lambda rate, **how: told.append((rate, how))  # noqa: E731
     monkeypatch.setattr(world_a.training, "make_optimizer", spy)
-    monkeypatch.setattr(world_a, "Learner", lambda *_, **__: types.SimpleNamespace(num_params=0))
     monkeypatch.setattr(world_a.batching, "pack", lambda *_: jnp.zeros((64, 128), jnp.int32))
-    setting = _setting(tmp_path, tokenizer="characters", Ks=(1,), n_pairs=50, modes=("finetune",),
-                       layers=1, width=12, batch_size=10, epochs=8, weight_decay=0.125,
-                       pretrain_steps=30, pretrain_lr=0.25)  # fmt: skip
+    pretrained = dict(pretrain_steps=30, pretrain_lr=0.25, weight_decay=0.125)
+    learned = dict(n_pairs=50, batch_size=10, epochs=8, modes=("finetune",))
+    setting = _setting(tmp_path, **TINY, **pretrained, **learned)
     assert setting.pretraining.num_steps == 30
     world_a.Task(setting, world_a.Regime("scratch", "next_token", 0.5, 0.75, 0.0))
     assert told == [
