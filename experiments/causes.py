@@ -42,15 +42,10 @@ PRESETS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(causes.Config):
-    """How all cells are trained, and which there are."""
+class Cells:
+    """Which cells there are."""
 
     cells: tuple[str, ...] = flag(("fraction",), "Sets, or cells ATTENTION/OBJECTIVE/..")
-
-    def __post_init__(self):
-        super().__post_init__()
-        for cell in self.parsed:
-            Task(cell, self)  # raises the reason against it
 
     @functools.cached_property
     def parsed(self) -> list[Cell]:
@@ -58,6 +53,16 @@ class Config(causes.Config):
         named = {"leading": LEADING, "core": core(), "fraction": fraction()}
         found = [named.get(text) or (parse(text),) for text in self.cells]
         return list(dict.fromkeys(itertools.chain.from_iterable(found)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(Cells, causes.Config):
+    """How all cells are trained, and which there are."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        for cell in self.parsed:
+            Task(cell, self)  # raises the reason against it
 
 
 def parse(text: str) -> Cell:

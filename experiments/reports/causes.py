@@ -246,7 +246,7 @@ def write(workdir: WorkDir, config, all_runs: Sequence[runs.Run]) -> None:
         "mechanism": functools.partial(mechanism_figure, lines),
     }
     text = (
-        f"# Which ingredient makes a model reverse\n\nL = {config.length}, {config.steps} steps of "
+        f"# Which ingredient makes a model reverse\n\n{config.data}, {config.steps} steps of "
         f"{config.batch_size}; design, words and thresholds: docs/causes.md.\n\n{table}"
     )
     report.write(workdir.path, text, figures, printed=table)

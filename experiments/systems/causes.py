@@ -39,10 +39,9 @@ FIXED_RATE = 0.15
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """How every cell is trained: one flag a field."""
+class Training:
+    """How every cell is trained, whatever the data: one flag a field."""
 
-    length: int = flag(10, "Sequence length L.", 2, 40)
     seeds: tuple[int, ...] = flag((0, 1, 2, 3, 4), "One run each.", kind="seed")
     steps: int = flag(3000, "Train steps.", 1)
     eval_every: int = flag(200, "Steps between evaluations (and checkpoints).", 1)
@@ -52,8 +51,6 @@ class Config:
     warmup_steps: int = flag(1000, "Steps of linear warm-up.", 0)
     dropout: float = flag(0.02, "Dropout rate.", 0)
     ema_decay: float = flag(0.9999, "Moving average of the weights.", 0, 1)
-    generations: int = flag(20, "Sampled per letter and direction.", 1, 10**4)
-    top_k: int = flag(3, "Sample among the most probable k.", 1, case_pairs.VOCAB_SIZE)
 
     def __post_init__(self):
         if len(self.seeds) < 2:
@@ -61,6 +58,20 @@ class Config:
         if self.steps % (5 * self.eval_every):
             wanted = f"a multiple of 5 x --eval_every={self.eval_every}: 20 % of training is asked"
             raise ValueError(f"--steps={self.steps} is not {wanted}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(Training):
+    """The toy pairs, and how they are asked."""
+
+    length: int = flag(10, "Sequence length L.", 2, 40)
+    generations: int = flag(20, "Sampled per letter and direction.", 1, 10**4)
+    top_k: int = flag(3, "Sample among the most probable k.", 1, case_pairs.VOCAB_SIZE)
+
+    @property
+    def data(self) -> str:
+        """What all cells learn, in words."""
+        return f"L = {self.length}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,17 +124,7 @@ class Task:
     @functools.cached_property
     def network(self) -> models.TransformerConfig:
         """The toy task's encoder in every cell, but for what the cell changes."""
-        cell, c = self.cell, self.config
-        return models.radd(
-            case_pairs.VOCAB_SIZE,
-            num_layers=cell.layers,
-            width=c.width,
-            max_len=c.length,
-            causal=cell.attention == "causal",
-            block_size=cell.block or None,
-            positions=cell.positions,
-            dropout=c.dropout,
-        )
+        return network(self.cell, case_pairs.VOCAB_SIZE, self.config.length, self.config)
 
     @property
     def reads_before(self) -> bool:
@@ -147,7 +148,9 @@ class Task:
         """Its training, for any seed, with what is asked along it."""
         c, data = self.config, training_rows(self.cell, self.config.length)
         step = functools.partial(
-            training.train_step, objective=objective(self.cell, c), ema_decay=c.ema_decay
+            training.train_step,
+            objective=objective(self.cell, c.length, c.batch_size),
+            ema_decay=c.ema_decay,
         )
         asked = jax.jit(self.answers)
         return runs.Run(
@@ -241,13 +244,11 @@ class Task:
                  for q in self.questions.values()]  # fmt: skip
         stacked = [np.stack(x, axis=1) for x in zip(*asked, strict=True)]
         cosine = gradient_cosines(nll, params, stacked)
-        number = {name: n for n, name in enumerate(self.questions)}
         values = {}
         for which, where in enumerate(shares):
             mine = slice(NUM_LETTERS * which, NUM_LETTERS * (which + 1))
-            for pair, (first, second) in PAIRS.items():
-                of_pair = [cosine[part][mine, number[first], number[second]] for part in PARTS]
-                values[f"cosine_{pair}{where}"] = jnp.stack([jnp.nanmean(x) for x in of_pair])
+            of_pairs = mean_cosines({part: x[mine] for part, x in cosine.items()})
+            values |= {f"{name}{where}": x for name, x in of_pairs.items()}
         return values
 
     def scores(self, params) -> dict[str, jax.Array]:
@@ -271,18 +272,37 @@ class Task:
         }
 
 
-def objective(cell: Cell, config: Config) -> objectives.Objective:
-    """What is trained: see `docs/causes.md`."""
-    room = masked_share(config.batch_size, config.length)
-    masked = functools.partial(objectives.masked_lm, mask_id=MASK, keep=0.0, random=0.0)
-    diffusion = functools.partial(objectives.masked_diffusion, mask_id=MASK)
+def network(
+    cell: Cell, vocab_size: int, length: int, config: Training, **more: Any
+) -> models.TransformerConfig:
+    """RADD's encoder with what the cell changes of it; `more` as of `models.radd`."""
+    return models.radd(
+        vocab_size,
+        num_layers=cell.layers,
+        width=config.width,
+        max_len=length,
+        causal=cell.attention == "causal",
+        block_size=cell.block or None,
+        positions=cell.positions,
+        dropout=config.dropout,
+        **more,
+    )
+
+
+def objective(
+    cell: Cell, length: int, batch_size: int, *, mask_id: int = MASK, bos_id: int | None = MASK
+) -> objectives.Objective:
+    """What is trained, on so many rows of that length: see `docs/causes.md`."""
+    room = masked_share(batch_size, length)
+    masked = functools.partial(objectives.masked_lm, mask_id=mask_id, keep=0.0, random=0.0)
+    diffusion = functools.partial(objectives.masked_diffusion, mask_id=mask_id)
     if cell.attention == "blocks":
         rows = PerRow(cell.block)
-        how = dict(block_size=cell.block, mask_id=MASK, capacity=rows)
+        how = dict(block_size=cell.block, mask_id=mask_id, capacity=rows)
         return functools.partial(block_diffusion.block_diffusion, **how)
-    more = 0.5 / config.length  # any order hides (L + 1) / 2 of L on average
+    more = 0.5 / length  # any order hides (L + 1) / 2 of L on average
     return {
-        "next_token": functools.partial(objectives.next_token, bos_id=MASK),
+        "next_token": functools.partial(objectives.next_token, bos_id=bos_id),
         "masked_diffusion": functools.partial(diffusion, capacity=room),
         "any_order": functools.partial(diffusion, weighting="k", capacity=min(room + more, 1)),
         "uniform_rate": functools.partial(masked, rate=None, capacity=room),
@@ -304,6 +324,20 @@ def training_rows(cell: Cell, length: int) -> dict[str, np.ndarray]:
     left_out_BL = is_lower_BL if cell.predicted == "B" else is_upper_BL
     noised_BL = np.ones_like(left_out_BL)
     return {"tokens_BL": tokens_BL, "scored_BL": ~left_out_BL, "noised_BL": noised_BL}
+
+
+def mean_cosines(cosine: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """`cosine_PAIR` [3], of PARTS: the mean over examples of what `gradient_cosines` found.
+
+    An example's questions are those of QUESTIONS. Undefined cosines are left out.
+    """
+    number = {name: n for n, name in enumerate(QUESTIONS)}
+    return {
+        f"cosine_{pair}": jnp.stack(
+            [jnp.nanmean(cosine[part][:, number[first], number[second]]) for part in PARTS]
+        )
+        for pair, (first, second) in PAIRS.items()
+    }
 
 
 def gradient_cosines(loss, params, examples) -> dict[str, jax.Array]:

@@ -30,6 +30,7 @@ from dirasym.workdir import WorkDir, full_name, stored_config
 from experiments import (
     adapt_masked,
     causes,
+    causes_facts,
     closure,
     cures,
     dial,
@@ -126,6 +127,14 @@ PROGRAMS = {
         causes,
         causes.Config,
         {"cells": ["causal/next_token"], "length": 3, "steps": 5, "eval_every": 1},
+    ),
+    "causes_facts": Program(
+        causes_facts,
+        causes_facts.Config,
+        {
+            "cells": ["causal/next_token"], "num_pairs": 3, "both_ways": 3, "steps": 5,
+            "eval_every": 1,
+        },
     ),
     "dial": Program(
         dial, dial.Config, {"sizes": [1], "length": 2, "steps": 5, "eval_every": 1, "width": 8}

@@ -681,7 +681,7 @@ def test_a_cell_generates_as_its_network_reads(cell, kind, order, block, monkeyp
     ],
 )
 def test_a_cell_is_trained_by_the_objective_that_it_names(cell, name, settings):
-    found = causes.objective(cell, CONFIG)
+    found = causes.objective(cell, CONFIG.length, CONFIG.batch_size)
     assert found.func is getattr(causes.objectives, name)
     told = {key: x for key, x in found.keywords.items() if key != "capacity"}
     assert told == settings | (dict(keep=0, random=0) if name == "masked_lm" else {})

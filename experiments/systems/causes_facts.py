@@ -1,0 +1,211 @@
+"""The cells of `systems.causes` on invented facts: one network, one ingredient changed at a time.
+
+Of the pairs that are asked a parent always stands before its child, "Now Ann's child is Bob".
+Further pairs are told both ways and scored whole in every cell: they teach what "parent" means.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from dirasym import models, runs, training
+from dirasym.analysis import attention
+from dirasym.analysis.questions import Questions
+from dirasym.analysis.recall import Among, Cloze, choice_among, query_loss, token_recall
+from dirasym.data import batching, facts, tokenizers
+from experiments.flags import flag
+from experiments.systems import causes
+from experiments.systems.causes import Cell
+
+OPENING = "Now"  # before every name stands a token, which a causal model predicts it from
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(causes.Training):
+    """The invented facts: one flag a field."""
+
+    num_pairs: int = flag(60, "Parent–child pairs asked about.", 2, 10**5)
+    both_ways: int = flag(60, "Further pairs told both ways.", 0, 10**5)
+    name_words: int = flag(1, "Words in a name.", 1, 10)
+    data_seed: int = flag(0, "Draws the facts; the same for every run.", kind="seed")
+    heads: int = flag(4, "Attention heads.", 1, 100)
+
+    @property
+    def data(self) -> str:
+        """What all cells learn, in words."""
+        of = f"{self.name_words} word" + "s" * (self.name_words > 1)
+        return f"{self.num_pairs} pairs told one way, {self.both_ways} both ways, names of {of}"
+
+
+def invented(config: Config) -> facts.FactSet:
+    """Statements that all begin with a word which is no name, and their questions."""
+    c = config
+    pairs = facts.invent_parent_child(c.num_pairs + c.both_ways, c.data_seed, c.name_words)
+    told = facts.parent_child(pairs[: c.num_pairs], both_ways=pairs[c.num_pairs :])
+    return facts.FactSet(
+        *(tuple(x._replace(prompt=f"{OPENING} {x.prompt}") for x in part) for part in told)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One cell: its network, its training, and what it is asked."""
+
+    cell: Cell
+    config: Config
+
+    def __post_init__(self):
+        reason = self.cell.why_not(self.rows["tokens_BL"].shape[1])
+        if reason is not None:
+            raise ValueError(f"{self.cell}: {reason}")
+        self.model  # noqa: B018  # raises what does not fit
+
+    @functools.cached_property
+    def facts(self) -> facts.FactSet:
+        """What is told and asked."""
+        return invented(self.config)
+
+    @functools.cached_property
+    def tokenizer(self) -> tokenizers.Words:
+        """Every word a token."""
+        return tokenizers.Words(self.facts.texts())
+
+    @functools.cached_property
+    def rows(self) -> dict[str, np.ndarray]:
+        """Training rows, all of one length: which tokens are scored; all are hidden alike."""
+        rows = batching.encode_facts(self.tokenizer, self.facts, masked=True)
+        scored_BL = rows["scored_BL"]
+        for side, queries in (("A", self.facts.forward), ("B", self.facts.reverse)):
+            if self.cell.predicted == side:  # the other side's names are the answers here
+                left_out = np.concatenate(self.names(queries))
+                scored_BL = scored_BL & ~np.isin(rows["tokens_BL"], left_out)
+        return rows | {"scored_BL": scored_BL, "noised_BL": np.ones_like(scored_BL)}
+
+    def names(self, queries) -> list[list[int]]:
+        """Tokens of the answers of questions; no word stands in two names."""
+        return self.tokenizer.encode([query.answers[0] for query in queries])
+
+    @functools.cached_property
+    def model(self) -> models.Transformer:
+        """The toy task's encoder with heads, but for what the cell changes."""
+        c, length = self.config, self.rows["tokens_BL"].shape[1]
+        size = self.tokenizer.vocab_size
+        return models.Transformer(causes.network(self.cell, size, length, c, num_heads=c.heads))
+
+    @functools.cached_property
+    def apply_fn(self):
+        """The model as an ApplyFn."""
+        return models.make_apply_fn(self.model)
+
+    @property
+    def reads_before(self) -> bool:
+        """Whether a token is read off what stands before it, and not off its [M]."""
+        return self.cell.objective == "next_token"
+
+    @property
+    def mask_id(self) -> int | None:
+        """[M] of a question; None where there is none in it."""
+        return None if self.reads_before else self.tokenizer.mask_id
+
+    def run(self, identity: Mapping[str, Any], **rest: Any) -> runs.Run:
+        """Its training, for any seed, with what is asked along it."""
+        c, length = self.config, self.rows["tokens_BL"].shape[1]
+        ids: dict[str, Any] = dict(mask_id=self.tokenizer.mask_id, bos_id=None)
+        objective = causes.objective(self.cell, length, c.batch_size, **ids)
+        optimizer = training.make_optimizer(c.learning_rate, warmup_steps=c.warmup_steps)
+        return runs.Run(
+            identity,
+            data=lambda seed: self.rows,
+            step=functools.partial(training.train_step, objective=objective, ema_decay=c.ema_decay),
+            num_steps=c.steps,
+            eval_every=c.eval_every,
+            batch_size=c.batch_size,
+            init=training.initializer(self.model, self.apply_fn, optimizer, ema=True),
+            evaluate=self.answers,
+            **rest,
+        )
+
+    # -----------------------------------------------------------------------------------
+    # What is asked
+
+    @functools.cached_property
+    def questions(self) -> Questions:
+        """Both ways: "Now A's child is", "Now B's parent is"."""
+        return Questions.of(self.facts, self.tokenizer, masked=not self.reads_before)
+
+    @functools.cached_property
+    def generate(self):
+        """How the model goes on with a question."""
+        extend_fn = models.make_extend_fn(self.model)
+        return self.questions.generator(extend_fn if self.reads_before else self.apply_fn)
+
+    @functools.cached_property
+    def asked(self) -> dict[str, tuple[Cloze, Among]]:
+        """The three questions of each fact, for a name's first word: forward, reverse, source."""
+        parents, (opening,) = self.names(self.facts.reverse), self.tokenizer.encode([OPENING])
+        behind = [list(row[1 + len(name) :]) for row, name in
+                  zip(self.rows["tokens_BL"], parents, strict=False)]  # fmt: skip
+        source = Cloze.of(
+            [opening] * len(parents),
+            parents,
+            None if self.reads_before else behind,
+            pad_id=self.tokenizer.pad_id,
+            mask_id=self.mask_id,
+        )
+        among = choice_among(source.target_E, list(map(tuple, parents)))
+        return self.questions.first | {"source": (source, among)}
+
+    def answers(self, state: training.TrainState) -> dict[str, Any]:
+        """Accuracy, P(true) and choice of the moving average; cosines and scores of the weights."""
+        params, key = state.ema_params, jax.random.fold_in(state.key, training.EVAL_STREAM)
+        said = self.questions.said(self.generate, params, key)
+        values: dict[str, Any] = {}
+        for name, found in self.questions.recall(self.apply_fn, params, said).items():
+            values[f"percent_{name}"] = found.summary()["percent"]
+            values[f"copied_{name}"] = found.summary()["copied_percent"]
+        for name, (questions, among) in self.asked.items():
+            how: dict[str, Any] = dict(mask_id=self.mask_id, among=among)
+            token = token_recall(self.apply_fn, params, questions, **how)
+            values[f"p_{name}"] = 100 * np.mean(token.p_E)
+            values[f"choice_{name}"] = 100 * np.mean(token.choice_E)
+        values |= self.compare(state.params)
+        return values | {"attention_correlation": self.correlation(state.params)}
+
+    @functools.cached_property
+    def compare(self):
+        """`cosine_PAIR` [3] of parameters, compiled: storage, routing and all, mean of facts."""
+        loss = query_loss(self.apply_fn, mask_id=self.mask_id)
+
+        def nll(params, tokens_L, position, target):
+            return loss(params, Cloze(tokens_L, position, target))
+
+        length = self.rows["tokens_BL"].shape[1]
+        rows = [
+            (np.pad(q.tokens_EL, ((0, 0), (0, length - q.tokens_EL.shape[1]))), q.position_E,
+             q.target_E)
+            for q, _ in (self.asked[name] for name in causes.QUESTIONS)
+        ]  # fmt: skip
+        stacked = [np.stack(x, axis=1) for x in zip(*rows, strict=True)]
+
+        def cosines(params):
+            return causes.mean_cosines(causes.gradient_cosines(nll, params, stacked))
+
+        return jax.jit(cosines)
+
+    def correlation(self, params) -> np.ndarray:
+        """Corr over children of the raw scores of what asks on them, before and behind: [1]."""
+        names = self.names(self.facts.forward)
+        found = attention.name_correlation(
+            models.make_internals_fn(self.model),
+            params,
+            names,
+            self.rows["tokens_BL"].shape[1] - len(names[0]),
+            mask_id=self.tokenizer.eos_id if self.mask_id is None else self.mask_id,
+            fill_id=self.tokenizer.eos_id,
+            resamples=1,
+        )
+        return np.array([np.nanmean(found.mean)])
