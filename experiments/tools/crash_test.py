@@ -1,12 +1,12 @@
 """Does a run that is killed again and again end with the same bits as one that is left alone?
 
 Question  Exact resume: SIGKILL by turns at random moments of a program's life and at random
-          changes of its work directory (checkpoints, curves, result lines, figures), restarts,
-          and compares parameters, result lines and curves with an undisturbed run, timing
-          fields apart.
-Command   python -m experiments.tools.crash_test --kills=100
-Cost      about 6 s a kill and experiment on 2 CPU cores.
-Expected  every finished run identical.
+          changes of its work directory (checkpoints, curves, result lines, figures), or a disk
+          that is full from such a change on; restarts, and compares parameters, result lines and
+          curves with an undisturbed run, timing fields apart.
+Command   python -m experiments.tools.crash_test --kills=100 --full_disks=10
+Cost      about 6 s a life and experiment on 2 CPU cores.
+Expected  every finished run identical; a full disk ends a life in one line.
 """
 
 import dataclasses
@@ -198,7 +198,8 @@ class Config:
     """One flag a field."""
 
     experiment: tuple[Literal[tuple(PROGRAMS)], ...] = flag(tuple(PROGRAMS), "Which to kill.")
-    kills: int = flag(20, "How often to kill each.", 1)
+    kills: int = flag(20, "How often to kill each.", 0)
+    full_disks: int = flag(0, "How often each finds its disk full.", 0)
     seed: int = flag(0, "Of the moments.", kind="seed")
 
 
@@ -209,7 +210,12 @@ def kill_all(workdir: WorkDir, config: Config, planned: Sequence) -> None:
         Piece(
             {"experiment": name},
             functools.partial(
-                kill_and_compare, PROGRAMS[name], workdir.path / name, config.kills, config.seed
+                kill_and_compare,
+                PROGRAMS[name],
+                workdir.path / name,
+                config.kills,
+                full_disks=config.full_disks,
+                seed=config.seed,
             ),
             has_curves=False,
         )
@@ -217,23 +223,24 @@ def kill_all(workdir: WorkDir, config: Config, planned: Sequence) -> None:
     ]
     if not work.all_done(pieces, workdir):
         return
-    header = ["experiment", "kills", "at a change", "with a checkpoint", "ends, all identical"]
-    keys = ("experiment", "kills", "at_changes", "with_checkpoint", "finished")
+    header = ["experiment", "kills", "at a change", "with a checkpoint", "full disks",
+              "ends, all identical"]  # fmt: skip
+    keys = ("experiment", "kills", "at_changes", "with_checkpoint", "full_disks", "finished")
     table = report.table(header, [[line[key] for key in keys] for line in workdir.results()])
     report.write(workdir.path, f"# Crash test\n\n{table}", {}, printed=table)
 
 
 def kill_and_compare(
-    program: Program, directory: pathlib.Path, kills: int, seed: int
+    program: Program, directory: pathlib.Path, kills: int, *, full_disks: int = 0, seed: int
 ) -> tuple[dict[str, int], dict]:
-    """Kills the program `kills` times and lets it finish; raises unless every end is the same.
+    """Kills the program and fills its disk, and lets it finish; raises unless all ends are one.
 
     All lives share a compilation cache: the moments are drawn from the time that a warm run
     takes, and would not reach the end of a cold compilation.
 
     Returns:
       The result line: kills, how many at a change of the directory, how many came after a
-      checkpoint was there, and how many lives reached their end.
+      checkpoint was there, how many lives found a full disk, and how many reached their end.
     """
     path = directory / "run"
     directory.mkdir(parents=True, exist_ok=True)
@@ -247,34 +254,45 @@ def kill_and_compare(
     shutil.rmtree(path)
 
     rng = np.random.default_rng(seed)
-    line = {"kills": 0, "at_changes": 0, "with_checkpoint": 0, "finished": 0}
-    while True:
-        at_change = line["kills"] % 2 == 1
-        last_life = line["kills"] == kills
-        if last_life:
-            status, words = _live(program, path)
-        elif at_change:
-            status, words = _live(program, path, int(rng.integers(1, changes + 1)))
-        else:
+    line = {"kills": 0, "at_changes": 0, "with_checkpoint": 0, "full_disks": 0, "finished": 0}
+    ends = [*(("moment", "change")[n % 2] for n in range(kills)), *["full"] * full_disks, ""]
+    while ends:
+        if ends[0] == "moment":
             status, words = _live(program, path, timeout=rng.uniform(0, 1.1 * duration))
+        else:
+            number = int(rng.integers(1, changes + 1)) if ends[0] else 0
+            status, words = _live(program, path, number, "full" if ends[0] == "full" else "killed")
         if status == 0:
             line["finished"] += 1
             np.testing.assert_equal(outcome(program, path), want)
             shutil.rmtree(path)
-            if last_life:
-                return line, {}
+            if ends[0]:
+                continue
+        elif ends[0] == "full":
+            if "Traceback" in words or "No space left" not in words:
+                raise RuntimeError(f"a full disk is not told in a line:\n{words}")
+            line["full_disks"] += 1
         else:
             line["kills"] += 1
-            line["at_changes"] += at_change
+            line["at_changes"] += ends[0] == "change"
             line["with_checkpoint"] += any(path.glob("checkpoints/*/[0-9]*/record.json"))
+        ends.pop(0)
+    return line, {}
 
 
 def _live(
-    program: Program, path: pathlib.Path, at_change: int = 0, timeout: float | None = None
+    program: Program,
+    path: pathlib.Path,
+    at_change: int = 0,
+    how: Literal["killed", "full"] = "killed",
+    timeout: float | None = None,
 ) -> tuple[int, str]:
-    """One life of the program: 0 or −9 (killed), and its last words; raises if it fails."""
+    """One life of the program: 0, −9 (killed) or what a full disk ends in, and its last words.
+
+    Raises RuntimeError if it fails otherwise.
+    """
     root = pathlib.Path(__file__).parents[2]
-    command = ["-m", "experiments.tools.dying", str(path.absolute()), str(at_change)]
+    command = ["-m", "experiments.tools.dying", str(path.absolute()), str(at_change), how]
     process = subprocess.Popen(
         [sys.executable, *command, *program.arguments(path)],
         cwd=root,
@@ -290,7 +308,7 @@ def _live(
         _, words = process.communicate()
     finally:
         process.kill()
-    if process.returncode not in (0, -9):
+    if process.returncode not in (0, 2 if how == "full" else -9):
         raise RuntimeError(f"the program failed:\n{words}")
     return process.returncode, words
 

@@ -1,11 +1,14 @@
-"""Runs a module as `python -m` does, and dies by SIGKILL at its N-th change of a directory.
+"""Runs a module as `python -m` does, and at its N-th change of a directory dies or finds it full.
 
-    python -m experiments.tools.dying DIRECTORY N MODULE [ARGUMENTS]
+    python -m experiments.tools.dying DIRECTORY N killed|full MODULE [ARGUMENTS]
 
 A change is a file opened for writing, a rename, or a removal below DIRECTORY, by Python. The
-N-th is not made. With N = 0 it lives, and the last line on stderr says how many there were.
+N-th is not made: the process dies by SIGKILL, or from here on nothing can be written ("No space
+left on device"), though removed. With N = 0 it lives, and the last line on stderr says how many
+changes there were.
 """
 
+import errno
 import os
 import pathlib
 import runpy
@@ -13,11 +16,12 @@ import signal
 import sys
 
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
-CHANGES = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate"}
+REMOVALS = {"os.remove", "os.rmdir"}
+CHANGES = {"open", "os.rename", "os.mkdir", "os.truncate"} | REMOVALS
 
 
-def main(directory: str, number: str, module: str, *arguments: str) -> None:
-    """Never returns where the module has at least `number` changes."""
+def main(directory: str, number: str, how: str, module: str, *arguments: str) -> None:
+    """Returns with the module, where it does not die."""
     below, last, count = pathlib.Path(directory).absolute(), int(number), 0
 
     def hook(event, args):
@@ -28,15 +32,18 @@ def main(directory: str, number: str, module: str, *arguments: str) -> None:
             return
         if below in pathlib.Path(os.path.abspath(args[0])).parents:
             count += 1
-            if count == last:
+            if count == last and how == "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
+            if 0 < last <= count and event not in REMOVALS:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), args[0])
 
     sys.argv = [module, *arguments]
     sys.addaudithook(hook)
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     finally:
-        print(f"changes: {count}", file=sys.stderr, flush=True)
+        if not last:
+            print(f"changes: {count}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -187,8 +187,9 @@ def test_killed_runs_end_with_the_same_bits(tmp_path):
 @pytest.mark.parametrize("name", sorted(set(crash_test.PROGRAMS) - {"toy_reversal"}))
 def test_killed_runs_of_other_experiments_do_too(name, tmp_path):
     # Once at a moment and once at a change; `crash_test` itself kills them a hundred times.
-    line, _ = crash_test.kill_and_compare(crash_test.PROGRAMS[name], tmp_path, kills=2, seed=0)
-    assert line["at_changes"] == 1 and line["finished"] >= 1
+    program = crash_test.PROGRAMS[name]
+    line, _ = crash_test.kill_and_compare(program, tmp_path, kills=2, full_disks=1, seed=0)
+    assert line["at_changes"] == line["full_disks"] == 1 and line["finished"] >= 1
 
 
 def test_every_experiment_can_be_killed():
@@ -221,12 +222,15 @@ def test_dying_counts_changes_of_its_directory_and_dies_before_the_one_asked_for
     )
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
 
-    def run(number):
+    def run(number, how="killed"):
         command = [sys.executable, "-m", "experiments.tools.dying", str(tmp_path / "in"), number]
         return subprocess.run(
-            [*command, "writes"], env=environment, cwd=ROOT, capture_output=True, text=True
+            [*command, how, "writes"], env=environment, cwd=ROOT, capture_output=True, text=True
         )
 
+    full = run("1", "full")
+    assert "OSError: [Errno 28] No space left on device" in full.stderr
+    assert not (tmp_path / "b").exists() and not (tmp_path / "in/a").exists()
     killed = run("2")
     assert killed.returncode == -9
     assert (tmp_path / "b").exists() and not (tmp_path / "in/c").exists()
