@@ -4,6 +4,7 @@ import math
 import os
 import pathlib
 import re
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -175,7 +176,7 @@ def write(
 
     Args:
       directory: a work directory.
-      text: Markdown.
+      text: Markdown; lines of prose are wrapped at 100 columns.
       figures: from a name to what draws it. Without matplotlib none is drawn, which is said.
       printed: on standard output.
     """
@@ -184,11 +185,25 @@ def write(
         paths = [save_figure(draw(), directory / "figures", n) for n, draw in figures.items()]
     elif figures:
         text += "\n\nNo figures: they need matplotlib, `pip install 'dirasym[plots]'`."
-    parts = [text, "\n".join(f"![{path.stem}](figures/{path.name})" for path in paths)]
+    parts = [wrapped(text), "\n".join(f"![{path.stem}](figures/{path.name})" for path in paths)]
     files.write_atomically(directory / "report.md", "\n\n".join(filter(None, parts)) + "\n")
     print(printed)
     for path in [*paths, directory / "report.md"]:
         print(path)
+
+
+def wrapped(text: str) -> str:
+    """Markdown with lines of at most 100 columns, headings and tables apart.
+
+    Examples:
+      >>> [len(line) for line in wrapped(30 * "words " + "end").splitlines()]
+      [95, 87]
+    """
+    how: dict[str, Any] = dict(break_long_words=False, break_on_hyphens=False)
+    return "\n".join(
+        line if line.startswith(("|", "#")) else textwrap.fill(line, 100, **how)
+        for line in text.split("\n")
+    )
 
 
 def plot_seeds(axes, x_T: np.ndarray, y_TS: np.ndarray, label: str, **style: Any) -> None:

@@ -133,7 +133,12 @@ def test_what_a_page_names_is_there(page):
             assert ((ROOT / page).parent / link).exists(), link
 
 
-@pytest.mark.parametrize("page", [*PAGES, "BUILD_NOTES.md", "CHANGELOG.md", "CONTRIBUTING.md"])
+REPORTS = sorted(str(x.relative_to(ROOT)) for x in ROOT.glob("docs/results/*/report.md"))
+
+
+@pytest.mark.parametrize(
+    "page", [*PAGES, *REPORTS, "BUILD_NOTES.md", "CHANGELOG.md", "CONTRIBUTING.md"]
+)
 def test_lines_fit(page):
     """A hundred characters; tables apart, and what one link fills."""
     lines = (ROOT / page).read_text(encoding="utf-8").splitlines()

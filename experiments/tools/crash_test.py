@@ -255,7 +255,7 @@ def kill_and_compare(
 
     rng = np.random.default_rng(seed)
     line = {"kills": 0, "at_changes": 0, "with_checkpoint": 0, "full_disks": 0, "finished": 0}
-    ends = [*(("moment", "change")[n % 2] for n in range(kills)), *["full"] * full_disks, ""]
+    ends = [*(("change", "moment")[n % 2] for n in range(kills)), *["full"] * full_disks, ""]
     while ends:
         if ends[0] == "moment":
             status, words = _live(program, path, timeout=rng.uniform(0, 1.1 * duration))

@@ -186,9 +186,9 @@ def test_killed_runs_end_with_the_same_bits(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(crash_test.PROGRAMS) - {"toy_reversal"}))
 def test_killed_runs_of_other_experiments_do_too(name, tmp_path):
-    # Once at a moment and once at a change; `crash_test` itself kills them a hundred times.
+    # Once killed at a change and once without room; `crash_test` itself does it a hundred times.
     program = crash_test.PROGRAMS[name]
-    line, _ = crash_test.kill_and_compare(program, tmp_path, kills=2, full_disks=1, seed=0)
+    line, _ = crash_test.kill_and_compare(program, tmp_path, kills=1, full_disks=1, seed=0)
     assert line["at_changes"] == line["full_disks"] == 1 and line["finished"] >= 1
 
 
