@@ -95,6 +95,7 @@ def _matplotlib():
         import matplotlib.cm
         import matplotlib.colors
         import matplotlib.figure
+        import matplotlib.transforms
     except ImportError as error:
         raise ImportError("figures need matplotlib: pip install 'dirasym[plots]'") from error
     finally:
@@ -153,11 +154,21 @@ def label_ends(axes, gap: float = 0.09) -> None:
     axes.get_ylim()  # scales the axes to their data, if nothing has
     to_share = axes.transData + axes.transAxes.inverted()
     ends = [to_share.transform((line.get_xdata()[-1], line.get_ydata()[-1]))[1] for line in lines]
-    height = -math.inf
-    for place in np.argsort(ends):
-        line, height = lines[place], max(float(ends[place]), height + gap)
-        style = dict(color=line.get_color(), fontsize=SMALL, va="center", clip_on=False)
-        axes.text(1.02, height, line.get_label(), transform=axes.transAxes, **style)
+    order = np.argsort(ends)
+    heights, below, above = [], -math.inf, 1.0
+    for place in order:
+        heights.append(below := max(float(ends[place]), below + gap))
+    for rank in reversed(range(len(heights))):  # none above the panel
+        heights[rank] = min(heights[rank], above)
+        above = heights[rank] - gap
+    for place, height in zip(order, heights, strict=True):
+        style = dict(color=lines[place].get_color(), fontsize=SMALL, va="center", clip_on=False)
+        axes.text(1.02, height, lines[place].get_label(), transform=axes.transAxes, **style)
+
+
+def beside(axes, shift: float):
+    """A transform that draws data so much further right: marks at one place then stand apart."""
+    return _matplotlib().transforms.Affine2D().translate(shift, 0) + axes.transData
 
 
 def save_figure(figure, directory: pathlib.Path, name: str) -> pathlib.Path:
@@ -257,9 +268,11 @@ def gradients(panels: Mapping[str, Mapping[str, np.ndarray]]):
     Args:
       panels: from a title to "gradient_cosine_total" and "gradient_inner_total" [time, seed,
         example], and "eval_step" [time]. Both are drawn as boxes over examples and seeds, inner
-        products as their mean too.
+        products as their mean too. Cosines have one scale, inner products each panel's own.
     """
     figure, axes = new_figure(3, len(panels), (3.6, 2.2))
+    for ax in axes[0, 1:]:
+        ax.sharey(axes[0, 0])
     for (above, middle, below), (title, curves) in zip(axes.T, panels.items(), strict=True):
         step = curves["eval_step"]
         cosine, inner = (
@@ -270,9 +283,9 @@ def gradients(panels: Mapping[str, Mapping[str, np.ndarray]]):
         below.plot(step, inner.mean(axis=1))
         for ax in (above, middle, below):
             ax.axhline(0, color="gray", lw=0.8)
-        above.set(title=title, ylabel="cosine, forward and reverse")
+        above.set(title=title, ylabel="cosine")
         middle.set(ylabel="inner product")
-        below.set(xlabel="step", ylabel="its mean over facts")
+        below.set(xlabel="step", ylabel="mean inner product")
     return figure
 
 
@@ -362,5 +375,5 @@ def plot_powers(axes, x_X: np.ndarray, y_TX: np.ndarray, step_T: np.ndarray, pow
         label = f"step {step}" if row in (0, len(y_TX) - 1) else None
         axes.loglog(x_X, y_X, ".-", color=str(0.8 - 0.8 * row / len(y_TX)), label=label)
     guide_X = y_TX[0, -1] * (x_X / x_X[-1]) ** power
-    axes.loglog(x_X, guide_X, "r--", lw=1, label=f"slope {power}")
+    axes.loglog(x_X, guide_X, "--", color=COLORS[1], label=f"slope {power}")
     legend(axes)

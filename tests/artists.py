@@ -20,7 +20,8 @@ def hides_nothing(figure):
             of_data = line.get_transform().contains_branch(ax.transData)
             if line.get_label() == "_nolegend_" or not of_data:
                 continue  # the cap of a bar, or a guide across the panel
-            x, y = np.asarray(line.get_xydata(), float).T
+            shift = line.get_transform() - ax.transData  # of marks beside one another
+            x, y = shift.transform(np.asarray(line.get_xydata(), float)).T
             for scale, place, limits in (
                 (ax.get_xscale(), x, ax.get_xlim()),
                 (ax.get_yscale(), y, ax.get_ylim()),

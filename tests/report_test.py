@@ -206,6 +206,9 @@ def test_gradients_are_drawn_as_boxes_over_examples_and_seeds():
         }
         for step, values in zip(curves["eval_step"], curves[f"gradient_{name}_total"], strict=True):
             np.testing.assert_allclose(medians[step], np.nanmedian(values))
+    two = report.gradients({"one": curves, "other": curves}).axes
+    assert two[1].get_shared_y_axes().joined(two[0], two[1])  # cosines are compared
+    assert not two[3].get_shared_y_axes().joined(two[2], two[3])
     inner = below.get_lines()[0]
     np.testing.assert_array_equal(inner.get_xdata(), curves["eval_step"])
     np.testing.assert_allclose(inner.get_ydata(), curves["gradient_inner_total"].mean(axis=(1, 2)))
@@ -262,6 +265,28 @@ def test_labels_at_the_ends_stand_apart_and_in_order():
     assert list(heights) == ["low", "beside", "high"]
     assert heights["beside"] == pytest.approx(heights["low"] + 0.1)
     assert 0.9 < heights["high"] < 1
+
+
+def test_labels_of_lines_that_end_on_top_stay_beside_the_panel():
+    pytest.importorskip("matplotlib")
+    _, ((ax,),) = report.new_figure()
+    for label, end in (("low", 0.0), ("third", 0.98), ("second", 0.99), ("first", 1.0)):
+        ax.plot([0, 1], [0.5, end], label=label)
+    report.label_ends(ax, gap=0.1)
+    heights = [text.get_position()[1] for text in ax.texts]
+    assert [text.get_text() for text in ax.texts] == ["low", "third", "second", "first"]
+    assert heights[1:] == pytest.approx([0.8, 0.9, 1.0]) and heights[0] < 0.1
+
+
+def test_marks_beside_one_another_keep_their_data_and_scale_the_panel():
+    pytest.importorskip("matplotlib")
+    _, ((ax,),) = report.new_figure()
+    (line,) = ax.plot([1, 2], [3, 4], transform=report.beside(ax, 0.5))
+    assert line.get_xydata().tolist() == [[1, 3], [2, 4]]
+    drawn = line.get_transform().transform(line.get_xydata())
+    np.testing.assert_allclose(drawn, ax.transData.transform([[1.5, 3], [2.5, 4]]))
+    assert ax.dataLim.bounds == (1.5, 3, 1, 1)
+    artists.hides_nothing(ax.figure)
 
 
 def test_a_figure_is_no_wider_than_a_page_and_its_spare_panels_are_gone():

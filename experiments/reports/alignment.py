@@ -11,6 +11,7 @@ from dirasym.workdir import WorkDir
 
 DEPTH = {"median_cosine_last": "median cosine", "score_correlation_mean": "Corr(S_fwd, S_rev)"}
 COLORS = {"forward": report.COLORS[0], "reverse": report.COLORS[1]}
+ASSUMED = "(i) not saturated", "(ii) signals aligned", "(iii) margins agree", "(iv) RoPE positive"
 PAPER = {"minimal": "0.999", "full": "> 0.6"}  # cosine of the gradients, at one layer
 COLUMNS = {
     "median cosine, lowest": "median_cosine_min",
@@ -30,7 +31,7 @@ def write(workdir: WorkDir, config, all_runs: Sequence[runs.Run]) -> None:
         tuple(run.identity.values()): workdir.stacked(run, config.seeds, **apart)
         for run in all_runs
     }
-    figures = {"first_order": functools.partial(_first_order, curves)}
+    figures = {"first_order": functools.partial(first_order_figure, curves)}
     if "minimal" in config.parts:
         figures["minimal"] = functools.partial(minimal_figure, curves)
     if "full" in config.parts and "mdm" in config.models:
@@ -80,7 +81,7 @@ def minimal_figure(curves):
     c = curves["minimal", "mdm", 2, 1]
     step = c["eval_step"]
     _plot_probabilities(rise, curves, "minimal", 2, 1)
-    report.legend(rise, loc="center right", handlelength=3)
+    report.legend(rise, loc="lower right", bbox_to_anchor=(1.0, 0.05))
     apart = np.maximum(1 - c["cosine/total"], 1e-8)  # float32 leaves no more
     report.plot_seeds(cosine, step, np.median(apart, axis=-1), "median letter")
     report.plot_seeds(cosine, step, apart.max(axis=-1), "furthest letter")
@@ -98,7 +99,7 @@ def minimal_figure(curves):
     for row, name in enumerate(ASSUMPTIONS):  # a band each, so that equal curves all show
         share_T = c[f"assumption/{name}"].mean(axis=(1, 2))
         assumptions.fill_between(step, -row, 0.9 * share_T - row, color=report.color(row), lw=0)
-        text = f"({('i', 'ii', 'iii', 'iv')[row]}) {name.replace('_', ' ')}: {share_T[-1]:.0%}"
+        text = f"{ASSUMED[row]}: {share_T[-1]:.0%}"
         report.note(assumptions, step.mean(), 0.4 - row, text, ha="center", color="white")
     assumptions.set(title="Corollary B.2's assumptions", ylabel="share of letters", yticks=[])
     figure.supxlabel("step", fontsize="medium")
@@ -157,8 +158,8 @@ def depth_figure(lines, lengths: Sequence[int], layers: Sequence[int]):
     return figure
 
 
-def _first_order(curves):
-    """Error of −η⟨g_rev, g_fwd⟩ against η, at each measurement: slope 2."""
+def first_order_figure(curves):
+    """Error of −η⟨g_rev, g_fwd⟩ against η, at each measurement, first seed: slope 2."""
     measured = {key: c for key, c in curves.items() if "predicted" in c}
     figure, axes = report.new_panels(len(measured))
     for ax, ((part, _, length, layers), c) in zip(axes, measured.items(), strict=True):
@@ -167,5 +168,5 @@ def _first_order(curves):
         title = (
             f"L = {length}, {layers} layer{'s' * (layers > 1)}" if part == "full" else "two letters"
         )
-        ax.set(title=title, xlabel="η‖g_fwd‖", ylabel="error (nats)")
+        ax.set(title=title, xlabel="η‖g_fwd‖", ylabel="|predicted − measured| (nats)")
     return figure

@@ -176,7 +176,7 @@ def effect_figure(lines: Sequence[Line]):
     named = [name.replace(":", " × ").replace("=", ": ").replace("_", " ") for name in order]
     axes[0, 0].set_yticks(range(len(order)), named, fontsize="small")
     axes[0, 0].margins(y=0.1)
-    axes[0, 0].set(xlabel="points of reverse accuracy")
+    axes[0, 0].set(xlabel="effect on reverse accuracy (points)")
     return figure
 
 
@@ -189,10 +189,12 @@ def mechanism_figure(lines: Sequence[Line]):
             of = {c: x for c, x in by_cell(lines).items() if c[2] == predicted}
             x = [mean(cell, MEASURES[name]) for cell in of.values()]
             y = [np.mean([line["percent_reverse"] for line in cell]) for cell in of.values()]
-            ax.plot(x, y, "o", color=f"C{number}", ms=4, label=f"predicted: {predicted}")
-        ax.set_xlabel(f"{name.replace('*', '')}\nat 20 % of training", fontsize="small")
+            style = dict(color=report.color(number), marker="os^"[number], ms=4, ls="none")
+            ax.plot(x, y, label=f"predicted: {predicted}", **style)
+        ax.set_xlabel(f"{name.replace('*', '')}\nat 20 % of training")
     axes[0, 0].set(ylabel="reverse accuracy (%)")
-    axes[0, 0].legend(fontsize="x-small")
+    handles = axes[0, 0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside upper center", ncols=3, fontsize=report.SMALL)
     return figure
 
 

@@ -172,11 +172,11 @@ def phase_figure(lines: Lines):
             if np.isfinite(value):
                 color = "white" if value < 60 else "black"
                 ax.text(column, row, f"{value:.0f}", ha="center", va="center", color=color)
-        ax.set(title=f"reverse accuracy (%), width {width}", xlabel="weight decay")
-        ax.set(ylabel="composing relations", xticks=range(len(decays)), xticklabels=decays)
+        ax.set(title=f"width {width}", xlabel="weight decay")
+        ax.set(ylabel="composing relations told", xticks=range(len(decays)), xticklabels=decays)
         ax.set_yticks(range(len(closures)), closures)
         ax.grid(False)
-        drawn.colorbar(image, ax=ax)
+        drawn.colorbar(image, ax=ax, label="reverse accuracy (%)")
     return drawn
 
 

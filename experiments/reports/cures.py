@@ -112,15 +112,18 @@ def figure(lines: Lines):
     found = cells(lines)
     matchings = list(dict.fromkeys(matching for matching, _ in found))
     drawn, axes = report.new_figure(1, len(matchings), (4.6, 3.6))
-    for ax, matching in zip(axes[0], matchings, strict=True):
-        remedies = [remedy for which, remedy in found if which == matching]
+    named = [[remedy for which, remedy in found if which == of] for of in matchings]
+    room = [max(len(remedies), 5) for remedies in named]  # as much for each remedy
+    axes[0, 0].get_gridspec().set_width_ratios(room)
+    for ax, matching, remedies, places in zip(axes[0], matchings, named, room, strict=True):
         place = np.arange(len(remedies))
         for shift, key in ((-0.2, "forward"), (0.0, "reverse"), (0.2, "incorrect")):
             of = [bounds([line[key] for line in found[matching, remedy]]) for remedy in remedies]
             report.plot_bounds(ax, place + shift, of, NAMES[key])
         ax.set_xticks(place, [x.replace("_", " ") for x in remedies], rotation=60, ha="right")
-        ax.set_xlim(-0.6, max(len(remedies), 5) - 0.4)
-        ax.set(title=f"equal {matching}", ylabel="%", ylim=(-5, 105))
+        ax.set_xlim(-0.6, places - 0.4)
+        ax.set(title=f"equal {matching}", ylim=(-5, 105))
+    axes[0, 0].set(ylabel="share of answers (%)")
     handles = axes[0, 0].get_legend_handles_labels()
-    drawn.legend(*handles, loc="outside upper center", ncols=3, fontsize="small")
+    drawn.legend(*handles, loc="outside upper center", ncols=3, fontsize=report.SMALL)
     return drawn

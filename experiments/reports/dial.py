@@ -77,33 +77,37 @@ def claim_table(lines: Sequence[Line]) -> str:
 
 def figure(lines: Sequence[Line]):
     """Accuracy, P(true) within and across, and the theorem's gradient, against block size."""
-    drawn, axes = report.new_figure(1, 3)
+    drawn, axes = report.new_figure(3, 1, (7.2, 1.9))
+    for ax in axes[1:, 0]:
+        ax.sharex(axes[0, 0])
     panels = {
         "accuracy (%)": ["percent_forward", "percent_reverse"],
-        "P(true) of the reverse (%)": ["p_reverse_within", "p_reverse_across"],
+        "reverse: P(true) (%)": ["p_reverse_within", "p_reverse_across"],
         "storage cosine, order": ["cosine_order_within_storage", "cosine_order_across_storage"],
     }
-    for ax, (label, keys) in zip(axes[0], panels.items(), strict=True):
+    for ax, (label, keys) in zip(axes[:, 0], panels.items(), strict=True):
         first = 0 if "percent_forward" in keys else 2
         for number, key in enumerate(keys, first):
-            draw_curves(ax, lines, key, f"C{number}")
+            draw_curves(ax, lines, key, number)
         top = 1 if "cosine" in label else 100
-        ax.set(xlabel="block size", ylabel=label, ylim=(-0.05 * top, 1.05 * top))
+        ax.set(ylabel=label, ylim=(-0.05 * top, 1.05 * top))
         ax.set_xticks(sorted({line["block"] for line in lines}))
+    axes[-1, 0].set_xlabel("block size (tokens)")
     names = ["forward", "reverse", "asked within a block", "asked across a border"]
-    keys = [axes[0, 1].plot([], [], color=f"C{n}", label=name) for n, name in enumerate(names)]
+    color = report.color
+    keys = [axes[1, 0].plot([], [], color=color(n), label=name) for n, name in enumerate(names)]
     keys += [
-        axes[0, 1].plot([], [], style, color="gray", label=f"trained on pairs {placed}")
+        axes[1, 0].plot([], [], style, color="gray", label=f"trained on pairs {placed}")
         for placed, style in MARKS.items()
     ]
     handles = [key[0] for key in keys]
-    drawn.legend(handles=handles, loc="outside lower center", ncols=4, fontsize="x-small")
+    drawn.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=report.SMALL)
     return drawn
 
 
-def draw_curves(ax, lines: Sequence[Line], key: str, color: str) -> None:
+def draw_curves(ax, lines: Sequence[Line], key: str, number: int) -> None:
     """A curve over block sizes for each kind of training pairs, with intervals over seeds."""
-    for placed, style in MARKS.items():
+    for kind_number, (placed, mark) in enumerate(MARKS.items()):
         found = {
             block: bounds([line[key] for line in of if line.get(key) is not None])
             for (kind, block), of in by_cell(lines).items()
@@ -111,7 +115,9 @@ def draw_curves(ax, lines: Sequence[Line], key: str, color: str) -> None:
         }
         found = {block: of for block, of in found.items() if np.isfinite(of.estimate)}
         if found:
-            report.plot_bounds(ax, list(found), [*found.values()], None, fmt=style, color=color)
+            aside = report.beside(ax, 0.2 * (0, -1, 1)[kind_number] + 0.1 * (number % 2) - 0.05)
+            style = dict(fmt=mark, color=report.color(number), transform=aside)
+            report.plot_bounds(ax, list(found), [*found.values()], None, **style)
 
 
 def write(workdir: WorkDir, config, all_runs: Sequence[runs.Run]) -> None:

@@ -97,8 +97,8 @@ def logit_figure(curves):
 def cosine_figure(curves):
     """Cosines of embeddings, mean over seeds."""
     figure, axes = report.new_figure(1, 1, (4.4, 3.8))
-    report.heat_map(axes[0, 0], curves["cosines"].mean(axis=0), "cosine", 1)
-    axes[0, 0].set(title="cosines of embeddings\n(first tokens, then last tokens)", xlabel="token")
+    report.heat_map(axes[0, 0], curves["cosines"].mean(axis=0), "cosine of embeddings", 1)
+    axes[0, 0].set(title="first tokens, then last tokens", xlabel="token", ylabel="token")
     return figure
 
 

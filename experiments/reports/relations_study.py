@@ -23,6 +23,21 @@ DRAWN = {
     "NLL (nats)": ("train_nll", "validation_nll", "validation_nll_when_learned"),
     "asymmetry": ("asymmetry_trained", "asymmetry_withheld"),
 }
+FACTORS = {  # how axes call them
+    "depth": "layers",
+    "dropout": "dropout rate",
+    "family": "network",
+    "l2": "coefficient of L2",
+    "loss": "what is scored",
+}
+VALUES = {
+    "gpt2": "GPT-2",
+    "mlp": "MLP",
+    "gru": "GRU",
+    "masked": "bidirectional",
+    "whole": "whole\nsentence",
+    "masked, whole": "whole,\nbidirectional",
+}
 LOWEST = "lowest_validation_nll"
 Lines = Sequence[Mapping[str, Any]]
 
@@ -86,10 +101,14 @@ def figure(lines: Lines, factor: str, values: Iterable[str]):
             mean, half = np.array(
                 [intervals.student_interval(v) if v else (np.nan, np.nan) for v in of_seeds_V]
             ).T
-            beside = place + 0.16 * (number - (len(keys) - 1) / 2) * (not is_number)
+            at = place + 0.16 * (number - (len(keys) - 1) / 2) * (not is_number)
             style = dict(marker=marks[number], ms=5, capsize=3, ls="-" if is_number else "none")
-            ax.errorbar(beside, mean, np.nan_to_num(half), label=KEYS[key], **style)
-        ax.set(xticks=place, xticklabels=values, xlabel=factor.replace("_", " "), ylabel=ylabel)
+            aside = report.beside(ax, 0.06 * number * is_number)
+            half = np.nan_to_num(half)
+            ax.errorbar(at, mean, half, label=KEYS[key], transform=aside, **style)
+        names = [VALUES.get(value, value) for value in values]
+        xlabel = FACTORS.get(factor, factor.replace("_", " "))
+        ax.set(xticks=place, xticklabels=names, xlabel=xlabel, ylabel=ylabel)
         ax.set_ylim(bottom=-0.03 * ax.get_ylim()[1])
         if not is_number:
             ax.set_xlim(-0.5, len(values) - 0.5)

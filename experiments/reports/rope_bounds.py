@@ -112,7 +112,7 @@ def figure(config, samples):
     report.label_ends(above)
     distances = np.array(config.sampled_distances)
     bound = rope.trace_bound(distances, config.sampled_width)
-    below.plot(distances, bound, color="0.75", lw=6, label="Theorem 4.1's bound")
+    below.plot(distances, bound, color="0.6", lw=6, label="Theorem 4.1's bound")
     for number, rho in enumerate(config.rhos):
         lines = [report.select(samples, rho=rho / 100, delta=delta)[0] for delta in distances]
         means, errors = ([x[k] for x in lines] for k in ("sampled", "sampled_error"))

@@ -82,7 +82,7 @@ def accuracy_bars(results, config, paper: dict):
             known = [k for k, value in enumerate(published) if value is not None]
             label = "paper" if side and known else None
             ax.plot(x[known] + 0.12, [published[k] for k in known], "kD", mfc="w", label=label)
-        ax.set(title=LABELS[model], ylim=(0, 102), yticks=range(0, 101, 20), ylabel="accuracy (%)")
+        ax.set(title=LABELS[model], ylim=(-4, 105), yticks=range(0, 101, 20), ylabel="accuracy (%)")
         ax.set_xticks(center, [f"L = {length}" for length in config.lengths])
         report.legend(ax, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure

@@ -29,11 +29,13 @@ def figure(lines: Lines, inits: Sequence[str], orders: Sequence[str]):
                 reverse_TS = curves(of_init, "reverse", order, weights)
                 label = order.replace("_", " ")
                 report.plot_seeds(ax, of_init[0]["eval_step"], reverse_TS, label)
-            ax.set(title=f"{NAMES.get(init, init)}: {name}", ylim=(-2, 102))
+            ax.set_title(f"{NAMES.get(init, init)}: {name}", fontsize="medium")
+            ax.set_ylim(-2, 102)
         row[0].set_ylabel("reverse (%)")
-        report.label_ends(row[-1], 0.15)
     for ax in axes[-1]:
         ax.set_xlabel("step")
+    handles = axes[0, 0].get_legend_handles_labels()
+    drawn.legend(*handles, loc="outside upper center", ncols=4, fontsize=report.SMALL)
     return drawn
 
 

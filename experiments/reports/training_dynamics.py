@@ -128,6 +128,9 @@ def one_layer_table(results) -> str:
 def loss_figure(config, bilinear):
     shown = [config.widths[0], config.widths[len(config.widths) // 2], config.widths[-1]]
     figure, axes = report.new_figure(1, len(shown), (2.4, 2.8))
+    for ax in axes[0, 1:]:
+        ax.sharex(axes[0, 0])
+        ax.sharey(axes[0, 0])
     for ax, width in zip(axes[0], shown, strict=True):
         for seed in config.seeds:
             c, first = bilinear[width, seed], seed == config.seeds[0]
@@ -147,7 +150,7 @@ def width_figure(config, results):
     for ax, key, label in zip(
         axes[0],
         ("epsilon", "reverse_deviation", "asymmetry"),
-        ("smallest ε", "max |L_rev/ln M − 1|", "asymmetry, untrained pairs"),
+        ("smallest ε", "max |L_rev/ln M − 1|", "asymmetry, one-way pairs"),
         strict=True,
     ):
         seeds_WS = np.array([[r[key] for r in _at(results, w)] for w in config.widths])
@@ -204,9 +207,9 @@ def weight_figure(config, bilinear, cases):
         "one layer, one way": cases["one_way"],
         "one layer, symmetric": cases["symmetric"],
     }
-    figure, axes = report.new_panels(len(shown), (3.6, 3.0))
+    figure, axes = report.new_panels(len(shown), (3.6, 2.8))
+    limit = max(float(np.abs(c["weights"]).max()) for c in shown.values())
     for ax, (title, c) in zip(axes, shown.items(), strict=True):
-        report.heat_map(ax, c["weights"], "logit (nats)")
-        title = f"{title}\nwithin ±{np.abs(c['weights']).max():.1f}"
+        report.heat_map(ax, c["weights"], "logit (nats)", limit)
         ax.set(title=title, xlabel="next token", ylabel="context token")
     return figure

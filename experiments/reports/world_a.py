@@ -14,6 +14,7 @@ Lines = Sequence[Mapping[str, Any]]
 COLORS = {"A->B": report.COLORS[0], "B->A": report.COLORS[1]}
 NAMES = {"A->B": "forward", "B->A": "inverse"}
 MARKERS = "osD^vP*X"
+REGIMES = {"scratch": "from scratch", "finetune": "fine-tuned", "lora": "LoRA", "mlp": "MLP"}
 UNITS = {
     "excess_loss": "paper's convention",
     "excess_nats_per_string": "nats a string, training",
@@ -45,6 +46,14 @@ class Family(NamedTuple):
         rank = f"r={self.rank}" if self.rank else None
         objective = None if self.objective == "next_token" else self.objective
         return " ".join(filter(None, [self.regime, rank, objective]))
+
+    @property
+    def title(self) -> str:
+        """How figures call it: `LoRA, rank 8`."""
+        rank = f"rank {self.rank}" if self.rank else None
+        objective = None if self.objective == "next_token" else self.objective
+        parts = [REGIMES.get(self.regime, self.regime), rank, objective]
+        return ", ".join(part.replace("_", " ") for part in parts if part)
 
     def lines(self, results: Lines, **values: Any) -> list[Mapping[str, Any]]:
         """Its result lines with these values, in the order of seeds."""
@@ -159,6 +168,8 @@ def excess_figure(results: Lines, Ks: Sequence[int]):
     """Excess over training: forward and inverse, a row a family, a column a K."""
     rows = families(results)
     figure, axes = report.new_figure(len(rows), len(Ks), (3.6, 2.6))
+    for ax in axes.flat[1:]:
+        ax.sharey(axes[0, 0])
     for of, row in zip(rows, axes, strict=True):
         for K, ax in zip(Ks, row, strict=True):
             for direction, name in NAMES.items():
@@ -169,22 +180,25 @@ def excess_figure(results: Lines, Ks: Sequence[int]):
                     report.plot_seeds(ax, epochs, y_TS, name, color=color)
                     report.legend(ax)
             ax.axhline(0, color="black", lw=0.6)
-            ax.set(title=f"{of}, K = {K}", xlabel="epoch", ylabel="excess (nats per string)")
+            ax.set(title=f"{of.title}, K = {K}", xlabel="epoch", ylabel="excess (nats per string)")
     return figure
 
 
 def gap_figure(results: Lines):
     """Gap against K in two units, all families on one axis."""
-    figure, axes = report.new_figure(1, 2, (3.6, 3.4))
+    figure, axes = report.new_figure(1, 2, (3.6, 3.0))
     for ax, unit in zip(axes[0], ("excess_loss", "eval_excess_nats_per_string"), strict=True):
         for of in families(results):
             Ks = sorted({line["K"] for line in of.lines(results)})
             points = [(K, x) for K in Ks if (x := gap(results, of, K, unit)) is not None]
             if points:
-                report.plot_intervals(ax, *zip(*points, strict=True), str(of))
-                report.legend(ax, loc="lower center", bbox_to_anchor=(0.5, 1.08))
+                report.plot_intervals(ax, *zip(*points, strict=True), of.title)
         ax.axhline(0, color="black", lw=0.6)
-        ax.set(title=UNITS[unit], xlabel="K", ylabel="inverse − forward (nats)")
+        ax.set(title=UNITS[unit], xlabel="K", xticks=sorted({line["K"] for line in results}))
+        ax.set_ylabel("inverse − forward (nats)")
+    if len(families(results)) > 1:
+        handles = axes[0, 0].get_legend_handles_labels()
+        figure.legend(*handles, loc="outside upper center", ncols=4, fontsize=report.SMALL)
     return figure
 
 
@@ -206,6 +220,8 @@ def bits_figure(results: Lines):
     tasks = _tasks(results)
     bits = [of.lines(results, K=K, direction=d)[0]["bits_to_store_per_pair"] for of, K, d in tasks]
     two = max(bits) > min(bits)
+    has_families = len({of for of, *_ in tasks}) > 1
+    has_tasks = len({tuple(task) for _, *task in tasks}) > 1 or not has_families
     figure, axes = report.new_figure(1 + two, 1, (7.2, 2.9))
     curve = axes[0, 0]
     for number, ((of, K, direction), stored) in enumerate(zip(tasks, bits, strict=True)):
@@ -213,7 +229,8 @@ def bits_figure(results: Lines):
         epochs = lines[0]["eval_epochs"]
         y_TS = np.array([line[CURVE] for line in lines]).T
         style = dict(color=report.color(number), marker=MARKERS[number % len(MARKERS)], ms=4)
-        label = f"{of}, K = {K} {NAMES[direction]}" + f", {stored:.1f} bits" * two
+        words = [of.title] * has_families + [f"K = {K} {NAMES[direction]}"] * has_tasks
+        label = ", ".join(words + [f"{stored:.1f} bits"] * two)
         curve.plot(epochs, (y_TS / y_TS[0]).mean(axis=1), label=label, **style)
         if two:
             halves = [excess.half_learned(epochs, y_T) for y_T in y_TS.T]

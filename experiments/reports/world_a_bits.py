@@ -13,6 +13,7 @@ from dirasym.workdir import WorkDir
 from experiments.reports.world_a import CURVE, MARKERS, NAMES
 
 Line = Mapping[str, Any]
+MODELS = {"gpt2": "GPT-2", "mlp": "MLP"}
 KINDS = "model", "letters", "length", "pairs", "K", "direction"  # what maps of a kind share
 
 
@@ -74,6 +75,9 @@ def figure(lines: Sequence[Line]):
     """A panel a model: epochs until half is learned against bits, a marker a kind of strings."""
     models = sorted({line["model"] for line in lines})
     drawn, axes = report.new_figure(1, len(models), (4.6, 3.4))
+    named: dict[str, Any] = {}
+    for ax in axes[0, 1:]:
+        ax.sharey(axes[0, 0])
     for ax, model in zip(axes[0], models, strict=True):
         mine = kinds(report.select(lines, model=model))
         strings = sorted({key[1:4] for key in mine}, reverse=True)
@@ -87,15 +91,17 @@ def figure(lines: Sequence[Line]):
                 if points:
                     x, y = zip(*points, strict=True)
                     name = "one answer" if filled else "one of K"
-                    ax.errorbar(
+                    label = f"{letters} × {length}, {pairs} pairs, {name}"
+                    named[label] = ax.errorbar(
                         x, [i.mean for i in y], np.nan_to_num([i.half_width for i in y]),
-                        fmt=marker, ms=5, capsize=3, color="tab:blue" if filled else "tab:orange",
-                        label=f"{letters} × {length}, {pairs} pairs, {name}",
+                        fmt=marker, ms=5, capsize=3, color=report.color(not filled), label=label,
                     )  # fmt: skip
-        room = 1.5 * ax.get_ylim()[1]  # for the legend
-        ax.set(title=model, xlabel="bits to store, per pair", xlim=(0, None), ylim=(0, room))
+        ax.set(title=MODELS.get(model, model), xlabel="bits to store, per pair", xlim=(0, None))
         ax.set_ylabel("epochs until half is learned")
-        ax.legend(fontsize="xx-small")
+    axes[0, 0].set_ylim(0, None)
+    style = dict(ncols=3, fontsize=report.SMALL, columnspacing=1, handletextpad=0.4)
+    labels = sorted(named)
+    drawn.legend([named[label] for label in labels], labels, loc="outside upper center", **style)
     return drawn
 
 

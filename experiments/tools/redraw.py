@@ -93,7 +93,8 @@ def figures() -> dict[str, Callable[[], Any]]:
         "facts_names": part(reverse_bars, names),
         "rope_bounds": part(rope_report.figure, rope, equal),
         "alignment_depth": part(alignment_report.depth_figure, depth, [10], [1, 2, 4]),
-        "alignment_minimal": minimal_figure,
+        "alignment_minimal": part(alignment_report.minimal_figure, two_letters("mdm", "arm")),
+        "first_order": part(alignment_report.first_order_figure, two_letters("mdm")),
         **facts_figures(),
         **study_figures(),
         **dynamics_figures(),
@@ -114,15 +115,14 @@ def study_figure(inits: Sequence[str]):
     return toy_study_report.figure(by_seed, inits, toy_study.Config().orders)
 
 
-def minimal_figure():
-    """Two letters, attention alone, from the curves on file."""
-    curves = {
+def two_letters(*models: str) -> dict[tuple, dict]:
+    """The curves on file of two letters, attention alone."""
+    return {
         ("minimal", model, 2, 1): stacked(
             "gradient_alignment", f"part=minimal,model={model},length=2,layers=1", range(3)
         )
-        for model in ("mdm", "arm")
+        for model in models
     }
-    return alignment_report.minimal_figure(curves)
 
 
 def facts_figures() -> dict[str, Callable[[], Any]]:

@@ -15,6 +15,7 @@ import pytest
 
 from dirasym.data import case_pairs
 from dirasym.data.case_pairs import LOWER, MASK, NUM_LETTERS, PAD, UPPER, VOCAB_SIZE
+from dirasym.report import COLORS
 from dirasym.workdir import WorkDir
 from experiments import causes as page
 from experiments import dial
@@ -496,25 +497,26 @@ def test_the_figure_of_the_dial_draws_each_kind_of_pairs():
         | {f"cosine_order_{where}_storage": 0.5 for where in ("within", "across")}
         for block in (2, 5) for placed in ("anywhere", "across") for seed in (0, 2)
     ]  # fmt: skip
+    blue, red, green, pink = COLORS[:4]
     accuracy, p, cosine = dial_tables.figure(lines).axes
     drawn = [(c[0].get_color(), c[0].get_marker(), c[0].get_xydata().tolist())
              for c in accuracy.containers]  # fmt: skip
     marks = [dial_tables.MARKS[placed][0] for placed in ("anywhere", "across")]
     assert drawn == [
-        ("C0", marks[0], [[2, 92], [5, 95]]), ("C0", marks[1], [[2, 92], [5, 95]]),
-        ("C1", marks[0], [[2, 21], [5, 51]]), ("C1", marks[1], [[2, 21], [5, 51]]),
+        (blue, marks[0], [[2, 92], [5, 95]]), (blue, marks[1], [[2, 92], [5, 95]]),
+        (red, marks[0], [[2, 21], [5, 51]]), (red, marks[1], [[2, 21], [5, 51]]),
     ]  # fmt: skip
-    assert [c[0].get_color() for c in p.containers] == ["C2", "C2"]  # nothing asked across
+    assert [c[0].get_color() for c in p.containers] == [green, green]  # nothing asked across
     low, high = accuracy.containers[2][2][0].get_segments()[0][:, 1]
     np.testing.assert_allclose([low, high], [21 - 12.706, 21 + 12.706], atol=1e-3)
     legend = [text.get_text() for text in accuracy.figure.legends[0].get_texts()]
     assert legend[:4] == ["forward", "reverse", "asked within a block", "asked across a border"]
     assert legend[4:] == [f"trained on pairs {placed}" for placed in dial_tables.MARKS]
     colors = [handle.get_color() for handle in accuracy.figure.legends[0].get_lines()[:4]]
-    assert colors == ["C0", "C1", "C2", "C3"]  # as the curves have them
+    assert colors == [blue, red, green, pink]  # as the curves have them
     assert [ax.get_ylim()[1] for ax in (accuracy, p, cosine)] == [105, 105, 1.05]
     assert list(accuracy.get_xticks()) == [2, 5]
-    assert [c[0].get_color() for c in cosine.containers] == ["C2", "C2", "C3", "C3"]
+    assert [c[0].get_color() for c in cosine.containers] == [green, green, pink, pink]
 
 
 def _dial(block, placed, seed, within, across, reverse=0.0):

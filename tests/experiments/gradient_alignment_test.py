@@ -273,7 +273,7 @@ def test_figures_draw_the_curves(reported):
         for line, y in zip(ax.get_lines(), want, strict=False):  # the mean, and a line a seed
             np.testing.assert_array_equal(line.get_xdata(), [1, 2])
             np.testing.assert_allclose(line.get_ydata(), y)
-    ax = tables._first_order(curves).axes[0]
+    ax = tables.first_order_figure(curves).axes[0]
     found = [line.get_ydata() for line in ax.get_lines()]
     for power in (2.0, 2.5, 1.5, 3.0):
         want = 3 * tracking.STEP_LENGTHS**power
@@ -323,7 +323,7 @@ def test_the_figure_of_two_letters_draws_cosines_blocks_and_assumptions():
         full = c[f"full/{block}"].mean((1, 2))
         (dotted,) = (x for x in blocks.get_lines() if np.allclose(x.get_ydata(), full))
         assert dotted.get_linestyle() == ":" and dotted.get_color() == report.color(number)
-    words = ("(i) non saturated", "(ii) signals aligned", "(iii) margins agree", "(iv) rope pos")
+    words = ("(i) not saturated", "(ii) signals aligned", "(iii) margins agree", "(iv) RoPE pos")
     for row, (band, text, name, word) in enumerate(
         zip(assumptions.collections, assumptions.texts, tracking.ASSUMPTIONS, words, strict=True)
     ):
@@ -365,7 +365,7 @@ def test_the_bands_of_attention_and_the_titles_are_of_their_length_and_depth(rep
     assert artists.words(bottom) == ("", "step", "weight, [M] → uppercase")
     axes = tables._alignment(curves, config).axes
     assert [ax.get_title() for ax in axes[::2]] == ["L = 4, depth 1", "L = 4, depth 2"]
-    titles = [ax.get_title() for ax in tables._first_order(curves).axes]
+    titles = [ax.get_title() for ax in tables.first_order_figure(curves).axes]
     assert titles == ["L = 4, 1 layer", "L = 4, 2 layers"]
     for figure in (tables._attention(curves, config), tables._alignment(curves, config)):
         artists.hides_nothing(figure)

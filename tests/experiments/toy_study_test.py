@@ -2,6 +2,7 @@
 
 import types
 
+import artists
 import jax
 import numpy as np
 import pytest
@@ -77,7 +78,8 @@ def test_the_table_holds_means_intervals_and_ranges():
 
 def test_the_figure_holds_the_reverse_curves():
     pytest.importorskip("matplotlib")
-    axes = tables.figure(LINES, INITS, ORDERS).axes
+    figure = tables.figure(LINES, INITS, ORDERS)
+    axes = figure.axes
     for column, weights in enumerate(WEIGHTS):
         for row, init in enumerate(INITS):
             ax = axes[2 * row + column]
@@ -90,8 +92,8 @@ def test_the_figure_holds_the_reverse_curves():
                 ]
                 np.testing.assert_allclose(line.get_ydata(), want)
                 np.testing.assert_array_equal(line.get_xdata(), [0, 2, 4])
-    named = {text.get_text() for ax in axes for text in ax.texts}
-    assert named == {order.replace("_", " ") for order in ORDERS}
+    named = artists.entries(figure.legends[0])
+    assert named == [order.replace("_", " ") for order in ORDERS]
     assert {ax.get_xlabel() for ax in axes[-2:]} == {"step"} == {axes[-1].get_xlabel()}
 
 

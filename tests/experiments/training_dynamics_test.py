@@ -222,6 +222,8 @@ def test_figures_hold_the_curves(cases):
     wanted = [bilinear[8, 0], bilinear[12, 0], just_curves["one_way"], just_curves["symmetric"]]
     for image, curves in zip(shown, wanted, strict=True):
         np.testing.assert_array_equal(image, curves["weights"])
+    limits = {ax.images[0].get_clim() for ax in figure.axes if ax.images}
+    assert limits == {(-limit, limit) for limit in [max(np.abs(x).max() for x in shown)]}
 
 
 KEYS = (

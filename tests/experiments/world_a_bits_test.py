@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dirasym.data import string_maps
+from dirasym.report import COLORS
 from experiments import world_a_bits as page
 from experiments.reports import world_a_bits as report
 
@@ -86,18 +87,18 @@ def test_the_figure_draws_means_over_maps_at_their_bits():
     points = {bar.get_label(): bar[0].get_xydata().tolist() for bar in ax.containers}
     assert points["36 × 4, 10 pairs, one answer"] == [[20.0, pytest.approx(2.25)]]
     assert "6 × 4, 10 pairs, one answer" in points and len(points) == 2
-    assert report.figure(LINES[:4]).axes[0].containers[0][0].get_color() == "tab:blue"
+    assert report.figure(LINES[:4]).axes[0].containers[0][0].get_color() == COLORS[0]
     of_K = {"K": 5, "direction": "B->A", "bits_to_store_per_pair": 12.0}
     (ax,) = report.figure([line | of_K for line in LINES[:4]]).axes
     (points, _, (bars,)) = ax.containers[0]
-    assert ax.containers[0].get_label().endswith("one of K") and points.get_color() == "tab:orange"
+    assert ax.containers[0].get_label().endswith("one of K") and points.get_color() == COLORS[1]
     assert points.get_xdata().tolist() == [12.0]
     low, high = bars.get_segments()[0][:, 1]  # 2.5 and 2 on the two maps: ± 12.706 · 0.25
     np.testing.assert_allclose([low, high], [2.25 - 3.1766, 2.25 + 3.1766], atol=1e-3)
     named = [artists.words(x) for x in report.figure(
         [*LINES[:4], *(line | {"model": "gpt2"} for line in LINES[:4])]).axes]  # fmt: skip
     words = "bits to store, per pair", "epochs until half is learned"
-    assert named == [("gpt2", *words), ("mlp", *words)]
+    assert named == [("GPT-2", *words), ("MLP", *words)]
 
 
 def test_maps_are_drawn_apart():

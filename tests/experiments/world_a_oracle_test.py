@@ -3,6 +3,7 @@
 import json
 import math
 
+import artists
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -255,7 +256,7 @@ def test_gaps_need_both_directions_of_a_seed():
 def test_figures_draw_the_results():
     pytest.importorskip("matplotlib")
     figure = report.excess_figure(LINES, (1, 5))
-    assert [ax.get_title() for ax in figure.axes[:2]] == ["scratch, K = 1", "scratch, K = 5"]
+    assert [ax.get_title() for ax in figure.axes[:2]] == [f"from scratch, K = {K}" for K in (1, 5)]
     drawn = {x.get_label(): x for x in figure.axes[1].get_lines()}
     assert drawn["forward"].get_xdata().tolist() == [0, 10, 20]
     assert drawn["forward"].get_ydata().tolist() == [8.5, 6.0, 1.125]
@@ -271,15 +272,16 @@ def test_figures_draw_the_results():
             (low, high) = bars.get_segments()[0][:, 1]
             width = {1.625: 4.765, 4.875: 14.294}.get(value, 0.0)
             assert ((low + high) / 2, (high - low) / 2) == pytest.approx((value, width), abs=1e-3)
-        assert [x.get_label() for x in ax.containers] == ["scratch", "lora r=256"]
+        assert [x.get_label() for x in ax.containers] == ["from scratch", "LoRA, rank 256"]
+    assert artists.entries(figure.legends[0]) == ["from scratch", "LoRA, rank 256"]
 
 
 def test_bits_are_drawn_with_the_moment_when_half_is_learned():
     pytest.importorskip("matplotlib")
     left, right = report.bits_figure(LINES).axes
     labels = [x.get_label() for x in left.get_lines()]
-    assert labels[0] == "scratch, K = 1 forward, 11.0 bits"
-    assert labels[1:3] == ["scratch, K = 5 forward, 7.0 bits", "scratch, K = 5 inverse, 15.0 bits"]
+    tasks = "1 forward, 11.0", "5 forward, 7.0", "5 inverse, 15.0"
+    assert labels[:3] == [f"from scratch, K = {task} bits" for task in tasks]
     shares = [1.0, (6 / 8 + 6 / 9) / 2, (0.75 / 8 + 1.5 / 9) / 2]
     assert left.get_lines()[1].get_ydata() == pytest.approx(shares)
     assert right.get_lines()[1].get_xdata() == pytest.approx([7.0, 7.0])
@@ -303,7 +305,10 @@ def test_the_figure_of_pace_draws_means_from_the_first_epoch_on():
 def test_bits_are_drawn_for_any_number_of_families():
     pytest.importorskip("matplotlib")
     lines = [_line(5, "A->B", 0, 1.0, run_type="lora", lora_r=rank) for rank in range(1, 12)]
-    assert len(report.bits_figure(lines).axes[0].get_lines()) == 11
+    ranks = report.bits_figure(lines).axes[0].get_lines()  # one task, which is not said
+    assert [line.get_label() for line in ranks] == [f"LoRA, rank {n}" for n in range(1, 12)]
+    (ax,) = report.bits_figure(lines[:1]).axes  # of one family, the task is
+    assert [line.get_label() for line in ax.get_lines()] == ["K = 5 forward"]
 
 
 def test_the_figure_of_gradients_draws_the_curves():
