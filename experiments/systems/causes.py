@@ -176,11 +176,16 @@ class Task:
             for name, (direction, target) in QUESTIONS.items()
         }
 
-    def logits(self, params, tokens_EL, position_E, apply_fn=None) -> jax.Array:
-        """Of the asked place of each row: [E, V], [M] apart."""
+    def read(self, tokens_EL) -> jax.Array:
+        """Rows as the model reads them: behind BOS, if a token is read off what is before it."""
         tokens_EL = jnp.asarray(tokens_EL)
         if self.reads_before:
-            tokens_EL = jnp.pad(tokens_EL[:, :-1], ((0, 0), (1, 0)), constant_values=MASK)
+            return jnp.pad(tokens_EL[:, :-1], ((0, 0), (1, 0)), constant_values=MASK)
+        return tokens_EL
+
+    def logits(self, params, tokens_EL, position_E, apply_fn=None) -> jax.Array:
+        """Of the asked place of each row: [E, V], [M] apart."""
+        tokens_EL = self.read(tokens_EL)
         rows_E = jnp.arange(len(tokens_EL)) * tokens_EL.shape[1] + jnp.asarray(position_E)
         logits_EV = call(apply_fn or self.apply_fn, params, tokens_EL, rows_R=rows_E)
         return objectives.exclude(logits_EV, MASK)

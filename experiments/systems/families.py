@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from dirasym import models, objectives, runs, training
-from dirasym.analysis import rescal, weights
+from dirasym.analysis import rescal, states, weights
 from dirasym.data import families
 from dirasym.rows import PerRow, call
 from dirasym.usage import blamed
@@ -156,13 +156,7 @@ def hidden_states(model: models.Transformer, params, graph: families.Families) -
     layer = model.config.num_layers // 2
     name = f"blocks_{layer - 1}" if layer else "embed"
     person_PL = np.arange(len(families.RELATIONS), graph.vocab_size)[:, None]
-    _, kept = model.apply(
-        {"params": params},
-        person_PL,
-        capture_intermediates=lambda module, _: module.name == name,
-        mutable=["intermediates"],
-    )
-    hidden_PD = kept["intermediates"][name]["__call__"][0][:, 0]
+    hidden_PD = states.captured(model, params, person_PL, name)[:, 0]
     return hidden_PD - hidden_PD.mean(axis=0, keepdims=True)
 
 

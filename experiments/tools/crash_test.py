@@ -36,6 +36,7 @@ from experiments import (
     dial,
     facts,
     flags,
+    geometry,
     gradient_alignment,
     measure,
     relations,
@@ -135,6 +136,11 @@ PROGRAMS = {
             "cells": ["causal/next_token"], "num_pairs": 3, "both_ways": 3, "steps": 5,
             "eval_every": 1,
         },
+    ),
+    "geometry": Program(
+        geometry,
+        causes.Config,
+        {"cells": ["causal/next_token"], "length": 3, "steps": 5, "eval_every": 1},
     ),
     "dial": Program(
         dial, dial.Config, {"sizes": [1], "length": 2, "steps": 5, "eval_every": 1, "width": 8}
