@@ -50,8 +50,8 @@ def nearest(states_XD: Array, others_XD: Array) -> jax.Array:
       [False, True, False]
     """
     x_XD, y_XD = (_centred(states) for states in (states_XD, others_XD))
-    length_X = jnp.linalg.norm(y_XD, axis=1)
-    score_XY = x_XD @ y_XD.T / jnp.where(length_X > 0, length_X, 1)
+    length_X1 = jnp.linalg.norm(y_XD, axis=1, keepdims=True)
+    score_XY = x_XD @ (y_XD / jnp.where(length_X1 > 0, length_X1, 1)).T
     return jnp.argmax(score_XY, axis=1) == jnp.arange(len(score_XY))
 
 

@@ -54,6 +54,10 @@ def test_what_the_head_reads_is_captured():
     hidden_BLD = states.captured(model, params, tokens, "final_norm")
     logits = model.apply({"params": params}, tokens)
     head = params["head"]
-    np.testing.assert_allclose(hidden_BLD @ head["kernel"] + head["bias"], logits, atol=1e-5)
+    np.testing.assert_allclose(
+        np.asarray(hidden_BLD) @ np.asarray(head["kernel"]) + np.asarray(head["bias"]),
+        logits,
+        atol=1e-5,
+    )
     with pytest.raises(ValueError, match="no submodule 'nosuch'"):
         states.captured(model, params, tokens, "nosuch")
