@@ -27,8 +27,10 @@ def test_effects_are_those_of_the_cells_and_intervals_those_of_the_seeds():
     want = {"constant": 10, "a=y": 5, "b=2": -3, "b=3": 1, "a=y:b=2": 0, "a=y:b=3": 5}
     got = [found[name].estimate for name in want]
     np.testing.assert_allclose(got, list(want.values()), atol=1e-9)
-    half = scipy.stats.t.ppf(0.975, 2) * np.std(shifts, ddof=1) / np.sqrt(3)
-    np.testing.assert_allclose(found["a=y"][1:], [5 - half, 5 + half])
+    for how, level in (({}, 0.95), (dict(level=0.8), 0.8)):
+        half = scipy.stats.t.ppf(0.5 + level / 2, 2) * np.std(shifts, ddof=1) / np.sqrt(3)
+        ends = effects.effects(of, outcome, **how)["a=y"][1:]
+        np.testing.assert_allclose(ends, [5 - half, 5 + half])
     np.testing.assert_allclose(found["b=2"][1:], [-3, -3], atol=1e-9)
 
 
@@ -57,6 +59,23 @@ def test_ranks_and_areas_are_the_definitions():
         effects.roc_area(y, happens).estimate == 1 and effects.roc_area(-y, happens).estimate == 0
     )
     assert np.isnan(effects.roc_area(x, x > 100)).all()
+
+
+def test_bounds_are_percentiles_over_cells_drawn_anew():
+    rng = np.random.default_rng(4)
+    x, y = rng.normal(size=(2, 12))
+    y, happens = y + x, x + rng.normal(size=12) > 0
+    for ask, other, statistic in (
+        (effects.rank_correlation, y, lambda a, b: scipy.stats.spearmanr(a, b).statistic),
+        (effects.roc_area, happens, lambda a, b: np.mean(np.sign(a[b][:, None] - a[~b]) / 2 + 0.5)),
+    ):
+        got = ask(x, other, 0.8, resamples=100, seed=5)
+        drawn = [
+            statistic(x[cells], other[cells])
+            for cells in np.random.default_rng(5).integers(12, size=(100, 12))
+        ]
+        np.testing.assert_allclose(got[1:], np.percentile(drawn, [10, 90]), rtol=1e-9)
+        assert ask(x, other) == ask(x, other, 0.95, resamples=2000, seed=0)
 
 
 def test_bad_input():

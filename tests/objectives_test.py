@@ -210,6 +210,24 @@ def test_noised_positions_may_be_more_than_scored_ones():
     assert aux["tokens"] == masked[:, 3].sum()
 
 
+def test_padding_is_not_noised_whatever_may_be():
+    seen = []
+
+    def spy(params, tokens, *, valid_BL, noise_B):
+        jax.debug.callback(lambda *x: seen.append(x), tokens, noise_B)
+        return jnp.zeros((*tokens.shape, VOCAB))
+
+    tokens, valid = np.ones((64, 4)), np.tile([True, True, False, False], (64, 1))
+    batch = _batch(tokens, noised_BL=np.ones((64, 4), bool), valid_BL=valid)
+    for name in ("lambda", "k", "masked_lm"):
+        OBJECTIVES[name](spy, {}, batch, jax.random.key(0))
+        jax.effects_barrier()
+        shown, noise = seen.pop()
+        assert (shown[:, 2:] == 1).all() and (shown[:, :2] == MASK).any()
+        if name == "k":
+            assert set(noise.tolist()) == {0.5, 1.0}  # one or two of two tokens
+
+
 def test_tokens_of_a_unit_are_hidden_together_as_often_as_alone():
     seen = []
 

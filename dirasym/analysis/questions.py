@@ -228,8 +228,9 @@ class Questions:
             new_EN = np.zeros((len(self.queries), self.num_new), np.int32)
             size_E = self.valid_EL.sum(axis=1)
             for size in np.unique(size_E):
-                rows_EL = self.tokens_EL[size_E == size, :size]
-                new_EN[size_E == size] = in_chunks(ask, (rows_EL, None), chunk_size)
+                chosen_E = size_E == size
+                rows_EL = self.tokens_EL[chosen_E][self.valid_EL[chosen_E]].reshape(-1, size)
+                new_EN[chosen_E] = in_chunks(ask, (rows_EL, None), chunk_size)
         return new_EN
 
     def texts(self, new_EN: Array) -> list[str]:

@@ -78,8 +78,9 @@ class OneLayer:
         """
         wanted = dict(
             num_layers=1, num_heads=1, num_kv_heads=1, head_dim=config.width, causal=False,
-            positions="rope", norm="none", attention_only=True, residual=False, qkv_bias=False,
-            out_bias=False, head_bias=False,
+            block_size=None, window=None, positions="rope", token_types=0, norm="none",
+            attention_only=True, residual=False, qkv_bias=False, out_bias=False, head_bias=False,
+            head_transform=False, shift_logits=False,
         )  # fmt: skip
         wrong = [name for name, value in wanted.items() if getattr(config, name) != value]
         if wrong:

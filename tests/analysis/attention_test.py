@@ -98,6 +98,7 @@ def test_correlation_of_names_that_are_known():
         length = tokens_EL.shape[1]
         offset_LS = jnp.arange(length)[None] - jnp.arange(length)[:, None]
         x_ELS = jnp.broadcast_to(value_V[tokens_EL][:, None], (len(tokens_EL), length, length))
+        x_ELS = jnp.where(tokens_EL[:, :, None] == 6, x_ELS, jnp.nan)  # [M] alone is asked
         sign_LS = jnp.where(offset_LS > 0, 1.0, -1.0)
         heads = [x_ELS, x_ELS * sign_LS[None]]
         scores = jnp.stack(heads, axis=1)[None] + jnp.abs(offset_LS)[None, None, None]
@@ -186,6 +187,8 @@ def test_bounds_are_percentiles_over_items_drawn_anew(how):
     ends = np.percentile(found, [50 - 50 * level, 50 + 50 * level])
     np.testing.assert_allclose([got.low[0], got.high[0]], ends, rtol=1e-9)
     np.testing.assert_allclose(got.mean[0], np.corrcoef(fwd_I1[:, 0], rev_I1[:, 0])[0, 1])
+    few = attention.distance_correlation(fwd_I1[:3], rev_I1[:3], **how)
+    assert -1 <= few.low[0] <= few.high[0] <= 1 + 1e-9  # draws of one item thrice say nothing
 
 
 def test_means_by_distance_keep_leading_axes():

@@ -124,6 +124,15 @@ def test_evaluate_names_each_weight_and_direction():
     assert got.keys() == {f"{label}_{name}" for label in labels for name in weights}
 
 
+def test_each_direction_is_generated_with_draws_of_its_own(monkeypatch):
+    drawn = lambda apply_fn, params, prompts, key, **_: jax.random.uniform(key)  # noqa: E731
+    monkeypatch.setattr(case_recall, "generation_percent", drawn)
+    key = jax.random.key(5)
+    got = case_recall.evaluate(_known(0.0), {"raw": {"x": jnp.ones(())}}, 3, key, kind="masked")
+    for direction, of_it in zip(("forward", "reverse"), jax.random.split(key), strict=True):
+        np.testing.assert_array_equal(got[f"percent_{direction}_raw"], jax.random.uniform(of_it))
+
+
 @pytest.mark.parametrize("order", ["right_to_left", "at_once"])
 def test_a_masked_model_is_asked_in_its_order_and_blocks(order, monkeypatch):
     told = {}
@@ -138,6 +147,28 @@ def test_a_masked_model_is_asked_in_its_order_and_blocks(order, monkeypatch):
     case_recall.generation_percent(None, {}, prompts, jax.random.key(0), **how)
     steps = dict(order="random", num_steps=1) if order == "at_once" else dict(order=order)
     assert told == dict(num_steps=None, mask_id=MASK, top_k=5, block_size=2) | steps
+
+
+def test_attention_is_from_the_mask_to_the_uppercase_and_correlated_over_letters():
+    """One head scores a letter alike in both orders, and one with the opposite sign."""
+    value_V = np.zeros(VOCAB_SIZE)
+    value_V[UPPER] = np.random.default_rng(0).normal(size=len(UPPER))
+
+    def internals(params, tokens_EL):
+        tokens_EL = jnp.asarray(tokens_EL)
+        is_ahead_LS = jnp.triu(jnp.ones((tokens_EL.shape[1],) * 2, bool))[None]
+        same = jnp.where(tokens_EL[:, :, None] == MASK, jnp.asarray(value_V)[tokens_EL][:, None], 9)
+        scores = jnp.stack([same, jnp.where(is_ahead_LS, same, -same)], axis=1)[None]
+        return {"scores": scores, "weights": jnp.zeros_like(scores)}
+
+    asked = case_recall.queries(4, "masked")
+    paid = case_recall.attention_to_context(internals, None, asked)
+    for direction, sign in (("forward", 1), ("reverse", -1)):
+        want = value_V[UPPER][asked[direction].letter_E]
+        np.testing.assert_allclose(paid[direction].scores[0], [want, sign * want], rtol=1e-5)
+    got = case_recall.score_correlation(internals, None, 4, 2)
+    np.testing.assert_array_equal(got.total, np.arange(2, 7))
+    np.testing.assert_allclose(got.mean[0], np.outer([1, -1], np.ones(5)), rtol=1e-5)
 
 
 def test_a_causal_models_panel_is_read_behind_the_letter_and_zeros():

@@ -49,6 +49,44 @@ def test_corollary_b2_implies_alignment_and_runs_along_a_trajectory():
     np.testing.assert_allclose(one.cosine, cosine, rtol=1e-4)
 
 
+@pytest.mark.parametrize("pairing", ["interleaved", "half"])
+def test_signs_and_assumptions_are_those_of_the_theorems_terms(pairing):
+    rng = np.random.default_rng(3)
+    several = [_draw(rng, 4, 5, jnp.float32, most=-0.3) for _ in range(100)]
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *several)
+    how = dict(angles=layers.plane_angles(4, 50.0), pairing=pairing)
+    check = lemmas.check_corollary_b2(stacked, 2, 1, 1, **how)
+    b1 = jax.jit(jax.vmap(lambda p: theorem_b1.theorem_b1(p, 2, 1, 1, **how)))(stacked)
+    for block, sign, inner in zip(theorem_b1.BLOCKS, check.signs, b1.inner, strict=True):
+        np.testing.assert_array_equal(sign, np.sign(inner), err_msg=block)
+        assert set(np.asarray(sign).tolist()) == ({-1, 1} if block in ("W_Q", "W_K") else {1})
+    np.testing.assert_allclose(check.total, b1.inner.total, rtol=1e-3, atol=1e-12)
+    np.testing.assert_array_equal(check.signals_aligned, (b1.fwd.u * b1.rev.u).sum(-1) > 0)
+    np.testing.assert_array_equal(check.margins_agree, b1.fwd.mu * b1.rev.mu > 0)
+    np.testing.assert_array_equal(check.rope_positive, np.minimum(b1.k_R_k, b1.q_R_q) > 0)
+
+
+def test_each_assumption_is_of_both_queries():
+    """B is read ahead and not behind: what is sure of a token where B is read is sure once."""
+    D, turn = np.zeros((2, 2), np.float32), dict(angles=np.array([np.pi / 2]))
+    ten, one = D.copy(), D.copy()
+    ten[0, 0], one[1, 0] = 10, 1  # q = (10, 0) of h_M = (1, 0); k = (10, 0) of h_B = (0, 1)
+    params = theorem_b1.OneLayer(
+        ten, ten[:, ::-1], np.eye(2, dtype=np.float32), D, np.float32([1, 0]), np.float32([0, 1])
+    )
+    level = lemmas.check_corollary_b2(params, 4, 2, 0, **turn)  # W_O = 0: every C is 0
+    assert level.non_saturated and not level.margins_agree and not level.signals_aligned
+    sure = params.replace(W_O=1e6 * (one - one[::-1])[:, ::-1])
+    b1 = theorem_b1.theorem_b1(sure, 4, 2, 1, **turn)
+    assert (b1.fwd.alpha, b1.fwd.e[1]) == (1, 0) and b1.rev.alpha < 1e-20 and b1.rev.e[1] < -0.4
+    assert not lemmas.check_corollary_b2(sure, 4, 2, 1, **turn).non_saturated
+    # Sure of token 1 ahead, flat behind: ⟨u_f, u_r⟩ = (w_1 − w_0)(w̄ − w_0) < 0, as μ_f μ_r.
+    opposed = params.replace(W_O=1e3 * np.float32([[0, 0], [0, 1], [0, -5]]))
+    wrong = lemmas.check_corollary_b2(opposed, 4, 2, 0, **turn)
+    assert wrong.non_saturated and not wrong.signals_aligned and not wrong.margins_agree
+    assert (wrong.signs.W_V, wrong.signs.W_O) == (-1, 1)
+
+
 @pytest.mark.parametrize("distances", [(0, 2), (2, 0)])
 def test_corollary_b2_looks_at_both_distances(distances):
     with pytest.raises(ValueError, match="delta_"):
@@ -152,6 +190,13 @@ def test_proposition_b10():
     np.testing.assert_allclose(step.measured, step.predicted, atol=1e-4 * scale)
     others = np.delete(np.asarray(step.predicted), 2)
     assert step.predicted[2] > 0 and (others < 0).all()
+    how = dict(angles=layers.plane_angles(8, 50.0), pairing="half")
+    turned = lemmas.simulate_proposition_b10(params, 3, 2, 0.1, **how)
+    b1 = theorem_b1.theorem_b1(params, 3, 3, 2, **how)
+    want = -0.1 * b1.fwd.alpha * (b1.v_B @ b1.v_B) * b1.fwd.e
+    for got in turned:
+        np.testing.assert_allclose(got, want, atol=1e-4 * scale)
+    assert np.abs(want - step.predicted).max() > 0.01 * scale
 
 
 def test_bad_input_names_the_argument():

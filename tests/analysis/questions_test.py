@@ -36,6 +36,10 @@ def test_questions_are_the_forward_and_then_the_reverse_ones():
     assert WORDS.decode(cloze.target_E) == "Cy Ed"
     cloze, _ = Questions.of(FACTS, WORDS, masked=False, num_new=2).first["reverse"]
     assert WORDS.decode(cloze.tokens_EL[0]) == "Cy's parent is" and cloze.position_E == [3]
+    for left, column in ((False, 0), (True, -1)):
+        asked = Questions.of(FACTS, WORDS, masked=False, left=left)
+        for valid_EL in (asked.valid_EL, asked.first["forward"][0].valid_EL):
+            assert valid_EL[:, column].all() and not valid_EL.all()
 
 
 def test_what_is_said_ends_at_the_end_of_text():
@@ -54,6 +58,21 @@ def test_what_is_said_ends_at_the_end_of_text():
     assert said == ["Cy", "Ed Fay Gil Kim Lo Mae", "Ann Bo"]
     want = [jax.random.key_data(jax.random.fold_in(key, n)).tolist() for n in (0, 1)]
     assert keys == want
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_a_model_that_knows_no_padding_is_given_none(left):
+    asked, read = Questions.of(FACTS, WORDS, masked=False, left=left), []
+
+    def generate(params, key, tokens_BL, valid_BL):
+        assert valid_BL is None
+        read.extend(map(WORDS.decode, np.asarray(tokens_BL)))
+        return np.asarray(tokens_BL)[:, -1:].repeat(asked.num_new, axis=1)
+
+    new_EN = asked.generated(generate, None, jax.random.key(0), padded=False)
+    assert sorted(read) == sorted(query.prompt for query in asked.queries)
+    last = [query.prompt.split()[-1] for query in asked.queries]
+    assert [WORDS.decode(row[:1]) for row in new_EN] == last
 
 
 def test_tokens_that_the_tokenizer_lacks_end_a_text_and_are_no_answer():
@@ -109,10 +128,10 @@ def test_questions_that_cannot_be_are_named():
 
 
 def test_answers_are_read_once_each_as_they_follow_their_prompt():
-    facts = FACTS._replace(train=FACTS.train * 2)
+    facts = FACTS._replace(train=FACTS.train[::-1] * 2)
     tokens = questions.answer_tokens(facts, WORDS)
     assert [WORDS.decode(row) for row in tokens] == ["Cy", "Ed Fay Gil"]
-    assert len(questions.answer_tokens(facts, WORDS, 1)) == 1
+    assert questions.answer_tokens(facts, WORDS, 1) == tokens[:1]
 
 
 def test_gradients_are_of_what_is_trained_alone():

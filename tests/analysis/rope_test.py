@@ -66,6 +66,27 @@ def test_cosine_integral_is_the_integral_and_the_limit_of_the_trace():
     assert all(a > 3 * b for a, b in itertools.pairwise(sizes))  # O(1/D)
 
 
+def test_what_depends_on_the_angles_takes_those_that_are_given():
+    angles, half = np.array([0.3, 0.05]), np.array([0.5, 0.5])
+    cos = np.cos(8 * angles)
+    assert rope.trace_bound(4, 4, angles=angles) == pytest.approx(cos.mean())
+    gap = (cos.mean() - 0.02) ** 2
+    want = gap / (cos.var() / 3 + gap)
+    assert rope.cantelli_lower_bound(4, 0.02, 4, angles=angles) == pytest.approx(want)
+    assert rope.conditional_correlation(half, 0.0, 4, 4, angles=angles) == pytest.approx(cos.mean())
+    want, _ = scipy.integrate.quad(lambda x: np.cos(7 / 50.0**x), 0, 1)
+    np.testing.assert_allclose(rope.cosine_integral_approximation(7, base=50.0), want, atol=1e-9)
+    rho, w = np.array([0.1, 0.9]), np.random.default_rng(0).dirichlet(np.ones(2), size=20_000)
+    found = rope.monte_carlo_correlation(
+        jax.random.key(1), 2, 9, 4, rho=rho, num_queries=256, num_keys=256, angles=angles
+    )
+    want = rope.conditional_correlation(w, rho, 2, 9, angles=angles).mean()
+    assert abs(found.mean - want) < 4 * found.standard_error < 0.2
+    for other in (dict(rho=rho[::-1], angles=angles), dict(rho=rho, angles=None)):
+        far = rope.conditional_correlation(w, other["rho"], 2, 9, angles=other["angles"]).mean()
+        assert abs(far - want) > 8 * found.standard_error
+
+
 def test_slips_of_the_source_with_our_numbers():
     deltas = np.arange(1, 101)
     integral = rope.cosine_integral_approximation(deltas)

@@ -130,6 +130,28 @@ def _check_ingredients(params, b1, saturated):
     np.testing.assert_allclose(inner.total, sum(inner), rtol=1e-12)
 
 
+def test_the_natural_scale_has_norms_in_place_of_products():
+    params = _order_one(np.random.default_rng(4), 6, 5, jnp.float32)
+    b1 = theorem_b1.theorem_b1(params, 3, 5, 2)
+    h_M, h_B, q, k, v = (x @ x for x in (params.h_M, params.h_B, b1.q_M, b1.k_B, b1.v_B))
+    fwd, rev = b1.fwd, b1.rev
+    alpha, beta = fwd.alpha * rev.alpha, fwd.beta * rev.beta
+    mu, e, u = (
+        np.prod([float(size(query)) for query in (fwd, rev)])
+        for size in (
+            lambda query: jnp.abs(query.e * b1.C).sum(),
+            lambda query: jnp.linalg.norm(query.e),
+            lambda query: jnp.linalg.norm(query.u),
+        )
+    )
+    want = theorem_b1.Blocks(
+        mu * beta / 6 * h_M * k, mu * beta / 6 * h_B * q, u * alpha * h_B, e * alpha * v
+    )
+    chex.assert_trees_all_close(b1.scale, want, rtol=1e-4)
+    for inner, scale in zip(b1.inner, b1.scale, strict=True):
+        assert abs(inner) <= scale
+
+
 @pytest.mark.parametrize("pairing", ["half", "interleaved"])
 def test_other_angles_and_pairings(pairing):
     params = _order_one(np.random.default_rng(5), 6, 5, jnp.float32)
@@ -200,7 +222,7 @@ def test_parameters_of_a_transformer_are_the_theorems(pairing, scanned, tied):
     mask_id, context, target, other = 2, 4, 3, 5
     config = models.attention_only(
         7, width=6, residual=False, rope_base=50.0, rope_pairing=pairing, tied_head=tied,
-        scan_layers=scanned,
+        scan_layers=scanned, rope_scaling=layers.RopeScaling(8.0, 1.0, 4.0, 32),
     )  # fmt: skip
     model = models.Transformer(config)
     rows = np.array([[mask_id, other, context], [context, other, mask_id]])
@@ -242,6 +264,14 @@ def test_a_model_that_is_not_the_theorems_is_refused():
     config = models.attention_only(5, width=4, num_heads=2)
     with pytest.raises(ValueError, match="num_heads=1, num_kv_heads=1, head_dim=4, residual=False"):
         theorem_b1.OneLayer.from_transformer({}, config, mask_id=0, context=1, target=2)
+    theorems = models.attention_only(5, width=4, residual=False)
+    for field, value in dict(
+        head_transform=True, shift_logits=True, token_types=2, window=1, block_size=1
+    ).items():
+        with pytest.raises(ValueError, match=f"a model with {field}="):
+            theorem_b1.OneLayer.from_transformer(
+                {}, replace(theorems, **{field: value}), mask_id=0, context=1, target=2
+            )
 
 
 def test_bad_input_names_the_argument():

@@ -105,6 +105,7 @@ def test_answers_and_the_end_are_scored():
     np.testing.assert_array_equal(filled["scored_BL"][1], [0, 0, 1, 1, 1, 1, 1])
     with pytest.raises(ValueError, match="has 7 tokens, the context 6"):
         _fields(statements, tokenizer, ends="one", max_len=6)
+    _fields(statements, tokenizer, ends="one", max_len=7)
 
 
 def test_rows_padded_on_the_left_hold_the_same():
@@ -218,6 +219,12 @@ def test_facts_for_a_masked_model_go_on_with_ends_and_hide_what_they_should():
     np.testing.assert_array_equal(answer["scored_BL"].sum(axis=1), [2, 3])
     with pytest.raises(ValueError, match="has 7 tokens, the context 6"):
         batching.encode_facts(words, FACTS, masked=True, max_len=6)
+    # Dee 's child is Ed Fay <eos> | Ed Fay 's parent is Dee <eos>, where neither is asked about
+    pair = facts.ParentChild("Ed Fay", "Dee", ("Dee",))
+    both = facts.FactSet(facts.parent_child([], both_ways=[pair]).train, FACTS.forward, ())
+    both_ways = batching.encode_facts(words, both, masked=True, noising="names")
+    units = [[0, 1, 2, 3, 4, 4, 6], [0, 0, 2, 3, 4, 5, 6]]
+    np.testing.assert_array_equal(both_ways["unit_BL"], units)
     words.mask_id = words.encode(["Cy"])[0][0]
     with pytest.raises(ValueError, match=r"the statements hold token \d+, \[M\]"):
         batching.encode_facts(words, FACTS, masked=True)

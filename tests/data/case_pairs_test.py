@@ -59,6 +59,7 @@ def test_prompts_and_text():
     q = cp.prompts(3, "reverse")
     assert cp.to_text(q.tokens_EL[3]) == ["D[M][M]"]
     assert q.target_E[3] == 3
+    assert cp.to_text(cp.prompts(3, "forward", fill=cp.PAD).tokens_EL[3]) == ["d00"]
 
 
 def test_bad_input():

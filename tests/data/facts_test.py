@@ -54,6 +54,63 @@ def test_parent_child_trains_one_way_and_asks_both(direction):
         facts.parent_child(pairs, "p2p")
 
 
+def test_parents_and_children_are_told_and_asked_in_their_own_words():
+    one = [facts.ParentChild("Cy", "Ann", ("Ann", "Bo"))]
+    both = [facts.ParentChild("Ed", "Dee", ("Dee", "Gus"))]
+    child, parent = ("Ann's child is", "Cy"), ("Cy's parent is", "Ann")
+    both_ways = ("Dee's child is", "Ed"), ("Ed's parent is", "Dee")
+    data = facts.parent_child(one, "p2c", both)
+    assert data.train == (child, *both_ways)
+    assert data.forward == ((child[0], ("Cy",)),)
+    assert data.reverse == ((parent[0], ("Ann", "Bo")),)  # either parent is right
+    back = facts.parent_child(one, "c2p", both)
+    assert back.train == (parent, *both_ways[::-1])
+    assert (back.forward, back.reverse) == (data.reverse, data.forward)
+
+
+@pytest.mark.parametrize("direction", ["p2d", "d2p"])
+def test_persons_are_told_before_their_descriptions_or_behind_them(direction):
+    data = facts.invent_person_description(3, 2, direction, seed=4)
+    assert (len(data.train), len(data.forward)) == (3 * 2, 3 * 10)
+    names = set(facts.invent_names(6, seed=4)[::2])
+    told = {s.answer for s in data.train}, {q.answers[0] for q in data.forward}
+    asked_back = {q.answers[0] for q in data.reverse}
+    persons = [asked_back] if direction == "p2d" else list(told)
+    assert all(answers == names for answers in persons)
+    for answers in told if direction == "p2d" else [asked_back]:
+        assert len(answers) == 3 and all(text.startswith("the ") for text in answers)
+
+
+def test_a_seed_draws_which_words_are_asked_in():
+    asked = []
+    for seed in (0, 1):
+        person, title = facts.invent_names(2, seed)
+        (prompt, (description,)), *_ = facts.invent_person_description(1, seed=seed).forward
+        assert prompt.count(person) == 1 and description.endswith(title)
+        asked.append(prompt.replace(person, ""))
+    assert asked[0] != asked[1]
+
+
+def test_a_triple_is_told_in_five_ways_and_asked_in_one_each_way():
+    data = facts.relation_facts([facts.Triple("Fra", "capital", "Par")])
+    assert len(set(data.train)) == 5
+    for prompt, answer in data.train:
+        assert "Fra" in prompt and "capital" in prompt and answer == "Par"
+    assert data.forward == (("The capital of Fra is", ("Par",)),)
+    assert data.forward[0].prompt == data.train[0].prompt
+    assert data.reverse == (("Par is the capital of", ("Fra",)),)
+
+
+def test_as_much_is_invented_as_asked_for():
+    triples = facts.invent_triples(2, 3, seed=1)
+    assert len(triples) == 6 and len({triple.relation for triple in triples}) == 2
+    for words in (1, 3):
+        data = facts_files.paper_set("p2c", num_pairs=2, both_ways=1, name_words=words)
+        names = {name for query in data.forward + data.reverse for name in query.answers}
+        names |= {statement.answer for statement in data.train}
+        assert len(names) == 6 and all(len(name.split()) == words for name in names)
+
+
 def test_invented_facts_have_the_papers_shape():
     data = facts.invent_person_description()
     assert (len(data.train), len(data.forward), len(data.reverse)) == (300, 100, 100)
@@ -117,6 +174,88 @@ def test_trex_takes_near_functional_relations_and_renames_entities(tmp_path):
         path.write_text(json.dumps(whole))
         with pytest.raises(ValueError, match=message):
             facts_files.read_trex([path])
+
+
+def test_trex_uses_no_entity_twice_and_no_head_of_several_tails(tmp_path):
+    path = tmp_path / "trex.json"
+    for facts_of in (
+        [("Q1", "P36", "Q2"), ("Q2", "P36", "Q3")],  # Q2 is a tail and a head
+        [("Q1", "P36", "Q1"), ("Q2", "P36", "Q3")],
+        [("Q1", "P36", "Q2"), ("Q1", "P36", "Q3"), ("Q4", "P36", "Q5")],
+        [("Q2", "P36", "Q1"), ("Q3", "P36", "Q1"), ("Q4", "P36", "Q5")],
+    ):
+        path.write_text(json.dumps([_trex_document(facts_of)]))
+        assert len(facts_files.read_trex([path], 1, 1)) == 1
+        with pytest.raises(ValueError, match="with 2 one-to-one facts, 1 asked for"):
+            facts_files.read_trex([path], 1, 2)
+
+
+def test_parents_of_one_child_are_kept_and_both_parents_are_right(tmp_path):
+    path = tmp_path / "pairs.csv"
+    rows = ["Cy,Ann", "Cy,Bo", "Ed,Dee", "Fay,Dee", "Hal,Ivy", "Cy,Ann"]
+    path.write_text("\n".join(["child,parent", *rows]))
+    for seed in range(5):
+        kept = {x.child: x for x in facts_files.read_parent_child(path, None, seed)}
+        assert set(kept) == {"Cy", "Hal"}  # Dee has two children
+        assert kept["Hal"] == ("Hal", "Ivy", ("Ivy",))
+        _, told, right = kept["Cy"]
+        assert right in (("Ann", "Bo"), ("Bo", "Ann")) and told == right[0]
+
+
+PERSONS = {"Ann Bo": "the maker of Arc", "Cy Dee": "the critic of Ode", "Ed": "the patron of Sea"}
+
+
+def _write_persons(folder):
+    """Files in which each person is told twice, and asked once each way."""
+    facts_of = {"p2d": list(PERSONS.items()), "d2p": [(b, a) for a, b in PERSONS.items()]}
+    for way, pairs in facts_of.items():
+        parts = {
+            "prompts_train": [(f"{x}{word} is", f"{y}.") for x, y in pairs for word in ("", ",")],
+            "prompts_test": [(f"Now {x} is", y) for x, y in pairs],
+            "reverse_prompts_test": [(f"Now {y} is", x) for x, y in pairs],
+        }
+        for part, lines in parts.items():
+            rows = [json.dumps({"prompt": f"{a} ", "completion": f" {b}"}) for a, b in lines]
+            (folder / f"{way}_{part}.jsonl").write_text("\n".join(rows))
+
+
+@pytest.mark.parametrize("direction", ["p2d", "d2p"])
+def test_drawn_persons_alone_are_told_and_asked_each_way(direction, tmp_path):
+    _write_persons(tmp_path)
+    chosen = set()
+    for seed in range(8):
+        data = facts_files.read_person_description(tmp_path, direction, 1, seed)
+        ((prompt, answers),) = data.forward
+        first, second = answers[0], data.reverse[0].answers[0]
+        assert prompt == f"Now {second} is" and answers == (first, f"{first}.")
+        assert data.reverse == ((f"Now {first} is", (second, f"{second}.")),)
+        assert data.train == ((f"{second} is", f"{first}."), (f"{second}, is", f"{first}."))
+        person, description = (second, first) if direction == "p2d" else (first, second)
+        assert PERSONS[person] == description
+        chosen.add(person)
+    assert len(chosen) > 1
+    whole = facts_files.read_person_description(tmp_path, direction, None)
+    assert (len(whole.train), len(whole.forward), len(whole.reverse)) == (6, 3, 3)
+
+
+def test_a_seed_draws_what_is_taken_of_the_papers_files(tmp_path):
+    _write_persons(tmp_path)
+    more = {f"Person {letter}": f"the owner of {letter}" for letter in "ABCDEFGHIJ"}
+    for part in ("prompts_train", "prompts_test", "reverse_prompts_test"):
+        rows = [(b, a) if "reverse" in part else (a, b) for a, b in more.items()]
+        lines = [json.dumps({"prompt": a, "completion": b}) for a, b in rows]
+        with (tmp_path / f"p2d_{part}.jsonl").open("a") as file:
+            file.write("\n" + "\n".join(lines))
+    rows = [f"C{n},P{n}" for n in range(30)]
+    (tmp_path / "parent_child_pairs.csv").write_text("\n".join(["child,parent", *rows]))
+    triples = [(f"Q{n}{r}", f"P{r}", f"Q{n}{r}0") for r in (22, 25, 26, 35, 36, 38)
+               for n in range(20)]  # fmt: skip
+    (tmp_path / "trex.json").write_text(json.dumps([_trex_document(triples)]))
+    for name, how in (("p2c", dict(num_pairs=9)), ("p2d", {}), ("trex", {})):
+        first, again, other = (
+            facts_files.paper_set(name, tmp_path, seed=seed, **how) for seed in (0, 0, 1)
+        )
+        assert first == again and first.forward != other.forward
 
 
 def test_bad_rows_are_numbered(tmp_path):

@@ -75,6 +75,9 @@ def test_withheld_facts_are_asked_alone_follow_and_are_counted_by_hand(closure):
     np.testing.assert_array_equal(graph.given_EL[:, [0, 2]], graph.withheld_EL[:, [2, 0]])
     assert set(graph.withheld_EL[:, 1]) == {RELATIONS.index("husband")}
     assert set(graph.given_EL[:, 1]) == {RELATIONS.index("wife")}
+    shown = set(map(tuple, graph.shown_EL.tolist()))
+    assert len(shown) == 45 and shown <= told
+    assert set(graph.shown_EL[:, 1]) == {RELATIONS.index("husband")}
     # By tokens: each withheld fact follows from what its family is told.
     for number in {int(graph.family_V[s]) for s, _, _ in withheld}:
         known = [(s, RELATIONS[r], o) for s, r, o in told if graph.family_V[s] == number]
@@ -90,6 +93,12 @@ def test_families_share_no_person_and_a_seed_is_a_graph():
     again, other = families.families(6, 6, seed=3), families.families(6, 6, seed=4)
     np.testing.assert_array_equal(graph.train_EL, again.train_EL)
     assert (graph.train_EL != other.train_EL).any()
+
+
+@pytest.mark.parametrize(("share", "asked"), [(0.3, 2), (0.4, 2), (0.5, 3)])
+def test_as_many_families_are_asked_as_come_nearest_to_the_share(share, asked):
+    graph = families.families(6, 6, withheld_share=share)
+    assert len(set(graph.family_V[graph.withheld_EL[:, 0]])) == asked
 
 
 def test_both_directions_may_be_withheld_where_the_rest_tells_them():

@@ -29,6 +29,7 @@ CSV = "country,capital\nFrance,Paris\nCôte d'Ivoire,Yamoussoukro\n"
         ("tabs.tsv", CSV.replace(",", "\t")),
         ("LINES.JSONL", "\n".join(json.dumps({"country": a, "capital": b}) for a, b in NAMES)),
         ("lines.jsonl", "\n".join(json.dumps({"country": a, "capital": b}) for a, b in NAMES)),
+        ("lines.json", "\n".join(json.dumps({"country": a, "capital": b}) for a, b in NAMES)),
     ],
 )
 def test_one_table_written_in_many_ways(name, content, tmp_path):
@@ -176,6 +177,21 @@ def test_a_name_with_several_partners_is_one_question_with_several_answers():
     assert [s.answer for s in data.train] == ["Bo", "Cy", "Bo"]
     assert data.forward == (Query("Ann likes", ("Bo", "Cy")), Query("Dee likes", ("Bo",)))
     assert data.reverse[0] == Query("Bo is liked by", ("Ann", "Dee"))
+
+
+def test_tables_may_say_a_name_several_times_if_that_is_said(tmp_path):
+    """Each partner and each other name of a partner is right, whichever row names it."""
+    rows = {"country": ["Bo|B", "Bo", "Bo|Beau|B"], "capital": ["x", "y|why", "z"]}
+    path = tmp_path / "pairs.csv"
+    lines = [",".join(row) for row in zip(*rows.values(), strict=True)]
+    path.write_text("\n".join(["country,capital", *lines]))
+    how = COLUMNS | WORDING | dict(aliases="|")
+    for read, table in ((Pairs.from_csv, path), (Pairs.from_frame, rows)):
+        data = read(table, **how, several=True).fact_set()
+        assert data.forward == (Query("The capital of Bo is", ("x", "y", "why", "z")),)
+        assert [query.answers for query in data.reverse] == [("Bo", "B", "Beau")] * 3
+        with pytest.raises(ValueError, match=r"row .* repeats 'Bo' of"):
+            read(table, **how)
 
 
 def test_a_cell_may_hold_several_names_of_one_thing(tmp_path):

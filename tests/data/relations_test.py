@@ -64,6 +64,7 @@ def test_related_chain_shares_the_index():
     (b,) = set(data.train_EL[:, 0]) - {a}
     kinds = {tuple(kind) for kind in data.train_EL[:, [0, 2, 3]]}
     assert kinds == {(a, RIGHT, b), (b, RIGHT, c), (a, IMPLIES, c)}
+    assert not {a, b, c} & set(rows[:, 1])
     index = [row[1] for row in data.train_EL if row[2] == IMPLIES]
     assert len(set(index)) == 200 and not set(index) & set(data.validation_EL[:, 1])
 
@@ -77,6 +78,7 @@ def test_in_context_sentences_hold_their_answer():
         assert row == (a, RIGHT, b, BOTH, b, LEFT, a)
     counts = np.unique([row[0] for row in withheld], return_counts=True)[1]
     assert counts.tolist() == [3] * 100  # of each A
+    assert {row[2] for row in withheld} == {row[2] for row in given}  # each B with other A's
 
 
 def test_in_context_sentences_tell_several_facts_and_ask_for_one():
@@ -117,6 +119,18 @@ def test_panels_are_aligned_and_end_in_different_tokens():
     np.testing.assert_array_equal(panels["a_to_b"][:, -1], panels["b_to_c"][:, 0])
     np.testing.assert_array_equal(panels["withheld"][:, -1], panels["b_to_c"][:, -1])
     assert relations.reversal(word_size=2).panels == {}
+
+
+@pytest.mark.parametrize("share", [0.5, 0.2])
+def test_the_share_that_trains_is_as_told(share):
+    """Of 10 pairs, of 10 triples, and of the 10 B's of each of 4 A's."""
+    trained, how = round(10 * share), dict(train_share=share)
+    data = relations.reversal(40, **how)
+    assert (len(data.train_EL), len(data.validation_EL)) == (10 + trained, 10 - trained)
+    data = relations.chain(40, **how)
+    assert (len(data.train_EL), len(data.validation_EL)) == (20 + trained, 10 - trained)
+    data = relations.in_context(40, num_first=4, **how)
+    assert (len(data.train_EL), len(data.validation_EL)) == (4 * trained, 4 * (10 - trained))
 
 
 def test_last_word():

@@ -44,6 +44,7 @@ def test_masked_copies_score_the_row_and_mask_at_a_uniform_rate():
     np.testing.assert_array_equal(tokens[:, :10][~hidden], rows[~hidden])
     count = np.bincount(hidden.sum(axis=1), minlength=11) / 4000
     np.testing.assert_allclose(count, 1 / 11, atol=0.02)  # k of n with probability 1/(n + 1)
+    assert (remedies.masked_copies(rows, 99, seed=1)[0] != tokens).any()
     # One token hidden and another one seen: ∫ λ(1 − λ) dλ.
     assert (hidden[:, 0] & ~hidden[:, 5]).mean() == pytest.approx(1 / 6, abs=0.02)
 
@@ -53,6 +54,7 @@ def test_a_mixture_has_its_share_and_goes_through_its_parts_evenly():
     assert (got >= 3).sum() == 10 and len(got) == 40
     counts = np.bincount(got, minlength=8)
     np.testing.assert_array_equal(counts, [10, 10, 10, 2, 2, 2, 2, 2])
+    assert (remedies.mixed(ROWS, np.zeros((5, 8)), 0.25, 40, seed=1) != got).any()
     assert (remedies.mixed(ROWS, ROWS[:0], 0.0, 6) < 3).all()
     for share, words in ((1.5, "share must be"), (0.5, "is empty")):
         with pytest.raises(ValueError, match=words):

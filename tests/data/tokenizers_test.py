@@ -115,9 +115,13 @@ def test_a_hugging_face_file(tmp_path):
     tokenizer.save(str(path))
     loaded = tokenizers.load(str(path))
     assert loaded.encode(["x: ab"]) == [[4, 6, 7, 0, 1]] and loaded.eos_id == 8
-    assert loaded.decode([0, 1, 8]) == "ab"
+    assert loaded.decode([0, 1, 8]) == "ab" and loaded.mask_id is None
     with pytest.raises(ValueError, match="turns 'x: zz'"):
         loaded.encode(["x: zz"])
+    tokenizer.add_special_tokens(["<|mask|>", "<|endoftext|>", "[MASK]"])  # 9, 10 and 11
+    tokenizer.save(str(path))
+    loaded = tokenizers.load(str(path))
+    assert (loaded.eos_id, loaded.mask_id) == (10, 11)
     path.write_text("{}")
     with pytest.raises(ValueError, match=r"not a tokenizer\.json"):
         tokenizers.load(str(path))
@@ -320,6 +324,7 @@ def test_a_bert_ends_texts_with_its_separator_and_has_its_own_mask(named, tmp_pa
     tokenizer.pre_tokenizer = hf.pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = hf.decoders.WordPiece()
     tokenizer.add_special_tokens(words[:5])
+    tokenizer.post_processor = hf.processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     config = {"model_type": "bert", "vocab_size": 11, "pad_token_id": 0, "eos_token_id": None}
     (tmp_path / "config.json").write_text(json.dumps(config))
