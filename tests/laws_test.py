@@ -41,7 +41,9 @@ OBJECTIVES = {
         objectives.masked_lm, **MASKED, rate=None, vocab_size=VOCAB
     ),
     "blocks": functools.partial(block_diffusion.block_diffusion, **MASKED, block_size=2),
-    "masked_lm": functools.partial(objectives.masked_lm, **MASKED, rate=0.7, vocab_size=VOCAB),
+    "masked_lm": functools.partial(
+        objectives.masked_lm, **MASKED, rate=0.7, random=0.5, vocab_size=VOCAB
+    ),
     "answer_log_likelihood": lambda apply_fn, params, batch, key: (
         likelihood.answer_log_likelihood(apply_fn, params, batch).sum(),
         jnp.zeros(()),

@@ -302,6 +302,8 @@ def test_estimates_are_drawn_by_their_seed():
     )
     np.testing.assert_array_equal(first, again)
     assert not np.allclose(first, other, rtol=1e-3)
+    one, same = _read("monte_carlo", texts=TEXTS[:1] * 2, passes=4, batch_size=1).log_likelihood_E
+    assert abs(one - same) > 1e-3  # each text has draws of its own, in a batch of its own too
 
 
 def test_a_mask_that_is_given_goes_before_the_tokenizers_own():

@@ -51,6 +51,7 @@ def test_bootstrap_interval():
     assert skewed.estimate == np.median(np.exp(values))
     assert skewed.low < np.exp(3) < skewed.high
     assert intervals.bootstrap_interval(values, level=0.9) == got  # a seed of its own
+    assert intervals.bootstrap_interval(values, level=0.9, seed=1) != got
     assert intervals.bootstrap_interval(np.full(5, 7.0)) == (7, 7, 7)
     assert np.isnan(intervals.bootstrap_interval([7.0])[1:]).all()
     with pytest.raises(ValueError, match="no values"):

@@ -151,6 +151,17 @@ def test_the_mask_token_is_never_predicted():
         np.testing.assert_allclose(tokens_nll / tokens, math.log(VOCAB - 1), rtol=1e-5)
 
 
+def test_nats_of_low_precision_logits_are_those_of_the_same_numbers_in_float32():
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(50, 300)), jnp.bfloat16)
+    tokens = np.arange(50)
+    got = objectives.token_nll(logits, tokens)
+    want = objectives.token_nll(logits.astype(jnp.float32), tokens)
+    assert got.dtype == jnp.float32
+    np.testing.assert_array_equal(got, want)
+    with jax.enable_x64(True):
+        assert objectives.token_nll(jnp.zeros((1, 2), jnp.float64), [0]).dtype == jnp.float64
+
+
 OBJECTIVES = {
     "lambda": functools.partial(objectives.masked_diffusion, mask_id=MASK),
     "k": functools.partial(objectives.masked_diffusion, mask_id=MASK, weighting="k"),
@@ -231,16 +242,19 @@ def test_padding_is_not_noised_whatever_may_be():
 def test_tokens_of_a_unit_are_hidden_together_as_often_as_alone():
     seen = []
 
-    def spy(params, tokens):
+    def spy(params, tokens, *, valid_BL=None):
         seen.append(np.asarray(tokens == MASK))
         return jnp.zeros((*tokens.shape, VOCAB))
 
     unit = np.tile([0, 1, 1, 1, 4], (4000, 1))
-    batch = _batch(np.ones((4000, 5)), unit_BL=unit)
-    objectives.masked_diffusion(spy, {}, batch, jax.random.key(0), mask_id=MASK)
-    hidden = seen[0]
-    assert (hidden[:, 1:4] == hidden[:, 1:2]).all() and (hidden[:, 0] != hidden[:, 1]).any()
-    np.testing.assert_allclose(hidden.mean(axis=0), 0.5, atol=0.02)
+    padded = np.tile(np.arange(5) < 4, (4000, 1))
+    for valid in (padded, None):
+        batch = _batch(np.ones((4000, 5)), unit_BL=unit, valid_BL=valid)
+        objectives.masked_diffusion(spy, {}, batch, jax.random.key(0), mask_id=MASK)
+        hidden = seen.pop()
+        assert (hidden[:, 1:4] == hidden[:, 1:2]).all() and (hidden[:, 0] != hidden[:, 1]).any()
+        share = [0.5] * 4 + [0.5 if valid is None else 0.0]
+        np.testing.assert_allclose(hidden.mean(axis=0), share, atol=0.02)
     with pytest.raises(ValueError, match="'k'"):
         objectives.masked_diffusion(spy, {}, batch, jax.random.key(0), mask_id=MASK, weighting="k")
 

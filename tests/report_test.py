@@ -18,6 +18,12 @@ def test_table():
 def test_with_interval():
     assert report.with_interval(43.104, 2.0) == "43.10 ± 2.00"
     assert report.with_interval(1.0, float("nan"), 1) == "1.0"
+    assert report.mean_interval([1.0, 2.0, 3.0]) == "2.00 ± 2.48"
+    assert report.mean_interval([1.0, 2.0, 3.0], 1) == "2.0 ± 2.5"
+
+
+def test_colors_begin_anew_after_seven():
+    assert [report.color(n) for n in (0, 6, 7, 8)] == [report.COLORS[n] for n in (0, 6, 0, 1)]
 
 
 def test_select():

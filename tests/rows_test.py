@@ -280,6 +280,17 @@ def test_parameters_in_a_list_are_blamed_as_a_whole():
         network.parameter_sets([jnp.ones((3, 2)), jnp.ones((2, 3))])
 
 
+def test_the_masked_share_is_half_and_three_deviations():
+    """Levels dealt one a cell, the tokens below them: exceeded once in a thousand batches."""
+    assert rows.masked_share(2, 12) == pytest.approx(0.75)
+    assert rows.masked_share(1, 1) == 1
+    rng = np.random.default_rng(0)
+    level_XB = (np.arange(16) + rng.uniform(size=(4000, 16))) / 16
+    share_X = rng.binomial(8, level_XB).sum(axis=1) / (16 * 8)
+    assert (share_X > rows.masked_share(16, 8)).mean() < 0.004
+    np.testing.assert_allclose(share_X.var(), 1 / (6 * 16 * 8), rtol=0.1)
+
+
 def test_the_hidden_share_is_of_what_is_no_padding():
     tokens = np.array([[MASK, 1, MASK, MASK], [1, 2, MASK, 3]])
     valid = np.array([[True, True, False, False], [True, True, True, False]])

@@ -195,6 +195,23 @@ def test_a_clean_loss_of_fields_that_do_not_fit_is_refused():
             excess.clean_loss(None, None, None, given, KEY, batch_size=batch_size)
 
 
+def test_a_case_has_the_floor_of_its_scored_tokens_and_may_know_their_number():
+    """Two targets of one source, of one token and of two: with their number there is no choice."""
+    of = string_maps.StringMap(2, 2, 1)
+    data = {
+        "tokens_BL": np.array([[7, 8, 0], [7, 8, 9]]),
+        "scored_BL": np.array([[False, True, False], [False, True, True]]),
+    }
+    for direction, how, floor in (
+        ("inverse", {}, math.log(2)),
+        ("inverse", dict(length_known=True), 0.0),
+        ("forward", {}, 0.0),
+    ):
+        case = excess.make_case(of, direction, data, "joint", **how)
+        assert case[:3] == (of, direction, data)
+        assert case.floor == ("joint", pytest.approx(floor), 1.5)
+
+
 def test_gap_is_paired_by_seed():
     gap = excess.directional_gap([1.0, 2.0, 3.0], [1.5, 2.5, 3.5])
     assert gap.mean == 0.5 and gap.half_width == pytest.approx(0, abs=1e-12)

@@ -201,6 +201,14 @@ def test_the_spectral_radius_of_a_field_that_is_no_gradient(size):
         assert zero == 0
 
 
+def test_a_flow_is_as_exact_as_it_is_told():
+    errors = [
+        np.abs(gradient_flow.flow(lambda x: -x, np.ones(1), [0.0, 5.0], **how)[-1] - np.exp(-5))
+        for how in ({}, dict(rtol=1e-4, atol=1e-4), dict(atol=1e-1, rtol=1e-1))
+    ]
+    assert errors[0] < 1e-9 < errors[1] < errors[2] < 0.1
+
+
 def test_descent_that_has_arrived_stays():
     target = jnp.array([0.3, 0.7])
     loss = lambda x: -(target * jax.nn.log_softmax(x)).sum()  # noqa: E731

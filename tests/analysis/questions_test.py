@@ -60,6 +60,31 @@ def test_what_is_said_ends_at_the_end_of_text():
     assert keys == want
 
 
+def test_as_many_pairs_are_asked_as_allowed():
+    twice = FACTS._replace(reverse=FACTS.reverse * 2)
+    for limit, number in ((None, 2), (1, 1)):
+        pairs = queries.paired_queries(twice, WORDS, masked=True, limit=limit)
+        assert [len(side.target_E) for side in pairs] == [number] * 2
+
+
+@pytest.mark.parametrize(("any_right", "right"), [(False, "Cy"), (True, "Cy Kim")])
+def test_the_first_answer_is_right_or_any_is(any_right, right):
+    how = dict(masked=True, any_right=any_right)
+    _, among = queries.first_token_questions(FACTS.forward, WORDS, **how)
+    assert WORDS.decode(among.right_EX[0][among.right_EX[0] >= 0]) == right
+
+
+def test_a_space_that_is_a_token_takes_one_of_the_answers_places():
+    letters = Characters()
+    letters.mask_id = letters.encode(["~"])[0][0]
+    asked, _ = queries.first_token_questions(FACTS.forward, letters, masked=True, num_new=4)
+    for row, query, answer in zip(asked.tokens_EL, FACTS.forward, "CE", strict=True):
+        known = letters.encode([f"{query.prompt} "])[0]
+        assert row[: len(known) + 3].tolist() == [*known, *[letters.mask_id] * 3]
+        assert (row == letters.mask_id).sum() == 3
+        assert letters.encode([answer])[0][0] in asked.target_E
+
+
 @pytest.mark.parametrize("left", [False, True])
 def test_a_model_that_knows_no_padding_is_given_none(left):
     asked, read = Questions.of(FACTS, WORDS, masked=False, left=left), []

@@ -132,7 +132,7 @@ def _check_ingredients(params, b1, saturated):
 
 def test_the_natural_scale_has_norms_in_place_of_products():
     params = _order_one(np.random.default_rng(4), 6, 5, jnp.float32)
-    b1 = theorem_b1.theorem_b1(params, 3, 5, 2)
+    b1 = theorem_b1.theorem_b1(params, 3, 5, 0)
     h_M, h_B, q, k, v = (x @ x for x in (params.h_M, params.h_B, b1.q_M, b1.k_B, b1.v_B))
     fwd, rev = b1.fwd, b1.rev
     alpha, beta = fwd.alpha * rev.alpha, fwd.beta * rev.beta

@@ -2,6 +2,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import types
 
 import artists
 import chex
@@ -47,6 +48,8 @@ def test_batches_of_an_epoch_are_equal_and_blanks_score_nothing(task):
     assert len(data["tokens_BL"]) // task.steps_per_epoch <= task.batch_size
     assert data["scored_BL"][:num].any(axis=1).all() and not data["scored_BL"][num:].any()
     assert data["scored_BL"].sum() == num * task.data.word_size
+    shared = dataclasses.replace(task, num_devices=4).train_data["scored_BL"]
+    assert len(shared) % (4 * task.steps_per_epoch) == 0 and shared.sum() == data["scored_BL"].sum()
 
 
 @pytest.mark.parametrize("family", members.quick(["gpt2", "masked", "mlp", "gru"], ["gpt2", "mlp"]))
@@ -198,6 +201,29 @@ def test_a_known_table_gives_its_nll_gaps_and_asymmetries_in_both_directions():
     np.testing.assert_allclose(line["asymmetry_trained"], 0.5, rtol=1e-5)
     np.testing.assert_allclose(line["asymmetry_withheld"], 0.2, rtol=1e-5)
     assert line["uniform_nll"] == math.log(task.data.num_candidates)
+
+
+def test_a_masked_model_is_read_with_the_mask_in_the_answers_place():
+    """Each place says what the token in it knows: that of [M] alone is asked."""
+    task = _task(family="masked", vocab_size=100)
+    table = np.random.default_rng(0).normal(size=(task.mask_id + 1,) * 2)
+    state = types.SimpleNamespace(
+        apply_fn=lambda params, tokens_BL: params[tokens_BL],
+        params=jnp.asarray(table, jnp.float32),
+        key=jax.random.key(0),
+    )
+    weights = task.weights(state)
+    assert set(weights) == set(task.data.panels)
+    for name, logits_PP in weights.items():
+        answers = task.data.panels[name][:, -1]
+        np.testing.assert_allclose(
+            logits_PP, np.tile(table[task.mask_id, answers], (len(answers), 1)), rtol=1e-5
+        )
+    known = table[task.mask_id, : task.mask_id]
+    found = task.evaluate(state)
+    for part in ("train", "validation"):
+        nll = np.log(np.exp(known).sum()) - known[getattr(task.data, f"{part}_EL")[:, -1]]
+        np.testing.assert_allclose(found[f"{part}_nll"], nll.mean(), rtol=1e-5)
 
 
 def test_a_known_chain_gives_its_intransitivity():
