@@ -107,7 +107,8 @@ def differences(
     first, second, found = by_run(one), by_run(other), []
     for key in first:
         if key in second:
-            pairs = {name: (x, second[key].get(name)) for name, x in first[key].items()}
+            names = {**first[key], **second[key]}
+            pairs = {name: (first[key].get(name), second[key].get(name)) for name in names}
             pairs = {
                 name: pair
                 for name, pair in pairs.items()

@@ -122,14 +122,17 @@ def test_any_pytree_comes_back(abstract, tmp_path):
         [{"a/b": jnp.ones(2), "a": {"b": jnp.zeros(2)}}, (np.float64(1) / 3,)],
         jnp.tanh,
     )
-    tree = (module, {"..": jnp.ones(2), "a/b": jnp.zeros((0, 3)), "": np.arange(3.0) / 3, "n": 7})
+    tree = (
+        module,
+        {"..": jnp.ones(2), "a/b": jnp.zeros((0, 3)), "": np.arange(3.0) / 3, "n": 7, "z": 1 + 2j},
+    )
     run = checkpoints.Checkpoints(tmp_path)
     run.save(1, tree, {})
 
     def blank(x):
         if isinstance(x, jax.Array):
             return jax.ShapeDtypeStruct(x.shape, x.dtype) if abstract else jnp.full_like(x, 9)
-        return x * 0 if isinstance(x, float | int | np.ndarray | np.generic) else x
+        return x * 0 if isinstance(x, complex | float | int | np.ndarray | np.generic) else x
 
     _, got, history = run.restore(jax.tree.map(blank, tree))
     assert jax.tree.structure(got) == jax.tree.structure(tree) and history == {}
@@ -202,6 +205,7 @@ def test_the_history_comes_back_as_it_was(tmp_path):
         "count": 3,
         "large": 2**70,
         "rate": 0.1,
+        "phase": 1 + 2j,
         "infinite": float("inf"),
         "text": "naïve",
         "list": [1, [], {"a": [None]}],
@@ -328,6 +332,12 @@ def test_a_pipe_in_a_checkpoint_is_not_waited_for(name, small):
     ):
         checkpoints.Checkpoints(small).restore(_small())
     assert (small / "2").exists()
+
+
+@pytest.mark.parametrize(("last", "want"), [(3, 2), (2, 2), (1, 1), (0, None)])
+def test_the_newest_is_no_later_than_the_last_that_will_do(last, want, small):
+    found = checkpoints.Checkpoints(small).restore(_small(), last)
+    assert found == want if want is None else found[0] == want == found[1]["w"][0, 0]
 
 
 def test_states_say_which_is_damaged(small):
@@ -492,6 +502,8 @@ def test_the_settings_of_jax_are_part_of_an_owner(tmp_path):
     with jax.threefry_partitionable(not before["jax_threefry_partitionable"]):
         assert checkpoints.jax_settings() != before
     with jax.enable_x64(True):
+        assert checkpoints.jax_settings() != before
+    with jax.default_matmul_precision("highest"):
         assert checkpoints.jax_settings() != before
 
 

@@ -116,3 +116,15 @@ def test_an_interval_has_the_level_that_is_asked_for():
     lines = [{"run": "a", "seed": seed, "loss": float(seed)} for seed in (0, 2)]
     (half,) = collecting.over_seeds(lines, level=0.5)
     assert half["loss"] == (1.0, pytest.approx(1.0))  # Student's t of 1 degree: 1 at 50 %
+
+
+def test_what_a_line_says_itself_is_not_told_by_the_flags(tmp_path):
+    for name, steps in (("a", 7), ("b", 9)):
+        _fill(tmp_path / name, {"steps": steps}, {"mdm": 1.0}, seeds=(0,))
+    assert [line["steps"] for line in collecting.collect([tmp_path / n for n in "ab"])] == [3, 3]
+
+
+def test_what_one_line_alone_says_differs():
+    one, other = [{"run": "a", "seed": 0, "x": 1}], [{"run": "a", "seed": 0, "y": 2}]
+    (found,) = collecting.differences(one, other)
+    assert found == {"run": "a", "seed": 0, "x": (1, None), "y": (None, 2)}

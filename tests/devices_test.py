@@ -54,3 +54,16 @@ def test_a_coordinator_that_is_not_there_is_not_waited_for_without_end(started, 
 def test_memory_is_that_of_a_machine():
     there = devices.memory()
     assert there is None or 2**28 < there < 2**50
+
+
+def test_a_mesh_is_of_shares_of_a_batch_by_shares_of_weights(monkeypatch):
+    monkeypatch.setattr(jax, "devices", lambda: list("abcdef"))
+    monkeypatch.setattr(devices.sharding, "make_mesh", lambda *given: given)
+    assert devices.mesh() is None
+    assert devices.mesh(1, backend="pmap") == (1, 1, ["a"])
+    assert devices.mesh(0, 2) == (3, 2, list("abcdef"))
+    assert devices.mesh(4, 4) == (1, 4, list("abcd"))
+    with pytest.raises(ValueError, match="num_devices=7, but 6 are available"):
+        devices.mesh(7)
+    with pytest.raises(ValueError, match="model_devices=2 needs num_devices"):
+        devices.mesh(4, 2, "pmap")

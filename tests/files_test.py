@@ -125,3 +125,12 @@ def test_what_cannot_be_written_can_be_shared(tmp_path, monkeypatch):
     assert ran
     with pytest.raises(OSError, match="Read-only"), files.locked(tmp_path / ".lock"):
         pass
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    done, replace = [], os.replace
+    sync = lambda number: done.append(os.readlink(f"/proc/self/fd/{number}"))  # noqa: E731
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "replace", lambda *paths: done.append("named") or replace(*paths))
+    files.write_atomically(tmp_path / "a.txt", "text")
+    assert done == [str(tmp_path / ".a.txt.partial"), "named", str(tmp_path)]

@@ -1,5 +1,6 @@
 """A user's own linen model over seeds, through `runs.sweep`."""
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -26,6 +27,7 @@ HERE = pathlib.Path(__file__).parent
 MODEL = nn.Sequential([nn.Embed(8, 4), nn.Dense(8)])
 DATA = {"tokens_BL": np.arange(24, dtype=np.int32).reshape(12, 2) % 8}
 OPTIMIZER = optax.adam(1e-2)
+SPLIT = types.SimpleNamespace(shape={"data": 1, "model": 2})  # of a mesh, what is asked of it
 
 
 def _objective(apply_fn, params, batch, key, *, rngs=None):
@@ -232,6 +234,10 @@ def test_checkpoints_may_be_rarer_than_evaluations(finished, tmp_path):
     assert _without_time(got) == _without_time(lines[:1])
     with pytest.raises(ValueError, match="checkpoint_every=0 must be at least 1"):
         _sweep([_run("a")], [0], tmp_path / "none", checkpoint_every=0)
+    for keep, want in ((True, {4, 8, 12}), (False, {8, 12})):
+        _sweep([_run("a")], [0], tmp_path / f"{keep}", keep_checkpoints=keep)
+        folder = tmp_path / f"{keep}/checkpoints/name=a,seed=0"
+        assert {int(path.name) for path in folder.iterdir()} == want
     with pytest.raises(stopping.Stopped, match="is saved at step 4"):
         _sweep([_run("a")], [0], tmp_path / "cut", time_limit=0, **how)
     assert _without_time(_sweep([_run("a")], [0], tmp_path / "cut", **how)) == _without_time(got)
@@ -355,6 +361,13 @@ def test_runs_that_cannot_be_are_refused(tmp_path):
         "seeds": lambda: _sweep([_run()], [0, 0], tmp_path / "x"),
         "shard 2 of 2": lambda: _sweep([_run()], [0], tmp_path / "x", shard=(2, 2)),
         "multiple of eval_every": lambda: _run(num_steps=13),
+        "num_steps must be at least 1, got 0": lambda: _run(num_steps=0),
+        "batch of 4 is not divisible by 3": lambda: _sweep(
+            [_run()], [0], tmp_path / "x", mesh=types.SimpleNamespace(shape={"data": 3})
+        ),
+        "a mesh without axis 'model'": lambda: _sweep(
+            [_run()], [0], tmp_path / "x", mesh=SPLIT, together=True
+        ),
         "need backend 'jit'": lambda: _sweep(
             [_run()], [0], tmp_path / "x", together=True, backend="pmap"
         ),
@@ -448,6 +461,8 @@ def test_a_sweep_inside_a_sweep_keeps_its_time_and_tells_it_of_signals():
     with stopping.Stopping(time_limit=0), stopping.Stopping(time_limit=9) as inner:
         with pytest.raises(stopping.Stopped, match="the time limit"):
             inner.check("here")
+    with stopping.Stopping(time_limit=9), stopping.Stopping(time_limit=0) as inner:
+        assert inner.reason() == "the time limit"
     with stopping.Stopping() as outer:
         with stopping.Stopping() as inner:
             inner.check("here")
@@ -502,3 +517,153 @@ def test_the_time_of_a_run_is_of_all_its_segments(tmp_path, monkeypatch):
 def test_a_plan_counts_the_work_of_every_seed():
     one, two = (runs.plan_line(_run("a"), seeds)["flops"] for seeds in ([0], [0, 1]))
     assert two == 2 * one > 0
+
+
+def test_a_stopped_run_trains_what_is_left_alone(tmp_path):
+    steps = []
+
+    def evaluate(state):
+        steps.append(int(state.step))
+        return {}
+
+    run = dataclasses.replace(_run("a"), evaluate=evaluate, summarize=lambda history: {})
+    with pytest.raises(stopping.Stopped):
+        _sweep([run], [0], tmp_path, time_limit=0)
+    assert steps == [0, 4]
+    _sweep([run], [0], tmp_path)
+    assert steps == [0, 4, 8, 12]
+
+
+def test_a_run_does_not_go_on_with_other_data(tmp_path):
+    with pytest.raises(stopping.Stopped):
+        _sweep([_run("a")], [0], tmp_path, time_limit=0)
+    other = _run("a", data=lambda seed: {"tokens_BL": DATA["tokens_BL"][::-1].copy()})
+    with pytest.raises(checkpoints.CheckpointError, match="belongs to another run: data is"):
+        _sweep([other], [0], tmp_path)
+
+
+def test_what_is_frozen_is_not_saved_and_is_there_again(tmp_path):
+    def init(seed):
+        params = _init(seed).params
+        trained, frozen = ({name: params[name]} for name in ("layers_1", "layers_0"))
+        key = jax.random.key(seed)
+        return training.create_state(_apply_fn, trained, OPTIMIZER, key, frozen=frozen)
+
+    run = dataclasses.replace(_run("a"), init=init)
+    want = _sweep([run], [0], tmp_path / "whole")
+    with pytest.raises(stopping.Stopped):
+        _sweep([run], [0], tmp_path / "cut", time_limit=0)
+    (record,) = tmp_path.glob("cut/checkpoints/*/4/record.json")
+    assert "layers_1" in record.read_text() and "layers_0" not in record.read_text()
+    assert _without_time(_sweep([run], [0], tmp_path / "cut")) == _without_time(want)
+
+
+def test_seeds_in_one_program_have_each_its_own_data(tmp_path):
+    run = _run("a", data=lambda seed: {"tokens_BL": (DATA["tokens_BL"] + seed) % 8})
+    together, apart = (
+        _sweep([run], [0, 1], tmp_path / f"{how}", together=how) for how in (True, False)
+    )
+    for one, other in zip(together, apart, strict=True):
+        np.testing.assert_allclose(one["loss"], other["loss"], rtol=1e-5)
+
+
+def test_seeds_train_together_on_accelerators_where_they_can(monkeypatch):
+    for platform, want in (("cpu", [False] * 3), ("gpu", [True, False, False])):
+        monkeypatch.setattr(jax, "default_backend", lambda platform=platform: platform)
+        ways = ({}, dict(backend="pmap"), dict(mesh=SPLIT))
+        assert [runs.check([_run()], [0], **how) for how in ways] == want
+
+
+def test_runs_share_a_program_where_all_of_it_is_the_same(monkeypatch):
+    told = []
+    monkeypatch.setattr(runs, "compile_scan", lambda step, **how: told.append(how) or object())
+    programs = runs._Programs("jit", None)
+    other = functools.partial(training.train_step, objective=_objective)
+    changes = (
+        {},
+        dict(batch_size=6),
+        dict(eval_every=6),
+        dict(whole_epochs=True),
+        dict(step=other),
+    )
+    made = [programs.get(dataclasses.replace(_run(), **change)) for change in changes]
+    assert len(set(made)) == 5 and programs.get(_run("b")) is made[0]
+    assert programs.get(_run(), over_seeds=True) not in made
+    given = [(how["batch_size"], how["num_steps"], how["whole_epochs"]) for how in told[:4]]
+    assert given == [(4, 4, False), (6, 4, False), (4, 6, False), (4, 4, True)]
+
+
+def test_a_state_with_its_gradient_must_fit_in_memory(monkeypatch):
+    params = 4 * (8 * 4 + 4 * 8 + 8)  # bytes; Adam has two more, and the gradient is one
+    for there, fits in ((4 * params, False), (4 * params + 100, True), (None, True)):
+        monkeypatch.setattr(runs.devices, "memory", lambda there=there: there)
+        with contextlib.nullcontext() if fits else pytest.raises(ValueError, match="a needs"):
+            runs.check_memory([_run("a")], [0])
+
+
+def test_results_under_other_settings_of_jax_are_other_results(tmp_path):
+    one = WorkDir(tmp_path / "one", {"rate": 0.1})
+    with jax.enable_x64(True):
+        with pytest.raises(WorkDirError, match="jax_enable_x64=False there, True here"):
+            WorkDir(tmp_path / "one", {"rate": 0.1})
+        assert WorkDir(tmp_path / "two", {"rate": 0.1}).exp_id != one.exp_id
+
+
+def test_configurations_that_share_a_results_file_keep_each_its_own_lines(tmp_path):
+    both = [WorkDir(tmp_path / n, {"n": n}, results_path=tmp_path / "all.jsonl") for n in "ab"]
+    for value, workdir in enumerate(both):
+        workdir.record(_run(), 0, {"value": value})
+    both[0].record(_run(), 0, {"value": 2})
+    assert [[line["value"] for line in workdir.results()] for workdir in both] == [[2], [1]]
+    with pytest.raises(WorkDirError, match="holds another configuration than"):
+        merge(both[:1], both[1])
+    assert both[1].line(_run(), 0)["value"] == 1
+
+
+def test_what_has_no_time_axis_is_stacked_by_seeds_first(tmp_path):
+    workdir, run = WorkDir(tmp_path), _run()
+    for seed in (0, 1):
+        history = {"loss": np.arange(3.0), "last": np.float32(seed), "weights_a": np.ones((4, 5))}
+        workdir.save_curves(run, seed, history | {"eval_step": np.arange(2)})
+    stacked = workdir.stacked(run, [0, 1], seeds_first=("weights_",))
+    shapes = {name: x.shape for name, x in stacked.items()}
+    assert shapes == {"loss": (3, 2), "last": (2,), "weights_a": (2, 4, 5), "eval_step": (2,)}
+    assert stacked["last"].tolist() == [0, 1]
+
+
+def test_shards_work_side_by_side_and_nobody_else(tmp_path):
+    workdir = WorkDir(tmp_path)
+    with workdir.locked((0, 2)):
+        with workdir.locked((1, 2)):
+            pass
+        for shard in ((0, 2), None):
+            with pytest.raises(files.LockedError), workdir.locked(shard):
+                pass
+    with workdir.locked(), pytest.raises(files.LockedError), workdir.locked((1, 2)):
+        pass
+
+
+def test_what_would_not_fit_in_the_minutes_left_is_not_begun(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(stopping, "time", types.SimpleNamespace(monotonic=lambda: now))
+    limited = stopping.Stopping(time_limit=2)
+    with limited.segment():
+        now = 30.0
+    now = 89.0
+    assert limited.reason() == ""
+    now = 91.0
+    assert limited.reason() == "the time limit"
+
+
+def test_a_second_signal_ends_the_segment_and_the_timer_with_it():
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)
+    before = [signal.getsignal(number) for number in numbers]
+    with pytest.raises(stopping.Stopped, match="resumes the last checkpoint"):
+        with stopping.Stopping() as heard, heard.segment():
+            for _ in range(2):
+                signal.raise_signal(signal.SIGTERM)
+            time.sleep(5)
+    with stopping.Stopping():
+        signal.raise_signal(signal.SIGTERM)
+    assert [signal.getsignal(number) for number in numbers] == before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)

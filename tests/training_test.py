@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 
 from dirasym import models, objectives, sharding, training
 from dirasym.compile import check_divisible, compile_scan, compile_step
-from dirasym.data import case_pairs
+from dirasym.data import batching, case_pairs
 from dirasym.types import Batch
 
 HERE = pathlib.Path(__file__).parent
@@ -299,6 +300,9 @@ def test_the_average_forgets_no_slower_than_its_decay_says():
         begun = state.replace(step=jnp.int32(n - 1))
         new, _ = training.train_step(begun, batch, objective=objective, ema_decay=0.25)
         np.testing.assert_allclose(new.ema_params["w"], want, rtol=1e-5)
+        raw, average = (new.weights()[name]["w"] for name in ("raw", "ema"))
+        assert (raw[0], average[0]) == (new.params["w"][0], new.ema_params["w"][0])
+    assert begun.replace(ema_params=None).weights().keys() == {"raw"}
 
 
 def test_every_microbatch_drops_out_by_a_key_of_its_own():
@@ -323,3 +327,56 @@ def test_adam_forgets_by_its_two_rates():
             m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
             want = -0.1 * m / (1 - b1**n) / np.sqrt(v / (1 - b2**n))
             np.testing.assert_allclose(update, want, rtol=1e-4)
+
+
+def test_the_last_batch_of_an_epoch_holds_what_is_left():
+    """Ten examples by four: 4, 4 and 2 are there, in the order of the run's key."""
+
+    def step(state, batch):
+        told = dict(row=batch.tokens_BL[:, 0], size=batch.size_B, scored=batch.scored_BL)
+        return state.replace(step=state.step + 1), told
+
+    state = training.create_state(None, {"w": jnp.ones(1)}, optax.sgd(1.0), jax.random.key(3))
+    data = {
+        "tokens_BL": np.arange(10)[:, None].repeat(3, 1),
+        "scored_BL": np.arange(30).reshape(10, 3) % 2 > 0,
+    }
+    steps = compile_scan(step, num_steps=6, batch_size=4, whole_epochs=True)
+    _, told = steps(state, data)
+    size_T = np.array([4, 4, 2] * 2)
+    there_TB = np.arange(4) < size_T[:, None]
+    np.testing.assert_array_equal(told["size"], size_T[:, None].repeat(4, 1))
+    want = data["scored_BL"][told["row"]] & there_TB[..., None]
+    np.testing.assert_array_equal(told["scored"], want)
+    order_key = jax.random.fold_in(state.key, training.ORDER_STREAM)
+    order_TB = np.asarray(batching.epoch_indices(order_key, 0, 6, 10, 4))
+    np.testing.assert_array_equal(np.asarray(told["row"])[there_TB], order_TB[there_TB])
+
+
+@pytest.mark.parametrize("ema", [False, True])
+def test_a_seed_draws_weights_and_all_else_by_two_keys(ema):
+    model = nn.Embed(5, 3)
+    state = training.initializer(model, model.apply, optax.sgd(1.0), ema=ema)(7)
+    init_key, run_key = jax.random.split(jax.random.key(7))
+    want = jax.jit(model.init)(init_key, np.zeros((1, 1), np.int32))["params"]
+    chex.assert_trees_all_equal(state.params, want)
+    np.testing.assert_array_equal(*map(jax.random.key_data, (state.key, run_key)))
+    chex.assert_trees_all_equal(state.ema_params, want if ema else None)
+
+
+def test_a_digest_tells_values_names_types_and_shapes_apart():
+    x = np.arange(6, dtype=np.int32)
+    others = ({"a": x + 1}, {"b": x}, {"a": x.reshape(2, 3)}, {"a": x.view(np.uint32)})
+    found = [training.digest(data) for data in ({"a": x}, {"a": x, "b": x}, *others)]
+    assert len(set(found)) == 6 and training.digest({"b": x, "a": x}) == found[1]
+
+
+def test_a_batch_of_which_nothing_counts_moves_nothing():
+    def objective(apply_fn, params, batch, key, *, rngs=None):
+        return 0.0 * params["w"].sum(), np.float32(0), {}
+
+    state = training.create_state(None, {"w": jnp.ones(3)}, optax.sgd(1.0), jax.random.key(0))
+    batch = Batch(DATA["tokens_BL"][:8], np.arange(8), 8)
+    new, metrics = training.train_step(state, batch, objective=objective)
+    np.testing.assert_array_equal(new.params["w"], 1)
+    assert (metrics["loss"], metrics["grad_norm"]) == (0, 0)

@@ -356,3 +356,39 @@ def test_settings_reach_an_equinox_model_of_one_row():
 
     apply_fn, params = frameworks.from_equinox(Scaled(jnp.ones((VOCAB, VOCAB))), scale=3.0)
     np.testing.assert_array_equal(apply_fn(params, jnp.asarray(TOKENS)), 3)
+
+
+def test_a_batched_equinox_model_is_told_all_that_it_asks_for():
+    eqx = pytest.importorskip("equinox")
+    told = {}
+
+    class Batched(eqx.Module):
+        table: jax.Array
+
+        def __call__(self, tokens, scale=1.0, valid_BL=None, rows_R=None, key=None):
+            told.update(scale=scale, valid_BL=valid_BL, rows_R=rows_R, key=key)
+            return self.table[tokens]
+
+    model = Batched(jnp.ones((VOCAB, VOCAB)))
+    apply_fn, params = frameworks.from_equinox(model, batched=True, scale=3.0)
+    given = dict(valid_BL=TOKENS > 0, rows_R=np.arange(2))
+    apply_fn(params, TOKENS, **given, rngs={"dropout": KEY})
+    assert told == given | {"scale": 3.0, "key": KEY}
+    apply_fn(params, TOKENS, **given)
+    assert told["key"] is None
+    with pytest.raises(ValueError, match="rows_R counts positions of a batch"):
+        frameworks.from_equinox(model)
+
+
+def test_settings_reach_an_nnx_model_and_others_while_it_trains():
+    class Scaled(nnx.Module):
+        def __init__(self):
+            self.table = nnx.Param(jnp.ones((VOCAB, VOCAB)))
+
+        def __call__(self, tokens, scale=1.0):
+            return scale * self.table[tokens]
+
+    how = dict(scale=3.0, when_training=dict(scale=5.0))
+    apply_fn, params = frameworks.from_nnx(Scaled(), **how)
+    np.testing.assert_array_equal(apply_fn(params, TOKENS), 3)
+    np.testing.assert_array_equal(apply_fn(params, TOKENS, rngs={"dropout": KEY}), 5)

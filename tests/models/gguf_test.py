@@ -1,5 +1,7 @@
 import importlib.util
+import json
 import pathlib
+import types
 
 import chex
 import jax
@@ -106,3 +108,67 @@ def test_smollm2_reads_english_and_knows_paris(tmp_path):
         models.make_extend_fn(model), params, prompt, jnp.ones(prompt.shape, bool), num_new=1
     )
     assert tokenizer.decode(new[0].tolist()) == " Paris"
+
+
+HEADER = {
+    "general.architecture": "llama",
+    "tokenizer.ggml.tokens": ["a", "b", "c"],
+    "llama.embedding_length": 12,
+    "llama.feed_forward_length": 20,
+    "llama.block_count": 2,
+    "llama.attention.head_count": 6,
+    "llama.attention.head_count_kv": 3,
+    "llama.context_length": 50,
+    "llama.attention.layer_norm_rms_epsilon": 1e-3,
+    "llama.rope.freq_base": 77.0,
+    "llama.rope.dimension_count": 4,
+}
+
+
+def _reader(fields, *tensors):
+    held = {name: types.SimpleNamespace(contents=lambda x=x: x) for name, x in fields.items()}
+    return types.SimpleNamespace(
+        fields=held, tensors=[types.SimpleNamespace(name=name) for name in tensors]
+    )
+
+
+def test_a_header_says_the_whole_configuration():
+    want = dict(
+        model_type="llama", vocab_size=3, hidden_size=12, intermediate_size=20,
+        num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=3, head_dim=4,
+        max_position_embeddings=50, rms_norm_eps=1e-3, rope_theta=77.0, tie_word_embeddings=True,
+    )  # fmt: skip
+    assert gguf._config(_reader(HEADER, "token_embd.weight")) == want
+    assert gguf._config(_reader(HEADER, "output.weight")) == want | {"tie_word_embeddings": False}
+    optional = "attention.head_count_kv rope.freq_base rope.dimension_count".split()
+    bare = {name: x for name, x in HEADER.items() if name.removeprefix("llama.") not in optional}
+    want |= dict(num_key_value_heads=6, rope_theta=10_000.0, head_dim=None)
+    assert gguf._config(_reader(bare)) == want
+
+
+def test_keys_of_fewer_heads_than_queries_are_put_back_in_order(tmp_path):
+    plain = np.arange(24, dtype=np.float32).reshape(8, 3)  # two heads of four
+    stored = plain.reshape(2, 2, 2, 3).swapaxes(1, 2).reshape(8, 3)
+    kind = reference.GGMLQuantizationType.F32
+    tensor = types.SimpleNamespace(name="blk.5.attn_k.weight", data=stored, tensor_type=kind)
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    reader = types.SimpleNamespace(tensors=[tensor])
+    ((_, key, value),) = gguf._tensors(tmp_path, reader, heads)
+    assert key == "model.layers.5.self_attn.k_proj.weight"
+    np.testing.assert_array_equal(value, plain)
+
+
+@pytest.mark.parametrize("split", ["smollm", "gpt-2"])
+def test_a_converted_file_keeps_its_weights_tokenizer_and_end_of_text(split, tmp_path):
+    pytest.importorskip("tokenizers")
+    fields = dict(tokenizer_pre=split, token_types=[1] * 22 + [3], eos_token_id=22)
+    _write(tmp_path / "model.gguf", fields=fields | dict(token_merges=["t1 t2"]))
+    gguf.convert_gguf(tmp_path / "model.gguf", tmp_path / "out")
+    _, params = models.load_pretrained(tmp_path / "out")
+    chex.assert_trees_all_equal(params, models.load_pretrained(LLAMA)[1])
+    assert json.loads((tmp_path / "out/config.json").read_text())["eos_token_id"] == 22
+    tokenizer = json.loads((tmp_path / "out/tokenizer.json").read_text())
+    special = [(one["id"], one["content"]) for one in tokenizer["added_tokens"] if one["special"]]
+    assert special == [(22, "</s>")] and tokenizer["model"]["vocab"]["t1t2"] == 21
+    splits = tokenizer["pre_tokenizer"].get("pretokenizers", [tokenizer["pre_tokenizer"]])
+    assert [one["type"] for one in splits] == ["Digits"] * (split == "smollm") + ["ByteLevel"]

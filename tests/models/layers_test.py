@@ -48,7 +48,7 @@ def test_llama3_scaling_slows_slow_planes_only():
 
 def test_alibi_slopes():
     np.testing.assert_allclose(layers.alibi_slopes(8), 2.0 ** -np.arange(1, 9))
-    assert len(layers.alibi_slopes(6)) == 6 and len(set(layers.alibi_slopes(6))) == 6
+    np.testing.assert_allclose(layers.alibi_slopes(6), 2.0 ** -np.array([2, 4, 6, 8, 1, 3]))
 
 
 def test_uniform_fan_in_is_pytorchs_default():
@@ -63,3 +63,16 @@ def test_masked_softmax():
     assert float(weights[0, 2]) == 0.0
     nothing = layers.masked_softmax(scores, jnp.zeros((1, 3), bool))
     np.testing.assert_allclose(nothing, 1 / 3, rtol=1e-6)
+
+
+def test_sinusoids_are_sines_then_cosines():
+    angle = 3 * np.array([1.0, 0.01])
+    want = [[np.sin(angle).tolist() + np.cos(angle).tolist()]]
+    np.testing.assert_allclose(layers.sinusoids(jnp.array([[3]]), 4), want, rtol=1e-6)
+
+
+@pytest.mark.parametrize("row", [None, jnp.arange(200)])
+def test_dropout_keeps_the_mean(row):
+    kept = np.asarray(layers.dropout(jnp.ones((200, 50)), 0.25, jax.random.key(0), row))
+    np.testing.assert_allclose(kept[kept > 0], 4 / 3, rtol=1e-6)
+    np.testing.assert_allclose(kept.mean(), 1, atol=0.03)  # six standard deviations

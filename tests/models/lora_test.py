@@ -198,6 +198,9 @@ def test_dropout_acts_on_the_adapters_input_and_is_shared_by_fused_layers(scan_l
     query, key, value = adapted.apply(variables, x, rngs=rngs)
     chex.assert_trees_all_equal(query, key, value)
     assert np.abs(query - adapted.apply(variables, x)[0]).max() > 0.01
+    # One number of the input, dropped or doubled, takes all of its product along.
+    query, whole = (adapted.apply(variables, jnp.eye(16), **how)[0] for how in ({"rngs": rngs}, {}))
+    assert set(np.abs(np.round(query / whole, 3)).ravel().tolist()) == {0.0, 2.0}
 
 
 def test_a_head_that_is_the_embedding_has_no_adapter():
@@ -288,3 +291,12 @@ def test_adapters_begin_uniform_below_one_over_the_root_of_the_inputs():
     a = adapters["blocks_0"]["attention"]["fused_a"]
     assert a.size == 256 and 0.9 < 4 * jnp.abs(a).max() <= 1  # of 16 inputs
     assert not adapters["blocks_0"]["attention"]["query"]["b"].any()
+
+
+def test_merged_weights_are_rounded_once_to_their_own_dtype():
+    kernel, a, b = jnp.full((2, 3), 256.0), jnp.ones((2, 1)), jnp.full((1, 3), 1.5)
+    params = {"up": {"kernel": kernel.astype(jnp.bfloat16)}}
+    config = models.LoRAConfig(rank=1, alpha=0.7, targets="up")
+    (merged,) = jax.tree.leaves(lora.merge(params, {"up": {"a": a, "b": b}}, config))
+    assert merged.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(merged, jnp.bfloat16(256 + 0.7 * 1.5))

@@ -38,6 +38,13 @@ def test_adapters_come_back(name, scan_layers, tmp_path):
     read, same = models.load_adapters(tmp_path, model)
     chex.assert_trees_all_equal(same, adapters)
     assert (read.rank, read.alpha, read.dropout, read.fused) == (3, 5.0, 0.1, config.fused)
+    fields = json.loads((tmp_path / "adapter_config.json").read_text())
+    modules = {
+        "gpt2": ["attn.c_attn", "attn.c_proj", "mlp.c_proj"],
+        "llama_grouped_scaled": ["mlp.gate_proj", "self_attn.q_proj", "self_attn.v_proj"],
+    }
+    assert fields["target_modules"] == modules[name]
+    assert fields["fan_in_fan_out"] == (name == "gpt2")  # stored [in, out]
 
 
 @pytest.mark.parity
@@ -80,6 +87,11 @@ def test_what_is_wrong_is_named(tmp_path):
     fields = json.loads(path.read_text())
     for change, message in (
         ({"use_dora": True}, "use_dora=True"),
+        ({"use_rslora": True}, "use_rslora=True"),
+        ({"alpha_pattern": {"c_attn": 2}}, "alpha_pattern="),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save="),
+        ({"layers_to_transform": [0]}, "layers_to_transform="),
+        ({"bias": "all"}, "bias='all'"),
         ({"rank_pattern": {"c_attn": 2}}, "rank_pattern="),
         ({"a_later_variant": {"x": 1}}, "a_later_variant="),
         ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa'"),
@@ -97,6 +109,10 @@ def test_what_is_wrong_is_named(tmp_path):
     ):
         path.write_text(json.dumps(fields | change))
         with pytest.raises(ValueError, match=message):
+            models.load_adapters(tmp_path, model)
+    for name in ("r", "lora_alpha"):
+        path.write_text(json.dumps({key: x for key, x in fields.items() if key != name}))
+        with pytest.raises(ValueError, match=rf"adapter_config\.json lacks {name}"):
             models.load_adapters(tmp_path, model)
     path.write_text(json.dumps(fields))
     other, _ = models.load_pretrained(FIXTURES / "llama")

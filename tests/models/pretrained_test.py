@@ -16,7 +16,7 @@ import pytest
 
 from dirasym import models
 from dirasym.data import tokenizers
-from dirasym.models import hf_config, pretrained
+from dirasym.models import hf_config, layers, pretrained
 
 safetensors_numpy = pytest.importorskip("safetensors.numpy")
 FIXTURES = pathlib.Path(__file__).parent.parent / "fixtures"
@@ -171,17 +171,25 @@ def test_a_model_that_looks_both_ways_keeps_its_type(name, tmp_path):
 def test_the_tokenizer_and_special_ids_go_with_the_weights(tmp_path):
     source = _copy("llama", tmp_path / "source")
     _edit_config(source, eos_token_id=[2, 5], pad_token_id=7, bos_token_id=None)
-    for name in ("tokenizer.json", "tokenizer_config.json", "README.md"):
+    copied = (
+        "added_tokens.json chat_template.jinja merges.txt special_tokens_map.json tokenizer.json "
+        "tokenizer.model tokenizer_config.json vocab.json vocab.txt"
+    ).split()
+    for name in (*copied, "README.md"):
         (source / name).write_text(name)
     model, params = models.load_pretrained(source)
     out = tmp_path / "out"
     more = {"mask_token_id": 9, "pad_token_id": 8}
     models.save_pretrained(out, model, params, tokenizer_from=source, more_fields=more)
-    files = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
-    assert sorted(p.name for p in out.iterdir()) == files
+    files = ["config.json", "model.safetensors", *copied]
+    assert sorted(p.name for p in out.iterdir()) == sorted(files)
     fields = json.loads((out / "config.json").read_text())
     ids = {name: fields[name] for name in fields if name.endswith("token_id")}
     assert ids == {"eos_token_id": [2, 5], "pad_token_id": 8, "mask_token_id": 9}
+    _edit_config(source, bos_token_id=1, mask_token_id=22)
+    models.save_pretrained(out, model, params, tokenizer_from=source)
+    fields = json.loads((out / "config.json").read_text())
+    assert (fields["bos_token_id"], fields["mask_token_id"]) == (1, 22)
     models.save_pretrained(source, model, params, tokenizer_from=source)  # its own
     assert (source / "tokenizer.json").read_text() == "tokenizer.json"
     with pytest.raises(ValueError, match="has no tokenizer"):
@@ -248,11 +256,19 @@ def test_llada_is_llama_without_the_causal_mask_under_its_own_names(tmp_path):
         rope_base=10_000.0, norm_eps=1e-6,
     )  # fmt: skip
     models.save_pretrained(tmp_path, models.Transformer(config), params)
-    keys = safetensors_numpy.load_file(tmp_path / "model.safetensors").keys()
+    stored = safetensors_numpy.load_file(tmp_path / "model.safetensors")
     block = "attn_norm q_proj k_proj v_proj attn_out ff_norm ff_proj up_proj ff_out".split()
     wanted = {f"model.transformer.blocks.{n}.{part}.weight" for n in range(2) for part in block}
     wanted |= {f"model.transformer.{part}.weight" for part in ("wte", "ln_f", "ff_out")}
-    assert keys == wanted
+    assert stored.keys() == wanted
+    theirs = safetensors_numpy.load_file(FIXTURES / "llama/model.safetensors")
+    of_llama = {f"{name}_proj": f"self_attn.{name}_proj" for name in "qkv"} | {
+        "attn_out": "self_attn.o_proj", "ff_proj": "mlp.gate_proj", "up_proj": "mlp.up_proj",
+        "ff_out": "mlp.down_proj",
+    }  # fmt: skip
+    for ours, name in of_llama.items():
+        want = theirs[f"model.layers.1.{name}.weight"]
+        np.testing.assert_array_equal(stored[f"model.transformer.blocks.1.{ours}.weight"], want)
     llada, same = models.load_pretrained(tmp_path)
     assert llada.config == config
     chex.assert_trees_all_equal(same, params)
@@ -391,6 +407,7 @@ def test_bfloat16_checkpoints_keep_their_values(tmp_path):
     models.save_pretrained(tmp_path, model, params)
     stored = safetensors_numpy.load_file(tmp_path / "model.safetensors")
     assert {x.dtype for x in stored.values()} == {np.dtype(ml_dtypes.bfloat16)}
+    assert json.loads((tmp_path / "config.json").read_text())["torch_dtype"] == "bfloat16"
     _, wide = models.load_pretrained(tmp_path)
     chex.assert_trees_all_equal(wide, jax.tree.map(lambda x: x.astype(jnp.float32), params))
 
@@ -402,6 +419,7 @@ def test_gpt2_without_prefix_with_buffers_and_a_copied_head(tmp_path):
         for key in list(tensors):
             tensors[key.removeprefix("transformer.")] = tensors.pop(key)
         tensors["h.0.attn.bias"] = np.ones((1, 1, 32, 32), np.float32)
+        tensors["h.1.attn.masked_bias"] = np.array(-1e4, np.float32)
         tensors["lm_head.weight"] = tensors["wte.weight"]
 
     _edit_weights(directory, edit)
@@ -587,6 +605,11 @@ def test_a_model_of_no_known_architecture_is_not_saved(tmp_path):
     with pytest.raises(ValueError, match="llada has norm='rmsnorm'"):
         models.save_pretrained(tmp_path / "out", model, params)
     model, params = models.load_pretrained(FIXTURES / "gpt2")
+    up = params["blocks_1"]["mlp"].pop("up")
+    params["blocks_1"]["mlp"]["up"] = {"kernel": up["kernel"].T, "bias": up["bias"]}
+    with pytest.raises(ValueError, match=r"up/kernel has shape \(64, 16\), the model needs \(16,"):
+        models.save_pretrained(tmp_path / "out", model, params)
+    params["blocks_1"]["mlp"]["up"] = up
     del params["final_norm"]["bias"]
     with pytest.raises(ValueError, match="missing parameter final_norm/bias"):
         models.save_pretrained(tmp_path / "out", model, params)
@@ -615,3 +638,113 @@ def test_a_bert_of_a_wheel_reads_as_transformers_reads_it(tmp_path):
     models.save_pretrained(tmp_path, model, params, tokenizer_from=directory)
     chex.assert_trees_all_equal(models.load_pretrained(tmp_path)[1], params)
     assert tokenizers.from_directory(tmp_path).encode(["Paris"]) == tokenizer.encode(["Paris"])
+
+
+def _sizes(model_type, heads=4):
+    """The fields that a config.json cannot do without."""
+    fields = dict(vocab_size=23, model_type=model_type)
+    if model_type == "gpt2":
+        return fields | dict(n_embd=16, n_layer=4, n_head=4, n_positions=64)
+    if model_type == "llada":
+        return fields | dict(d_model=16, n_layers=4, n_heads=4, max_sequence_length=64)
+    sizes = dict(hidden_size=64, num_hidden_layers=4, max_position_embeddings=64)
+    return fields | sizes | dict(num_attention_heads=heads)
+
+
+def _read(config, want):
+    return {name: getattr(config, name) for name in want}
+
+
+BERT = dict(norm_eps=1e-12, mlp_width=3072, token_types=2, tied_head=True, dropout=0.1)
+BERT |= dict(embed_dropout=0.1, attention_dropout=0.1)
+LLAMA = dict(norm_eps=1e-6, tied_head=False, head_dim=16, num_kv_heads=4, window=None)
+LLAMA |= dict(attention_dropout=0.0, rope_base=10_000.0, out_bias=False, mlp_bias=False)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "heads", "want"),
+    [
+        ("gpt2", 4, dict(tied_head=True, norm_eps=1e-5, mlp_width=64, dropout=0.1)),
+        ("gpt2", 4, dict(embed_dropout=0.1, attention_dropout=0.1)),
+        ("llama", 4, LLAMA | dict(qkv_bias=False)),
+        ("mistral", 16, LLAMA | dict(num_kv_heads=8, head_dim=4, window=4096)),
+        ("qwen2", 4, LLAMA | dict(qkv_bias=True)),
+        ("qwen3", 32, LLAMA | dict(num_kv_heads=32, head_dim=128, qkv_bias=False)),
+        ("Dream", 4, LLAMA | dict(qkv_bias=True, shift_logits=True)),
+        ("llada", 4, dict(norm_eps=1e-5, mlp_width=64, num_kv_heads=4, tied_head=False)),
+        ("bert", 4, BERT | dict(max_len=64)),
+        ("roberta", 4, BERT | dict(max_len=62, first_position=2)),
+        ("modernbert", 4, dict(mlp_width=1152, norm_eps=1e-5, norm_bias=False, mlp_bias=False)),
+        ("modernbert", 4, dict(head_bias=True, tied_head=True, qkv_bias=False, out_bias=False)),
+        ("modernbert", 4, dict(rope_base=160_000.0, window_rope_base=10_000.0, window=65)),
+        ("modernbert", 4, dict(window_layers=(1, 2), dropout=0.0, embed_dropout=0.0)),
+    ],
+)
+def test_what_a_config_leaves_out_is_the_default_of_its_architecture(model_type, heads, want):
+    """Those of the classes that transformers (and the authors of LLaDA and Dream) have."""
+    assert _read(hf_config.read(_sizes(model_type, heads))[1], want) == want
+
+
+DROPOUTS = dict(dropout=0.2, embed_dropout=0.3, attention_dropout=0.4)
+ROPE = {"rope_type": "default", "rope_theta": 300.0}
+LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "fields", "want"),
+    [
+        ("gpt2", dict(resid_pdrop=0.2, embd_pdrop=0.3, attn_pdrop=0.4), DROPOUTS),
+        (
+            "llada",
+            dict(residual_dropout=0.2, embedding_dropout=0.3, attention_dropout=0.4),
+            DROPOUTS,
+        ),
+        (
+            "bert",
+            dict(hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.4),
+            DROPOUTS | dict(embed_dropout=0.2),
+        ),
+        ("llama", dict(attention_dropout=0.4), DROPOUTS | dict(dropout=0.0, embed_dropout=0.0)),
+        ("modernbert", dict(embedding_dropout=0.3), dict(dropout=0.0, embed_dropout=0.3)),
+        ("mistral", dict(num_key_value_heads=2, sliding_window=None), dict(window=None)),
+        (
+            "qwen3",
+            dict(num_key_value_heads=None, head_dim=None),
+            dict(num_kv_heads=4, head_dim=16),
+        ),
+        (
+            "qwen3",
+            dict(num_key_value_heads=4, attention_bias=True),
+            dict(qkv_bias=True, out_bias=True),
+        ),
+        ("llada", dict(embedding_size=32, mlp_ratio=3), dict(vocab_size=32, mlp_width=48)),
+        ("llada", dict(mlp_ratio=3, mlp_hidden_size=24), dict(vocab_size=23, mlp_width=24)),
+        ("llama", dict(rope_theta=7.0, rope_parameters=ROPE), dict(rope_base=300.0)),
+        (
+            "llama",
+            dict(rope_theta=7.0, rope_scaling=LLAMA3),
+            dict(rope_base=7.0, rope_scaling=layers.RopeScaling(8.0, 1.0, 4.0, 64)),
+        ),
+    ],
+)
+def test_a_field_means_what_it_says(model_type, fields, want):
+    assert _read(hf_config.read(_sizes(model_type) | fields)[1], want) == want
+
+
+def test_a_shard_holds_no_more_than_it_may(tmp_path):
+    model, params = models.load_pretrained(FIXTURES / "gpt2", param_dtype=jnp.bfloat16)
+    models.save_pretrained(tmp_path, model, params, max_shard_bytes=3000)
+    sizes = [
+        sum(x.nbytes for x in safetensors_numpy.load_file(path).values())
+        for path in tmp_path.glob("*.safetensors")
+    ]
+    total = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    assert max(sizes) <= 3000 and sum(sizes) == total and len(sizes) < 2 * total / 3000 + 1
+
+
+def test_angles_that_old_versions_saved_are_read_over(tmp_path):
+    directory = _copy("llama", tmp_path)
+    angles = {f"model.layers.{n}.self_attn.rotary_emb.inv_freq": np.ones(2) for n in (0, 1)}
+    _edit_weights(directory, lambda x: x.update(angles))
+    params = models.load_pretrained(directory)[1]
+    chex.assert_trees_all_equal(params, models.load_pretrained(FIXTURES / "llama")[1])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dirasym import models
-from dirasym.models import layers, token_table
+from dirasym.models import layers, presets, token_table
 
 POSITIONS = ["rope", "alibi", "sinusoidal", "learned", "none"]
 
@@ -304,6 +304,18 @@ def test_a_table_is_left_where_it_is_wrong_or_no_saving():
     for name in ("two layers", "gpt2", "alibi"):
         with pytest.raises(ValueError, match="a table needs one layer"):
             token_table.make_apply_fn(models.Transformer(ROW_CASES[name]))
+    for change in ("token_types", "embed_norm", "window", "shift_logits", "scan_layers"):
+        assert not token_table.is_exact(dataclasses.replace(model.config, **{change: True}))
+
+
+@pytest.mark.parametrize("where", ["embed_dropout", "attention_dropout"])
+def test_a_table_does_not_drop_positions(where, monkeypatch):
+    whole = lambda model: lambda *given, **how: "whole"  # noqa: E731
+    monkeypatch.setattr(token_table.transformer, "make_apply_fn", whole)
+    config = dataclasses.replace(ROW_CASES["radd"], **{where: 0.5})
+    apply_fn = token_table.make_apply_fn(models.Transformer(config))
+    how = dict(rows_R=np.arange(3), rngs={"dropout": jax.random.key(0)})
+    assert apply_fn({}, np.zeros((16, 6), int), **how) == "whole"
 
 
 def test_nothing_is_computed_elsewhere_after_the_last_attention():
@@ -360,7 +372,8 @@ def test_presets_and_options():
     params = jax.jit(zeros.init)(jax.random.key(0), jnp.zeros((1, 4), int))["params"]
     assert not np.any(params["head"]["kernel"]) and not np.any(params["head"]["bias"])
     assert (params["final_norm"]["bias"] == 1).all()
-    assert models.radd(54, width=64).mlp_width == 256
+    radd = models.radd(54, width=64)
+    assert (radd.mlp_width, radd.dropout, radd.norm_bias_init) == (256, 0.02, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -415,3 +428,50 @@ def test_norms_match_their_equations():
     rms = layers.make_norm(_config(norm="rmsnorm"))
     want = x / jnp.sqrt((x**2).mean(-1, keepdims=True) + 1e-5)
     chex.assert_trees_all_close(rms.init_with_output(jax.random.key(0), x)[0], want, atol=1e-5)
+
+
+def test_alibi_takes_slopes_times_distances_from_the_scores():
+    model, params, tokens = _init(_config(num_layers=1, positions="alibi"))
+    sown = jax.jit(models.make_internals_fn(model))(params, tokens)
+    distance = np.abs(np.subtract.outer(np.arange(6), np.arange(6)))
+    taken = layers.alibi_slopes(2)[:, None, None] * distance[None]
+    biased = sown["scores"][0] / np.sqrt(8) - taken[None]
+    chex.assert_trees_all_close(sown["weights"][0], jax.nn.softmax(biased, -1), atol=1e-6)
+
+
+def test_every_place_drops_out_at_its_own_rate_by_its_own_key(monkeypatch):
+    told = []
+
+    def spy(x, rate, key, row=None):
+        told.append((rate, tuple(jax.random.key_data(key).tolist())))
+        return x
+
+    model, params, tokens = _init(_config(dropout=0.1, embed_dropout=0.2, attention_dropout=0.3))
+    monkeypatch.setattr(layers, "dropout", spy)
+    model.apply({"params": params}, tokens, rngs={"dropout": jax.random.key(0)})
+    rates, keys = zip(*told, strict=True)
+    assert rates == (0.2, *[0.3, 0.1, 0.1] * 2)  # weights, attention, MLP
+    assert len(set(keys)) == 7
+
+
+def test_gpt2_starts_smaller_where_it_writes_into_the_stream():
+    config = models.gpt2(50, num_layers=2, width=64, num_heads=2, max_len=8, embed_std=0.5)
+    params = jax.jit(models.Transformer(config).init)(jax.random.key(0), jnp.zeros((1, 1), int))
+    block = params["params"]["blocks_1"]
+    for layer, want in (
+        (block["attention"]["query"], 0.02),
+        (block["mlp"]["up"], 0.02),
+        (block["attention"]["out"], 0.01),
+        (block["mlp"]["down"], 0.01),
+    ):
+        np.testing.assert_allclose(layer["kernel"].std(), want, rtol=0.06)
+    np.testing.assert_allclose(params["params"]["embed"]["embedding"].std(), 0.5, rtol=0.06)
+
+
+def test_sizes_of_gpt2_are_the_published_ones():
+    counts = (124_439_808, 354_823_168, 774_030_080, 1_557_611_200)
+    for size, count in zip(presets.GPT2_SIZES.values(), counts, strict=True):
+        model = models.Transformer(models.gpt2(**size, scan_layers=True))
+        shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 4), int))
+        assert sum(x.size for x in jax.tree.leaves(shapes)) == count
+        assert model.config.head_dim == 64
