@@ -1,5 +1,6 @@
 import os
 import socket
+import types
 
 import jax
 import pytest
@@ -67,3 +68,10 @@ def test_a_mesh_is_of_shares_of_a_batch_by_shares_of_weights(monkeypatch):
         devices.mesh(7)
     with pytest.raises(ValueError, match="model_devices=2 needs num_devices"):
         devices.mesh(4, 2, "pmap")
+
+
+def test_memory_is_that_of_all_devices(monkeypatch):
+    stats = [{"bytes_limit": 5}, {"bytes_limit": 7}, None]
+    there = [types.SimpleNamespace(memory_stats=lambda one=one: one) for one in stats]
+    monkeypatch.setattr(jax, "local_devices", lambda: there)
+    assert devices.memory() == 12

@@ -667,3 +667,14 @@ def test_a_second_signal_ends_the_segment_and_the_timer_with_it():
         signal.raise_signal(signal.SIGTERM)
     assert [signal.getsignal(number) for number in numbers] == before
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def test_one_signal_ends_a_segment_that_takes_too_long_but_no_writing(monkeypatch):
+    monkeypatch.setattr(stopping, "GRACE", 0.05)
+    with pytest.raises(stopping.Stopped, match="resumes the last checkpoint"):
+        with stopping.Stopping() as heard, heard.segment():
+            signal.raise_signal(signal.SIGTERM)
+            time.sleep(5)
+    with stopping.Stopping() as heard, heard.segment(), heard.unbroken():
+        signal.raise_signal(signal.SIGTERM)
+        time.sleep(0.1)

@@ -76,3 +76,12 @@ def test_dropout_keeps_the_mean(row):
     kept = np.asarray(layers.dropout(jnp.ones((200, 50)), 0.25, jax.random.key(0), row))
     np.testing.assert_allclose(kept[kept > 0], 4 / 3, rtol=1e-6)
     np.testing.assert_allclose(kept.mean(), 1, atol=0.03)  # six standard deviations
+
+
+def test_far_offsets_turn_to_the_last_digits():
+    angles, offset = layers.plane_angles(16), np.array([5, 1000, 1501])
+    turn = offset[:, None] * angles
+    for of in (layers.cos_sin, jax.jit(lambda x, a, d: layers.cos_sin(x, angles, jnp.float32))):
+        given = (offset, angles, jnp.float32) if of is layers.cos_sin else (offset, 0, 0)
+        for got, want in zip(of(*given), (np.cos(turn), np.sin(turn)), strict=True):
+            np.testing.assert_allclose(got, want, atol=2e-6)

@@ -479,6 +479,11 @@ def test_bad_directories_are_named(tmp_path):
     directory = _copy("qwen2", tmp_path)
     index = json.loads((directory / "model.safetensors.index.json").read_text())
     file = index["weight_map"]["model.norm.weight"]
+    del index["weight_map"]["model.norm.weight"]
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"key model\.norm\.weight is not in model\.safetensors"):
+        models.load_pretrained(directory)
+    index["weight_map"]["model.norm.weight"] = file
     index["weight_map"]["model.norm.weights"] = file
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ValueError, match=r"missing key model\.norm\.weights"):

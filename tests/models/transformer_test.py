@@ -475,3 +475,25 @@ def test_sizes_of_gpt2_are_the_published_ones():
         shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 4), int))
         assert sum(x.size for x in jax.tree.leaves(shapes)) == count
         assert model.config.head_dim == 64
+
+
+def test_a_norm_is_exact_far_from_zero():
+    x = 4096.0 + np.arange(16.0, dtype=np.float32)[None] / 8
+    got, _ = layers.make_norm(_config()).init_with_output(jax.random.key(0), x)
+    want = (x - x.mean()) / np.sqrt(x.var() + 1e-5)
+    np.testing.assert_allclose(got, want, rtol=1e-3)
+
+
+def test_layers_start_uniform_below_one_over_the_root_of_their_inputs():
+    config = models.radd(400, width=16, num_heads=4, mlp_width=64)
+    model = models.Transformer(config)
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), int))["params"]
+    attention, mlp = (params["blocks_0"][name] for name in ("attention", "mlp"))
+    for leaf, inputs in (
+        (params["embed"]["embedding"], 16),
+        (attention["out"]["kernel"], 16),
+        (mlp["up"]["bias"], 16),
+        (mlp["down"]["kernel"], 64),
+        (params["head"]["bias"], 16),
+    ):
+        assert 0.9 < np.abs(leaf).max() * np.sqrt(inputs) <= 1
