@@ -5,11 +5,13 @@ one replicated pytree in every case, never stacked by device.
 """
 
 import functools
+import pathlib
 from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 import numpy as np
+from absl import logging
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dirasym.training import Data, Metrics, StepFn, TrainState, scan_steps
@@ -121,6 +123,23 @@ def check_divisible(batch_size: int, num_devices: int) -> None:
     """Raises ValueError if the devices cannot share the batch evenly."""
     if batch_size % num_devices:
         raise ValueError(f"batch of {batch_size} is not divisible by {num_devices} devices")
+
+
+def make_room(share: float = 0.5) -> None:
+    """Forgets all compiled programs, if this process has used up its `share` of memory maps.
+
+    Linux gives a process 65,530 of them, a program compiled for CPU takes some tens, and XLA
+    crashes where there are none left. What is called again is compiled again.
+    """
+    try:
+        limit = int(pathlib.Path("/proc/sys/vm/max_map_count").read_text())
+        with open("/proc/self/maps", "rb") as maps:
+            used = sum(1 for _ in maps)
+    except OSError:  # no Linux
+        return
+    if used > share * limit:
+        logging.info("%d of %d memory maps are used: programs are compiled anew", used, limit)
+        jax.clear_caches()
 
 
 def place(tree: Any, sharding: NamedSharding) -> Any:

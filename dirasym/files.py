@@ -41,6 +41,27 @@ def write_atomically(path: str | os.PathLike, content: str | bytes) -> None:
     _sync(path.parent)
 
 
+@contextlib.contextmanager
+def partial_folder(directory: pathlib.Path) -> Iterator[pathlib.Path]:
+    """DIRECTORY/.partial, to write into and to move out of; what a killed process left goes first.
+
+    Examples:
+      >>> import tempfile
+      >>> directory = pathlib.Path(tempfile.mkdtemp())
+      >>> with partial_folder(directory) as partial:
+      ...     os.replace(partial, directory / "whole")
+      >>> [path.name for path in directory.iterdir()]
+      ['whole']
+    """
+    partial = directory / ".partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def check_regular(path: str | os.PathLike) -> None:
     """Raises OSError for what is there and is no regular file: a pipe or a device never ends."""
     path = pathlib.Path(path)

@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 
 from dirasym import devices, recipes, sharding, training
 from dirasym.checkpoints import Checkpoints, History, NonFiniteStateError
-from dirasym.compile import Backend, check_divisible, compile_scan
+from dirasym.compile import Backend, check_divisible, compile_scan, make_room
 from dirasym.progress import Progress
 from dirasym.seeds import by_seed, stack, unstack
 from dirasym.stopping import Stopping
@@ -270,6 +270,7 @@ class _Group:
 
     def train(self, programs: _Programs, stopping: Stopping) -> None:
         """Goes on to the last step, saving on the way, and records the result lines."""
+        make_room()
         step, states, histories = self._start(stopping)
         try:
             for name in self.names:

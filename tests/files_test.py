@@ -24,6 +24,15 @@ def test_a_file_is_replaced_whole_and_links_stay_links(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link.txt", "target.txt"]
 
 
+def test_what_a_killed_process_left_of_a_folder_goes_with_the_next_one(tmp_path):
+    (tmp_path / ".partial/deep").mkdir(parents=True)
+    with pytest.raises(KeyError), files.partial_folder(tmp_path) as partial:
+        assert partial.parent == tmp_path and not list(partial.iterdir())
+        (partial / "half").write_text("half")
+        raise KeyError
+    assert not list(tmp_path.iterdir())
+
+
 def test_devices_and_pipes_are_not_replaced(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", tmp_path):

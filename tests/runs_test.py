@@ -20,7 +20,7 @@ import numpy as np
 import optax
 import pytest
 
-from dirasym import checkpoints, files, results, runs, stopping, training
+from dirasym import checkpoints, compile, files, results, runs, stopping, training
 from dirasym.workdir import WorkDir, WorkDirError, merge
 
 HERE = pathlib.Path(__file__).parent
@@ -591,6 +591,22 @@ def test_runs_share_a_program_where_all_of_it_is_the_same(monkeypatch):
     assert programs.get(_run(), over_seeds=True) not in made
     given = [(how["batch_size"], how["num_steps"], how["whole_epochs"]) for how in told[:4]]
     assert given == [(4, 4, False), (6, 4, False), (4, 6, False), (4, 4, True)]
+
+
+def test_programs_are_forgotten_before_memory_maps_run_out(tmp_path, monkeypatch):
+    client = jax.devices()[0].client
+    double = jax.jit(lambda x: 2 * x)
+    double(1.0)
+    before = len(client.live_executables())
+    compile.make_room(share=1.0)
+    assert len(client.live_executables()) == before > 0
+    compile.make_room(share=0.0)
+    assert not client.live_executables()
+    assert double(1.0) == 2
+    asked = []
+    monkeypatch.setattr(runs, "make_room", lambda: asked.append(1))
+    runs.sweep([_run("a"), _run("b")], [0, 1], tmp_path, progress=False)
+    assert len(asked) == 4  # before each training
 
 
 def test_a_state_with_its_gradient_must_fit_in_memory(monkeypatch):

@@ -281,8 +281,14 @@ def _by_length(function: Callable[..., Any], questions: Cloze, among: Among) -> 
 def of_one_length(*questions: Cloze) -> Iterator[tuple[np.ndarray, tuple[Cloze, ...]]]:
     """Rows whose lengths are the same in each of the `questions`, where they are, unpadded.
 
-    What a model is asked that cannot be told of padding. Rows are filled up on the right.
+    What a model is asked that cannot be told of padding.
+
+    Raises:
+      ValueError: rows that are filled up on the left.
     """
+    for q in questions:
+        if q.valid_EL is not None and (np.diff(np.asarray(q.valid_EL, int)) > 0).any():
+            raise ValueError("rows of unequal length must be filled up on the right")
     sizes_EQ = np.stack(
         [
             np.full(len(q.target_E), q.tokens_EL.shape[1])

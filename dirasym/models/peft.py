@@ -5,7 +5,6 @@ import math
 import os
 import pathlib
 import re
-import tempfile
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dirasym import readers
+from dirasym import files, readers
 from dirasym.models import hf_config, hf_layout, lora, pretrained
 from dirasym.models.lora import LoRA, LoRAConfig
 from dirasym.models.transformer import Transformer
@@ -173,8 +172,7 @@ def save_adapters(
         "inference_mode": True,
     }
     directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory, prefix=".partial-") as folder:
-        partial = pathlib.Path(folder)
+    with files.partial_folder(directory) as partial:
         pretrained.write_safetensors(partial / _WEIGHTS, tensors)
         text = json.dumps(fields, indent=2) + "\n"
         (partial / _CONFIG).write_text(text, encoding="utf-8")

@@ -12,7 +12,6 @@ import os
 import pathlib
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -193,8 +192,7 @@ def save_pretrained(
     layout = Layout(fields["model_type"], model.config, shapes)
     itemsize = jnp.dtype(model.config.param_dtype).itemsize
     directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory, prefix=".partial-") as folder:
-        partial = pathlib.Path(folder)
+    with files.partial_folder(directory) as partial:
         _write_shards(partial, layout, flat, max_shard_bytes // itemsize)
         for path in copied:
             shutil.copyfile(path, partial / path.name)

@@ -304,3 +304,14 @@ def test_a_question_tells_the_share_of_its_own_tokens_that_is_hidden():
     questions = Cloze.of([[3], [5, 6, 7]], [[1], [2]], pad_id=PAD, mask_id=MASK)
     recall.logits_at(apply_fn, {}, questions, mask_id=MASK)
     np.testing.assert_allclose(told[0], [1 / 2, 1 / 4])
+
+
+def test_rows_without_padding_are_those_filled_up_on_the_right():
+    rows = dict(before=[[5], [6, 7]], answers=[[1], [2]], pad_id=0)
+    found = dict(
+        (tuple(place), part.tokens_EL.tolist())
+        for place, (part,) in recall.of_one_length(Cloze.of(**rows))
+    )
+    assert found == {(0,): [[5]], (1,): [[6, 7]]}
+    with pytest.raises(ValueError, match="filled up on the right"):
+        list(recall.of_one_length(Cloze.of(**rows, left=True)))
