@@ -221,10 +221,11 @@ def world_a_figures() -> dict[str, Callable[[], Any]]:
 def cause_figures() -> dict[str, Callable[[], Any]]:
     """Causes, the dial, cures and closure, from result lines alone."""
     cells, part = _lines("causes", "results", "more"), functools.partial
+    every = cells + _lines("causes", "positions", "depth", "depth_more", "positions_depth")
     return {
         "dial": part(dial_report.figure, _lines("dial", "results")),
         "causes_effects": part(causes_report.effect_figure, cells),
-        "causes_mechanism": part(causes_report.mechanism_figure, cells),
+        "causes_mechanism": part(causes_report.mechanism_figure, every),
         "cures": part(cures_report.figure, _lines("cures", "results", "more")),
         "closure_phase": part(closure_report.phase_figure, _lines("closure", "results")),
     }
