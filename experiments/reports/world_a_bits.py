@@ -63,7 +63,8 @@ def table(lines: Sequence[Line]) -> str:
         what = f"K = {K} {NAMES[direction]}" if K > 1 else "K = 1"
         one, maps = of[0], len({line["map"] for line in of})
         known = [f"{one['bits_to_store_per_pair']:.1f}", f"{entropy(one):.2f}"]
-        half_at = report.with_interval(*over_maps(of), 1)
+        found = over_maps(of)
+        half_at = report.with_interval(*found, 1) if np.isfinite(found.mean) else "–"
         rest = report.with_interval(*over_maps(of, left), 1)
         runs = f"{maps} × {len(of) // maps}"
         rows.append([model, f"{letters} × {length}", pairs, what, *known, half_at, rest, runs])
