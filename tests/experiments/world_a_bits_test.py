@@ -78,7 +78,7 @@ def test_the_table_averages_over_seeds_then_maps():
     # 2.5 and 2 on the two maps: ± 12.706 · 0.25; 10 and 25 percent.
     assert cells == ["mlp", "36 × 4", "10", "K = 1", "20.0", "0.00", "2.2 ± 3.2", "17.5 ± 95.3",
                      "2 × 2"]  # fmt: skip
-    assert "| K = 5 inverse | 19.5 | 1.61 | nan" in inverse
+    assert "| K = 5 inverse | 19.5 | 1.61 | –" in inverse
 
 
 def test_the_figure_draws_means_over_maps_at_their_bits():
