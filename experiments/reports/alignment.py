@@ -35,8 +35,8 @@ def write(workdir: WorkDir, config, all_runs: Sequence[runs.Run]) -> None:
     if "minimal" in config.parts:
         figures["minimal"] = functools.partial(minimal_figure, curves)
     if "full" in config.parts and "mdm" in config.models:
-        figures["alignment"] = functools.partial(_alignment, curves, config)
-        figures["attention"] = functools.partial(_attention, curves, config)
+        figures["alignment"] = functools.partial(length_figure, curves, config)
+        figures["attention"] = functools.partial(attention_figure, curves, config)
         if len(config.layers) > 1:
             full = report.select(workdir.results(), part="full")
             figures["depth"] = functools.partial(depth_figure, full, config.lengths, config.layers)
@@ -106,7 +106,7 @@ def minimal_figure(curves):
     return figure
 
 
-def _alignment(curves, config):
+def length_figure(curves, config):
     """Figures 5 and 12: cosine and P(true token) over training, per length and depth."""
     cases = [(layers, length) for layers in config.layers for length in config.lengths]
     figure, axes = report.new_figure(len(cases), 2, (3.6, 2.2))
@@ -123,7 +123,7 @@ def _alignment(curves, config):
     return figure
 
 
-def _attention(curves, config):
+def attention_figure(curves, config):
     """Figures 3 and 13: score correlation; weights over placements, and (···) over distances."""
     figure, axes = report.new_figure(len(config.lengths), 2, (3.6, 2.2))
     for (left, right), length in zip(axes, config.lengths, strict=True):

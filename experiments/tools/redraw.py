@@ -17,7 +17,7 @@ import numpy as np
 
 from dirasym import report, results
 from dirasym.usage import UsageError
-from experiments import rope_bounds, toy_reversal, toy_study
+from experiments import gradient_alignment, rope_bounds, toy_reversal, toy_study
 from experiments.flags import flag
 from experiments.reports import alignment as alignment_report
 from experiments.reports import causes as causes_report
@@ -95,6 +95,8 @@ def figures() -> dict[str, Callable[[], Any]]:
         "alignment_depth": part(alignment_report.depth_figure, depth, [10], [1, 2, 4]),
         "alignment_minimal": part(alignment_report.minimal_figure, two_letters("mdm", "arm")),
         "first_order": part(alignment_report.first_order_figure, two_letters("mdm")),
+        "alignment_full": part(alignment_report.length_figure, *at_lengths(10, 20)),
+        "alignment_attention": part(alignment_report.attention_figure, *at_lengths(10, 20)),
         **facts_figures(),
         **study_figures(),
         **dynamics_figures(),
@@ -123,6 +125,16 @@ def two_letters(*models: str) -> dict[tuple, dict]:
         )
         for model in models
     }
+
+
+def at_lengths(*lengths: int) -> tuple[dict[tuple, dict], gradient_alignment.Config]:
+    """The curves on file of the toy task's encoder at some lengths, and their configuration."""
+    curves = {}
+    for length in lengths:
+        name = f"part=full,model=mdm,length={length},layers=1"
+        c = stacked("gradient_alignment", name, range(3), first=("correlation_",))
+        curves["full", "mdm", length, 1] = c | {"correlation_total": c["correlation_total"][0]}
+    return curves, gradient_alignment.Config(lengths=lengths)
 
 
 def facts_figures() -> dict[str, Callable[[], Any]]:

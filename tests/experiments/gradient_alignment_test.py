@@ -239,7 +239,7 @@ def _line(ax, label):
 def test_figures_draw_the_curves(reported):
     pytest.importorskip("matplotlib")
     config, curves = reported.config, reported.curves
-    axes = tables._alignment(curves, config).axes
+    axes = tables.length_figure(curves, config).axes
     rise = _history("mdm", 0)["p_forward"]
     for model in ("MDM", "ARM"):
         forward, reverse = (_line(axes[1], f"{model} {way}") for way in ("forward", "reverse"))
@@ -252,7 +252,7 @@ def test_figures_draw_the_curves(reported):
     ]
     both = np.stack([COSINES[0], COSINES[1]], axis=1).reshape(4, -1)
     np.testing.assert_allclose(medians, np.median(both, axis=1))
-    top, bottom = tables._attention(curves, config).axes
+    top, bottom = tables.attention_figure(curves, config).axes
     np.testing.assert_allclose(top.get_lines()[0].get_ydata(), [0.205, 0.405])
     np.testing.assert_array_equal(top.get_lines()[0].get_xdata(), [2, 3])
     np.testing.assert_allclose(_line(bottom, "forward").get_ydata(), 0.7 * rise)
@@ -355,7 +355,7 @@ def test_a_report_draws_what_was_run(reported, monkeypatch):
 def test_the_bands_of_attention_and_the_titles_are_of_their_length_and_depth(reported):
     pytest.importorskip("matplotlib")
     config, curves = reported.config, reported.curves
-    top, bottom = tables._attention(curves, config).axes
+    top, bottom = tables.attention_figure(curves, config).axes
     low, high = (np.array([0.205, 0.405]) + change for change in (-0.1, 0.2))
     x, y = top.collections[0].get_paths()[0].vertices.T
     for place, total in enumerate((2, 3)):
@@ -363,11 +363,11 @@ def test_the_bands_of_attention_and_the_titles_are_of_their_length_and_depth(rep
         assert (at.min(), at.max()) == (pytest.approx(low[place]), pytest.approx(high[place]))
     assert artists.words(top) == ("L = 4", "Δ₁ + Δ₂ (tokens)", "Corr(S_fwd, S_rev)")
     assert artists.words(bottom) == ("", "step", "weight, [M] → uppercase")
-    axes = tables._alignment(curves, config).axes
+    axes = tables.length_figure(curves, config).axes
     assert [ax.get_title() for ax in axes[::2]] == ["L = 4, depth 1", "L = 4, depth 2"]
     titles = [ax.get_title() for ax in tables.first_order_figure(curves).axes]
     assert titles == ["L = 4, 1 layer", "L = 4, 2 layers"]
-    for figure in (tables._attention(curves, config), tables._alignment(curves, config)):
+    for figure in (tables.attention_figure(curves, config), tables.length_figure(curves, config)):
         artists.hides_nothing(figure)
 
 
