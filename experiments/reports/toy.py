@@ -19,9 +19,9 @@ def write(workdir: WorkDir, config, all_runs: Sequence[runs.Run], paper: dict) -
     curves = {tuple(r.identity.values()): workdir.stacked(r, config.seeds) for r in all_runs}
     figures = {
         "accuracy": functools.partial(accuracy_bars, results, config, paper),
-        "probability": functools.partial(_over_training, curves, config, "p"),
-        "accuracy_over_training": functools.partial(_over_training, curves, config, "percent"),
-        "reverse_panel": functools.partial(_reverse_panel, curves, config),
+        "probability": functools.partial(training_figure, curves, config, "p"),
+        "accuracy_over_training": functools.partial(training_figure, curves, config, "percent"),
+        "reverse_panel": functools.partial(panel_figure, curves, config),
     }
     header = ["L", "model", "direction", "paper %", f"ours %, step {config.shown_step}"]
     header += ["each seed", "raw weights", f"ours %, step {config.steps}"]
@@ -88,7 +88,7 @@ def accuracy_bars(results, config, paper: dict):
     return figure
 
 
-def _over_training(curves, config, measure: str):
+def training_figure(curves, config, measure: str):
     """P(true token) of raw weights (Figure 12, right), or accuracy of all weights."""
     figure, axes = report.new_panels(len(config.lengths))
     label, top = ("P(true token)", 1) if measure == "p" else ("accuracy (%)", 100)
@@ -111,7 +111,7 @@ def _over_training(curves, config, measure: str):
     return figure
 
 
-def _reverse_panel(curves, config):
+def panel_figure(curves, config):
     """Figure 11: at each position, the right lowercase against the best wrong token."""
     figure, axes = report.new_figure(len(config.lengths), len(config.models), (3.6, 2.2))
     lines = ("right", "right lowercase", report.REVERSE), ("wrong", "best wrong but `0`", "black")

@@ -80,8 +80,16 @@ def figures() -> dict[str, Callable[[], Any]]:
     rope = rope_bounds.Config(**rope_bounds.PRESETS["quick"])
     equal = report.select(_lines("rope_bounds", "results"), what="equal")
     depth = _lines("gradient_alignment", "depth")
+    quick = toy.Config(**{k: tuple(x) if isinstance(x, list) else x
+                          for k, x in toy_reversal.PRESETS["quick"].items()})  # fmt: skip
+    along = {
+        (model, 10): stacked("toy_reversal", f"model={model},length=10", quick.seeds)
+        for model in quick.models
+    }
     part = functools.partial
     return {
+        "toy_reversal": part(toy_report.training_figure, along, quick, "p"),
+        "toy_reverse_panel": part(toy_report.panel_figure, along, quick),
         "toy_accuracy": part(toy_report.accuracy_bars, bars, table_2, toy_reversal.PAPER_TABLE_2),
         "toy_study": part(study_figure, toy_study.Config().inits),
         "toy_study_3000": part(

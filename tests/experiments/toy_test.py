@@ -73,7 +73,7 @@ def test_the_table_says_mean_interval_seeds_and_the_papers_cell(reported, capsys
     tables.write(workdir, CONFIG, all_runs, PAPER)
     text = (workdir.path / "report.md").read_text(encoding="utf-8")
     error = 100 * np.sqrt(0.25 / (26 * CONFIG.generations))  # of a share of one half
-    assert f"standard error of at most {error:.1f} by sampling" in text
+    assert f"standard error of at most {error:.1f} by sampling" in " ".join(text.split())
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if "|" in line][2:]
     cells = {(row[0].strip("| "), row[1], row[2]): row[3:] for row in rows}
     assert len(cells) == 8
@@ -98,7 +98,7 @@ def test_the_figures_hold_the_curves(reported):
     pytest.importorskip("matplotlib")
     workdir, all_runs = reported
     curves = {tuple(r.identity.values()): workdir.stacked(r, CONFIG.seeds) for r in all_runs}
-    figure = tables._over_training(curves, CONFIG, "percent")
+    figure = tables.training_figure(curves, CONFIG, "percent")
     lines = {line.get_label(): line for line in figure.axes[1].get_lines()}  # L = 10
     for label, model, direction, name in (
         ("MDM reverse (ema)", "mdm", "reverse", "ema"),
@@ -109,7 +109,7 @@ def test_the_figures_hold_the_curves(reported):
         want = [np.mean([_value(model, 10, s, row, key) for s in (0, 3)]) for row in range(3)]
         np.testing.assert_allclose(lines[label].get_ydata(), want)
         np.testing.assert_array_equal(lines[label].get_xdata(), [0, 20, 40])
-    panel = tables._reverse_panel(curves, CONFIG).axes[0]  # MDM, L = 4
+    panel = tables.panel_figure(curves, CONFIG).axes[0]  # MDM, L = 4
     right, wrong = (
         next(line for line in panel.get_lines() if line.get_label().startswith(label))
         for label in ("right", "best wrong")
