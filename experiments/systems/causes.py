@@ -88,6 +88,11 @@ class Cell:
     block: int = 0  # tokens of a block, with attention in blocks
     placed: Literal["anywhere", "within", "across"] = "anywhere"  # pairs, as to blocks
 
+    @property
+    def reads_before(self) -> bool:
+        """Whether a token is read off what stands before it, and not off its [M]."""
+        return self.objective == "next_token"
+
     def why_not(self, length: int) -> str | None:
         """Why this cell makes no sense, or None if it does."""
         if self.objective == "next_token" and self.attention != "causal":
@@ -126,11 +131,6 @@ class Task:
         """The toy task's encoder in every cell, but for what the cell changes."""
         return network(self.cell, case_pairs.VOCAB_SIZE, self.config.length, self.config)
 
-    @property
-    def reads_before(self) -> bool:
-        """Whether a token is read off what stands before it, behind BOS, and not off its [M]."""
-        return self.cell.objective == "next_token"
-
     @functools.cached_property
     def apply_fn(self):
         """The model as an ApplyFn, which reads a table of the tokens where it can."""
@@ -139,31 +139,15 @@ class Task:
     @functools.cached_property
     def init(self) -> Callable[[int], training.TrainState]:
         """Step 0 of a seed."""
-        c = self.config
-        optimizer = training.make_optimizer(c.learning_rate, warmup_steps=c.warmup_steps)
-        model = models.Transformer(self.network)
-        return training.initializer(model, self.apply_fn, optimizer, ema=True)
+        return initializer(self.config, models.Transformer(self.network), self.apply_fn)
 
     def run(self, identity: Mapping[str, Any], **rest: Any) -> runs.Run:
         """Its training, for any seed, with what is asked along it."""
-        c, data = self.config, training_rows(self.cell, self.config.length)
-        step = functools.partial(
-            training.train_step,
-            objective=objective(self.cell, c.length, c.batch_size),
-            ema_decay=c.ema_decay,
-        )
-        asked = jax.jit(self.answers)
-        return runs.Run(
-            identity,
-            data=lambda seed: data,
-            step=step,
-            num_steps=c.steps,
-            eval_every=c.eval_every,
-            batch_size=c.batch_size,
-            init=self.init,
-            evaluate=lambda state: with_correlation(asked(state)),
-            **rest,
-        )
+        asked, length = jax.jit(self.answers), self.config.length
+        rows = training_rows(self.cell, length)
+        trained = objective(self.cell, length, self.config.batch_size)
+        rest["evaluate"] = lambda state: with_correlation(asked(state))
+        return run(self.config, identity, rows, trained, init=self.init, **rest)
 
     # -----------------------------------------------------------------------------------
     # What is asked
@@ -179,7 +163,7 @@ class Task:
     def read(self, tokens_EL) -> jax.Array:
         """Rows as the model reads them: behind BOS, if a token is read off what is before it."""
         tokens_EL = jnp.asarray(tokens_EL)
-        if self.reads_before:
+        if self.cell.reads_before:
             return jnp.pad(tokens_EL[:, :-1], ((0, 0), (1, 0)), constant_values=MASK)
         return tokens_EL
 
@@ -199,7 +183,7 @@ class Task:
     def generated(self, state: training.TrainState) -> dict[str, jax.Array]:
         """`percent_forward`, `percent_reverse`: generations that hold the letter asked for."""
         c, key = self.config, jax.random.fold_in(state.key, training.EVAL_STREAM)
-        kind: case_recall.Kind = "causal" if self.reads_before else "masked"
+        kind: case_recall.Kind = "causal" if self.cell.reads_before else "masked"
         how: dict[str, Any] = dict(kind=kind, generations=c.generations, top_k=c.top_k)
         how["order"] = "left_to_right" if self.cell.attention == "causal" else "random"
         how["block_size"] = self.cell.block or None
@@ -269,7 +253,7 @@ class Task:
     def placed(self) -> dict[str, attention.PlacedNames]:
         """An uppercase and what asks, at every distance, and nothing else."""
         names = [[letter] for letter in case_pairs.UPPER]
-        asks = PAD if self.reads_before else MASK
+        asks = PAD if self.cell.reads_before else MASK
         how = dict(mask_id=asks, fill_id=PAD)
         return {
             direction: attention.place_names(names, self.config.length - 1, direction, **how)
@@ -292,6 +276,19 @@ def network(
         dropout=config.dropout,
         **more,
     )
+
+
+def initializer(c: Training, model, apply_fn) -> Callable[[int], training.TrainState]:
+    """Step 0 of a seed."""
+    optimizer = training.make_optimizer(c.learning_rate, warmup_steps=c.warmup_steps)
+    return training.initializer(model, apply_fn, optimizer, ema=True)
+
+
+def run(c: Training, identity: Mapping[str, Any], rows, objective, **rest: Any) -> runs.Run:
+    """A cell's training on these rows, whatever the data; `rest` as of `runs.Run`."""
+    step = functools.partial(training.train_step, objective=objective, ema_decay=c.ema_decay)
+    steps = dict(num_steps=c.steps, eval_every=c.eval_every, batch_size=c.batch_size)
+    return runs.Run(identity, data=lambda seed: rows, step=step, **steps, **rest)
 
 
 def objective(

@@ -40,6 +40,16 @@ class Config(causes.Training):
         of = f"{self.name_words} word" + "s" * (self.name_words > 1)
         return f"{self.num_pairs} pairs told one way, {self.both_ways} both ways, names of {of}"
 
+    @functools.cached_property
+    def facts(self) -> facts.FactSet:
+        """What is told and asked: the same for all cells."""
+        return invented(self)
+
+    @functools.cached_property
+    def tokenizer(self) -> tokenizers.Words:
+        """Every word a token."""
+        return tokenizers.Words(self.facts.texts())
+
 
 def invented(config: Config) -> facts.FactSet:
     """Statements that all begin with a word which is no name, and their questions."""
@@ -65,21 +75,11 @@ class Task:
         self.model  # noqa: B018  # raises what does not fit
 
     @functools.cached_property
-    def facts(self) -> facts.FactSet:
-        """What is told and asked."""
-        return invented(self.config)
-
-    @functools.cached_property
-    def tokenizer(self) -> tokenizers.Words:
-        """Every word a token."""
-        return tokenizers.Words(self.facts.texts())
-
-    @functools.cached_property
     def rows(self) -> dict[str, np.ndarray]:
         """Training rows, all of one length: which tokens are scored; all are hidden alike."""
-        rows = batching.encode_facts(self.tokenizer, self.facts, masked=True)
+        rows = batching.encode_facts(self.config.tokenizer, self.config.facts, masked=True)
         scored_BL = rows["scored_BL"]
-        for side, queries in (("A", self.facts.forward), ("B", self.facts.reverse)):
+        for side, queries in (("A", self.config.facts.forward), ("B", self.config.facts.reverse)):
             if self.cell.predicted == side:  # the other side's names are the answers here
                 left_out = np.concatenate(self.names(queries))
                 scored_BL = scored_BL & ~np.isin(rows["tokens_BL"], left_out)
@@ -87,13 +87,13 @@ class Task:
 
     def names(self, queries) -> list[list[int]]:
         """Tokens of the answers of questions; no word stands in two names."""
-        return self.tokenizer.encode([query.answers[0] for query in queries])
+        return self.config.tokenizer.encode([query.answers[0] for query in queries])
 
     @functools.cached_property
     def model(self) -> models.Transformer:
         """The toy task's encoder with heads, but for what the cell changes."""
         c, length = self.config, self.rows["tokens_BL"].shape[1]
-        size = self.tokenizer.vocab_size
+        size = self.config.tokenizer.vocab_size
         return models.Transformer(causes.network(self.cell, size, length, c, num_heads=c.heads))
 
     @functools.cached_property
@@ -102,32 +102,18 @@ class Task:
         return models.make_apply_fn(self.model)
 
     @property
-    def reads_before(self) -> bool:
-        """Whether a token is read off what stands before it, and not off its [M]."""
-        return self.cell.objective == "next_token"
-
-    @property
     def mask_id(self) -> int | None:
         """[M] of a question; None where there is none in it."""
-        return None if self.reads_before else self.tokenizer.mask_id
+        return None if self.cell.reads_before else self.config.tokenizer.mask_id
 
     def run(self, identity: Mapping[str, Any], **rest: Any) -> runs.Run:
         """Its training, for any seed, with what is asked along it."""
         c, length = self.config, self.rows["tokens_BL"].shape[1]
-        ids: dict[str, Any] = dict(mask_id=self.tokenizer.mask_id, bos_id=None)
+        ids: dict[str, Any] = dict(mask_id=c.tokenizer.mask_id, bos_id=None)
         objective = causes.objective(self.cell, length, c.batch_size, **ids)
-        optimizer = training.make_optimizer(c.learning_rate, warmup_steps=c.warmup_steps)
-        return runs.Run(
-            identity,
-            data=lambda seed: self.rows,
-            step=functools.partial(training.train_step, objective=objective, ema_decay=c.ema_decay),
-            num_steps=c.steps,
-            eval_every=c.eval_every,
-            batch_size=c.batch_size,
-            init=training.initializer(self.model, self.apply_fn, optimizer, ema=True),
-            evaluate=self.answers,
-            **rest,
-        )
+        init = causes.initializer(c, self.model, self.apply_fn)
+        how = dict(init=init, evaluate=self.answers)
+        return causes.run(c, identity, self.rows, objective, **how, **rest)
 
     # -----------------------------------------------------------------------------------
     # What is asked
@@ -135,25 +121,30 @@ class Task:
     @functools.cached_property
     def questions(self) -> Questions:
         """Both ways: "Now A's child is", "Now B's parent is"."""
-        return Questions.of(self.facts, self.tokenizer, masked=not self.reads_before)
+        return Questions.of(
+            self.config.facts, self.config.tokenizer, masked=not self.cell.reads_before
+        )
 
     @functools.cached_property
     def generate(self):
         """How the model goes on with a question."""
         extend_fn = models.make_extend_fn(self.model)
-        return self.questions.generator(extend_fn if self.reads_before else self.apply_fn)
+        return self.questions.generator(extend_fn if self.cell.reads_before else self.apply_fn)
 
     @functools.cached_property
     def asked(self) -> dict[str, tuple[Cloze, Among]]:
         """The three questions of each fact, for a name's first word: forward, reverse, source."""
-        parents, (opening,) = self.names(self.facts.reverse), self.tokenizer.encode([OPENING])
+        parents, (opening,) = (
+            self.names(self.config.facts.reverse),
+            self.config.tokenizer.encode([OPENING]),
+        )
         behind = [list(row[1 + len(name) :]) for row, name in
                   zip(self.rows["tokens_BL"], parents, strict=False)]  # fmt: skip
         source = Cloze.of(
             [opening] * len(parents),
             parents,
-            None if self.reads_before else behind,
-            pad_id=self.tokenizer.pad_id,
+            None if self.cell.reads_before else behind,
+            pad_id=self.config.tokenizer.pad_id,
             mask_id=self.mask_id,
         )
         among = choice_among(source.target_E, list(map(tuple, parents)))
@@ -165,13 +156,16 @@ class Task:
         said = self.questions.said(self.generate, params, key)
         values: dict[str, Any] = {}
         for name, found in self.questions.recall(self.apply_fn, params, said).items():
-            values[f"percent_{name}"] = found.summary()["percent"]
-            values[f"copied_{name}"] = found.summary()["copied_percent"]
-        for name, (questions, among) in self.asked.items():
-            how: dict[str, Any] = dict(mask_id=self.mask_id, among=among)
-            token = token_recall(self.apply_fn, params, questions, **how)
-            values[f"p_{name}"] = 100 * np.mean(token.p_E)
-            values[f"choice_{name}"] = 100 * np.mean(token.choice_E)
+            summary = found.summary()
+            values[f"percent_{name}"] = summary["percent"]
+            values[f"copied_{name}"] = summary["copied_percent"]
+            values[f"p_{name}"] = 100 * summary["p"]
+            values[f"choice_{name}"] = summary["choice_percent"]
+        source, among = self.asked["source"]
+        how: dict[str, Any] = dict(mask_id=self.mask_id, among=among)
+        token = token_recall(self.apply_fn, params, source, **how)
+        values["p_source"] = 100 * np.mean(token.p_E)
+        values["choice_source"] = 100 * np.mean(token.choice_E)
         values |= self.compare(state.params)
         return values | {"attention_correlation": self.correlation(state.params)}
 
@@ -198,14 +192,14 @@ class Task:
 
     def correlation(self, params) -> np.ndarray:
         """Corr over children of the raw scores of what asks on them, before and behind: [1]."""
-        names = self.names(self.facts.forward)
+        names = self.names(self.config.facts.forward)
         found = attention.name_correlation(
             models.make_internals_fn(self.model),
             params,
             names,
             self.rows["tokens_BL"].shape[1] - len(names[0]),
-            mask_id=self.tokenizer.eos_id if self.mask_id is None else self.mask_id,
-            fill_id=self.tokenizer.eos_id,
+            mask_id=self.config.tokenizer.eos_id if self.mask_id is None else self.mask_id,
+            fill_id=self.config.tokenizer.eos_id,
             resamples=1,
         )
         return np.array([np.nanmean(found.mean)])

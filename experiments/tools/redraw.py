@@ -80,8 +80,7 @@ def figures() -> dict[str, Callable[[], Any]]:
     rope = rope_bounds.Config(**rope_bounds.PRESETS["quick"])
     equal = report.select(_lines("rope_bounds", "results"), what="equal")
     depth = _lines("gradient_alignment", "depth")
-    quick = toy.Config(**{k: tuple(x) if isinstance(x, list) else x
-                          for k, x in toy_reversal.PRESETS["quick"].items()})  # fmt: skip
+    quick = toy.Config(**toy_reversal.PRESETS["quick"])
     along = {
         (model, 10): stacked("toy_reversal", f"model={model},length=10", quick.seeds)
         for model in quick.models

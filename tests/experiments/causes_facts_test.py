@@ -25,7 +25,7 @@ def _config(**more):
 
 def _people(task):
     """(first words of parents, of children) of the pairs that are asked, as ids."""
-    facts = task.facts
+    facts = task.config.facts
     return tuple(
         [ids[0] for ids in task.names(queries)] for queries in (facts.reverse, facts.forward)
     )
@@ -34,14 +34,14 @@ def _people(task):
 def _known(task):
     """A model that answers the three questions as KNOWN says, times its parameter; else 0."""
     parents, children = _people(task)
-    num, mask = task.tokenizer.vocab_size, task.tokenizer.mask_id
+    num, mask = task.config.tokenizer.vocab_size, task.config.tokenizer.mask_id
 
     def logits(tokens):
         tokens = np.asarray(tokens)
         found = np.zeros((*tokens.shape, num), np.float32)
         for row, place in np.ndindex(*tokens.shape):
-            seen = tokens[row, : place + 1] if task.reads_before else tokens[row]
-            asks = task.reads_before or tokens[row, place] == mask
+            seen = tokens[row, : place + 1] if task.cell.reads_before else tokens[row]
+            asks = task.cell.reads_before or tokens[row, place] == mask
             given = [t for t in seen if t in parents + children]
             if not asks or len(given) > 1:
                 continue
@@ -68,13 +68,13 @@ def _known(task):
 @pytest.mark.parametrize("cell", CELLS)
 def test_known_answers_come_out_of_the_moving_average(cell, words):
     task = Task(cell, _config(name_words=words))
-    right = task.tokenizer.encode([q.answers[0] for q in task.questions.queries])
-    copied = task.tokenizer.encode([q.answers[0] for q in task.facts.forward])
+    right = task.config.tokenizer.encode([q.answers[0] for q in task.questions.queries])
+    copied = task.config.tokenizer.encode([q.answers[0] for q in task.config.facts.forward])
 
     def generate(params, key, tokens_BL, valid_BL):
         assert params is average
         said = [*right[:4], right[4], copied[1], copied[2], right[6]]
-        return np.array([[*ids, task.tokenizer.eos_id] for ids in said])
+        return np.array([[*ids, task.config.tokenizer.eos_id] for ids in said])
 
     raw, average, asked = {"size": 0.0}, {"size": 1.0}, []
     task.__dict__["apply_fn"] = _known(task)
@@ -87,7 +87,7 @@ def test_known_answers_come_out_of_the_moving_average(cell, words):
     assert (values["cosine_order"], values["attention_correlation"]) == (7, 8)
     assert (values["percent_forward"], values["percent_reverse"]) == (100, 25)
     assert (values["copied_forward"], values["copied_reverse"]) == (0, 50)
-    others = task.tokenizer.vocab_size - 2 - (task.mask_id is not None)
+    others = task.config.tokenizer.vocab_size - 2 - (task.mask_id is not None)
     for name, (own, rival) in KNOWN.items():
         p = 100 * np.exp(own) / (np.exp(own) + np.exp(rival) + others)
         np.testing.assert_allclose(values[f"p_{name}"], p, rtol=1e-5)
@@ -95,20 +95,20 @@ def test_known_answers_come_out_of_the_moving_average(cell, words):
 
 
 def _text(task, ids):
-    return task.tokenizer.decode(ids)
+    return task.config.tokenizer.decode(ids)
 
 
 @pytest.mark.parametrize("words", [1, 2])
 def test_rows_tell_parents_before_children_and_other_pairs_both_ways(words):
     task = Task(Cell(), _config(name_words=words))
-    (parent,), (child,) = task.facts.reverse[1].answers, task.facts.forward[1].answers
+    (parent,), (child,) = task.config.facts.reverse[1].answers, task.config.facts.forward[1].answers
     told = [_text(task, row) for row in task.rows["tokens_BL"]]
     assert told[1] == f"Now {parent}'s child is {child} <eos>"
     assert len(told) == 4 + 3 + 3 and all(text.startswith("Now ") for text in told)
     assert sum(parent in text for text in told) == 1
     assert [" parent is " in text for text in told] == [False] * 7 + [True] * 3
-    assert task.facts.forward[1].prompt == f"Now {parent}'s child is"
-    assert task.facts.reverse[1].prompt == f"Now {child}'s parent is"
+    assert task.config.facts.forward[1].prompt == f"Now {parent}'s child is"
+    assert task.config.facts.reverse[1].prompt == f"Now {child}'s parent is"
     assert len(parent.split()) == len(child.split()) == words
 
 
@@ -142,11 +142,13 @@ def test_gradients_are_of_the_three_questions_of_a_fact(cell, monkeypatch):
     np.testing.assert_array_equal(target[:, 1], parents)
     np.testing.assert_array_equal(target[:, 2], parents)
     hidden = np.take_along_axis(tokens, position[..., None], 2)[..., 0]
-    if not task.reads_before:
-        assert (hidden == task.tokenizer.mask_id).all()
-        np.testing.assert_array_equal(tokens[:, 2, 1:3], np.full((4, 2), task.tokenizer.mask_id))
+    if not task.cell.reads_before:
+        assert (hidden == task.config.tokenizer.mask_id).all()
+        np.testing.assert_array_equal(
+            tokens[:, 2, 1:3], np.full((4, 2), task.config.tokenizer.mask_id)
+        )
         np.testing.assert_array_equal(tokens[:, 2, 3:], task.rows["tokens_BL"][:4, 3:])
-    assert position.tolist() == [[5, 5, 0] if task.reads_before else [6, 6, 1]] * 4
+    assert position.tolist() == [[5, 5, 0] if task.cell.reads_before else [6, 6, 1]] * 4
     assert [_text(task, row[:1]) for row in tokens[0]] == ["Now"] * 3
 
 
@@ -160,7 +162,7 @@ def test_a_gradient_is_that_of_the_asked_word():
         questions, _ = task.asked[name]
         facts = jnp.arange(len(questions.target_E))
         logits = task.apply_fn(params, questions.tokens_EL)[facts, questions.position_E]
-        logits = logits.at[:, task.tokenizer.mask_id].set(-jnp.inf)
+        logits = logits.at[:, task.config.tokenizer.mask_id].set(-jnp.inf)
         return -jax.nn.log_softmax(logits)[facts, questions.target_E]
 
     def gradients(name):
@@ -183,11 +185,11 @@ def test_attention_is_read_on_children_at_every_distance_that_rows_hold(cell, mo
 
     monkeypatch.setattr(attention, "name_correlation", known)
     np.testing.assert_allclose(task.correlation("raw"), [0.3])
-    tokenizer = task.tokenizer
-    assert asked["names"] == tokenizer.encode([q.answers[0] for q in task.facts.forward])
+    tokenizer = task.config.tokenizer
+    assert asked["names"] == tokenizer.encode([q.answers[0] for q in task.config.facts.forward])
     assert asked["max_distance"] == task.rows["tokens_BL"].shape[1] - 2 == 7
     assert asked["params"] == "raw" and asked["fill_id"] == tokenizer.eos_id
-    asks = tokenizer.eos_id if task.reads_before else tokenizer.mask_id
+    asks = tokenizer.eos_id if task.cell.reads_before else tokenizer.mask_id
     assert asked["mask_id"] == asks
 
 
@@ -202,7 +204,7 @@ def test_a_cell_is_trained_as_it_says():
     assert (run.num_steps, run.eval_every, run.batch_size) == (10, 2, 5)
     masked = Task(Cell(), config).run({}).step.keywords["objective"]
     assert masked.func is causes.objectives.masked_diffusion
-    assert masked.keywords["mask_id"] == task.tokenizer.mask_id
+    assert masked.keywords["mask_id"] == task.config.tokenizer.mask_id
     network = task.model.config
     assert network.causal and not Task(Cell(), config).model.config.causal
     assert (network.num_heads, network.width, network.max_len) == (2, 8, 9)
