@@ -1,7 +1,7 @@
 """The cells of `systems.causes` on invented facts: one network, one ingredient changed at a time.
 
 Of the pairs that are asked a parent always stands before its child, "Now Ann's child is Bob".
-Further pairs are told both ways and scored whole in every cell: they teach what "parent" means.
+Further pairs are told in both directions and scored whole in every cell: they teach the wording.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ class Config(causes.Training):
     """The invented facts: one flag a field."""
 
     num_pairs: int = flag(60, "Parent–child pairs asked about.", 2, 10**5)
-    both_ways: int = flag(60, "Further pairs told both ways.", 0, 10**5)
+    both_ways: int = flag(60, "Further pairs told in both directions.", 0, 10**5)
     name_words: int = flag(1, "Words in a name.", 1, 10)
     data_seed: int = flag(0, "Draws the facts; the same for every run.", kind="seed")
     heads: int = flag(4, "Attention heads.", 1, 100)

@@ -37,7 +37,8 @@ def test_a_probe_names_items_of_other_states_where_both_are_coded_alike():
 
 
 def test_a_probe_is_the_ridge_solution():
-    x_ED, item_E = RNG.normal(size=(40, 3)), RNG.integers(4, size=40)
+    size_D = np.array([3.0, 1.0, 0.3])  # what is small is shrunk most
+    x_ED, item_E = RNG.normal(size=(40, 3)) * size_D, RNG.integers(4, size=40)
     x_ED = x_ED - x_ED.mean(0)
     asked_FD = RNG.normal(size=(50, 3))
     shrink = 5.0 * 40 * (x_ED**2).mean()

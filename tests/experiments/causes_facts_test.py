@@ -73,8 +73,9 @@ def test_known_answers_come_out_of_the_moving_average(cell, words):
 
     def generate(params, key, tokens_BL, valid_BL):
         assert params is average
-        said = [*right[:4], right[4], copied[1], copied[2], right[6]]
-        return np.array([[*ids, task.config.tokenizer.eos_id] for ids in said])
+        end, more = task.config.tokenizer.eos_id, tokens_BL[0, 0]  # "Now" after a right name
+        said = [*right[:4], right[4], copied[1], copied[2], right[7]]
+        return np.array([[*ids, more if n == 7 else end] for n, ids in enumerate(said)])
 
     raw, average, asked = {"size": 0.0}, {"size": 1.0}, []
     task.__dict__["apply_fn"] = _known(task)

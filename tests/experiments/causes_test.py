@@ -11,6 +11,7 @@ import artists
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from dirasym.data import case_pairs
@@ -694,6 +695,19 @@ def test_with_A_alone_predicted_uppercases_are_left_out():
     upper = (rows["tokens_BL"] >= NUM_LETTERS) & (rows["tokens_BL"] < PAD)
     np.testing.assert_array_equal(rows["scored_BL"], ~upper)
     assert rows["noised_BL"].all() and upper.sum() == len(upper)
+
+
+def test_a_cell_is_optimized_at_the_rate_and_warm_up_of_its_flags(monkeypatch):
+    asked = []
+
+    def known(*args, **settings):
+        asked.append((args, settings))
+        return optax.sgd(0.1)
+
+    monkeypatch.setattr(causes.training, "make_optimizer", known)
+    config = dataclasses.replace(CONFIG, learning_rate=0.5, warmup_steps=7)
+    assert Task(Cell(), config).init(0).ema_params is not None
+    assert asked == [((0.5,), dict(warmup_steps=7))]
 
 
 def test_a_cell_is_averaged_with_the_decay_of_its_flag():
