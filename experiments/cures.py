@@ -33,12 +33,7 @@ PRESETS = {
 def plan(config: cures.Config, workdir: pathlib.Path) -> list[runs.Run]:
     """A run a remedy and matching, where the matching changes something."""
     del workdir
-    return [
-        cures.Task(remedy, matching, config).run()
-        for matching in config.matchings
-        for remedy in config.remedies
-        if cures.is_told_apart(remedy, matching)
-    ]
+    return [cures.Task(remedy, matching, config).run() for matching, remedy in config.cells]
 
 
 if __name__ == "__main__":

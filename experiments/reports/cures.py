@@ -26,12 +26,20 @@ Lines = Sequence[Mapping[str, Any]]
 def write(workdir: WorkDir, config, all_runs: Sequence[runs.Run]) -> None:
     """The table and the figure."""
     del all_runs
-    lines, num = workdir.results(), 26 - config.lone
-    printed = f"{table(lines)}\n\n{claim_table(lines)}"
-    text = (
-        f"# Remedies on one footing\n\n{printed}\n\nMean over seeds ± 95 % Student interval. "
+    num = 26 - config.lone
+    of = (
         f"Toy pairs, L = {config.length}, {num} pairs and {config.lone} letters without a partner; "
         f"one layer × {config.width}. Chance of choice is {100 / num:.1f} %."
+    )
+    write_study(workdir, claims, of)
+
+
+def write_study(workdir: WorkDir, claims_of, of: str) -> None:
+    """The table and the figure of a study, whose claims are `claims_of` its lines."""
+    lines = workdir.results()
+    printed = f"{table(lines)}\n\n{verdicts.table(claims_of(lines))}"
+    text = (
+        f"# Remedies on one footing\n\n{printed}\n\nMean over seeds ± 95 % Student interval. {of}"
     )
     figures = {"remedies": functools.partial(figure, lines)}
     report.write(workdir.path, text, figures, printed=printed)
@@ -59,52 +67,56 @@ def table(lines: Lines) -> str:
     return report.table(header, rows)
 
 
+def outcome(lines: Lines, key: str, remedy: str, matching: str = "compute"):
+    """An outcome's interval over seeds; undefined where the cell was not run."""
+    return bounds([line[key] for line in cells(lines).get((matching, remedy), ())])
+
+
+def named(lines: Lines, key: str, *names: str) -> dict[str, Any]:
+    """`outcome` of some remedies at equal compute, by name."""
+    return {f"`{name}`": outcome(lines, key, name) for name in names}
+
+
+def points_more(lines: Lines, key: str, more: tuple[str, str], fewer: tuple[str, str]):
+    """How much more of an outcome one cell has than the other, (matching, remedy), seed by seed."""
+    of = [
+        {line["seed"]: line[key] for line in cells(lines).get(cell, ())} for cell in (more, fewer)
+    ]
+    # Shares of answers, whose float32 is off by 1e-6: a tie with a threshold is a tie.
+    return bounds([round(of[0][seed] - of[1][seed], 3) for seed in of[0].keys() & of[1]])
+
+
+def claim(text: str, stated: Mapping[str, Any], is_true, is_false) -> list[str]:
+    """(claim, statistics, verdict): functions of the statistics say when it holds and fails."""
+    values = list(stated.values())
+    told = "; ".join(f"{name} {said(x, 1)}" for name, x in stated.items())
+    return [text, told, verdict(values, is_true(*values), is_false(*values))]
+
+
 def claims(lines: Lines) -> list[list[str]]:
     """(claim, statistic, verdict) by the thresholds of docs/cures.md, of what was run."""
-    found = cells(lines)
-
-    def of(remedy, key, matching="compute"):
-        return bounds([line[key] for line in found.get((matching, remedy), ())])
-
-    def row(claim, stated, is_true, is_false):
-        values = list(stated.values())
-        text = "; ".join(f"{name} {said(x, 1)}" for name, x in stated.items())
-        return [claim, text, verdict(values, is_true(*values), is_false(*values))]
-
-    def named(key, *remedies):
-        return {f"`{remedy}`": of(remedy, key) for remedy in remedies}
-
-    at_equal = of("reversed", "reverse", "exposure")
-    by_seed = [
-        {line["seed"]: line["reverse"] for line in found.get((matching, "reversed"), [])}
-        for matching in ("compute", "exposure")
-    ]
-    pairs = [(by_seed[0][seed], by_seed[1][seed]) for seed in by_seed[0].keys() & by_seed[1]]
-    # Shares of generations, whose float32 is off by 1e-6: a tie with a threshold is a tie.
-    less = bounds([round(more - fewer, 3) for more, fewer in pairs])
+    of = functools.partial(named, lines)
+    at_equal = outcome(lines, "reverse", "reversed", "exposure")
+    less = points_more(lines, "reverse", ("compute", "reversed"), ("exposure", "reversed"))
+    identity = {key: outcome(lines, key, "identity") for key in ("reverse", "copying")}
     return [
-        row("1. showing the reverse gives it", named("reverse", "reversed"),
+        claim("1. showing the reverse gives it", of("reverse", "reversed"),
             lambda x: x.low > 80, lambda x: x.high < 50),
-        row("2. a part of it without a reversed row", named("reverse", "copies", "diffusion"),
+        claim("2. a part of it without a reversed row", of("reverse", "copies", "diffusion"),
             lambda *xs: all(x.low > 20 for x in xs), lambda *xs: any(x.high < 10 for x in xs)),
-        row("3. `identity` gives copying, not the reverse",
-            {"reverse": of("identity", "reverse"), "copying": of("identity", "copying")},
+        claim("3. `identity` gives copying, not the reverse",
+            identity,
             lambda x, copied: x.high < 10 and copied.low > 30, lambda x, copied: x.low > 20),
-        row("4. masking under a causal mask gives none", named("reverse", "uniform_masked"),
+        claim("4. masking under a causal mask gives none", of("reverse", "uniform_masked"),
             lambda x: x.high < 5, lambda x: x.low > 10),
-        row("5. decay and dropout give none", named("reverse", "weight_decay", "dropout"),
+        claim("5. decay and dropout give none", of("reverse", "weight_decay", "dropout"),
             lambda *xs: all(x.high < 5 for x in xs), lambda *xs: any(x.low > 10 for x in xs)),
-        row("6. `reversed` is lower at equal exposure",
+        claim("6. `reversed` is lower at equal exposure",
             {"at equal exposure": at_equal, "points less": less},
             lambda _, x: x.estimate > 10, lambda _, x: round(x.estimate, 6) < 3),
-        row("7. what reverses asserts what does not hold", named("incorrect", "diffusion", "none"),
+        claim("7. what reverses asserts what does not hold", of("incorrect", "diffusion", "none"),
             lambda x, none: x.low > none.high, lambda x, none: x.high < 5),
     ]  # fmt: skip
-
-
-def claim_table(lines: Lines) -> str:
-    """`claims` as a table."""
-    return verdicts.table(claims(lines))
 
 
 def figure(lines: Lines):
@@ -112,10 +124,10 @@ def figure(lines: Lines):
     found = cells(lines)
     matchings = list(dict.fromkeys(matching for matching, _ in found))
     drawn, axes = report.new_figure(1, len(matchings), (4.6, 3.6))
-    named = [[remedy for which, remedy in found if which == of] for of in matchings]
-    room = [max(len(remedies), 5) for remedies in named]  # as much for each remedy
+    shown = [[remedy for which, remedy in found if which == of] for of in matchings]
+    room = [max(len(remedies), 5) for remedies in shown]  # as much for each remedy
     axes[0, 0].get_gridspec().set_width_ratios(room)
-    for ax, matching, remedies, places in zip(axes[0], matchings, named, room, strict=True):
+    for ax, matching, remedies, places in zip(axes[0], matchings, shown, room, strict=True):
         place = np.arange(len(remedies))
         for shift, key in ((-0.2, "forward"), (0.0, "reverse"), (0.2, "incorrect")):
             of = [bounds([line[key] for line in found[matching, remedy]]) for remedy in remedies]

@@ -25,8 +25,8 @@ OPENING = "Now"  # before every name stands a token, which a causal model predic
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(causes.Training):
-    """The invented facts: one flag a field."""
+class Invented:
+    """The invented facts, and how many heads read them: one flag a field."""
 
     num_pairs: int = flag(60, "Parent–child pairs asked about.", 2, 10**5)
     both_ways: int = flag(60, "Further pairs told in both directions.", 0, 10**5)
@@ -51,11 +51,20 @@ class Config(causes.Training):
         return tokenizers.Words(self.facts.texts())
 
 
-def invented(config: Config) -> facts.FactSet:
+@dataclasses.dataclass(frozen=True)
+class Config(Invented, causes.Training):
+    """What all cells learn, and how."""
+
+
+def invented(config: Invented) -> facts.FactSet:
     """Statements that all begin with a word which is no name, and their questions."""
     c = config
     pairs = facts.invent_parent_child(c.num_pairs + c.both_ways, c.data_seed, c.name_words)
-    told = facts.parent_child(pairs[: c.num_pairs], both_ways=pairs[c.num_pairs :])
+    return opened(facts.parent_child(pairs[: c.num_pairs], both_ways=pairs[c.num_pairs :]))
+
+
+def opened(told: facts.FactSet) -> facts.FactSet:
+    """The same, with a word before every statement and question."""
     return facts.FactSet(
         *(tuple(x._replace(prompt=f"{OPENING} {x.prompt}") for x in part) for part in told)
     )

@@ -21,12 +21,64 @@ from experiments.flags import flag
 
 @dataclasses.dataclass(frozen=True)
 class Remedy:
-    """What differs from a causal model that is told the pairs forward."""
+    """What differs from a causal model that is told the pairs forward.
 
-    rows: Literal["none", "reversed", "segments", "identity", "copies"] = "none"
-    reads: Literal["causal", "masked", "masked_causal"] = "causal"  # objective and attention
+    Attributes:
+      rows: what is added to the rows, or made of them.
+      reads: the objective and the attention.
+      whole: whether names are hidden as wholes.
+      weight_decay, dropout: in training.
+    """
+
+    rows: Literal["none", "inverse", "reversed", "entities", "segments", "identity", "copies"] = (
+        "none"
+    )
+    reads: Literal["causal", "masked", "masked_causal"] = "causal"
+    whole: bool = False
     weight_decay: float = 0.0
     dropout: float = 0.02  # of the toy task
+
+    @property
+    def adds(self) -> bool:
+        """Whether rows are added to the plain ones."""
+        return self.rows not in ("none", "copies")
+
+    @property
+    def shows(self) -> bool:
+        """Whether rows are added that show a causal model the reverse."""
+        return self.adds and self.rows != "identity" and self.reads == "causal"
+
+    def is_told_apart(self, matching: str) -> bool:
+        """Whether a matching gives another share or other steps than equal compute does."""
+        if matching == "exposure":
+            return self.shows
+        return matching == "compute" or self.rows != "none"
+
+    def budget(self, matching: str, steps: int, exposed: float) -> tuple[float, int]:
+        """(the share of rows that are the remedy's, train steps).
+
+        Args:
+          matching: of `MATCHINGS`.
+          steps: of the baseline.
+          exposed: the share of the remedy's rows that show a pair's reverse.
+        """
+        if self.adds and matching == "exposure":
+            return EXPOSURE / exposed, steps
+        share = SHARE if self.adds else 0.0
+        if self.adds and matching == "tokens":  # as many plain rows as the baseline reads
+            return share, round(steps / (1 - share))
+        if self.rows == "copies" and matching == "compute":  # a row costs two
+            return share, steps // 2
+        return share, steps
+
+    def objective(self, mask_id: int, bos_id: int | None) -> objectives.Objective:
+        """What is trained."""
+        if self.reads == "masked":
+            return functools.partial(objectives.masked_diffusion, mask_id=mask_id)
+        if self.reads == "masked_causal":
+            how: dict[str, Any] = dict(mask_id=mask_id, rate=None, keep=0, random=0)
+            return functools.partial(objectives.masked_lm, **how)
+        return functools.partial(objectives.next_token, bos_id=bos_id)
 
 
 REMEDIES = {
@@ -48,13 +100,10 @@ DRAWS = 8  # of random rows
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """One flag a field."""
+class Training:
+    """How every remedy is trained, whatever the data: one flag a field."""
 
-    remedies: tuple[Literal[tuple(REMEDIES)], ...] = flag(tuple(REMEDIES), "What to train.")
     matchings: tuple[Literal[MATCHINGS], ...] = flag(MATCHINGS, "What remedies have in common.")
-    length: int = flag(10, "Sequence length L.", 2, 100)
-    lone: int = flag(4, "Letters without a partner.", 1, NUM_LETTERS - 2)
     seeds: tuple[int, ...] = flag((0, 1, 2), "One run each.", kind="seed")
     steps: int = flag(1000, "Train steps of the baseline.", 1)
     evaluations: int = flag(4, "Evaluations (and checkpoints) of a run.", 1)
@@ -62,8 +111,21 @@ class Config:
     width: int = flag(128, "Width of the residual stream.", 2, 10**5)
     learning_rate: float = flag(1e-3, "Adam's, after warm-up.", 0)
     warmup_steps: int = flag(100, "Steps of linear warm-up.", 0)
-    generations: int = flag(20, "Sampled per letter and question.", 1, 10**4)
-    top_k: int = flag(3, "Sample among the most probable k.", 1, case_pairs.VOCAB_SIZE)
+
+    @property
+    def chosen(self) -> dict[str, Remedy]:
+        """The remedies to train, by name."""
+        raise NotImplementedError
+
+    @property
+    def cells(self) -> list[tuple[str, str]]:
+        """(matching, remedy), where the matching changes something."""
+        return [
+            (matching, name)
+            for matching in self.matchings
+            for name, remedy in self.chosen.items()
+            if remedy.is_told_apart(matching)
+        ]
 
     def __post_init__(self):
         if len(self.seeds) < 2:
@@ -71,17 +133,25 @@ class Config:
         if self.steps % (2 * self.evaluations):
             wanted = f"a multiple of 2 x --evaluations={self.evaluations}"
             raise ValueError(f"--steps={self.steps} is not {wanted}")
-        if not any(is_told_apart(r, m) for r in self.remedies for m in self.matchings):
-            said = f"--remedies={','.join(self.remedies)} --matchings={','.join(self.matchings)}"
+        if not self.cells:
+            said = f"--remedies={','.join(self.chosen)} --matchings={','.join(self.matchings)}"
             raise ValueError(f"{said}: the same as without matching, or no reverse to match")
 
 
-def is_told_apart(remedy: str, matching: str) -> bool:
-    """Whether a matching gives a remedy another share or other steps than equal compute does."""
-    rows, reads = REMEDIES[remedy].rows, REMEDIES[remedy].reads
-    if matching == "exposure":
-        return rows in ("reversed", "segments") and reads == "causal"
-    return matching == "compute" or rows != "none"
+@dataclasses.dataclass(frozen=True)
+class Config(Training):
+    """The toy pairs: one flag a field."""
+
+    remedies: tuple[Literal[tuple(REMEDIES)], ...] = flag(tuple(REMEDIES), "What to train.")
+    length: int = flag(10, "Sequence length L.", 2, 100)
+    lone: int = flag(4, "Letters without a partner.", 1, NUM_LETTERS - 2)
+    generations: int = flag(20, "Sampled per letter and question.", 1, 10**4)
+    top_k: int = flag(3, "Sample among the most probable k.", 1, case_pairs.VOCAB_SIZE)
+
+    @property
+    def chosen(self) -> dict[str, Remedy]:
+        """The remedies to train, by name."""
+        return {name: REMEDIES[name] for name in self.remedies}
 
 
 def letter_rows(length: int, first: np.ndarray, second: np.ndarray | None) -> np.ndarray:
@@ -134,6 +204,39 @@ def exposure(rows_BL: np.ndarray) -> float:
     return float(of_B.mean())
 
 
+def mixture(plain: np.ndarray, extra: np.ndarray, share: float) -> np.ndarray:
+    """Row numbers of [plain, extra] in which a share is of the remedy's, each row at least once."""
+    num = round(max(len(plain) / (1 - share), len(extra) / share))
+    return remedies.mixed(plain, extra, share, num)
+
+
+def run(task, evaluate, *, mask_id: int, bos_id: int | None) -> runs.Run:
+    """The training of one remedy at one matching, for any seed.
+
+    Args:
+      task: its `remedy`, `config`, `identity`, `share`, `steps`, `data`, `model`, `apply_fn`.
+      evaluate: from a state to its outcomes.
+      mask_id: [M].
+      bos_id: what a causal model reads first; None if rows begin with a token of their own.
+    """
+    c, r = task.config, task.remedy
+    optimizer = training.make_optimizer(
+        c.learning_rate, warmup_steps=c.warmup_steps, weight_decay=r.weight_decay
+    )
+    objective = r.objective(mask_id, bos_id)
+    return runs.Run(
+        task.identity,
+        data=lambda seed: task.data,
+        step=functools.partial(training.train_step, objective=objective),
+        num_steps=task.steps,
+        eval_every=task.steps // c.evaluations,
+        batch_size=c.batch_size,
+        init=training.initializer(task.model, task.apply_fn, optimizer),
+        evaluate=evaluate,
+        summarize=functools.partial(summarize, task.share, task.steps),
+    )
+
+
 class Task:
     """One remedy at one matching: data, network, training, questions."""
 
@@ -142,13 +245,7 @@ class Task:
         self.config, self.identity = c, {"remedy": remedy, "matching": matching}
         plain = plain_rows(c.length, c.lone)
         extra = remedy_rows(r.rows, plain)
-        self.share, self.steps = SHARE if len(extra) else 0.0, c.steps
-        if matching == "exposure":
-            self.share = EXPOSURE / exposure(extra)
-        elif matching == "tokens" and len(extra):  # as many plain rows as the baseline reads
-            self.steps = round(c.steps / (1 - self.share))
-        elif matching == "compute" and r.rows == "copies":  # a row costs two
-            self.steps = c.steps // 2
+        self.share, self.steps = r.budget(matching, c.steps, exposure(extra))
         self.data = self._data(plain, extra)
         length = c.length * (1 + (r.rows == "copies"))
         size = dict(num_layers=1, num_heads=1, width=c.width, dropout=r.dropout)
@@ -166,33 +263,11 @@ class Task:
             return {"tokens_BL": tokens, "scored_BL": scored}
         if not len(extra):
             return {"tokens_BL": plain}
-        num = round(max(len(plain) / (1 - self.share), len(extra) / self.share))
-        rows = remedies.mixed(plain, extra, self.share, num)
-        return {"tokens_BL": np.concatenate([plain, extra])[rows]}
+        return {"tokens_BL": np.concatenate([plain, extra])[mixture(plain, extra, self.share)]}
 
     def run(self) -> runs.Run:
         """Its training, for any seed."""
-        c, r = self.config, self.remedy
-        optimizer = training.make_optimizer(
-            c.learning_rate, warmup_steps=c.warmup_steps, weight_decay=r.weight_decay
-        )
-        objective: Any = functools.partial(objectives.next_token, bos_id=MASK)
-        if r.reads == "masked":
-            objective = functools.partial(objectives.masked_diffusion, mask_id=MASK)
-        elif r.reads == "masked_causal":
-            how: dict[str, Any] = dict(mask_id=MASK, rate=None, keep=0, random=0)
-            objective = functools.partial(objectives.masked_lm, **how)
-        return runs.Run(
-            self.identity,
-            data=lambda seed: self.data,
-            step=functools.partial(training.train_step, objective=objective),
-            num_steps=self.steps,
-            eval_every=self.steps // c.evaluations,
-            batch_size=c.batch_size,
-            init=training.initializer(self.model, self.apply_fn, optimizer),
-            evaluate=jax.jit(self.evaluate),
-            summarize=functools.partial(summarize, self.share, self.steps),
-        )
+        return run(self, jax.jit(self.evaluate), mask_id=MASK, bos_id=MASK)
 
     def read(self, params, tokens_EL) -> jax.Array:
         """The distribution at each place of rows with [M]: [E, L, V].
