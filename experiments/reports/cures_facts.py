@@ -36,7 +36,8 @@ def claims(lines: Lines) -> list[list[str]]:
     return [
         claim("1. telling the inverse gives the reverse", of("reverse", "inverse"),
               lambda x: x.low > 80, lambda x: x.high < 50),
-        claim("2. rows reversed by name give it, by word not", of("reverse", "entities", "reversed"),
+        claim("2. rows reversed by name give it, by word not",
+              of("reverse", "entities", "reversed"),
               lambda name, word: name.low > 50 and word.high < 20,
               lambda name, word: name.high < 20 or word.low > 50),
         claim("3. a part of it without a reversed row", of("reverse", "copies", "diffusion"),

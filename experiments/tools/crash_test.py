@@ -33,6 +33,7 @@ from experiments import (
     causes_facts,
     closure,
     cures,
+    cures_facts,
     dial,
     facts,
     flags,
@@ -52,6 +53,7 @@ from experiments import (
 )
 from experiments.flags import flag
 from experiments.systems import cures as cures_system
+from experiments.systems import cures_facts as cures_facts_system
 from experiments.systems import facts as facts_system
 from experiments.systems import families as families_system
 from experiments.systems import relations as relations_system
@@ -160,6 +162,11 @@ PROGRAMS = {
         cures,
         cures_system.Config,
         {"remedies": ["copies"], "length": 3, "width": 8, "generations": 1},
+    ),
+    "cures_facts": Program(
+        cures_facts,
+        cures_facts_system.Config,
+        {"remedies": ["copies"], "num_pairs": 3, "both_ways": 3, "teachers": 1, "width": 8},
     ),
     "gradient_alignment": Program(
         gradient_alignment,

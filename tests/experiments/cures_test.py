@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import remedy_lines
 
 from dirasym import runs
 from dirasym.data import case_pairs
@@ -229,24 +230,7 @@ def test_the_table_and_the_figure_put_each_cell_in_its_place():
     ],
 )
 def test_a_tie_with_a_threshold_decides_nothing(claim, values, want):
-    """Seeds that agree: an interval of no width. Values are reverse, copying, incorrect; else 77.
-
-    Rows of other remedies, matchings and outcomes say something else, and are not to be read.
-    """
-    lines = [
-        {"remedy": remedy, "matching": matching, "seed": seed}
-        | dict.fromkeys(cures_report.COLUMNS.values(), 77.0)
-        for remedy in ("none", "reversed", "copies", "diffusion", "identity", "uniform_masked",
-                       "weight_decay", "dropout", "rows")
-        for matching in ("compute", "tokens", "exposure")
-        for seed in (0, 1, 2)
-    ]  # fmt: skip
-    for name, given in values.items():
-        remedy, matching = ("reversed", name) if name == "exposure" else (name, "compute")
-        numbers = given if isinstance(given, tuple) else (given,)
-        for line in lines:
-            if (line["remedy"], line["matching"]) == (remedy, matching):
-                line |= dict(zip(("reverse", "copying", "incorrect"), numbers, strict=False))
+    lines = remedy_lines.known(values, system.REMEDIES)
     row = cures_report.claims(lines)[claim - 1]
     assert row[0].startswith(f"{claim}.") and row[2] == want
 
