@@ -13,6 +13,7 @@ import numpy as np
 from dirasym import models, objectives, runs, training
 from dirasym.analysis import attention, queries
 from dirasym.analysis.questions import Questions, answer_tokens, pair_alignment
+from dirasym.analysis.recall import token_recall
 from dirasym.data import batching, facts, facts_files, pairs, tokenizers
 from dirasym.finetuning import Trainable
 from dirasym.models import lora
@@ -243,7 +244,11 @@ class Task:
         )
 
     def evaluate(self, state: training.TrainState) -> dict[str, Any]:
-        """Answers and first tokens, both ways (see `Recalled.summary`), and gradients compared."""
+        """Answers and first tokens, both ways (see `Recalled.summary`), and of single facts.
+
+        `forward_p_E`, `forward_rank_E`, and in reverse, are of each question. Of the paired
+        queries come the gradients, compared, and `paired_forward_p` and `paired_reverse_p`.
+        """
         params = state.variables(state.params)
         key = jax.random.fold_in(state.key, training.EVAL_STREAM)
         said = self.questions.said(self.generate, params, key)
@@ -251,7 +256,15 @@ class Task:
         values: dict[str, Any] = {}
         for direction, found in recalled.items():
             values |= {f"{direction}_{name}": x for name, x in found.summary().items()}
+            values |= {
+                f"{direction}_p_E": found.token.p_E,
+                f"{direction}_rank_E": found.token.rank_E,
+            }
         if self.pairs is not None:
+            for direction, asked in zip(recalled, self.pairs, strict=True):
+                how: dict[str, Any] = dict(mask_id=self.questions.mask_id)
+                found = token_recall(self.trained.apply_fn, params, asked, **how)
+                values[f"paired_{direction}_p"] = found.p_E
             compared = self._compare(state, self.pairs)
             values |= {f"gradient_cosine_{block}": x for block, x in compared.cosine.items()}
             values |= {f"gradient_inner_{block}": x for block, x in compared.inner.items()}

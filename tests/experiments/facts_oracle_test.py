@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dirasym import runs, training
+from dirasym import report, runs, training
 from dirasym.data import tokenizers
 from dirasym.data.facts import FactSet, Query, Statement
 from dirasym.workdir import WorkDir
@@ -209,6 +209,22 @@ def test_every_number_of_a_result_line_is_the_known_one(done):
         np.testing.assert_allclose(done.lines[0]["final_loss"], nats / 7, rtol=1e-6)
 
 
+def test_single_facts_are_recorded_with_their_own_numbers(done):
+    history = done.workdir.curves(done.runs[0], 7)
+    reverse = [0.3, 0.05]  # Ann, of Cy; Dee, of Ed Fay
+    forward = [0.7, 0.2] if done.kind == "mdm" else [0.5, 0.6]  # the same parents, or the children
+    known = {
+        "forward_p_E": [0.5, 0.6, 0.1],
+        "forward_rank_E": [1, 1, 3],
+        "reverse_p_E": [0.3, 0.05, 0.2, 0.4],
+        "reverse_rank_E": [2, 3, 2, 1],
+        "paired_forward_p": forward,
+        "paired_reverse_p": reverse,
+    }
+    for key, value in known.items():
+        np.testing.assert_allclose(history[key], [value] * 2, rtol=1e-5, err_msg=key)
+
+
 def _slopes(shares, target):
     """d/d(scale, tilt) of −log softmax(scale·log p + tilt·v) at (1, 0), with v = 0, 0.1, .."""
     words = _words()
@@ -332,7 +348,8 @@ def test_the_papers_seeds_are_set_beside_ours():
 def test_a_report_draws_gradients_and_attention_where_they_were_measured(done, monkeypatch):
     drawn = artists.of_report(monkeypatch, facts_report.report)
     facts_report.write(done.workdir, done.config, done.runs, page.PAPER)
-    measured = {"gradients": "gradient_cosine_total"}
+    measured = {"gradients": "gradient_cosine_total", "paired": "paired_forward_p"}
+    measured["by_fact"] = "reverse_rank_E"
     if done.kind == "mdm":  # a causal model has no attention both ways
         measured["attention"] = "attention_mean"
     assert set(drawn) == {"accuracy", "probability", "rank", *measured}
@@ -342,7 +359,9 @@ def test_a_report_draws_gradients_and_attention_where_they_were_measured(done, m
         assert list(curves) == [title] and key in curves[title]
     stacked = done.workdir.stacked
     for name in measured:
-        prefix = measured[name].partition("_")[0]
+        prefix = {"paired": "gradient", "by_fact": "reverse_rank_E"}.get(
+            name, measured[name].partition("_")[0]
+        )
         monkeypatch.setattr(
             done.workdir,
             "stacked",
@@ -371,6 +390,35 @@ def test_figures_draw_the_curves(done):
         for seed, line in enumerate(seeds):
             np.testing.assert_array_equal(line.get_ydata(), curves[f"{way}_p"][:, seed])
             np.testing.assert_array_equal(line.get_xdata(), moments)
+
+
+def test_figures_of_single_facts_draw_their_curves():
+    pytest.importorskip("matplotlib")
+    moments = np.array([0, 5])
+    p_TSE = np.array([[[0.1, 0.3], [0.5, 0.9]], [[0.2, 0.4], [0.0, 0.1]]])
+    curves = {"eval_step": moments, "paired_forward_p": p_TSE, "paired_reverse_p": p_TSE / 2}
+    (ax,) = facts_report.paired({"P2C": curves}).axes
+    assert (ax.get_title(), ax.get_ylabel()) == ("P2C", "P(true first token)")
+    for start, way, factor in ((0, "forward", 1.0), (3, "reverse", 0.5)):
+        mean, *seeds = ax.get_lines()[start : start + 3]
+        assert mean.get_label() == way and mean.get_color() == facts_report.COLORS[way]
+        np.testing.assert_allclose(mean.get_ydata(), [0.45 * factor, 0.175 * factor])
+        for seed, line in enumerate(seeds):
+            np.testing.assert_allclose(line.get_ydata(), factor * p_TSE[:, seed].mean(axis=1))
+
+    rank_TSE = np.array([[[9, 9, 9], [9, 9, 9]], [[3, 1, 2], [7, 70, 4]]])
+    curves = {"reverse_p_E": 1 / rank_TSE, "reverse_rank_E": rank_TSE}
+    other = {key: x[:, :1] for key, x in curves.items()}
+    p, rank = facts_report.by_fact({"masked": curves, "causal": other}).axes
+    drawn = [line.get_ydata().tolist() for line in rank.get_lines()]
+    assert drawn == [[1, 2, 3], [4, 7, 70], [1, 2, 3]] and rank.get_yscale() == "log"
+    for line, other in zip(p.get_lines(), drawn, strict=True):
+        np.testing.assert_allclose(line.get_ydata(), 1 / np.array(other))
+        np.testing.assert_array_equal(line.get_xdata(), [1, 2, 3])
+    assert (p.get_ylabel(), rank.get_ylabel()) == ("P(true first token)", "its rank")
+    colors = [line.get_color() for line in rank.get_lines()]
+    assert colors == [report.COLORS[n] for n in (0, 0, 1)]
+    assert artists.entries(p.get_legend()) == ["masked", "causal"]
 
 
 def test_heads_of_the_answers_say_what_stands_under_them():
