@@ -260,17 +260,54 @@ def test_scatter_is_over_evaluations_from_step_500(on_file):
     np.testing.assert_allclose(toy.scatter(), [(10, 1)])
 
 
-NAMES = "results", "results_seed_42", "results_seed_1234"
-
-
 def test_accuracy_of_facts_has_its_wilson_interval(on_file):
     line = {"forward_percent": 96.8, "reverse_percent": 0.4, "forward_p": 0.5, "reverse_p": 0.01}
     line |= {"forward_rank": 1.0, "reverse_rank": 20.5}
-    for seed, name in zip((1234, 1, 42), NAMES, strict=True):
-        on_file[f"facts_smollm2_arm/{name}"] = [line | {"seed": seed}]
+    on_file["facts_smollm2_arm/results"] = [line | {"seed": seed} for seed in (1234, 1, 42)]
     rows = facts.smollm2_table().splitlines()[2:]
     assert [row.split(" | ")[0] for row in rows] == ["| 1", "| 42", "| 1234"]
     assert rows[0].endswith("| 96.8 (93.8 to 98.4) | 0.4 (0.1 to 2.2) | 0.500 | 0.010 | 1 | 20.5 |")
+
+
+def test_a_reading_is_compared_with_what_facts_recorded(on_file, monkeypatch):
+    keys = facts.READ["either"] | facts.READ["trained"]
+    measures = {name: 0.5 + number for number, name in enumerate(keys)}
+    of = {f"{way}_{name}": [x, x - 0.25, x + 0.25] for way in facts.DIRECTIONS
+          for name, x in measures.items()}  # fmt: skip
+    wrong = {f"{way}_{name}": [77.0] * 3 for way in facts.DIRECTIONS for name in measures}
+    on_file["facts_smollm2_arm/readings"] = [
+        wrong
+        | {f"{way}_{name}": of[f"{way}_{name}"] for way in facts.DIRECTIONS for name in asked}
+        | {"adapters": seed, "parents": parents}
+        for parents, asked in facts.READ.items()
+        for seed in (None, 42)
+    ]
+    known = {
+        f"{way}_{key}": np.array([scale * measures[name], 7.0, scale * measures[name]])
+        for way in facts.DIRECTIONS
+        for name, (key, scale) in keys.items()
+    }
+    assert known["reverse_percent"][0] == 50 and known["forward_p"][2] == 4.5
+    asked = []
+    monkeypatch.setattr(facts, "curves", lambda path: asked.append(path) or known)
+    assert facts.readings_apart() == (24, 0)
+    assert [path.rsplit("=", 1)[1] for path in asked] == ["1", "42"] * 2
+    known["reverse_rank"] = np.array([5.5, 0, 11.0])  # of the second alone, and twice as much
+    assert facts.readings_apart() == (24, 0.5)
+
+
+def test_readings_stand_in_a_row_each(on_file):
+    numbers = {"accuracy": 0.5, "p_true": 0.25, "rank": 3.0}
+    of = {f"{way}_{name}": [x, x - 0.25, x + 0.25] for way in facts.DIRECTIONS
+          for name, x in numbers.items()}  # fmt: skip
+    other = {key: [0.0] * 3 for key in of} | {"adapters": 1, "parents": "trained"}
+    read = [of | {"adapters": seed, "parents": "either"} for seed in (None, 42)]
+    on_file["facts_smollm2_arm/readings"] = [other, *read]
+    first, second = facts.readings_table().splitlines()[2:]
+    assert first.startswith(
+        "| before | 50.0 (25.0 to 75.0) | 50.0 (25.0 to 75.0) | 0.250 (0.000 to"
+    )
+    assert second.startswith("| after, seed 42 |") and second.endswith("3 (3 to 3) |")
 
 
 def test_names_at_once_gain_seed_by_seed(on_file):
@@ -280,6 +317,23 @@ def test_names_at_once_gain_seed_by_seed(on_file):
                 {"seed": seed, "reverse_percent": x} for seed, x in enumerate(values)
             ]
     assert facts.at_once_gain() == [65, 20, 305, 20]
+
+
+def test_single_facts_are_read_at_their_moment(monkeypatch):
+    p_TE = np.array([[0.1, 0.3], [0.2, 0.6], [0.5, 0.9]])
+    rank_TE = np.array([[1, 1, 1, 1], [1, 3, 4, 9]])
+    asked = []
+
+    def known(path):
+        asked.append(path)
+        return {"paired_forward_p": p_TE, "paired_reverse_p": p_TE / 2, "reverse_rank_E": rank_TE}
+
+    monkeypatch.setattr(facts, "curves", known)
+    np.testing.assert_allclose(facts.paired("mdm", "forward", 0), [0.2] * 3)
+    np.testing.assert_allclose(facts.paired("mdm", "reverse", -1), [0.35] * 3)
+    assert facts.ranked_within("arm", 3) == [50.0] * 3
+    assert {path.split("model=")[1][:3] for path in asked[:6]} == {"mdm"}
+    assert asked[6:] == [f"facts_quick/curves/data=p2c,model=arm,seed={n}" for n in (1, 42, 1234)]
 
 
 def test_cosines_of_facts_leave_out_step_0():

@@ -93,6 +93,18 @@ def cosines(model: str) -> np.ndarray:
     return np.stack([x["gradient_cosine_total"] for x in of])
 
 
+def paired(model: str, direction: str, moment: int) -> list[float]:
+    """Mean P(true first token) of the paired queries at one evaluation, a seed each."""
+    of = [curves(f"facts_quick/curves/data=p2c,model={model},seed={seed}") for seed in page_seeds()]
+    return [float(x[f"paired_{direction}_p"][moment].mean()) for x in of]
+
+
+def ranked_within(model: str, most: int) -> list[float]:
+    """Percent of the reverse questions at the end whose true first token has at most this rank."""
+    of = [curves(f"facts_quick/curves/data=p2c,model={model},seed={seed}") for seed in page_seeds()]
+    return [100 * float((x["reverse_rank_E"][-1] <= most).mean()) for x in of]
+
+
 def later(cosine_STE: np.ndarray) -> np.ndarray:
     """Cosines of evaluations after step 0 alone."""
     return cosine_STE[:, 1:]
@@ -110,8 +122,7 @@ def negative(cosine_STE: np.ndarray) -> int:
 
 def smollm2() -> list[Line]:
     """SmolLM2, causal, P2C, three seeds."""
-    names = "results", "results_seed_42", "results_seed_1234"
-    return lines(*(f"facts_smollm2_arm/{name}" for name in names))
+    return lines("facts_smollm2_arm/results")
 
 
 def smollm2_table() -> str:
@@ -123,6 +134,49 @@ def smollm2_table() -> str:
         rows.append([line["seed"], *exact, *p, *(f"{line[f'{d}_rank']:g}" for d in DIRECTIONS)])
     header = "seed, forward %, reverse %, P(true first token): forward, reverse"
     return table(header + ", median rank: forward, reverse", rows)
+
+
+# Measures of a reading, those of `facts`, and how many of the latter are one: in `facts` an answer
+# is right if it is either parent, and a first token if it is that of the one who was trained.
+READ = {
+    "either": {"accuracy": ("percent", 100), "begun": ("begun_percent", 100)},
+    "trained": {
+        "copied": ("copied_percent", 100),
+        "choice": ("choice_percent", 100),
+        "p_true": ("p", 1),
+        "rank": ("rank", 1),
+    },
+}
+
+
+def readings_table() -> str:
+    """What `experiments.measure` says of SmolLM2 before and after, intervals over questions."""
+    rows = []
+    for of in lines("facts_smollm2_arm/readings", parents="either"):
+        row = ["before" if of["adapters"] is None else f"after, seed {of['adapters']}"]
+        for measure, scale, digits in (("accuracy", 100, 1), ("p_true", 1, 3), ("rank", 1, 0)):
+            for direction in DIRECTIONS:
+                center, low, high = (scale * x for x in of[f"{direction}_{measure}"])
+                row.append(f"{center:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})")
+        rows.append(row)
+    header = "weights, forward %, reverse %, P(true first token): forward, reverse"
+    return table(header + ", median rank: forward, reverse", rows)
+
+
+def readings_apart() -> tuple[int, float]:
+    """How many numbers both `measure` and `facts` have, and their largest relative difference."""
+    apart = []
+    for of in lines("facts_smollm2_arm/readings"):
+        seed, moment = (page_seeds()[0], 0) if of["adapters"] is None else (of["adapters"], -1)
+        known = curves(f"facts_smollm2_arm/curves/data=p2c,model=arm,seed={seed}")
+        for direction in DIRECTIONS:
+            for measure, (name, scale) in READ[of["parents"]].items():
+                values = (
+                    scale * of[f"{direction}_{measure}"][0],
+                    known[f"{direction}_{name}"][moment],
+                )
+                apart.append(abs(values[0] - values[1]) / max(*map(abs, values), 1e-9))
+    return len(apart), float(max(apart))
 
 
 def others_table() -> str:

@@ -69,7 +69,7 @@ def length_table() -> str:
 
 
 def depth_table() -> str:
-    """Alignment by depth at L = 10; both seeds."""
+    """Alignment by depth at L = 10, each seed."""
     rows = []
     for (layers,), of in groups(lines("gradient_alignment/depth"), "layers").items():
         keys = "median_cosine_last", "cosine_of_means_min", "score_correlation_mean"
@@ -78,6 +78,39 @@ def depth_table() -> str:
         rows.append([layers, *cells])
     header = "layers, median cosine at the end, lowest cosine of mean gradients, score correlation"
     return table(header + ", P(true): forward, reverse", rows)
+
+
+LEVELS = 0.25, 0.5, 0.75
+
+
+def at_level(layers: int, seed: int, level: float) -> float | None:
+    """The median cosine where P(true) forward first reaches a level; None if it never does.
+
+    Between the two evaluations around that moment, in a straight line.
+    """
+    name = f"part=full,model=mdm,length=10,layers={layers},seed={seed}"
+    of = curves(f"gradient_alignment/depth_curves/{name}")
+    (there,) = np.nonzero(of["p_forward"] >= level)
+    if not there.size:
+        return None
+    cosine_T = np.median(of["cosine/total"], axis=1)
+    last = there[0]
+    if last == 0:
+        return float(cosine_T[0])
+    around = slice(last - 1, last + 1)
+    return float(np.interp(level, of["p_forward"][around], cosine_T[around]))
+
+
+def equal_depth_table() -> str:
+    """Alignment by depth at equal forward probability, each seed."""
+    rows = []
+    for (layers,), of in groups(lines("gradient_alignment/depth"), "layers").items():
+        cells = []
+        for level in LEVELS:
+            found = [at_level(layers, seed, level) for seed in column(of, "seed")]
+            cells.append(", ".join("–" if x is None else number(x, 2) for x in found))
+        rows.append([layers, *cells])
+    return table(["layers", *(f"median cosine at P(true) = {x:g}" for x in LEVELS)], rows)
 
 
 def slopes(*names: str) -> list[float]:

@@ -145,17 +145,30 @@ def at_lengths(*lengths: int) -> tuple[dict[tuple, dict], gradient_alignment.Con
 
 
 def facts_figures() -> dict[str, Callable[[], Any]]:
-    """Facts from scratch, from the curves on file."""
-    panels = {
-        facts_report.LABELS[model]: stacked(
-            "facts_quick", f"data=p2c,model={model}", facts_report.PAPER_SEEDS
+    """Facts from scratch, and SmolLM2's, from the curves on file."""
+    scratch, causal, masked = (
+        {
+            facts_report.LABELS[model]: stacked(
+                folder, f"data=p2c,model={model}", seeds, ("attention",)
+            )
+            for model in of
+        }
+        for folder, of, seeds in (
+            ("facts_quick", ("mdm", "arm"), facts_report.PAPER_SEEDS),
+            ("facts_smollm2_arm", ("arm",), facts_report.PAPER_SEEDS),
+            ("facts_smollm2_mdm", ("mdm",), (1,)),
         )
-        for model in ("mdm", "arm")
-    }
-    over = functools.partial(facts_report.over_training, panels, "percent", "accuracy (%)")
+    )
+    over = functools.partial(facts_report.over_training, measure="percent", ylabel="accuracy (%)")
     return {
-        "facts_quick_accuracy": over,
-        "facts_quick_gradients": functools.partial(report.gradients, panels),
+        "facts_quick_accuracy": functools.partial(over, scratch),
+        "facts_quick_gradients": functools.partial(report.gradients, scratch),
+        "facts_quick_paired": functools.partial(facts_report.paired, scratch),
+        "facts_quick_by_fact": functools.partial(facts_report.by_fact, scratch),
+        "facts_smollm2_accuracy": functools.partial(over, causal),
+        "facts_smollm2_gradients": functools.partial(report.gradients, causal),
+        "facts_smollm2_masked_gradients": functools.partial(report.gradients, masked),
+        "facts_smollm2_masked_attention": functools.partial(report.attention, masked),
     }
 
 
