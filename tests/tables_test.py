@@ -354,6 +354,25 @@ def test_kills_are_added_up(on_file):
                          "| all | 22 | 11 | 13 | 5 | 11 |"]  # fmt: skip
 
 
+def test_alignment_at_equal_probability_is_between_two_evaluations(on_file, monkeypatch):
+    asked = []
+    cosine_TE = np.array([[1.0, 1.0, 0.0], [0.9, 0.8, 0.8], [0.1, 0.2, 0.9], [0.5, 0.5, 0.5]])
+    of = {"p_forward": np.array([0.3, 0.4, 0.8, 0.6]), "cosine/total": cosine_TE}
+    monkeypatch.setattr(theory, "curves", lambda path: asked.append(path) or of)
+    assert theory.at_level(2, 7, 0.25) == 1.0  # at once
+    assert theory.at_level(2, 7, 0.5) == pytest.approx(0.8 - 0.25 * 0.6)
+    assert theory.at_level(2, 7, 0.8) == pytest.approx(0.2) and theory.at_level(2, 7, 0.9) is None
+    assert asked[0].endswith("depth_curves/part=full,model=mdm,length=10,layers=2,seed=7")
+    on_file["gradient_alignment/depth"] = [{"layers": n, "seed": s} for n in (1, 4) for s in (0, 1)]
+    of["p_forward"] = of["p_forward"] - 0.1
+    rows = theory.equal_depth_table().splitlines()[2:]
+    assert rows == [
+        "| 1 | 0.90, 0.90 | 0.50, 0.50 | –, – |",
+        "| 4 | 0.90, 0.90 | 0.50, 0.50 | –, – |",
+    ]
+    assert {path[-1] for path in asked[-6:]} == {"0", "1"}
+
+
 def test_numbers_of_the_theory(on_file):
     on_file["theory/results"] = [
         {"what": "trace", "width": 32, "smallest": 0.2},

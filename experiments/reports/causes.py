@@ -66,21 +66,29 @@ def cell_table(lines: Sequence[Line]) -> str:
     return report.table([*causes.FACTORS, "seeds", *CELL_COLUMNS], rows)
 
 
-def found_effects(lines: Sequence[Line]) -> tuple[dict[str, Bounds], tuple[tuple[str, ...], ...]]:
-    """(effects on the final reverse accuracy in points, aliases) over the seeds that all have."""
-    cells = by_cell(lines)
+def found_effects(
+    lines: Sequence[Line], key: str = "percent_reverse"
+) -> tuple[dict[str, Bounds], tuple[tuple[str, ...], ...]]:
+    """(effects on the reverse accuracy in points, aliases) over the seeds that all have.
+
+    Args:
+      lines: of cells that all have a seed in common.
+      key: of the final accuracy, or of that at equal forward accuracy; cells in which a seed
+        has none are left out.
+    """
+    cells = {
+        cell: of for cell, of in by_cell(lines).items() if all(line[key] is not None for line in of)
+    }
     seeds = set.intersection(*({line["seed"] for line in of} for of in cells.values()))
     named = [dict(zip(causes.FACTORS, cell, strict=True)) for cell in cells]
     design = effects.design(named, causes.FACTORS, INTERACTIONS)
-    outcome_CS = [
-        [line["percent_reverse"] for line in of if line["seed"] in seeds] for of in cells.values()
-    ]
+    outcome_CS = [[line[key] for line in of if line["seed"] in seeds] for of in cells.values()]
     return effects.effects(design, outcome_CS), design.aliases
 
 
-def effect_table(lines: Sequence[Line]) -> str:
+def effect_table(lines: Sequence[Line], key: str = "percent_reverse") -> str:
     """Effects by size, and what cannot be told apart."""
-    found, aliases = found_effects(lines)
+    found, aliases = found_effects(lines, key)
     order = sorted(found, key=lambda name: -abs(found[name].estimate))
     rows = [[name, said(found[name], 1)] for name in order]
     text = report.table(["effect on reverse accuracy, points", "estimate (95 % interval)"], rows)
@@ -208,7 +216,8 @@ def training_figure(curves: Mapping[str, Mapping[str, np.ndarray]]):
             ax.set(xlabel="step", ylabel=label, ylim=(-2, 102))
         report.plot_seeds(axes[0, 2], c["eval_step"], c["cosine_order"][..., 0], name)
         axes[0, 2].set(xlabel="step", ylabel="storage cosine, order")
-    axes[0, 1].legend(fontsize="x-small")
+    handles = axes[0, 1].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside upper center", ncols=4, fontsize=report.SMALL)
     return figure
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from experiments.tables.common import Line, column, each, groups, lines, mean, number, table
+from experiments.tables.common import Line, column, curves, each, groups, lines, mean, number, table
 
 ALIGNMENT = ("full", "full_L40")
 

@@ -53,6 +53,12 @@ REVERSE_QUESTIONS = {  # bars, and where their result lines are
 }
 
 
+LEADING = {  # of `causes`: how a figure calls them
+    "bidirectional, both": "attention=bidirectional,objective=masked_diffusion,predicted=both",
+    "A only": "attention=bidirectional,objective=masked_diffusion,predicted=A",
+    "B only": "attention=bidirectional,objective=masked_diffusion,predicted=B",
+    "causal, next token": "attention=causal,objective=next_token,predicted=both",
+}
 EPOCHS = 400  # of `relations --preset=quick`
 
 
@@ -209,7 +215,7 @@ def dynamics_figures() -> dict[str, Callable[[], Any]]:
 
 
 def relations_figures() -> dict[str, Callable[[], Any]]:
-    """Reversal sentences, from the curves on file."""
+    """Reversal sentences and chains, from the curves on file."""
     config = relations.Config(task="reversal")
     name = "task=reversal,family=gpt2"
     curves = stacked("relations", name, range(3), first=("cosines", "weights_"))
@@ -217,7 +223,10 @@ def relations_figures() -> dict[str, Callable[[], Any]]:
     epochs = curves["eval_step"] * EPOCHS / curves["eval_step"][-1]
     size = config.sizes[0]
     part = functools.partial
+    chain = stacked("relations", "task=chain,family=gpt2", range(3), first=("cosines", "weights_"))
+    chain_epochs = chain["eval_step"] * EPOCHS / chain["eval_step"][-1]
     return {
+        "relations_chain_gaps": part(relations_report.gap_figure, chain, chain_epochs),
         "relations_reversal_nll": part(
             relations_report.nll_figure, config, {size: curves}, {size: epochs}, lines
         ),
@@ -234,6 +243,15 @@ def world_a_figures() -> dict[str, Callable[[], Any]]:
     tasks = [f"world_a_gpt2_K{K}_{direction}" for K, direction in world_a_tables.PUBLISHED]
     gpt2 = [line for folder in tasks for line in _lines(folder, "results")]
     beside = [*regimes, *_lines("world_a_mlp_1000", "results")]
+    trained = {
+        f"K = {K} {name}": stacked(
+            "world_a_gradients",
+            f"run_type=scratch,lora_r=None,objective=next_token,K={K},direction={direction}",
+            (0,),
+        )
+        for K in (1, 5)
+        for name, direction in (("forward", "A-_B"), ("inverse", "B-_A"))
+    }
     part = functools.partial
     return {
         "world_a_excess": part(world_a_report.excess_figure, of["world_a"], (1, 5)),
@@ -243,6 +261,7 @@ def world_a_figures() -> dict[str, Callable[[], Any]]:
             world_a_bits_report.figure, _lines("world_a_bits", "mlp", "gpt2")
         ),
         "world_a_excess_2x128": part(world_a_report.excess_figure, of["world_a_2x128"], (1, 5)),
+        "world_a_gradients": part(world_a_report.gradients_figure, trained),
         "world_a_regimes": part(world_a_report.excess_figure, regimes, (1, 5)),
         "world_a_gap": part(world_a_report.gap_figure, beside),
         "world_a_mlp_gap": part(world_a_report.gap_figure, of["world_a_mlp"]),
@@ -251,10 +270,15 @@ def world_a_figures() -> dict[str, Callable[[], Any]]:
 
 
 def cause_figures() -> dict[str, Callable[[], Any]]:
-    """Causes, the dial, cures and closure, from result lines alone."""
+    """Causes, the dial, cures and closure."""
     cells, part = _lines("causes", "results", "more"), functools.partial
     every = cells + _lines("causes", "positions", "depth", "depth_more", "positions_depth")
+    leading = {
+        label: stacked("causes", f"{cell},positions=rope,layers=1", range(5))
+        for label, cell in LEADING.items()
+    }
     return {
+        "causes_training": part(causes_report.training_figure, leading),
         "dial": part(dial_report.figure, _lines("dial", "results")),
         "causes_effects": part(causes_report.effect_figure, cells),
         "causes_mechanism": part(causes_report.mechanism_figure, every),

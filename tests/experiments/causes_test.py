@@ -438,6 +438,13 @@ def test_effects_and_mechanism_are_those_of_the_lines():
     assert found["predicted=B"].estimate == pytest.approx(-60)
     assert found["attention=causal"].estimate == pytest.approx(-40)
     assert found["constant"].estimate == pytest.approx(61)
+    early = [line | {"reverse_at_equal_forward": 7.0 * line["seed"] + n} for n, line in
+             enumerate(lines)]  # fmt: skip
+    early[5]["reverse_at_equal_forward"] = None  # a seed of causal masked diffusion: no such cell
+    equal, _ = tables.found_effects(early, "reverse_at_equal_forward")
+    assert equal["constant"].estimate == pytest.approx(7.5)  # 0 and 15
+    assert equal["predicted=B"].estimate == pytest.approx(2)
+    assert equal.keys() == {"constant", "predicted=B"}  # of one causal cell nothing is told apart
     measured = {name: (rank, area) for name, rank, area in tables.mechanism(lines)}
     rank, area = measured["attention correlation"]
     assert rank.estimate == pytest.approx(1) and area.estimate == 1  # one of four above 45
