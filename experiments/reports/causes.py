@@ -217,7 +217,7 @@ def training_figure(curves: Mapping[str, Mapping[str, np.ndarray]]):
         report.plot_seeds(axes[0, 2], c["eval_step"], c["cosine_order"][..., 0], name)
         axes[0, 2].set(xlabel="step", ylabel="storage cosine, order")
     handles = axes[0, 1].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside upper center", ncols=4, fontsize=report.SMALL)
+    figure.legend(*handles, loc="outside upper center", ncols=2, fontsize=report.SMALL)
     return figure
 
 

@@ -477,7 +477,7 @@ def test_the_figures_of_causes_draw_the_cells():
     figures = [ax.get_lines() for ax in tables.training_figure(curves).axes]
     labels = [ax.get_ylabel() for ax in tables.training_figure(curves).axes]
     assert labels == ["forward (%)", "reverse (%)", "storage cosine, order"]
-    names = [artists.entries(tables.training_figure(curves).axes[1].get_legend())]
+    names = [artists.entries(tables.training_figure(curves).legends[0])]
     assert names == [["one", "two"]]
     means = [[list(x.get_ydata()) for x in of if x.get_label() in curves] for of in figures]
     assert means == [[[0, 0], [10, 10]], [[1, 1], [11, 11]], [[1.5, 7.5], [2.5, 8.5]]]
