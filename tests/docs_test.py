@@ -1,7 +1,9 @@
 """Tables and numbers of the docs are those of docs/results."""
 
+import json
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -131,6 +133,42 @@ def test_what_a_page_names_is_there(page):
     for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
         if not re.match(r"https?:|mailto:", link):
             assert ((ROOT / page).parent / link).exists(), link
+
+
+MARKDOWN = sorted(
+    str(path.relative_to(ROOT)) for glob in ("*.md", "docs/**/*.md") for path in ROOT.glob(glob)
+)
+
+
+@pytest.mark.parametrize("page", MARKDOWN)
+def test_every_link_and_picture_is_there(page):
+    """Reports too: a figure that was not kept is not shown."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    links += re.findall(r"<(?:img|a)\b[^>]*?(?:src|href)=\"([^\"#]+)", text)
+    own = [link for link in links if not re.match(r"https?:|mailto:", link)]
+    assert not [link for link in own if not ((ROOT / page).parent / link).exists()]
+
+
+def test_results_name_commits_of_this_history():
+    """Of one that is not in it the file says that, and not its name."""
+    if not shutil.which("git") or _git("rev-parse", "--is-shallow-repository") != ["false"]:
+        pytest.skip("not a clone with its history")
+    known = {commit[:7] for commit in _git("log", "--format=%H")}
+    for name, about in index.folders().items():
+        said = re.findall(r"\b(?=[a-f]*\d)(?=\d*[a-f])[0-9a-f]{7}\b", json.dumps(about))
+        assert set(said) <= known, name
+
+
+def _git(*words):
+    command = ["git", "-C", str(ROOT), *words]
+    return subprocess.run(command, capture_output=True, text=True).stdout.split()
+
+
+def test_results_name_no_folder_of_one_machine():
+    files = [path for path in common.RESULTS.rglob("*.json*") if path.is_file()]
+    own = re.compile(r"[\"'= ]/(work|home|root|tmp|mnt)/")
+    assert files and not [str(path) for path in files if own.search(path.read_text("utf-8"))]
 
 
 REPORTS = sorted(str(x.relative_to(ROOT)) for x in ROOT.glob("docs/results/*/report.md"))
