@@ -4,14 +4,18 @@ Notebooks are shown with the outputs that they hold: nothing is executed here.
 
 Links stay as GitHub reads them. In the site they lead to copies under files/, since sources are
 no pages of it. A folder is shown by the first of its files that says what it holds.
+
+What is wrong with the built pages is warned of, which ends a strict build.
 """
 
+import logging
 import os
 import pathlib
 import re
 import shutil
 
 import nbconvert
+import site_faults
 from mkdocs.structure.files import File
 from mkdocs.utils import get_relative_url
 
@@ -57,8 +61,10 @@ def on_page_markdown(markdown, page, config, files):
 
 
 def on_post_build(config):
-    """Copies what was linked."""
+    """Copies what was linked, and looks the pages over."""
     for name in copied:
         target = pathlib.Path(config.site_dir, "files", name)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, target)
+    for fault in site_faults.faults(pathlib.Path(config.site_dir)):
+        logging.getLogger("mkdocs.hooks").warning(fault)

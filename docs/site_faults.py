@@ -1,0 +1,35 @@
+"""What is wrong with the built site: pictures that are not there, formulas that are not set."""
+
+import html
+import pathlib
+import re
+import urllib.parse
+
+IMAGE = re.compile(r"<img\b[^>]*?\ssrc=\"([^\"]+)\"")
+NOT_PROSE = re.compile(r"<(script|style|pre|code|math)\b.*?</\1>", re.DOTALL)
+TAG = re.compile(r"<[^>]*>")
+
+
+def missing_images(page: pathlib.Path) -> list[str]:
+    """The `src` of each picture of a page whose file is not beside it."""
+    sources = [html.unescape(x) for x in IMAGE.findall(page.read_text(encoding="utf-8"))]
+    own = [x for x in sources if not re.match(r"(https?|data):", x)]
+    return [x for x in own if not (page.parent / urllib.parse.unquote(x)).exists()]
+
+
+def bare_formulas(page: pathlib.Path) -> list[str]:
+    """What stands in a page's prose between dollars, or after one."""
+    prose = TAG.sub("", NOT_PROSE.sub("", page.read_text(encoding="utf-8")))
+    return re.findall(r"\$[^$\n]{0,40}", html.unescape(prose))
+
+
+def faults(site: pathlib.Path) -> list[str]:
+    """A line a fault, with its page."""
+    found = []
+    for page in sorted(site.rglob("*.html")):
+        if page.relative_to(site).parts[0] == "404.html":  # its links are absolute
+            continue
+        name = page.relative_to(site)
+        found += [f"{name}: no picture {source}" for source in missing_images(page)]
+        found += [f"{name}: a formula is not set: {text}" for text in bare_formulas(page)]
+    return found
