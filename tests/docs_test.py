@@ -9,7 +9,9 @@ import sys
 
 import numpy as np
 import pytest
+import yaml
 
+import dirasym
 from experiments.tables import claims, common, index
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -217,3 +219,19 @@ def test_a_figure_has_its_caption(page):
         if not re.match(r"\n\*[^*].*?\*\n", after, re.S)
     ]
     assert not bare
+
+
+def test_the_citation_names_the_papers_with_their_authors():
+    """Titles as on the pages of claims; `authors`, `title` and `type` are required of each."""
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert cited["version"] == dirasym.__version__
+    papers = {}
+    for paper in cited["references"]:
+        assert paper["type"] and all(x["family-names"] for x in paper["authors"])
+        (number,) = (x["value"] for x in paper["identifiers"] if x["type"] == "other")
+        papers[number] = paper["title"]
+    assert set(papers) == {f"arXiv:{paper}" for paper in claims.papers()}
+    for paper in claims.papers():
+        page = (claims.CLAIMS / f"{paper}.md").read_text(encoding="utf-8")
+        title = re.search(r"^\*(.*?)\.\*", page, re.MULTILINE | re.DOTALL)[1]
+        assert papers[f"arXiv:{paper}"] == " ".join(title.split())
