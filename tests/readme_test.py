@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import tomllib
 
 import numpy as np
 
@@ -44,6 +45,25 @@ def test_the_eight_lines(tiny_directory, tmp_path, capsys, monkeypatch):
     assert Reading.load("reading.json") == reading
     with_imports = [line for line in code.splitlines() if line]
     assert len(with_imports) - 2 <= 8
+
+
+def test_a_stranger_gets_a_python_that_has_dirasym():
+    """Before the first code: a clone, an environment, and the package with extras that exist."""
+    for page in (README, README.parent / "docs" / "index.md"):
+        before = page.read_text().partition("```python")[0]
+        steps = "git clone .* && cd dirasym\n", ".venv/bin/activate\n", r"pip install -e '\.\["
+        places = [re.search(step, before) for step in steps]
+        assert all(places) and sorted(places, key=lambda x: x.start()) == places
+
+
+def test_no_page_installs_from_an_index_what_is_not_there():
+    settings = (README.parent / "pyproject.toml").read_text()
+    extras = set(tomllib.loads(settings)["project"]["optional-dependencies"])
+    for page in [*README.parent.glob("*.md"), *README.parent.glob("docs/**/*.md")]:
+        text = page.read_text()
+        assert not re.search(r"pip install [^`\n]*\bdirasym(\[|'|\s|`)", text), page
+        asked = re.findall(r"pip install -e '\.\[([a-z,0-9]+)\]", text)
+        assert {x for names in asked for x in names.split(",")} <= extras, page
 
 
 def test_every_experiment_is_listed():
