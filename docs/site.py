@@ -5,15 +5,19 @@ Notebooks are shown with the outputs that they hold: nothing is executed here.
 Links stay as GitHub reads them. In the site they lead to copies under files/, since sources are
 no pages of it. A folder is shown by the first of its files that says what it holds.
 
+Formulas between dollars, which GitHub sets too, become MathML: no script is needed to read them.
+
 What is wrong with the built pages is warned of, which ends a strict build.
 """
 
+import html
 import logging
 import os
 import pathlib
 import re
 import shutil
 
+import latex2mathml.converter
 import nbconvert
 import site_faults
 from mkdocs.structure.files import File
@@ -21,6 +25,7 @@ from mkdocs.utils import get_relative_url
 
 ROOT = pathlib.Path(__file__).parent.parent
 LINK = re.compile(r"(?<!!)\[([^\[\]]*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
+FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 SHOWN = ("README.md", "about.json", "report.md", "results.jsonl", "__init__.py")
 copied: set[str] = set()
 
@@ -58,6 +63,16 @@ def on_page_markdown(markdown, page, config, files):
         return f'<a href="{get_relative_url(url, page.url)}">{text}</a>'
 
     return LINK.sub(rewritten, markdown)
+
+
+def on_page_content(content, page, config, files):
+    """Sets the formulas that pymdownx.arithmatex has found."""
+
+    def mathml(formula):
+        display = "block" if formula[1] == "div" else "inline"
+        return latex2mathml.converter.convert(html.unescape(formula[2]).strip(), display=display)
+
+    return FORMULA.sub(mathml, content)
 
 
 def on_post_build(config):

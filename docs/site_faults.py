@@ -18,9 +18,15 @@ def missing_images(page: pathlib.Path) -> list[str]:
 
 
 def bare_formulas(page: pathlib.Path) -> list[str]:
-    """What stands in a page's prose between dollars, or after one."""
+    """What stands in a page's prose behind a dollar, or behind what LaTeX opens a formula with."""
     prose = TAG.sub("", NOT_PROSE.sub("", page.read_text(encoding="utf-8")))
-    return re.findall(r"\$[^$\n]{0,40}", html.unescape(prose))
+    return re.findall(r"(?:\$|\\[(\[])[^$\n]{0,40}", html.unescape(prose))
+
+
+def unknown_commands(page: pathlib.Path) -> list[str]:
+    """LaTeX commands that were left in the formulas."""
+    formulas = re.findall(r"<math\b.*?</math>", page.read_text(encoding="utf-8"), re.DOTALL)
+    return [command for formula in formulas for command in re.findall(r"\\\w*", formula)]
 
 
 def faults(site: pathlib.Path) -> list[str]:
@@ -32,4 +38,5 @@ def faults(site: pathlib.Path) -> list[str]:
         name = page.relative_to(site)
         found += [f"{name}: no picture {source}" for source in missing_images(page)]
         found += [f"{name}: a formula is not set: {text}" for text in bare_formulas(page)]
+        found += [f"{name}: a formula has {text}" for text in unknown_commands(page)]
     return found

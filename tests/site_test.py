@@ -27,13 +27,14 @@ def test_a_missing_picture_and_a_bare_formula_are_seen(site_faults, tmp_path):
     (tmp_path / "a b.png").touch()
     page.write_text(
         '<img alt="" src="../a%20b.png"><img src="https://x.org/c.png"><img src="../d.png">'
-        "<script>$x</script><code>$HOME</code><math><annotation>$y$</annotation></math>"
+        "<script>$x</script><code>$HOME</code><math><mi>\\foo</mi><annotation>$y$</annotation></math>"
         "<p>costs $z$</p>"
     )
     assert site_faults.faults(tmp_path) == [
         "page/index.html: no picture ../d.png",
         "page/index.html: a formula is not set: $z",
         "page/index.html: a formula is not set: $",
+        "page/index.html: a formula has \\foo",
     ]
 
 
@@ -53,6 +54,15 @@ def test_the_site_leaves_out_no_picture_of_its_pages():
     assert not [picture for picture in shown if not (DOCS / picture).exists()]
 
 
+@pytest.mark.parametrize("page", ["index.md", "glossary.md", "theory.md"])
+def test_formulas_read_alike_on_github_and_on_the_site(page):
+    """Markdown takes a backslash before punctuation away there, and a bar would end a cell."""
+    text = re.sub(r"```.*?```|`[^`]*`", "", (DOCS / page).read_text("utf-8"), flags=re.DOTALL)
+    found = re.compile(r"\$\$\n[^$]+\n\$\$|\$[^$\n]+\$")
+    assert found.findall(text) and "$" not in found.sub("", text)
+    assert not [x for x in found.findall(text) if re.search(r"\\[^A-Za-z]|\|", x)]
+
+
 def test_a_warning_ends_the_build():
     """Of a quiet build mkdocs counts no warnings."""
     assert re.search(r"^strict: true$", (ROOT / "mkdocs.yml").read_text("utf-8"), re.MULTILINE)
@@ -67,3 +77,5 @@ def test_the_built_site_is_whole(site_faults, tmp_path):
     done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(list(tmp_path.rglob("*.png"))) > 40 and not site_faults.faults(tmp_path)
+    for page, least in {"index.html": 1, "glossary/index.html": 9, "theory/index.html": 30}.items():
+        assert (tmp_path / page).read_text("utf-8").count("<math") >= least
