@@ -235,3 +235,12 @@ def test_the_citation_names_the_papers_with_their_authors():
         page = (claims.CLAIMS / f"{paper}.md").read_text(encoding="utf-8")
         title = re.search(r"^\*(.*?)\.\*", page, re.MULTILINE | re.DOTALL)[1]
         assert papers[f"arXiv:{paper}"] == " ".join(title.split())
+
+
+def test_every_module_is_in_the_reference_or_said_not_to_be():
+    pages = {page.name: page.read_text("utf-8") for page in ROOT.glob("docs/reference/*.md")}
+    shown = re.findall(r"^::: dirasym\.([\w.]+)$", "\n".join(pages.values()), re.MULTILINE)
+    inner = re.findall(r"^- `([\w.]+)`: ", pages["index.md"], re.MULTILINE)
+    files = (path.relative_to(ROOT / "dirasym") for path in ROOT.glob("dirasym/**/*.py"))
+    modules = {".".join(x.with_suffix("").parts) for x in files if x.stem != "__init__"}
+    assert sorted([*shown, *inner]) == sorted(modules)
