@@ -55,6 +55,13 @@ def test_tutorials_are_on_file_as_they_were_run():
         assert path.stat().st_size < 300_000, path
 
 
+def test_lines_of_tutorials_fit():
+    """A hundred characters, in prose as in code."""
+    for path in NOTEBOOKS:
+        lines = "\n".join(cell.source for cell in _read(path).cells).splitlines()
+        assert not [line for line in lines if len(line) > 100], path
+
+
 def test_every_tutorial_is_in_the_sites_menu():
     menu = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     assert {f"tutorials/{path.stem}.md" for path in NOTEBOOKS} == set(
