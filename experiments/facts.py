@@ -1,4 +1,4 @@
-"""Do language models that learn "P's child is C" answer "C's parent is"?
+r"""Do language models that learn "P's child is C" answer "C's parent is"?
 
 Question  Table 1 and Figures 7, 9 and 14 of arXiv 2602.02133 (§3, §6, App. C, F): a causal and
           a masked-diffusion model of one architecture, trained on one direction of facts,

@@ -1,4 +1,4 @@
-"""What does a model know of your facts, forward and in reverse?
+r"""What does a model know of your facts, forward and in reverse?
 
 Question  Everything that `dirasym.measure` says of a Hugging Face directory on a file of pairs:
           accuracy, probability, rank and choice both ways, with intervals over pairs; on demand
