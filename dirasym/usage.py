@@ -2,6 +2,8 @@
 
 import contextlib
 import errno
+import os
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -51,6 +53,26 @@ def disk() -> Iterator[None]:
         if error.errno not in _ENVIRONMENT:
             raise
         raise UsageError(str(error)) from error
+
+
+@contextlib.contextmanager
+def printing(status: int) -> Iterator[None]:
+    """Around what prints: the process ends in silence if its reader has gone, as `head` does.
+
+    Args:
+      status: of the process that ends so.
+    """
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        try:
+            print(flush=True)
+        except BrokenPipeError:
+            os._exit(status)  # what is left in the buffer would be flushed, and fail, at any other
+        raise  # another pipe than that of standard output
 
 
 def check_counts(**counts: int) -> None:

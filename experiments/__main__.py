@@ -1,32 +1,41 @@
-"""Lists the experiments, what each asks and costs: `python -m experiments`."""
+"""Lists the experiments and what each asks: `python -m experiments`."""
 
 import ast
+import os
 import pathlib
 import re
 import textwrap
 
 HERE = pathlib.Path(__file__).parent
-BESIDE = {"__init__", "__main__", "flags", "work"}
+IS_PAGE = re.compile(r"^    (flags|command)\.main\(", re.MULTILINE)
 
 
-def experiments() -> dict[str, tuple[str, str]]:
-    """Question and cost of all pages, by name, as their docstrings say them."""
-    paths = [*HERE.glob("*.py"), *HERE.glob("benchmarks/*.py"), *HERE.glob("tools/*.py")]
+def first_sentences(folder: str) -> dict[str, str]:
+    """What each page of a folder of experiments/ asks, by name."""
     found = {}
-    for path in sorted(paths, key=lambda path: (len(path.parts), path)):
+    for path in sorted((HERE / folder).glob("*.py")):
         source = path.read_text(encoding="utf-8")
-        if path.stem not in BESIDE and '__name__ == "__main__"' in source:
+        if IS_PAGE.search(source):
             name = ".".join(path.relative_to(HERE).with_suffix("").parts)
-            text = ast.get_docstring(ast.parse(source)) or ""
-            cost = re.search(r"^Cost +(.*(?:\n +.*)*)", text, re.MULTILINE)
-            found[name] = text.splitlines()[0], " ".join(cost[1].split()) if cost else ""
+            line = (ast.get_docstring(ast.parse(source)) or "").splitlines()[0]
+            found[name] = re.split(r"(?<=[.?]) ", line)[0]
     return found
 
 
+def listed() -> str:
+    """A line of at most 100 columns a page; experiments, benchmarks and tools apart."""
+    lines = ["Flags and costs: python -m experiments.NAME --help"]
+    for folder in ("", "benchmarks", "tools"):
+        found = first_sentences(folder)
+        width = max(map(len, found)) + 2
+        lines.append("")
+        for name, says in found.items():
+            lines.append(f"  {name:{width}}{textwrap.shorten(says, 98 - width, placeholder=' …')}")
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
-    found = experiments()
-    width = max(map(len, found))
-    print("python -m experiments.NAME --help\n")
-    for name, (question, cost) in found.items():
-        print(f"  {name:{width}}  {question}")
-        print(textwrap.indent(textwrap.fill(cost, 96 - width), " " * (width + 4)))
+    try:
+        print(listed(), flush=True)
+    except BrokenPipeError:
+        os._exit(0)  # its reader has seen enough

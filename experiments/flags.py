@@ -15,8 +15,9 @@ import math
 import os
 import pathlib
 import sys
+import textwrap
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -26,10 +27,11 @@ from dirasym import checkpoints, devices, files, runs, sharding, training
 from dirasym import report as tables
 from dirasym.compile import check_divisible
 from dirasym.stopping import STATUS, Stopped, check_limit, stopped_by_signals
-from dirasym.usage import UsageError, blamed, disk
+from dirasym.usage import UsageError, blamed, disk, printing
 from dirasym.workdir import WorkDir
 
 FLAGS = flags.FLAGS
+HELP = {"-h", "--help", "--helpshort", "--helpfull"}
 
 flags.DEFINE_string("workdir", None, "Where results go; default runs/NAME.")
 flags.DEFINE_enum("preset", "quick", ["smoke", "quick", "paper"], "Defaults of the other flags.")
@@ -127,10 +129,7 @@ def main(
 ) -> None:
     """Parses flags, plans, trains what is missing, reports, and exits with the status above."""
     define(config_type)
-    for shown in FLAGS.get_flags_for_module(__name__):  # by --help, with their presets
-        given = {preset: values.get(shown.name) for preset, values in presets.items()}
-        shown.help += "".join(f" [{preset}: {v}]" for preset, v in given.items() if v is not None)
-        FLAGS.register_key_flag_for_module(sys.argv[0], shown)
+    shown = [flag.name for flag in FLAGS.get_flags_for_module(__name__)]
 
     def absl_main(_):
         if not FLAGS["verbosity"].present:
@@ -146,7 +145,8 @@ def main(
         except (Stopped, KeyboardInterrupt) as stopped:
             leave(STATUS, str(stopped) or "stopped by Ctrl-C; the same command goes on")
 
-    app.run(absl_main, flags_parser=lambda argv: parse(argv, presets))
+    with printing(STATUS):
+        app.run(absl_main, flags_parser=lambda argv: parse(argv, presets, shown))
 
 
 def _run(name: str, config_type: type, report, plan) -> None:
@@ -181,11 +181,25 @@ def _run(name: str, config_type: type, report, plan) -> None:
         report(workdir, config, all_runs)
 
 
-def parse(argv: Sequence[str], presets: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Absl's parsing with presets, space-separated lists, and one-line errors (exit 2)."""
+def parse(
+    argv: Sequence[str],
+    presets: Mapping[str, Mapping[str, Any]],
+    shown: Iterable[str] = (),
+    *,
+    takes_words: bool = False,
+) -> list[str]:
+    """Absl's parsing with presets, space-separated lists, and one-line errors (exit 2).
+
+    `--help` prints the flags `shown`, and exits with 0. A program that `takes_words` gets those
+    which belong to no flag, and what is behind `--`; its lists are separated by commas alone.
+    """
+    if HELP & set(argv[: argv.index("--")] if "--" in argv else argv):
+        with printing(0):
+            show_help(shown, presets)
+            sys.exit()
     try:
-        rest = FLAGS(_join_lists(argv))
-        if len(rest) > 1:
+        rest = FLAGS(argv if takes_words else _join_lists(argv))
+        if len(rest) > 1 and not takes_words:
             raise flags.Error(f"unexpected argument {rest[1]!r}")
         for name, value in presets.get(FLAGS.preset, {}).items():
             if not FLAGS[name].present:
@@ -193,6 +207,26 @@ def parse(argv: Sequence[str], presets: Mapping[str, Mapping[str, Any]]) -> list
     except flags.Error as error:
         leave(2, "error: " + " ".join(str(error).split()))
     return rest
+
+
+def show_help(names: Iterable[str], presets: Mapping[str, Mapping[str, Any]]) -> None:
+    """Prints the page's first lines and its flags, with what each preset makes of them."""
+    print(sys.modules["__main__"].__doc__)
+    print("Flags [default; where another preset differs]:\n")
+    for flag in (FLAGS[name] for name in sorted(names)):
+        ours = {preset: values.get(flag.name, flag.default) for preset, values in presets.items()}
+        usual = _written(ours.get(FLAGS["preset"].default, flag.default))
+        others = [f"; {preset}: {x}" for preset, v in ours.items() if (x := _written(v)) != usual]
+        text = f"--{'[no]' * flag.boolean}{flag.name}: {flag.help} [{usual}{''.join(others)}]"
+        text = textwrap.fill(text.removesuffix(" []"), 98, subsequent_indent="    ")
+        print(textwrap.indent(text, "  "))
+
+
+def _written(value: Any) -> str:
+    """A flag's value as a command line has it."""
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value))
+    return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _join_lists(argv: Sequence[str]) -> list[str]:

@@ -1,13 +1,14 @@
 """A command line without a work directory: flags from a dataclass, exit status 2 for a bad one."""
 
+import dataclasses
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import Any
 
 from absl import app
 
-from dirasym.usage import UsageError, blamed, disk
+from dirasym.stopping import STATUS
+from dirasym.usage import UsageError, blamed, disk, printing
 from experiments import flags
 
 
@@ -23,13 +24,18 @@ def check(command: list[str]) -> None:
         raise UsageError(tried.stderr.strip().removeprefix("error: "))
 
 
-def main(config_type: type, work: Callable[[Any], None]) -> None:
-    """Parses the flags of `config_type` alone, and works; a UsageError ends it in one line."""
+def main(config_type: type, work: Callable[..., None], *, takes_words: bool = False) -> None:
+    """Parses the flags of `config_type` alone, and works; a UsageError ends it in one line.
+
+    Args:
+      config_type: a dataclass of flags.
+      work: is given the configuration.
+      takes_words: gives it the words of the command line that belong to no flag, too.
+    """
     common = {flag.name for flag in flags.FLAGS.get_flags_for_module(flags.__name__)}
     flags.define(config_type)
 
     def absl_main(argv):
-        del argv
         try:
             for name in common:
                 if flags.FLAGS[name].present:
@@ -37,8 +43,13 @@ def main(config_type: type, work: Callable[[Any], None]) -> None:
             with blamed():
                 config = flags.read(config_type)
             with disk():
-                work(config)
+                work(config, *argv[1:])
         except UsageError as error:
             flags.leave(2, "error: " + " ".join(str(error).split()))
 
-    app.run(absl_main, flags_parser=lambda argv: flags.parse(argv, {}))
+    def parser(argv):
+        own = [field.name for field in dataclasses.fields(config_type)]
+        return flags.parse(argv, {}, own, takes_words=takes_words)
+
+    with printing(STATUS):
+        app.run(absl_main, flags_parser=parser)

@@ -1,3 +1,4 @@
+import ast
 import dataclasses
 import errno
 import importlib
@@ -18,6 +19,7 @@ from absl import flags
 
 from dirasym import usage
 from dirasym.workdir import WorkDir
+from experiments import __main__ as main
 from experiments import flags as house
 from experiments import toy_study
 
@@ -32,12 +34,93 @@ def _toy(*arguments, **kwargs):
     return commands.run([*TINY, *arguments], **kwargs)
 
 
-def test_help_shows_the_flags_of_this_experiment_with_their_presets_and_no_others():
-    shown = _toy("--help").stdout
+@pytest.mark.parametrize("asked", ["--help", "--helpfull"])
+def test_help_shows_the_flags_of_this_experiment_with_their_presets_and_no_others(asked):
+    done = _toy("--width=7", asked)
+    shown = done.stdout
+    assert done.returncode == 0 and done.stderr == ""
     assert shown.startswith("Does a masked diffusion model answer")
-    assert "--batch_size: Sequences a step. [quick: 128]\n    (default: '256')" in shown
-    assert "--time_limit: Minutes to stop before, all saved." in shown
-    assert not any(name in shown for name in ("verbosity", "chex", "orbax", "run_with_pdb"))
+    assert "\n  --batch_size: Sequences a step. [128; smoke: 256; paper: 256]\n" in shown
+    assert "\n  --lengths: Sequence lengths L. [10; smoke: 4; paper: 10,20,30,40]\n" in shown
+    assert "\n  --preset: <smoke|quick|paper>: Defaults of the other flags. [quick]\n" in shown
+    assert "\n  --[no]progress: Show progress. [true]\n" in shown
+    assert "\n  --time_limit: Minutes to stop before, all saved.\n" in shown
+    foreign = "verbosity", "chex", "orbax", "run_with_pdb", "helpfull", str(ROOT)
+    assert not any(name in shown for name in foreign)
+
+
+TOOLS = {
+    "collect": "--columns: Columns to show, in this order: a,b. [all]",
+    "crash_test": "--kills: How often to kill each. [20; smoke: 2; paper: 100]",
+    "queue": "--minutes: At hand. [8.0]",
+    "redraw": "--folder: ",
+    "same_losses": "--steps: First steps to compare. [200]",
+    "scaling": "--output: The page to write. [docs/scaling.md]",
+    "submit": "--executor: <slurm|local>: Where they run. [slurm]",
+    "theory_numbers": "--draws: Of parameters, a width and vocabulary. [25]",
+}
+
+
+@pytest.mark.parametrize("name", TOOLS)
+def test_help_shows_the_flags_of_a_tool(name):
+    done = commands.run([f"experiments.tools.{name}", "--help"])
+    assert done.returncode == 0 and done.stderr == ""
+    assert f"\n  {TOOLS[name]}" in done.stdout
+    common = "\n  --num_devices:", "\n  --shard:"  # of what trains or computes in parts
+    assert all((flag in done.stdout) == (name == "crash_test") for flag in common)
+    assert "\nCost " in done.stdout and "absl" not in done.stdout
+
+
+def _unread(*command):
+    """Started with nobody at the other end of its standard output."""
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write) as end:
+        words = [sys.executable, "-m", *map(str, command)]
+        return subprocess.run(words, cwd=ROOT, stdout=end, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_closed_pipe_ends_in_silence(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", *TINY, f"--workdir={tmp_path}", "--steps=2", "--dry_run"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0 and "mdm" in done.stdout
+    for command, status in (
+        (["experiments"], 0),
+        (["experiments.tools.collect", "--help"], 0),
+        ([*TINY, f"--workdir={tmp_path}", "--steps=2", "--dry_run"], 75),
+    ):
+        done = _unread(*command)
+        assert (done.returncode, done.stderr) == (status, ""), command
+
+
+def test_another_pipe_that_breaks_is_a_fault():
+    with pytest.raises(BrokenPipeError, match="another"), usage.printing(0):
+        raise BrokenPipeError("another")
+
+
+def test_every_page_is_listed_in_a_line():
+    lines = main.listed().splitlines()
+    assert max(map(len, lines)) <= 100
+    pages = [line.split()[0] for line in lines if line.startswith("  ")]
+    assert "toy_reversal" in pages and "tools.submit" in pages and "tools.dying" not in pages
+    assert len(pages) == len(set(pages)) >= 30
+    assert "  dial                Does the reverse live inside blocks?" in lines
+
+
+def _modules():
+    for package in ("dirasym", "experiments"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            yield pytest.param(path, id=str(path.relative_to(ROOT)))
+
+
+@pytest.mark.parametrize("path", list(_modules()))
+def test_a_page_shows_its_first_lines_as_they_stand(path):
+    """A backslash at a line's end joins it with the next, unless the docstring is raw."""
+    source = path.read_text(encoding="utf-8")
+    text = ast.get_docstring(ast.parse(source), clean=False) or ""
+    assert text in source
 
 
 @pytest.mark.parametrize(
