@@ -50,17 +50,26 @@ def collect(paths: Iterable[str | os.PathLike]) -> list[dict[str, Any]]:
             continue  # given twice, as `runs/*` gives a link among them
         configs[path], found = _read(path)
         lines += [(path, line) for line in found]
-    names = list(dict.fromkeys(name for config in configs.values() for name in config))
-    told = [
-        name
-        for name in names
-        if name not in _SEEDS
-        and len({json.dumps(config.get(name)) for config in configs.values()}) > 1
-    ]
+    told = [name for name in _differing(list(configs.values())) if name not in _SEEDS]
     return [
         {"workdir": str(path), **{name: configs[path].get(name) for name in told}, **line}
         for path, line in lines
     ]
+
+
+def flags_that_differ(paths: Iterable[str | os.PathLike]) -> dict[str, tuple[Any, ...]]:
+    """The flags in which work directories differ, each with its value in each of them, or None.
+
+    Raises:
+      WorkDirError: a path holds no configuration that can be read.
+    """
+    return _differing([stored_config(pathlib.Path(path).expanduser())[0] for path in paths])
+
+
+def _differing(configs: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Any, ...]]:
+    names = dict.fromkeys(name for config in configs for name in config)
+    values = {name: tuple(config.get(name) for config in configs) for name in names}
+    return {name: of for name, of in values.items() if len({json.dumps(x) for x in of}) > 1}
 
 
 def over_seeds(lines: Iterable[Mapping[str, Any]], level: float = 0.95) -> list[dict[str, Any]]:

@@ -105,11 +105,23 @@ def _tool(*flags):
 
 
 def test_the_tool_prints_the_table_and_refuses_in_one_line(three, tmp_path):
-    done = _tool("--workdirs", *three, "--format=csv", "--columns=model,width,seeds,loss")
+    done = _tool("--format=csv", "--columns=model,width,seeds,loss", *three)
     assert done.stdout.split("\n")[0].strip() == "model,width,seeds,loss", done.stderr
     assert "mdm,16,2,2.5000 ± 6.3531" in done.stdout
-    bad = _tool("--workdirs", tmp_path)
+    bad = _tool(tmp_path)
     assert (bad.returncode, bad.stderr.count("\n")) == (2, 1) and "no work directory" in bad.stderr
+
+
+def test_a_comparison_names_the_flags_that_differ_too(three):
+    done = _tool("--compare", three[0], three[2], "--format=csv")
+    header, flags, *runs = [line.split(",") for line in done.stdout.splitlines()]
+    assert header == ["run", "width", "seed", "loss"], done.stderr
+    assert flags == ["(flags)", "8 → 16", "", ""] and len(runs) == 2
+    assert runs[0] == ["model=mdm", "", "0", "1 → 2"]
+    assert collecting.flags_that_differ(three) == {
+        "seeds": ([0, 1], [4], [0, 1]),
+        "width": (8, 8, 16),
+    }
 
 
 def test_an_interval_has_the_level_that_is_asked_for():

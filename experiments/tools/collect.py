@@ -1,9 +1,11 @@
 """Joins many work directories into one table, or compares two.
 
-Command   python -m experiments.tools.collect --workdirs runs/a runs/b [--format=csv] [--each_seed]
-          python -m experiments.tools.collect --workdirs runs/a runs/b --compare
+Command   python -m experiments.tools.collect runs/* [--each_seed] [--format=csv]
+          python -m experiments.tools.collect runs/* --columns=model,seeds,reverse_percent
+          python -m experiments.tools.collect --compare runs/a runs/b
 Cost      seconds
 Expected  A line a run, its seeds as mean ± 95 % Student interval; flags that differ as columns.
+          With --compare the flags that differ, and a line a run and seed that both have.
 """
 
 import csv
@@ -21,25 +23,24 @@ from experiments.tools import command
 class Config:
     """One flag a field."""
 
-    workdirs: tuple[str, ...] = flag((".",), "Work directories.")
     format: Literal["markdown", "csv"] = flag("markdown", "Of the table.")
     each_seed: bool = flag(False, "A line a seed, not one for all seeds of a run.")
     compare: bool = flag(False, "What differs between two work directories.")
-    columns: tuple[str, ...] = flag(("all",), "Columns to show.")
-
-    def __post_init__(self):
-        if self.compare and len(self.workdirs) != 2:
-            raise ValueError(f"--compare takes two --workdirs, got {len(self.workdirs)}")
+    columns: tuple[str, ...] = flag(("all",), "Columns to show, in this order: a,b.")
 
 
-def collect(config: Config) -> None:
+def collect(config: Config, *workdirs: str) -> None:
     """Prints the table."""
+    if not workdirs or (config.compare and len(workdirs) != 2):
+        wanted = "two work directories" if config.compare else "work directories"
+        raise UsageError(f"expected {wanted}, got {len(workdirs)}")
     with blamed():
         if config.compare:
-            one, other = (collecting.collect([path]) for path in config.workdirs)
-            lines = collecting.differences(one, other)
+            one, other = (collecting.collect([path]) for path in workdirs)
+            flags = {"run": "(flags)", **collecting.flags_that_differ(workdirs)}
+            lines = [flags, *collecting.differences(one, other)]
         else:
-            lines = collecting.collect(config.workdirs)
+            lines = collecting.collect(workdirs)
     if not (config.compare or config.each_seed):
         lines = collecting.over_seeds(lines)
     columns = list(dict.fromkeys(key for line in lines for key in line))
@@ -64,4 +65,4 @@ def _text(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    command.main(Config, collect)
+    command.main(Config, collect, takes_words=True)

@@ -1,7 +1,7 @@
-"""Sends an experiment to a cluster as an array of jobs, a shard of its runs each.
+r"""Sends an experiment to a cluster as an array of jobs, a shard of its runs each.
 
-Command   python -m experiments.tools.submit --experiment=toy_reversal --shards=8 \
-              --partition=gpu --minutes=60 -- --preset=paper --workdir=runs/toy
+Command   python -m experiments.tools.submit toy_reversal --shards=8 --partition=gpu \
+              --minutes=60 -- --preset=paper --workdir=runs/toy
 Cost      seconds; the flags are tried first (`--dry_run`), and a bad one is refused here
 Expected  The ids of the jobs. A job that is preempted, or out of time, saves its runs and is put
           into the queue again. The last shard to end writes the report; so does the experiment's
@@ -12,11 +12,9 @@ pip install 'dirasym[cluster]'.
 """
 
 import dataclasses
-import functools
 import importlib.util
 import pathlib
 import subprocess
-import sys
 from collections.abc import Sequence
 from typing import Literal
 
@@ -30,7 +28,6 @@ from experiments.tools import command
 class Config:
     """One flag a field."""
 
-    experiment: str = flag("", "Its name, as in python -m experiments.NAME.")
     shards: int = flag(1, "Jobs, each with a part of the runs and seeds.", 1)
     executor: Literal["slurm", "local"] = flag("slurm", "Where they run.")
     partition: str = flag("", "Slurm's partition.")
@@ -40,13 +37,6 @@ class Config:
     memory_gb: int = flag(16, "Of a job.", 1)
     logs: str = flag("logs/submit", "Folder for the jobs' output.", kind="path")
     wait: bool = flag(False, "Stay until all have ended.")
-
-    def __post_init__(self):
-        if not self.experiment:
-            raise ValueError("--experiment is missing")
-        path = pathlib.Path(__file__).parents[1].joinpath(*self.experiment.split("."))
-        if not path.with_suffix(".py").is_file():
-            raise ValueError(f"--experiment={self.experiment}: there is no such experiment")
 
 
 class Shard:
@@ -72,13 +62,18 @@ class Shard:
         return submitit.helpers.DelayedSubmission(Shard(self.words))
 
 
-def submit(theirs: Sequence[str], config: Config) -> None:
-    """Sends the shards and prints the ids of the jobs."""
+def submit(config: Config, experiment: str = "", *theirs: str) -> None:
+    """Sends the shards of an experiment with its own flags, and prints the ids of the jobs."""
+    if not experiment:
+        raise UsageError("the experiment's name is missing: submit NAME [flags] -- ITS FLAGS")
+    path = pathlib.Path(__file__).parents[1].joinpath(*experiment.split("."))
+    if not path.with_suffix(".py").is_file():
+        raise UsageError(f"{experiment}: there is no such experiment")
     if importlib.util.find_spec("submitit") is None:
         raise UsageError("submit needs submitit: pip install 'dirasym[cluster]'")
     import submitit
 
-    words = command.words(config.experiment, *theirs)
+    words = command.words(experiment, *theirs)
     command.check(words)
     folder = pathlib.Path(config.logs)
     folder.mkdir(parents=True, exist_ok=True)
@@ -102,12 +97,5 @@ def submit(theirs: Sequence[str], config: Config) -> None:
             raise UsageError(f"{sum(map(bool, statuses))} jobs stopped before they were done")
 
 
-def main() -> None:
-    """What is behind `--` are the experiment's flags."""
-    place = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
-    theirs, sys.argv = sys.argv[place + 1 :], sys.argv[:place]
-    command.main(Config, functools.partial(submit, theirs))
-
-
 if __name__ == "__main__":
-    main()
+    command.main(Config, submit, takes_words=True)

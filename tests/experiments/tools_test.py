@@ -141,12 +141,14 @@ def test_flops_are_linear_in_layers_and_near_those_of_the_matrix_products(preset
         (("tools.scaling", "--devices=3"), "--devices=3 is not among [1, 8, 64]"),
         (("tools.scaling", "--output=/nonexistent/x.md"), "cannot be written"),
         (("tools.scaling", "--workdir=x"), "--workdir has no effect here"),
-        (("tools.submit", "--shards=2"), "--experiment is missing"),
+        (("tools.submit", "--shards=2"), "the experiment's name is missing"),
+        (("tools.collect", "--compare", "a"), "expected two work directories, got 1"),
+        (("tools.collect",), "expected work directories, got 0"),
         (("tools.queue", "--jobs=nosuch"), "--jobs: 'nosuch' is not among"),
         (("tools.same_losses", "--first=/no", "--second=/no"), "/no has no curves"),
         (("tools.same_losses", "--first=/no"), "--first or --second is missing"),
         (("tools.queue", "--minutes=-1"), "--minutes=-1.0 is not between 0 and inf"),
-        (("tools.submit", "--experiment=nosuch"), "--experiment=nosuch: there is no such"),
+        (("tools.submit", "nosuch", "--", "--preset=quick"), "nosuch: there is no such"),
         (("benchmarks.alignment", "--width=7", "--model=transformer"), "--width=7: head_dim"),
         (("benchmarks.steps", "--lengths=1"), "--lengths=1 is not between 2 and 400"),
     ],
@@ -162,7 +164,7 @@ def test_shards_sent_by_submit_do_the_whole(tmp_path):
     pytest.importorskip("submitit")
     flags = ["--preset=smoke", "--models=mdm", "--lengths=3", "--width=8", "--steps=4"]
     flags += ["--eval_every=2", "--seeds=0,1", f"--workdir={tmp_path / 'runs'}"]
-    submit = ["experiments.tools.submit", "--experiment=toy_reversal", "--shards=2", "--wait"]
+    submit = ["experiments.tools.submit", "toy_reversal", "--shards=2", "--wait"]
     local = ["--executor=local", f"--logs={tmp_path / 'logs'}", "--"]
     bad = commands.run([*submit, *local, *flags, "--width=7"])
     assert (bad.returncode, bad.stderr.count("\n")) == (2, 1), bad.stderr
