@@ -12,6 +12,8 @@ import pytest
 import yaml
 
 import dirasym
+from dirasym import models
+from dirasym.data import tokenizers
 from experiments.tables import claims, common, index
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -187,6 +189,24 @@ def test_lines_fit(page):
         for line in lines
         if len(line) > 100 and not line.startswith("|") and not re.fullmatch(r"\S*\]\(\S+", line)
     ]
+
+
+def test_a_saved_model_of_models_md_has_its_tokenizer(tiny_directory, tmp_path, monkeypatch):
+    page = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    load, save = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[:2]
+    source = tiny_directory(tmp_path)
+    source.rename(tmp_path / "my_tokenizer")
+    (tmp_path / "path/to").mkdir(parents=True)
+    shutil.copytree(tmp_path / "my_tokenizer", tmp_path / "path/to/directory")
+    monkeypatch.chdir(tmp_path)
+    said: dict = {"tokens_BL": np.zeros((1, 3), int)}
+    exec(load, said)
+    said["tokenizer"] = tokenizers.from_directory("elsewhere")
+    exec(save, said)
+    assert said["tokenizer"].eos_id == 256
+    models.save_pretrained("bare", said["model"], said["params"])
+    with pytest.raises(ValueError, match="bare has no tokenizer"):
+        tokenizers.from_directory("bare")
 
 
 @pytest.mark.slow

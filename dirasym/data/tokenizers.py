@@ -344,7 +344,9 @@ def from_directory(directory: str | os.PathLike, *, mask_id: int | None = None) 
         raise ValueError(f"{config} has no vocab_size")
     path = directory / "tokenizer.json"
     if not path.is_file():
-        raise ValueError(f"{directory} has no tokenizer.json")
+        raise ValueError(
+            f"{directory} has no tokenizer.json: save_pretrained(tokenizer_from=DIR) takes DIR's"
+        )
     tokenizer = _open(path)
     if _num_tokens(tokenizer) > size:
         raise ValueError(
@@ -371,7 +373,10 @@ def from_directory(directory: str | os.PathLike, *, mask_id: int | None = None) 
     elif ids["mask"] is None and ids["eos"] != size - 1:
         ids["mask"] = size - 1
     if ids["eos"] is None:
-        raise ValueError(f"{config} has no eos_token_id")
+        raise ValueError(
+            f"{config} has no eos_token_id: save_pretrained(tokenizer_from=DIR) takes DIR's, and "
+            'more_fields={"eos_token_id": ID} is for a tokenizer of your own'
+        )
     for name, number in ids.items():
         if number is not None and not (type(number) is int and 0 <= number < size):
             raise ValueError(
