@@ -252,7 +252,8 @@ class Reading:
             rows = [[name, _shown(bounds, "cosine")] for name, bounds in both.items()]
             yield ["gradients of", f"cosine of both directions, {self.alignment.count} pairs"], rows
         if self.attention is not None:
-            header = ["Corr(S_fwd, S_rev), mean over heads", *map(str, self.attention.total)]
+            what = "Corr(S_fwd, S_rev), mean over heads, at total distance Δ₁ + Δ₂ (tokens) of"
+            header = [what, *map(str, self.attention.total)]
             mean_LT = self.attention.mean.mean(axis=1)
             yield header, [[f"layer {n}", *(f"{x:.2f}" for x in r)] for n, r in enumerate(mean_LT)]
 

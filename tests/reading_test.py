@@ -379,7 +379,7 @@ def test_shares_stand_beside_their_names_and_correlations_over_their_distance(re
         assert (ax.get_legend() is not None) == (layers <= 8)
         a, b, c = mean_LNT[-1].mean(axis=0)
         assert f"| layer {layers - 1} | {a:.2f} | {b:.2f} | {c:.2f} |" in str(other)
-        assert "mean over heads | 2 | 3 | 4 |" in str(other)
+        assert "mean over heads, at total distance Δ₁ + Δ₂ (tokens) of | 2 | 3 | 4 |" in str(other)
         frame = list(other._numbers())[-1]
         x = mean_LNT[-1, -1, -1]
         assert frame[:2] == ("attention correlation", f"layer {layers - 1}, head 1, distance 4")
