@@ -264,3 +264,14 @@ def test_every_module_is_in_the_reference_or_said_not_to_be():
     files = (path.relative_to(ROOT / "dirasym") for path in ROOT.glob("dirasym/**/*.py"))
     modules = {".".join(x.with_suffix("").parts) for x in files if x.stem != "__init__"}
     assert sorted([*shown, *inner]) == sorted(modules)
+
+
+def test_twenty_questions_point_to_headings_that_are_there():
+    page = (ROOT / "docs" / "development.md").read_text("utf-8")
+    rows = re.findall(r"^\| .*\? \| \[.*\]\(([\w/.]+)#?([\w-]*)\) \|$", page, re.MULTILINE)
+    assert len(rows) == len(set(rows)) == 20
+    for name, anchor in rows:
+        text = (ROOT / "docs" / name).read_text("utf-8")
+        headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+        slugs = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+        assert not anchor or anchor in slugs, (name, anchor)
