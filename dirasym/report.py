@@ -289,6 +289,45 @@ def gradients(panels: Mapping[str, Mapping[str, np.ndarray]]):
     return figure
 
 
+def paired(panels: Mapping[str, Mapping[str, np.ndarray]], colors: Mapping[str, str]):
+    """Figure 7 (right) of arXiv 2602.02133: P(true first token) of the paired queries.
+
+    Args:
+      panels: from a title to "paired_forward_p" and "paired_reverse_p" [time, seed, example], and
+        "eval_step" [time]. A line is the mean over examples and seeds, a faint one a seed's.
+      colors: of the directions.
+    """
+    lines = {f"paired_{direction}_p": (direction, color) for direction, color in colors.items()}
+    means = {
+        title: {key: curves[key].mean(axis=-1) for key in lines}
+        | {"eval_step": curves["eval_step"]}
+        for title, curves in panels.items()
+    }
+    return over_training(means, lines, "P(true first token)")
+
+
+def by_question(panels: Mapping[str, Mapping[str, np.ndarray]]):
+    """Figure 9 of arXiv 2602.02133: each reverse question at the end, from the best to the worst.
+
+    Args:
+      panels: from a label to "reverse_p_E" and "reverse_rank_E" [time, seed, question], drawn left
+        and right. A line is a seed: each sorts by itself.
+    """
+    figure, axes = new_figure(1, 2, (3.6, 2.8))
+    for number, (label, curves) in enumerate(panels.items()):
+        for ax, measure, sign in zip(axes[0], ("p", "rank"), (-1, 1), strict=True):
+            values_SE = sign * np.sort(sign * curves[f"reverse_{measure}_E"][-1], axis=-1)
+            place_E = 1 + np.arange(values_SE.shape[1])
+            for seed, values_E in enumerate(values_SE):
+                style = dict(color=COLORS[number], lw=1, label=label if seed == 0 else None)
+                ax.plot(place_E, values_E, **style)
+    for ax, ylabel in zip(axes[0], ("P(true first token)", "its rank"), strict=True):
+        ax.set(xlabel="reverse question, sorted", ylabel=ylabel)
+    axes[0, 1].set(yscale="log")
+    legend(axes[0, 0])
+    return figure
+
+
 def attention(panels: Mapping[str, Mapping[str, np.ndarray]]):
     """Figure 6 of arXiv 2602.02133: a line a layer, mean over heads and seeds.
 

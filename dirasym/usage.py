@@ -1,10 +1,13 @@
-"""Errors of what a user gave, apart from our own."""
+"""Between a program and who runs it: errors of what was given, apart from our own; help."""
 
 import contextlib
 import errno
+import itertools
 import os
 import sys
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -73,6 +76,63 @@ def printing(status: int) -> Iterator[None]:
         except BrokenPipeError:
             os._exit(status)  # what is left in the buffer would be flushed, and fail, at any other
         raise  # another pipe than that of standard output
+
+
+def asks_help(argv: Sequence[str]) -> bool:
+    """Whether a command line asks for help, before a `--`.
+
+    Examples:
+      >>> asks_help(["study.py", "--steps=4", "--help"]), asks_help(["study.py", "--", "--help"])
+      (True, False)
+    """
+    own = itertools.takewhile("--".__ne__, argv)
+    return not {"-h", "--help", "--helpshort", "--helpfull"}.isdisjoint(own)
+
+
+def joined_lists(argv: Sequence[str], is_list: Callable[[str], bool]) -> list[str]:
+    """`--modes a b` as `--modes=a,b`, for flags whose names are those of lists.
+
+    Examples:
+      >>> joined_lists(["study.py", "--modes", "a", "b", "--steps=4"], {"modes"}.__contains__)
+      ['study.py', '--modes=a,b', '--steps=4']
+    """
+    joined, in_list = [], False
+    for word in argv:
+        if in_list and not word.startswith("-"):
+            joined[-1] += ("," if "=" in joined[-1] else "=") + word
+        else:
+            in_list = is_list(word.removeprefix("--").partition("=")[0])
+            joined.append(word)
+    return joined
+
+
+def help_text(
+    flags: Iterable[Any], presets: Mapping[str, Mapping[str, Any]], usual: str = "quick"
+) -> str:
+    """The program's own first lines and its flags, with what each preset makes of them.
+
+    Args:
+      flags: as absl has them, in the order in which they are listed.
+      presets: by name, the flags that each sets.
+      usual: the preset that is taken if none is named.
+    """
+    lines = [str(sys.modules["__main__"].__doc__)]
+    lines.append("Flags [default; where another preset differs]:\n")
+    for flag in flags:
+        ours = {preset: values.get(flag.name, flag.default) for preset, values in presets.items()}
+        default = _written(ours.get(usual, flag.default))
+        others = [f"; {preset}: {x}" for preset, v in ours.items() if (x := _written(v)) != default]
+        text = f"--{'[no]' * flag.boolean}{flag.name}: {flag.help} [{default}{''.join(others)}]"
+        text = textwrap.fill(text.removesuffix(" []"), 98, subsequent_indent="    ")
+        lines.append(textwrap.indent(text, "  "))
+    return "\n".join(lines)
+
+
+def _written(value: Any) -> str:
+    """A flag's value as a command line has it."""
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value))
+    return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def check_counts(**counts: int) -> None:

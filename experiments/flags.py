@@ -15,23 +15,21 @@ import math
 import os
 import pathlib
 import sys
-import textwrap
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
 from absl import app, flags, logging
 
-from dirasym import checkpoints, devices, files, runs, sharding, training
+from dirasym import checkpoints, devices, files, runs, sharding, training, usage
 from dirasym import report as tables
 from dirasym.compile import check_divisible
 from dirasym.stopping import STATUS, Stopped, check_limit, stopped_by_signals
-from dirasym.usage import UsageError, blamed, disk, printing
+from dirasym.usage import UsageError, blamed, disk
 from dirasym.workdir import WorkDir
 
 FLAGS = flags.FLAGS
-HELP = {"-h", "--help", "--helpshort", "--helpfull"}
 
 flags.DEFINE_string("workdir", None, "Where results go; default runs/NAME.")
 flags.DEFINE_enum("preset", "quick", ["smoke", "quick", "paper"], "Defaults of the other flags.")
@@ -145,7 +143,7 @@ def main(
         except (Stopped, KeyboardInterrupt) as stopped:
             leave(STATUS, str(stopped) or "stopped by Ctrl-C; the same command goes on")
 
-    with printing(STATUS):
+    with usage.printing(STATUS):
         app.run(absl_main, flags_parser=lambda argv: parse(argv, presets, shown))
 
 
@@ -182,23 +180,19 @@ def _run(name: str, config_type: type, report, plan) -> None:
 
 
 def parse(
-    argv: Sequence[str],
-    presets: Mapping[str, Mapping[str, Any]],
-    shown: Iterable[str] = (),
-    *,
-    takes_words: bool = False,
+    argv: Sequence[str], presets: Mapping[str, Mapping[str, Any]], shown=(), takes_words=False
 ) -> list[str]:
     """Absl's parsing with presets, space-separated lists, and one-line errors (exit 2).
 
-    `--help` prints the flags `shown`, and exits with 0. A program that `takes_words` gets those
-    which belong to no flag, and what is behind `--`; its lists are separated by commas alone.
+    `--help` prints the flags `shown`. A program that `takes_words` gets those which belong to no
+    flag, and what is behind `--`; its lists are separated by commas alone.
     """
-    if HELP & set(argv[: argv.index("--")] if "--" in argv else argv):
-        with printing(0):
-            show_help(shown, presets)
+    if usage.asks_help(argv):
+        with usage.printing(0):
+            print(usage.help_text([FLAGS[name] for name in sorted(shown)], presets))
             sys.exit()
     try:
-        rest = FLAGS(argv if takes_words else _join_lists(argv))
+        rest = FLAGS(argv if takes_words else usage.joined_lists(argv, _is_list))
         if len(rest) > 1 and not takes_words:
             raise flags.Error(f"unexpected argument {rest[1]!r}")
         for name, value in presets.get(FLAGS.preset, {}).items():
@@ -209,37 +203,8 @@ def parse(
     return rest
 
 
-def show_help(names: Iterable[str], presets: Mapping[str, Mapping[str, Any]]) -> None:
-    """Prints the page's first lines and its flags, with what each preset makes of them."""
-    print(sys.modules["__main__"].__doc__)
-    print("Flags [default; where another preset differs]:\n")
-    for flag in (FLAGS[name] for name in sorted(names)):
-        ours = {preset: values.get(flag.name, flag.default) for preset, values in presets.items()}
-        usual = _written(ours.get(FLAGS["preset"].default, flag.default))
-        others = [f"; {preset}: {x}" for preset, v in ours.items() if (x := _written(v)) != usual]
-        text = f"--{'[no]' * flag.boolean}{flag.name}: {flag.help} [{usual}{''.join(others)}]"
-        text = textwrap.fill(text.removesuffix(" []"), 98, subsequent_indent="    ")
-        print(textwrap.indent(text, "  "))
-
-
-def _written(value: Any) -> str:
-    """A flag's value as a command line has it."""
-    if isinstance(value, list | tuple):
-        return ",".join(map(str, value))
-    return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _join_lists(argv: Sequence[str]) -> list[str]:
-    """`--modes a b` as `--modes=a,b`, for flags that hold lists."""
-    joined, in_list = [], False
-    for word in argv:
-        if in_list and not word.startswith("-"):
-            joined[-1] += ("," if "=" in joined[-1] else "=") + word
-        else:
-            name = word.removeprefix("--").partition("=")[0]
-            in_list = name in FLAGS and isinstance(FLAGS[name].parser, flags.ListParser)
-            joined.append(word)
-    return joined
+def _is_list(name: str) -> bool:
+    return name in FLAGS and isinstance(FLAGS[name].parser, flags.ListParser)
 
 
 def leave(status: int, message: str) -> None:

@@ -69,16 +69,11 @@ def cell_table(lines: Sequence[Line]) -> str:
 def found_effects(
     lines: Sequence[Line], key: str = "percent_reverse"
 ) -> tuple[dict[str, Bounds], tuple[tuple[str, ...], ...]]:
-    """(effects on the reverse accuracy in points, aliases) over the seeds that all have.
+    """(effects on a reverse accuracy in points, aliases) over the seeds that all cells have.
 
-    Args:
-      lines: of cells that all have a seed in common.
-      key: of the final accuracy, or of that at equal forward accuracy; cells in which a seed
-        has none are left out.
+    Cells in which a seed has no such number are left out.
     """
-    cells = {
-        cell: of for cell, of in by_cell(lines).items() if all(line[key] is not None for line in of)
-    }
+    cells = {c: of for c, of in by_cell(lines).items() if None not in [x[key] for x in of]}
     seeds = set.intersection(*({line["seed"] for line in of} for of in cells.values()))
     named = [dict(zip(causes.FACTORS, cell, strict=True)) for cell in cells]
     design = effects.design(named, causes.FACTORS, INTERACTIONS)

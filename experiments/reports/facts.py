@@ -50,10 +50,10 @@ def write(workdir: WorkDir, config, all_runs: Sequence[runs.Run], paper: Paper) 
     }
     if gradients:
         figures["gradients"] = functools.partial(report.gradients, gradients)
-        figures["paired"] = functools.partial(paired, gradients)
+        figures["paired"] = functools.partial(report.paired, gradients, COLORS)
     singly = {title: curve for title, curve in panels.items() if "reverse_rank_E" in curve}
     if singly:
-        figures["by_fact"] = functools.partial(by_fact, singly)
+        figures["by_question"] = functools.partial(report.by_question, singly)
     attention = {title: curve for title, curve in panels.items() if "attention_mean" in curve}
     if attention:
         figures["attention"] = functools.partial(report.attention, attention)
@@ -143,36 +143,3 @@ def over_training(panels: Mapping[str, runs.History], measure: str, ylabel: str)
     """A measure of both directions against the step."""
     lines = {f"{direction}_{measure}": (direction, COLORS[direction]) for direction in DIRECTIONS}
     return report.over_training(panels, lines, ylabel, log=measure == "rank")
-
-
-def paired(panels: Mapping[str, runs.History]):
-    """Figure 7 (right) of arXiv 2602.02133: P(true first token) of the paired queries.
-
-    Over training: a line is the mean over facts and seeds, a faint one that of a seed.
-    """
-    of_seeds = {
-        title: {"eval_step": curves["eval_step"]}
-        | {f"{way}_p": curves[f"paired_{way}_p"].mean(axis=-1) for way in DIRECTIONS}
-        for title, curves in panels.items()
-    }
-    return over_training(of_seeds, "p", "P(true first token)")
-
-
-def by_fact(panels: Mapping[str, runs.History]):
-    """Figure 9 of arXiv 2602.02133: each reverse question at the end, from the best to the worst.
-
-    Left P(true first token), right its rank. A line is a seed: each sorts by itself.
-    """
-    figure, axes = report.new_figure(1, 2, (3.6, 2.8))
-    for number, (title, curves) in enumerate(panels.items()):
-        for ax, measure, sign in zip(axes[0], ("p", "rank"), (-1, 1), strict=True):
-            values_SE = sign * np.sort(sign * curves[f"reverse_{measure}_E"][-1], axis=-1)
-            place_E = 1 + np.arange(values_SE.shape[1])
-            for seed, values_E in enumerate(values_SE):
-                label = title if seed == 0 else None
-                ax.plot(place_E, values_E, color=report.COLORS[number], lw=1, label=label)
-    for ax, ylabel in zip(axes[0], ("P(true first token)", "its rank"), strict=True):
-        ax.set(xlabel="reverse question, sorted", ylabel=ylabel)
-    axes[0, 1].set(yscale="log")
-    report.legend(axes[0, 0])
-    return figure

@@ -256,15 +256,13 @@ class Task:
         values: dict[str, Any] = {}
         for direction, found in recalled.items():
             values |= {f"{direction}_{name}": x for name, x in found.summary().items()}
-            values |= {
-                f"{direction}_p_E": found.token.p_E,
-                f"{direction}_rank_E": found.token.rank_E,
-            }
+            for name in ("p_E", "rank_E"):
+                values[f"{direction}_{name}"] = getattr(found.token, name)
         if self.pairs is not None:
+            mask_id = self.questions.mask_id
             for direction, asked in zip(recalled, self.pairs, strict=True):
-                how: dict[str, Any] = dict(mask_id=self.questions.mask_id)
-                found = token_recall(self.trained.apply_fn, params, asked, **how)
-                values[f"paired_{direction}_p"] = found.p_E
+                paired = token_recall(self.trained.apply_fn, params, asked, mask_id=mask_id)
+                values[f"paired_{direction}_p"] = paired.p_E
             compared = self._compare(state, self.pairs)
             values |= {f"gradient_cosine_{block}": x for block, x in compared.cosine.items()}
             values |= {f"gradient_inner_{block}": x for block, x in compared.inner.items()}

@@ -169,8 +169,8 @@ def facts_figures() -> dict[str, Callable[[], Any]]:
     return {
         "facts_quick_accuracy": functools.partial(over, scratch),
         "facts_quick_gradients": functools.partial(report.gradients, scratch),
-        "facts_quick_paired": functools.partial(facts_report.paired, scratch),
-        "facts_quick_by_fact": functools.partial(facts_report.by_fact, scratch),
+        "facts_quick_paired": functools.partial(report.paired, scratch, facts_report.COLORS),
+        "facts_quick_by_question": functools.partial(report.by_question, scratch),
         "facts_smollm2_accuracy": functools.partial(over, causal),
         "facts_smollm2_gradients": functools.partial(report.gradients, causal),
         "facts_smollm2_masked_gradients": functools.partial(report.gradients, masked),

@@ -349,17 +349,17 @@ def test_a_report_draws_gradients_and_attention_where_they_were_measured(done, m
     drawn = artists.of_report(monkeypatch, facts_report.report)
     facts_report.write(done.workdir, done.config, done.runs, page.PAPER)
     measured = {"gradients": "gradient_cosine_total", "paired": "paired_forward_p"}
-    measured["by_fact"] = "reverse_rank_E"
+    measured["by_question"] = "reverse_rank_E"
     if done.kind == "mdm":  # a causal model has no attention both ways
         measured["attention"] = "attention_mean"
     assert set(drawn) == {"accuracy", "probability", "rank", *measured}
     title = f"P2C, {facts_report.LABELS[done.kind]}"
     for name, key in measured.items():
-        (curves,) = drawn[name]
+        curves, *_ = drawn[name]
         assert list(curves) == [title] and key in curves[title]
     stacked = done.workdir.stacked
     for name in measured:
-        prefix = {"paired": "gradient", "by_fact": "reverse_rank_E"}.get(
+        prefix = {"paired": "gradient", "by_question": "reverse_rank_E"}.get(
             name, measured[name].partition("_")[0]
         )
         monkeypatch.setattr(
@@ -397,7 +397,7 @@ def test_figures_of_single_facts_draw_their_curves():
     moments = np.array([0, 5])
     p_TSE = np.array([[[0.1, 0.3], [0.5, 0.9]], [[0.2, 0.4], [0.0, 0.1]]])
     curves = {"eval_step": moments, "paired_forward_p": p_TSE, "paired_reverse_p": p_TSE / 2}
-    (ax,) = facts_report.paired({"P2C": curves}).axes
+    (ax,) = report.paired({"P2C": curves}, facts_report.COLORS).axes
     assert (ax.get_title(), ax.get_ylabel()) == ("P2C", "P(true first token)")
     for start, way, factor in ((0, "forward", 1.0), (3, "reverse", 0.5)):
         mean, *seeds = ax.get_lines()[start : start + 3]
@@ -409,7 +409,7 @@ def test_figures_of_single_facts_draw_their_curves():
     rank_TSE = np.array([[[9, 9, 9], [9, 9, 9]], [[3, 1, 2], [7, 70, 4]]])
     curves = {"reverse_p_E": 1 / rank_TSE, "reverse_rank_E": rank_TSE}
     other = {key: x[:, :1] for key, x in curves.items()}
-    p, rank = facts_report.by_fact({"masked": curves, "causal": other}).axes
+    p, rank = report.by_question({"masked": curves, "causal": other}).axes
     drawn = [line.get_ydata().tolist() for line in rank.get_lines()]
     assert drawn == [[1, 2, 3], [4, 7, 70], [1, 2, 3]] and rank.get_yscale() == "log"
     for line, other in zip(p.get_lines(), drawn, strict=True):
