@@ -7,13 +7,17 @@ import shutil
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 import yaml
 
 import dirasym
 from dirasym import models
+from dirasym.analysis import queries
 from dirasym.data import tokenizers
+from dirasym.models import frameworks
+from experiments import measure
 from experiments.tables import claims, common, index
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -207,6 +211,66 @@ def test_a_saved_model_of_models_md_has_its_tokenizer(tiny_directory, tmp_path, 
     models.save_pretrained("bare", said["model"], said["params"])
     with pytest.raises(ValueError, match="bare has no tokenizer"):
         tokenizers.from_directory("bare")
+
+
+@pytest.mark.parametrize("framework", ["nnx", "haiku", "equinox"])
+def test_a_model_of_another_framework_is_read_as_reading_md_says(framework):
+    package = pytest.importorskip("flax.nnx" if framework == "nnx" else framework)
+    page = (ROOT / "docs" / "reading.md").read_text(encoding="utf-8")
+    codes = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (code,) = [code for code in codes if f"import {framework}" in code or f"_{framework}(" in code]
+    pairs = dirasym.Pairs([("France", "Paris"), ("Peru", "Lima")], "{a} has {b}", "{b} is of {a}")
+    (words,) = re.findall(r"`(tokenizers\.Words\(.*?\))`", page.split("## What a reading")[0])
+    said = dict(dirasym=dirasym, frameworks=frameworks, jax=jax, pairs=pairs)
+    said["tokenizer"] = tokenizer = eval(words, dict(tokenizers=tokenizers, pairs=pairs))
+    statements = [" ".join(x) for x in (("France", "has", "Paris"), ("Lima", "is", "of", "Peru"))]
+    assert all(tokenizer.encode(statements))  # of either direction
+    with pytest.raises(ValueError, match="not in the vocabulary"):
+        tokenizers.Words(statements[:1]).encode(statements[1:])
+    said["tokens"] = tokens = np.array(tokenizer.encode(statements[:1]))
+    if framework == "equinox":
+        said |= dict(is_answer=tokens == tokens[:, -1:], model=_equinox(package, tokenizer))
+    exec(code, said)
+    found = said["reading"].forward.nll.estimate if "reading" in said else said["metrics"]["loss"]
+    assert np.isfinite(found)
+
+
+def _equinox(eqx, tokenizer):
+    class Model(eqx.Module):
+        embed: eqx.nn.Embedding
+        head: eqx.nn.Linear
+
+        def __call__(self, tokens_L):
+            return jax.vmap(lambda token: self.head(self.embed(token)))(tokens_L)
+
+    one, two = jax.random.split(jax.random.key(0))
+    size = tokenizer.vocab_size
+    return Model(eqx.nn.Embedding(size, 8, key=one), eqx.nn.Linear(8, size, key=two))
+
+
+def test_reading_md_asks_a_masked_model_for_a_both_times():
+    """And says what an untrained network's cosine is."""
+    page = (ROOT / "docs" / "reading.md").read_text(encoding="utf-8")
+    (causal, masked) = re.findall(r"^\| (?:causal|masked) \| (.*) \|$", page, re.M)
+    wording = "The capital of {a} is {b}", "{b} is the capital of {a}"
+    pairs = dirasym.Pairs([("A", "B")], *wording)
+    words = tokenizers.Words(pairs.fact_set().texts())
+    for row, is_masked in ((causal, False), (masked, True)):
+        both = queries.paired_queries(pairs.fact_set(), words, masked=is_masked)
+        for said, asked in zip(row.split(" | "), both, strict=True):
+            text, answer = re.fullmatch(r'"(.*?)(?: …)?", asks for ([AB])', said).groups()
+            known = words.encode([text.replace("[M]", "capital")])[0]
+            if is_masked:
+                known[text.split().index("[M]")] = words.mask_id
+            assert asked.tokens_EL[0].tolist() == known
+            assert [int(asked.target_E[0])] == words.encode([answer])[0]
+    total = {}
+    for kind in ("masked", "causal"):
+        flags = measure.PRESETS["quick"] | {"attention": False, "kind": kind}
+        reading = measure.prepared(measure.Config(**flags)).reading(None)
+        total[kind] = reading.alignment.cosine["total"].estimate
+    assert f"An untrained one reads\n{total['masked']:.2f} in total" in page
+    assert abs(total["causal"]) < 0.05 and "reads about 0 (`--kind=causal`)" in page
 
 
 @pytest.mark.slow
