@@ -273,6 +273,46 @@ def test_reading_md_asks_a_masked_model_for_a_both_times():
     assert abs(total["causal"]) < 0.05 and "reads about 0 (`--kind=causal`)" in page
 
 
+class _Record:
+    """In place of a module of a writer, or of what it makes: every call is told."""
+
+    def __init__(self, told, name):
+        self._told, self._name = told, name
+
+    def __getattr__(self, attribute):
+        def call(*args, **kwargs):
+            self._told.append((self._name, attribute, args, kwargs))
+            return _Record(self._told, kwargs.get("name", args[0] if args else None))
+
+        return call
+
+
+def test_the_writers_of_runs_md_are_told_of_every_run(tmp_path, monkeypatch):
+    page = (ROOT / "docs" / "runs.md").read_text(encoding="utf-8")
+    example, board, wandb, both = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    told = {"tensorboardX": [], "wandb": []}
+    for package, calls in told.items():
+        monkeypatch.setitem(sys.modules, package, _Record(calls, package))
+        assert f"pip install {package}" in " ".join(page.split())
+    example = example.partition("print(")[0].replace("=2000, eval_every=200", "=4, eval_every=2")
+    said: dict = {}
+    exec(example + board + wandb + both, said)
+    names = [f"model=mlp,seed={seed}" for seed in range(3)]
+    folders = [f"runs/mine/tensorboard/{name}" for name in names]
+    opened = [call[2][0] for call in told["tensorboardX"] if call[1] == "SummaryWriter"]
+    begun = [call[3] for call in told["wandb"] if call[1] == "init"]
+    assert sorted(opened) == folders and sorted(one["name"] for one in begun) == names
+    assert begun[0]["config"] == {"model": "mlp"}
+    scalars = [call[2] for call in told["tensorboardX"] if call[:2] == (folders[0], "add_scalar")]
+    logged = [call for call in told["wandb"] if call[:2] == (names[0], "log")]
+    assert [x[2] for x in scalars if x[0] == "loss"] == [2, 4]
+    assert [call[3]["step"] for call in logged if "loss" in call[2][0]] == [2, 4]
+    ends = [call[:2] for call in told["tensorboardX"] + told["wandb"]]
+    assert all((folder, "close") in ends for folder in folders)
+    assert all((name, "finish") in ends for name in names)
+
+
 @pytest.mark.slow
 def test_the_adapters_of_models_md_train_and_come_back(tmp_path, monkeypatch):
     """The page's example as it stands there."""
