@@ -18,7 +18,8 @@ def read_text(path: str | os.PathLike, encoding: str = "utf-8") -> str:
     """The file's text, without the byte order mark that some programs put in front.
 
     Raises:
-      ValueError: the file cannot be read, or holds another encoding. One line, with its name.
+      ValueError: the file cannot be read, holds another encoding, or a NUL, which no text has.
+        One line, with its name.
     """
     try:
         files.check_regular(path)
@@ -26,14 +27,20 @@ def read_text(path: str | os.PathLike, encoding: str = "utf-8") -> str:
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror or error}") from None
     try:
-        return data.decode(encoding).removeprefix("\ufeff")
-    except LookupError:
-        raise ValueError(f"{path}: there is no encoding {encoding!r}") from None
+        text = data.decode(encoding).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         kind = _MARKS.get(data[:2])
         hint = f"it looks like {kind}" if kind else "name its encoding, or save it as UTF-8"
         raise ValueError(f"{path}: line {line} is not {encoding.upper()}: {hint}") from None
+    except UnicodeError as error:
+        raise ValueError(f"{path}: encoding {encoding!r} does not read it: {error}") from None
+    except (LookupError, TypeError, ValueError):  # None, or a name with a NUL
+        raise ValueError(f"{path}: there is no encoding {encoding!r}") from None
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise ValueError(f"{path}: line {line} holds a NUL: name its encoding, or save it as UTF-8")
+    return text
 
 
 def is_unicode(text: str) -> bool:
@@ -102,6 +109,9 @@ def read_table(
         blank, or with more cells than the header. The row is named.
     """
     text = read_text(path, encoding)
+    for column in columns:
+        if not isinstance(column, str):
+            raise ValueError(f"{path}: a column is known by its name, got {column!r}")
     wanted = [column.strip().lower() for column in columns]
     if len(set(wanted)) < len(wanted):
         raise ValueError(f"{path}: {' and '.join(map(repr, columns))} are one column")

@@ -48,8 +48,14 @@ def test_other_encodings_are_read_by_name_and_refused_otherwise(tmp_path):
     assert Pairs.from_csv(path, **COLUMNS, **WORDING, encoding="utf-16").names == NAMES
     with pytest.raises(ValueError, match=r"pairs\.csv: line 1 is not UTF-8: it looks like UTF-16"):
         Pairs.from_csv(path, **COLUMNS, **WORDING)
-    with pytest.raises(ValueError, match="no encoding 'utf-9'"):
-        Pairs.from_csv(path, **COLUMNS, **WORDING, encoding="utf-9")
+    for encoding in ("utf-9", None, "a\0b"):
+        with pytest.raises(ValueError, match=r"pairs\.csv: there is no encoding"):
+            Pairs.from_csv(path, **COLUMNS, **WORDING, encoding=encoding)
+    with pytest.raises(ValueError, match=r"pairs\.csv: encoding 'undefined' does not read it"):
+        Pairs.from_csv(path, **COLUMNS, **WORDING, encoding="undefined")
+    path.write_bytes(CSV.replace("ô", "o").encode("utf-16-le"))  # without its mark
+    with pytest.raises(ValueError, match=r"pairs\.csv: line 1 holds a NUL: name its encoding"):
+        Pairs.from_csv(path, **COLUMNS, **WORDING)
 
 
 @pytest.mark.parametrize(
@@ -61,6 +67,7 @@ def test_other_encodings_are_read_by_name_and_refused_otherwise(tmp_path):
         (CSV + 'Spain,"Madrid\n' + "x,y\n" * 5, "row 4 is no row of a table"),
         (CSV + 'Spain,"Mad"rid\n', "row 4 is no row of a table"),
         (CSV + "Spain," + "M" * 200_000, "row 4 is no row of a table"),
+        (CSV + "Spain,Mad\0rid\n", "line 4 holds a NUL"),
         (CSV + "Spain,Paris\n", "row 4 repeats 'Paris' of .*row 2"),
         (CSV + "FRANCE,Lyon\n", "row 4: 'FRANCE' is 'France', written otherwise"),
         (CSV + "France\u200b,Lyon\n", r"row 4: 'France\\u200b' is 'France', written otherwise"),
@@ -86,8 +93,11 @@ def test_json_lines_that_cannot_be_are_named(tmp_path):
     for line, message in (
         ('{"country": "Spain"}', "row 3 has no capital"),
         (r'{"country": "Spain\ud83d", "capital": "x"}', "line 3 holds half of a"),
-        ('{"country": "Spain", "capital": 3}', "row 3 has no capital"),
-        ('["Spain", "Madrid"]', "row 3 has no country"),
+        ('{"country": "Spain", "capital": null}', "row 3 has no capital"),
+        ('{"country": "Spain", "capital": 3.5}', "row 3: capital is 3.5, a float: no name"),
+        ('{"country": true, "capital": "x"}', "row 3: country is True, a bool: no name"),
+        (r'{"country": "Spain", "capital": "Mad\u0000rid"}', r"row 3: b is 'Mad\\x00rid', no name"),
+        ('["Spain", "Madrid"]', "row 3 is a list, not an object"),
         ("{'country'}", "line 3 is not JSON"),
         ("[" * 100_000, "line 3 is not JSON: it is nested too deeply"),
     ):
@@ -131,8 +141,10 @@ def test_frames():
         (dict(forward="{a} has {} and {b}"), r"holds \{\}"),
         (dict(forward="{a!r} has {b}"), "more than {a} and {b} in its braces"),
         (dict(forward="{a has {b}"), "is none"),
-        (dict(forward="{a}的首都是{b}"), "needs a space before {b}"),
         (dict(forward="\udcff {a} is {b}"), "is not valid Unicode"),
+        (dict(forward="\0 {a} is {b}"), "is not valid Unicode, or holds NUL"),
+        (dict(forward=None), "the forward template None is no text"),
+        (dict(reverse=b"{b} {a}"), r"the reverse template b'{b} {a}' is no text"),
     ],
 )
 def test_templates_that_cannot_be_are_named(change, message):
@@ -140,10 +152,86 @@ def test_templates_that_cannot_be_are_named(change, message):
         Pairs(NAMES, **WORDING | change)
 
 
+def test_what_stands_before_the_asked_name_is_one_space_as_in_the_rows():
+    """Rows join prompt and answer by one space: whatever else a template has would be lost."""
+    for white in ("", "\n", "  ", " \n", "\n ", "\t", "\u00a0", "\u3000"):
+        with pytest.raises(ValueError, match=r"the forward template .* one plain space.* \{b\}"):
+            Pairs(NAMES, "Country: {a}. Capital:" + white + "{b}", WORDING["reverse"])
+        with pytest.raises(ValueError, match=r"the reverse template .* one plain space.* \{a\}"):
+            Pairs(NAMES, WORDING["forward"], "{b} is of" + white + "{a}")
+    told = Pairs(NAMES, "Country:  {a}.\nCapital: {b}", WORDING["reverse"]).fact_set().train
+    assert told[0] == Statement("Country:  France.\nCapital:", "Paris")
+
+
+def test_names_are_trimmed_and_numbers_are_text_wherever_they_come_from(tmp_path):
+    want = (("France", "1"), ("Spain", "2"))
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('{"country": " France ", "capital": 1}\n{"country": "Spain", "capital": 2}\n')
+    rows = [(" France ", 1), ["Spain\n", np.int64(2)]]
+    for pairs in (
+        Pairs(rows, **WORDING, also={" France": ["la France "]}),
+        Pairs(iter(rows), **WORDING, also={"France": np.array(["la France"])}),
+        Pairs(np.array([(" France", "1"), ("Spain", "2 ")]), **WORDING),
+        Pairs.from_csv(path, **COLUMNS, **WORDING),
+        Pairs.from_frame(
+            {"country": ["France", "Spain "], "capital": np.array([1, 2])}, **COLUMNS, **WORDING
+        ),
+    ):
+        assert pairs.names == want and hash(pairs)
+        assert {type(name) for pair in pairs.names for name in pair} == {str}
+        assert pairs.fact_set().forward[0] == Query("The capital of France is", ("1",))
+        assert pairs.also in ({}, {"France": ("la France",)})
+
+
+def test_another_name_that_is_another_pairs_is_refused(tmp_path):
+    """France, also called Spain, would make "Spain" right for Paris."""
+    path = tmp_path / "pairs.csv"
+    path.write_text("country,capital\nFrance|SPAIN,Paris\nPeru,Lima\nSpain,Madrid\n")
+    message = "row 2 pairs 'France', which is also called 'SPAIN', with 'Paris', and .*"
+    for several in (False, True):
+        with pytest.raises(ValueError, match=message + "row 4 'Spain' with 'Madrid'"):
+            Pairs.from_csv(path, **COLUMNS, **WORDING, aliases="|", several=several)
+    names = (("France", "Paris"), ("Spain", "Madrid"))
+    with pytest.raises(ValueError, match=r"pair 2 pairs 'Madrid', .* 'Paris'.*and pair 1 'Paris'"):
+        Pairs(names, **WORDING, also={"Madrid": ("Paris",)})
+    Pairs(names, **WORDING, also={"France": ("Madrid", "FRANCE")})  # another side; itself
+    path.write_text("country,capital\nNetherlands|Holland,Amsterdam\nHolland,Amsterdam\n")
+    read = Pairs.from_csv(path, **COLUMNS, **WORDING, aliases="|", several=True)
+    assert read.fact_set().reverse[0].answers == ("Netherlands", "Holland")
+
+
+def test_arguments_of_another_kind_are_named(tmp_path):
+    for also, message in (
+        (None, "also must be a mapping .* got None"),
+        ({"France": None}, "also: of 'France' the other names are None"),
+        ({"France": "la France"}, "also: of 'France' the other names are 'la France'"),
+        ({"France": (3.5,)}, "also: of 'France' another name is 3.5, a float"),
+        ({"France": ("a\0b",)}, r"also: 'France' has 'a\\x00b', no name"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Pairs(NAMES, **WORDING, also=also)
+    for frame in (None, [{"country": "France", "capital": "Paris"}]):
+        with pytest.raises(ValueError, match="frame must be a DataFrame or a mapping of columns"):
+            Pairs.from_frame(frame, **COLUMNS, **WORDING)
+    with pytest.raises(ValueError, match=r"row 0: country is 0\.5, a float"):
+        Pairs.from_frame({"country": [0.5], "capital": ["x"]}, **COLUMNS, **WORDING)
+    path = tmp_path / "pairs.csv"
+    path.write_text(CSV)
+    with pytest.raises(ValueError, match=r"pairs\.csv: a column is known by its name, got 0"):
+        Pairs.from_csv(path, a=0, b=1, **WORDING)
+    with pytest.raises(ValueError, match=r"aliases must be what stands between names.* got 3"):
+        Pairs.from_csv(path, **COLUMNS, **WORDING, aliases=3)
+
+
 def test_names_that_cannot_be_are_named():
     for names, message in (
         ((), "there are no pairs"),
-        ((("a", " "),), "pair 1: b is ' ', no name"),
+        (None, "names must be pairs of names, got None"),
+        ((("a", " "),), "pair 1: b is '', no name"),
+        ((("a", None),), "pair 1: b is None, a NoneType: no name"),
+        ((("a", float("nan")),), "pair 1: b is nan, a float: no name"),
+        ((("a", "b\0"),), r"pair 1: b is 'b\\x00', no name"),
+        ((("a", "b"), (" a", "c")), "pair 2 repeats 'a' of pair 1"),
         ((("a", "b\ud83d"),), r"pair 1: b is 'b\\ud83d', no name"),
         (("ab", "cd"), "pair 1 is 'ab', not two names"),
         ((None,), "pair 1 is None, not two names"),
@@ -213,7 +301,7 @@ def test_a_cell_may_hold_several_names_of_one_thing(tmp_path):
         path.write_text("country,capital\n" + text + "\n")
         with pytest.raises(ValueError, match=message):
             Pairs.from_csv(path, **COLUMNS, **WORDING, aliases=aliases)
-    for also, message in (({"Rome": ("Roma",)}, "in no pair"), ({"France": (" ",)}, "no names")):
+    for also, message in (({"Rome": ("Roma",)}, "in no pair"), ({"France": (" ",)}, "no name")):
         with pytest.raises(ValueError, match=f"also: .*{message}"):
             Pairs(NAMES, **WORDING, also=also)
 
