@@ -24,6 +24,7 @@ import numpy as np
 Array = jax.Array | np.ndarray
 Params = Any  # a pytree of float arrays
 Rngs = Mapping[str, jax.Array]
+INT32_MAX = int(np.iinfo(np.int32).max)
 
 
 @flax.struct.dataclass
@@ -59,6 +60,9 @@ class Batch:
     def of(cls, tokens_BL: Any, scored: Array | None = None, valid: Array | None = None) -> "Batch":
         """A whole global batch of some rows of tokens.
 
+        What is known now is checked: not what `jit` traces, and not the size of a model's
+        vocabulary. A token beyond it makes the loss NaN.
+
         Args:
           tokens_BL: int token ids [B, L], or lists of them.
           scored: bool [B, L], the tokens whose prediction counts; all when None.
@@ -70,8 +74,8 @@ class Batch:
           (2, array([3, 2]))
 
         Raises:
-          ValueError: tokens that are not two axes of integers, or negative where they are read;
-            `scored` or `valid` of another shape or of other values than yes and no.
+          ValueError: tokens that are not two axes of integers, or negative or beyond int32 where
+            they are read; `scored` or `valid` of another shape or of other values than yes and no.
         """
         if not isinstance(tokens_BL, jax.Array):
             tokens_BL = np.asarray(tokens_BL)
@@ -90,15 +94,29 @@ class Batch:
                 if mask_BL.dtype != bool and not np.isin(mask_BL, (0, 1)).all():
                     raise ValueError(f"{name} must be True or False at each token")
                 masks[f"{name}_BL"] = mask_BL.astype(bool)
-        if isinstance(tokens_BL, np.ndarray):
-            lowest = np.where(masks.get("valid_BL", True), tokens_BL, 0).min(initial=0)
-            if lowest < 0:
-                raise ValueError(
-                    f"tokens_BL holds {lowest}, no token: put any token there, and False in scored"
-                )
-            tokens_BL = np.maximum(tokens_BL, 0)  # padding
+        valid_BL = masks.get("valid_BL", np.ones((), bool))
+        if _is_known(tokens_BL) and _is_known(valid_BL):
+            is_read_BL = np.broadcast_to(valid_BL, tokens_BL.shape)
+            _check_tokens(np.asarray(tokens_BL)[is_read_BL])
+            highest = min(INT32_MAX, np.iinfo(tokens_BL.dtype).max)  # of a narrow type, its own
+            tokens_BL = tokens_BL.clip(0, highest)  # padding
         size = len(tokens_BL)
         return cls(tokens_BL.astype(np.int32), np.arange(size, dtype=np.int32), size, **masks)
+
+
+def _is_known(array: Array) -> bool:
+    """Not for arrays that are traced, or of which other processes hold a part."""
+    return not isinstance(array, jax.core.Tracer) and getattr(array, "is_fully_addressable", True)
+
+
+def _check_tokens(tokens: np.ndarray) -> None:
+    lowest, highest = tokens.min(initial=0), tokens.max(initial=0)
+    if lowest < 0:
+        raise ValueError(
+            f"tokens_BL holds {lowest}, no token: put any token there, and False in scored"
+        )
+    if highest > INT32_MAX:
+        raise ValueError(f"tokens_BL holds {highest}, more than int32 does")
 
 
 class ApplyFn(Protocol):

@@ -335,3 +335,29 @@ def test_labels_of_other_libraries_are_no_tokens():
         Batch.of([[1, -1], [2, 3]], scored=[[1, 0], [1, 1]])  # it is read
     padded = Batch.of([[1, -1], [2, 3]], valid=[[1, 0], [1, 1]])
     np.testing.assert_array_equal(padded.tokens_BL, [[1, 0], [2, 3]])
+
+
+def test_tokens_on_a_device_are_checked_as_others_are():
+    with pytest.raises(ValueError, match="tokens_BL holds -100, no token: put any token there"):
+        Batch.of(jnp.array([[1, -100]]))
+    tokens_BL, valid_BL = jnp.array([[1, -1], [2, 3]]), jnp.array([[True, False], [True, True]])
+    padded = Batch.of(tokens_BL, valid=valid_BL)
+    assert isinstance(padded.tokens_BL, jax.Array)
+    np.testing.assert_array_equal(padded.tokens_BL, [[1, 0], [2, 3]])
+    traced = jax.jit(lambda tokens, valid: Batch.of(tokens, valid=valid))
+    np.testing.assert_array_equal(traced(tokens_BL, valid_BL).tokens_BL, tokens_BL)
+    masked = jax.jit(lambda valid: Batch.of([[1, -1]], valid=valid))(valid_BL[:1])
+    np.testing.assert_array_equal(masked.tokens_BL, [[1, -1]])  # not known, so left as it is
+
+
+def test_tokens_that_int32_cannot_hold_are_refused_and_not_wrapped():
+    for token, kind in ((2**31, np.int64), (2**40, np.int64), (2**63, np.uint64)):
+        with pytest.raises(ValueError, match=rf"tokens_BL holds {token}, more than int32 does"):
+            Batch.of(np.array([[1, token]], kind))
+        padded = Batch.of(np.array([[1, token]], kind), valid=[[1, 0]])
+        assert padded.tokens_BL.min() >= 0
+    for kind in (np.int8, np.uint8, np.uint16, np.int32, np.uint32, np.int64):
+        batch = Batch.of(np.array([[1, 127]], kind))
+        assert batch.tokens_BL.dtype == np.int32 and batch.tokens_BL.tolist() == [[1, 127]]
+    assert Batch.of([[2**31 - 1]]).tokens_BL.tolist() == [[2**31 - 1]]
+    assert Batch.of(np.zeros((0, 3), int)).tokens_BL.shape == (0, 3)
