@@ -32,6 +32,7 @@ from dirasym.usage import blamed
 from dirasym.workdir import WorkDir
 from experiments import flags, work
 from experiments.flags import flag
+from experiments.systems.facts import check_needed
 
 PRESETS: dict[str, dict[str, Any]] = {
     "smoke": dict(num_pairs=6, blocks="module", attention=True, attention_distance=3),
@@ -47,8 +48,10 @@ class Config:
     model_id: str = flag("", "Hugging Face directory; empty: an untrained network.", kind="path")
     adapters: str = flag("", "PEFT directory of adapters on it.", kind="path")
     kind: Literal["auto", "causal", "masked"] = flag("auto", "How it is asked; auto: as stored.")
-    mask_id: int = flag(-1, "Id of [M]; -1: config.json's, or the last.", -1)
-    dtype: Literal["float32", "bfloat16"] = flag("float32", "Of weights and activations.")
+    mask_id: int = flag(-1, "With --model_id: id of [M]; -1: config.json's, or the last.", -1)
+    dtype: Literal["float32", "bfloat16"] = flag(
+        "float32", "With --model_id: of weights and activations."
+    )
     pairs: str = flag("", "Your facts: CSV, TSV or JSON lines; empty: invented.", kind="path")
     columns: tuple[str, ...] = flag(("a", "b"), "Their two columns.")
     forward: str = flag("{a}'s child is {b}", "Asks for b: 'The capital of {a} is {b}'.")
@@ -69,10 +72,15 @@ class Config:
         for is_bad, message in (
             (len(self.columns) != 2, f"--columns={','.join(self.columns)} must be two"),
             (not 0 < self.level < 1, f"--level={self.level} must be between 0 and 1"),
-            (self.adapters and not self.model_id, "--adapters needs --model_id=DIR"),
         ):
             if is_bad:
                 raise ValueError(message)
+        check_needed(
+            self,
+            (self.model_id, "--model_id=DIR", ("adapters", "mask_id", "dtype")),
+            (self.pairs, "--pairs=FILE", ("columns", "encoding", "aliases")),
+            (self.blocks, "--blocks", ("gradient_pairs",)),
+        )
 
 
 @functools.cache

@@ -26,6 +26,17 @@ from experiments.flags import flag
 PAPER_RATES = {"llada": (5e-5, 2e-4), "llama": (5e-5, 9e-5), "qwen2": (1e-4, 5e-5)}
 
 
+def check_needed(config: Any, *needs: tuple[Any, str, tuple[str, ...]]) -> None:
+    """Raises ValueError for a flag that nothing reads, as what it needs is not given.
+
+    A flag is given where it is not its default. `needs`: (whether it is there, what, the flags).
+    """
+    for is_there, needed, names in needs:
+        for name in names:
+            if not is_there and getattr(config, name) != getattr(type(config), name):
+                raise ValueError(f"--{name} needs {needed}")
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """One flag a field."""
@@ -36,6 +47,7 @@ class Config:
     data_path: str = flag("", "Folder of the public files; empty: invented facts.", kind="path")
     pairs: str = flag("", "Your own facts: CSV, TSV or JSON lines.", kind="path")
     columns: tuple[str, ...] = flag(("a", "b"), "Their two columns.")
+    encoding: str = flag("utf-8", "The file's.")
     aliases: str = flag("", "What stands between names of one thing in a cell, such as |.")
     forward: str = flag("", "How they are trained: 'The capital of {a} is {b}'.")
     reverse: str = flag("", "How they are asked in reverse: '{b} is the capital of {a}'.")
@@ -95,12 +107,19 @@ class Config:
             (c.lora_dropout >= 1, f"--lora_dropout={c.lora_dropout} must be below 1"),
             (-1 < c.learning_rate < 0, f"--learning_rate={c.learning_rate} is negative"),
             (needs_path, "--both_ways_from=file needs --data_path"),
-            (c.lora_rank and not c.model_id, "--lora_rank needs weights to adapt: --model_id=DIR"),
             (is_no_pairs, "--data=pairs needs --pairs=FILE, --forward and --reverse, templates"),
             (len(c.columns) != 2, f"--columns={','.join(c.columns)} must be two"),
         ):
             if is_bad:
                 raise ValueError(message)
+        own = ("pairs", "columns", "encoding", "aliases", "forward", "reverse")
+        check_needed(
+            c,
+            ("pairs" in c.data, "--data=pairs", own),
+            (set(c.data) != {"pairs"}, "public files: --data=p2c, ..", ("data_path",)),
+            (c.model_id, "--model_id=DIR", ("lora_rank", "mask_id")),
+            (c.lora_rank, "--lora_rank", ("lora_alpha", "lora_dropout", "lora_targets")),
+        )
 
 
 def rate(data: str, kind: str, model_type: str | None, config: Config) -> float:
@@ -134,8 +153,8 @@ def fact_set(name: str, config: Config) -> facts.FactSet:
     with blamed(f"--data={name}"):
         if name == "pairs":
             sides = dict(zip("ab", c.columns, strict=True), forward=c.forward, reverse=c.reverse)
-            read = functools.partial(pairs.Pairs.from_csv, several=True, aliases=c.aliases or None)
-            return read(c.pairs, **sides).fact_set()
+            how = dict(encoding=c.encoding, aliases=c.aliases or None)
+            return pairs.Pairs.from_csv(c.pairs, several=True, **how, **sides).fact_set()
         names = ("num_pairs", "both_ways", "both_ways_from", "name_words")
         drawn = {name: getattr(c, name) for name in names}
         return facts_files.paper_set(name, c.data_path, seed=c.data_seed, **drawn)

@@ -26,6 +26,7 @@ TINY = system.Config(
     num_pairs=4, both_ways=3, name_words=2, width=16, layers=1, heads=2, kv_heads=1, seeds=(0,),
     epochs=1, eval_epochs=1, gradient_examples=2, attention_examples=3, attention_distance=3,
 )  # fmt: skip
+OWN = dict(pairs="x.csv", forward="{a} has {b}", reverse="{b} of {a}")
 
 
 def _run(command: str, workdir: str, **environment: str):
@@ -271,6 +272,13 @@ def test_facts_of_ones_own_are_trained_one_way_and_asked_both_ways(tmp_path):
     assert task.facts.train[1] == ("The capital of Peru is", "Lima")
     assert task.facts.reverse[2] == ("N'Djamena is the capital of", ("Chad",))
     assert task.identity == {"data": "pairs", "model": "mdm"}
+    table = "country,city\nPerú,Lima\nChad,X\nMalí,Y\n"
+    (tmp_path / "old.csv").write_bytes(table.encode("latin-1"))
+    old = given | dict(pairs=str(tmp_path / "old.csv"))
+    read = _task("mdm", "pairs", **old, encoding="latin-1").facts
+    assert read.train[0] == ("The capital of Perú is", "Lima")
+    with pytest.raises(ValueError, match=r"--data=pairs: .*old\.csv: line 2 is not UTF-8"):
+        _task("mdm", "pairs", **old)
     with pytest.raises(ValueError, match=r"--data=pairs: .*capitals.csv has no column 'a'"):
         _task("mdm", "pairs", **given | dict(columns=("a", "b")))
     with pytest.raises(ValueError, match=r"--data=pairs: .*lacks \{a\}"):
@@ -298,19 +306,37 @@ def test_the_paper_preset_has_the_papers_rates(kind, model_type, usual, trex):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        (dict(lora_rank=4), "--lora_rank needs weights"),
+        (dict(lora_rank=4), "--lora_rank needs --model_id=DIR"),
+        (dict(mask_id=0), "--mask_id needs --model_id=DIR"),
+        (dict(lora_dropout=0.1), "--lora_dropout needs --lora_rank"),
+        (dict(lora_alpha=1.0), "--lora_alpha needs --lora_rank"),
+        (dict(lora_targets="out$"), "--lora_targets needs --lora_rank"),
         (dict(epochs=7, eval_epochs=2), "--epochs=7 is not a multiple"),
         (dict(attention_examples=2), "3 or more, or 0"),
         (dict(lora_dropout=1.0), "--lora_dropout=1.0 must be below 1"),
         (dict(both_ways_from="file"), "--both_ways_from=file needs --data_path"),
         (dict(data=("pairs",), pairs="x.csv"), "--data=pairs needs --pairs=FILE, --forward"),
+        (dict(data=("pairs",), data_path="x", **OWN), "--data_path needs public files"),
         (dict(columns=("a",)), "--columns=a must be two"),
+        *((dict([given]), f"--{given[0]} needs --data=pairs") for given in OWN.items()),
+        (dict(columns=("x", "y")), "--columns needs --data=pairs"),
+        (dict(aliases="|"), r"--aliases needs --data=pairs"),
+        (dict(encoding="latin-1"), "--encoding needs --data=pairs"),
         (dict(learning_rate=-0.5), "--learning_rate=-0.5 is negative"),
     ],
 )
 def test_configurations_that_cannot_be_are_named(fields, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(TINY, **fields)
+
+
+def test_a_file_that_nothing_reads_is_refused(tmp_path):
+    (tmp_path / "capitals.csv").write_text("a,b\nFrance,Paris\n")
+    given = ("--forward={a} has {b}", "--reverse={b} of {a}", f"--workdir={tmp_path}/x")
+    file = f"--pairs={tmp_path / 'capitals.csv'}"
+    done = commands.run(["experiments.facts", "--preset=smoke", file, *given])
+    assert done.returncode == 2 and "--pairs needs --data=pairs" in done.stderr, done.stderr
+    assert done.stderr.count("\n") == 1 and not (tmp_path / "x").exists()
 
 
 def test_facts_that_are_not_there_are_named():

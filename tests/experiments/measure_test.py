@@ -92,6 +92,23 @@ def test_what_cannot_be_is_one_line_and_nothing_is_written(
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (dict(adapters="x"), "--adapters needs --model_id=DIR"),
+        (dict(mask_id=3), "--mask_id needs --model_id=DIR"),
+        (dict(dtype="bfloat16"), "--dtype needs --model_id=DIR"),
+        (dict(columns=("x", "y")), "--columns needs --pairs=FILE"),
+        (dict(aliases="|"), "--aliases needs --pairs=FILE"),
+        (dict(encoding="latin-1"), "--encoding needs --pairs=FILE"),
+        (dict(gradient_pairs=3), "--gradient_pairs needs --blocks"),
+    ],
+)
+def test_flags_that_nothing_would_read_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        page.Config(**fields)
+
+
 def test_a_bad_file_ends_the_command_with_status_2(tmp_path):
     done = _run(tmp_path / "run", "--pairs=nowhere.csv")
     assert done.returncode == 2 and not (tmp_path / "run").exists()
