@@ -14,10 +14,10 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from dirasym.sharding import DATA, num_shares
 from dirasym.training import Data, Metrics, StepFn, TrainState, scan_steps
 
 Backend = Literal["jit", "pmap"]
-DATA_AXIS = "data"
 
 
 def compile_step(
@@ -51,9 +51,9 @@ def compile_step(
     """
     num_devices = _num_devices(backend, mesh)
     if backend == "pmap":
-        compiled = _pmap(functools.partial(step, axis_name=DATA_AXIS), (0,), mesh, donate)
+        compiled = _pmap(functools.partial(step, axis_name=DATA), (0,), mesh, donate)
     else:
-        compiled = _jit(_frozen_apart(step), PartitionSpec(DATA_AXIS), mesh, donate, shardings)
+        compiled = _jit(_frozen_apart(step), PartitionSpec(DATA), mesh, donate, shardings)
 
     def run(state, batch):
         check_divisible(len(batch.tokens_BL), num_devices)
@@ -95,7 +95,7 @@ def compile_scan(
         if over_seeds:
             raise ValueError("seeds in one program need backend 'jit'")
 
-        mapped_step = functools.partial(step, axis_name=DATA_AXIS)
+        mapped_step = functools.partial(step, axis_name=DATA)
 
         def steps_on_device(state, data, device):
             def take_share(batch):
@@ -109,7 +109,7 @@ def compile_scan(
     if mesh is None:
         steps = scan(step)
     else:
-        split = NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+        split = NamedSharding(mesh, PartitionSpec(DATA))
         steps = scan(step, localise=lambda batch: jax.lax.with_sharding_constraint(batch, split))
     if over_seeds:
         axes = (0, None, 0 if data_per_seed else None)
@@ -166,12 +166,9 @@ def place(tree: Any, sharding: NamedSharding) -> Any:
 def _num_devices(backend: Backend, mesh: Mesh | None) -> int:
     if backend not in ("jit", "pmap"):
         raise ValueError(f"backend must be 'jit' or 'pmap', got {backend!r}")
-    if mesh is not None:
-        if DATA_AXIS not in mesh.shape:
-            axes = ", ".join(map(repr, mesh.axis_names))
-            raise ValueError(f"a batch is split along a mesh axis {DATA_AXIS!r}; this has {axes}")
-        return mesh.shape[DATA_AXIS]
-    return jax.local_device_count() if backend == "pmap" else 1
+    if mesh is None and backend == "pmap":
+        return jax.local_device_count()
+    return num_shares(mesh)
 
 
 def _jit(
@@ -206,7 +203,7 @@ def _pmap(fn, data_axes: tuple[int | None, ...], mesh: Mesh | None, donate: bool
     return _frozen_inside(
         jax.pmap(
             _frozen_apart(fn),
-            axis_name=DATA_AXIS,
+            axis_name=DATA,
             in_axes=(None, None, *data_axes),
             out_axes=None,
             devices=None if mesh is None else list(mesh.devices.flat),

@@ -155,7 +155,7 @@ def sweep(
 
     Raises:
       ValueError: runs of one identity, repeated seeds, a batch that the devices cannot share,
-        seeds together under pmap, or a shard that is not one.
+        a mesh without an axis "data", seeds together under pmap, or a shard that is not one.
       WorkDirError, LockedError: see `WorkDir`, and `recipe`.
       NonFiniteLossError, NonFiniteStateError: the loss, a weight or a scalar evaluation stopped
         being finite; names run, step and last good checkpoint.
@@ -198,7 +198,7 @@ def check(
             raise ValueError(f"repeated {what}: {sorted(map(str, values))}")
     if shard is not None and not 0 <= shard[0] < shard[1]:
         raise ValueError(f"shard {shard[0]} of {shard[1]}: count from 0")
-    shares = 1 if mesh is None else mesh.shape[sharding.DATA]
+    shares = sharding.num_shares(mesh)
     for run in all_runs:
         check_divisible(run.batch_size, shares)
     splits_weights = mesh is not None and mesh.shape.get(sharding.MODEL, 1) > 1

@@ -45,6 +45,20 @@ def make_mesh(data: int, model: int, devices: Sequence[Any] | None = None) -> Me
     return Mesh(np.array(devices[: data * model]).reshape(data, model), (DATA, MODEL))
 
 
+def num_shares(mesh: Mesh | None) -> int:
+    """How many devices, or groups of them, share a batch: the size of the axis "data", 1 for None.
+
+    Raises:
+      ValueError: a mesh without that axis.
+    """
+    if mesh is None:
+        return 1
+    if DATA not in mesh.shape:
+        axes = ", ".join(map(repr, mesh.shape))
+        raise ValueError(f"mesh: a batch is split along an axis {DATA!r}; this has {axes}")
+    return mesh.shape[DATA]
+
+
 def spec(path: str, shape: Sequence[int], model_size: int) -> PartitionSpec:
     """How the parameter at `path`, such as "blocks_0/mlp/up/kernel", is split.
 

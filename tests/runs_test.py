@@ -365,6 +365,9 @@ def test_runs_that_cannot_be_are_refused(tmp_path):
         "batch of 4 is not divisible by 3": lambda: _sweep(
             [_run()], [0], tmp_path / "x", mesh=types.SimpleNamespace(shape={"data": 3})
         ),
+        "mesh: a batch is split along an axis 'data'; this has 'x', 'y'": lambda: _sweep(
+            [_run()], [0], tmp_path / "x", mesh=types.SimpleNamespace(shape={"x": 1, "y": 1})
+        ),
         "a mesh without axis 'model'": lambda: _sweep(
             [_run()], [0], tmp_path / "x", mesh=SPLIT, together=True
         ),

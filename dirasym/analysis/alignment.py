@@ -26,7 +26,7 @@ from dirasym.analysis.cross import CrossMatrix, digest
 from dirasym.analysis.factored import Gradient, Loss
 from dirasym.analysis.precision import highest_precision
 from dirasym.analysis.problem import Problem
-from dirasym.sharding import DATA
+from dirasym.sharding import DATA, num_shares
 from dirasym.types import Array, Params
 
 Method = Literal["direct", "factored"]
@@ -174,7 +174,7 @@ def _alignment_program(losses, shapes, how, chunk_size, mesh) -> Callable[..., A
 
     def on_mesh(params, examples):
         size = len(jax.tree.leaves(examples)[0])
-        extra = -size % mesh.shape[DATA]
+        extra = -size % num_shares(mesh)
         if extra:
             examples = jax.tree.map(lambda x: jnp.concatenate([x, *[x[-1:]] * extra]), examples)
         specs = PartitionSpec(), PartitionSpec(DATA)

@@ -26,7 +26,7 @@ from dirasym import files
 from dirasym.analysis import products, programs
 from dirasym.analysis.factored import Gradient
 from dirasym.analysis.problem import Problem
-from dirasym.sharding import DATA
+from dirasym.sharding import DATA, num_shares
 from dirasym.types import Params
 
 CACHED_BYTES = 2**28  # activations at a time on CPUs: more is slower
@@ -62,7 +62,7 @@ class CrossMatrix:
         self._is_symmetric = is_symmetric
         self._mesh = mesh
         self._num = (_length(rows), _length(columns))
-        devices = 1 if mesh is None else mesh.shape[DATA]
+        devices = num_shares(mesh)
         shapes = {
             which: jax.eval_shape(functools.partial(problem.gradient, which), params, _one(side))
             for which, side in (("fwd", rows), ("rev", columns))
@@ -174,7 +174,7 @@ class CrossMatrix:
 
     def _padded(self, side: Any, part: slice) -> Any:
         """Some examples; on a mesh as many as its devices share equally, the last repeated."""
-        extra = 0 if self._mesh is None else -(part.stop - part.start) % self._mesh.shape[DATA]
+        extra = -(part.stop - part.start) % num_shares(self._mesh)
 
         def padded(x):
             some = x[part]

@@ -553,3 +553,13 @@ def test_bad_input():
         alignment.first_order_transfer(loss, loss, ints, [0.1])
     with pytest.raises(ValueError, match="'total' is the name of the sum"):
         alignment.alignment(loss, loss, params | {"total": jnp.ones(2)})
+
+
+@pytest.mark.parametrize("method", ["direct", "factored"])
+def test_a_mesh_that_splits_no_batch_is_named(method):
+    loss, params, rows = lambda p, x: (x @ p["w"]).sum(), {"w": jnp.ones((2, 1))}, jnp.ones((4, 2))
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("x",))
+    with pytest.raises(ValueError, match="mesh: .* an axis 'data'; this has 'x'"):
+        alignment.alignment(loss, loss, params, examples=rows, method=method, mesh=mesh)
+    with pytest.raises(ValueError, match="mesh: .* an axis 'data'; this has 'x'"):
+        alignment.cross_alignment(loss, loss, params, rows, method=method, mesh=mesh)
