@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from dirasym import keys
 from dirasym.objectives import Sums, masked_diffusion, scored_tokens
-from dirasym.rows import Capacity
+from dirasym.rows import Capacity, check_mask_id
 from dirasym.types import ApplyFn, Batch, Params, Rngs
 
 
@@ -43,6 +43,7 @@ def block_diffusion(
     Raises:
       ValueError: a block without tokens, or as `masked_diffusion`.
     """
+    check_mask_id(mask_id, apply_fn)
     num_blocks = -(-jnp.shape(batch.tokens_BL)[1] // max(block_size, 1))
 
     def of_block(block):

@@ -103,6 +103,7 @@ def unmask(
       ValueError: an unknown order, no steps or tokens in a block, or a mask id that the model
         lacks.
     """
+    check_mask_id(mask_id, apply_fn)
     tokens_BL = jnp.asarray(tokens_BL)
     num_rows, length = tokens_BL.shape
     keys_B = _row_keys(key, num_rows, index_B)
@@ -304,6 +305,7 @@ def remask(
       ValueError: blocks or steps that do not divide evenly, an unknown remasking, no key for a
         random one, or a mask id that the model lacks.
     """
+    check_mask_id(mask_id, apply_fn)
     steps_per_block = check_blocks(num_new, num_steps, block_length)
     if remasking not in ("low_confidence", "random"):
         raise ValueError(f"remasking must be low_confidence or random, got {remasking!r}")
@@ -360,9 +362,7 @@ def check_blocks(num_new: int, num_steps: int, block_length: int) -> int:
 
 
 def _without(mask_id: int, logits: jax.Array, apply_fn: ApplyFn) -> jax.Array:
-    if mask_id != logits.shape[-1]:  # a head may leave out [M], the last token
-        check_mask_id(mask_id, logits)
-    check_read("mask_id", mask_id, apply_fn)
+    check_mask_id(mask_id, apply_fn, logits.shape[-1])
     return exclude(logits, mask_id)
 
 

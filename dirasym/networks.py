@@ -126,8 +126,8 @@ class Network:
         """
         tokenizers.check(tokenizer)
         mask_id, size = tokenizer.mask_id, self._logits_shape(params)[-1]
-        if self.kind == "masked" and mask_id is not None and not 0 <= mask_id < size:
-            raise ValueError(f"mask_id {mask_id} is none of the model's {size} tokens")
+        if self.kind == "masked" and mask_id is not None:
+            rows.check_mask_id(mask_id, self.apply_fn, size)
         if tokenizer.vocab_size > size:
             raise ValueError(f"the tokenizer has {tokenizer.vocab_size} tokens, the model {size}")
 

@@ -124,12 +124,12 @@ def parallel_target(
 ) -> Sums:
     """All scored tokens at once: -Σ_l log p(x_l | the tokens that are not scored).
 
-    The scored tokens are hidden behind `mask_id`, which itself gets probability 0. A model
-    that never reads those positions may lack the mask token: any id outside its vocabulary.
+    The scored tokens are hidden behind `mask_id`, which itself gets probability 0. A model that
+    does not say how many tokens it has, and never reads those positions, may lack that token.
     The least loss is the sum of the tokens' own entropies, not that of their joint law.
 
     Returns:
-      sum: nats. count: scored tokens. aux: {}.
+      sum: nats. count: scored tokens. aux: {}. Raises ValueError as denoising_nll.
     """
     del key
     scored_BL = scored_tokens(batch)
@@ -332,12 +332,13 @@ def masked_lm(
       sum: nats. count: selected scored tokens. aux: {}.
 
     Raises:
-      ValueError: shares outside [0, 1], or `random` > 0 without a `vocab_size`.
+      ValueError: shares outside [0, 1], `random` > 0 without a `vocab_size`, or as denoising_nll.
     """
     if not ((rate is None or 0 < rate <= 1) and 0 <= keep and 0 <= random and keep + random <= 1):
         raise ValueError(f"not shares of one: {rate=}, {keep=}, {random=}")
     if random and vocab_size is None:
         raise ValueError("masked_lm needs vocab_size to draw random tokens")
+    check_mask_id(mask_id, apply_fn)
     scored_BL, noised_BL = scored_tokens(batch), _noised(batch)
     keys_B = example_keys(batch, key)
     uniform_B, place_BL = uniforms(batch, keys_B)
@@ -347,7 +348,7 @@ def masked_lm(
     masked_BL = selected_BL & (fate_BL > keep + random)
     tokens_BL = jnp.asarray(batch.tokens_BL)
     if random and vocab_size is not None:
-        num_drawn = vocab_size - (0 <= mask_id < vocab_size)
+        num_drawn = vocab_size - (mask_id < vocab_size)
         fresh_B, shape = jax.vmap(jax.random.fold_in, (0, None))(keys_B, 2), tokens_BL.shape[1:]
         drawn_BL = jax.vmap(lambda k: jax.random.randint(k, shape, 0, num_drawn))(fresh_B)
         drawn_BL = _by_token(batch, drawn_BL)
@@ -366,10 +367,8 @@ def scored_tokens(batch: Batch) -> jax.Array:
     """Tokens whose prediction counts: never padding."""
     fields = (batch.tokens_BL, batch.scored_BL, batch.noised_BL, batch.valid_BL, batch.unit_BL)
     chex.assert_equal_shape([x for x in fields if x is not None])
-    if batch.scored_BL is None:
-        scored_BL = jnp.ones(jnp.shape(batch.tokens_BL), bool)
-    else:
-        scored_BL = jnp.asarray(batch.scored_BL)
+    given = True if batch.scored_BL is None else batch.scored_BL
+    scored_BL = jnp.broadcast_to(jnp.asarray(given), jnp.shape(batch.tokens_BL))
     return scored_BL if batch.valid_BL is None else scored_BL & batch.valid_BL
 
 
@@ -433,13 +432,14 @@ def denoising_nll(
     when None. [M] itself gets probability 0. `noise_B` is the level that the model is told.
 
     Raises:
-      ValueError: with `known_mask`, a mask id that the vocabulary lacks: its embedding is NaN.
+      ValueError: a mask id that the model lacks; without `known_mask`, as far as it says itself.
     """
+    check_mask_id(mask_id, apply_fn)
     tokens_BL = jnp.asarray(batch.tokens_BL if tokens_BL is None else tokens_BL)
 
     def read(logits, targets):
         if known_mask:
-            check_mask_id(mask_id, logits)
+            check_mask_id(mask_id, apply_fn, logits.shape[-1])
         return token_nll(logits, targets, excluded_id=mask_id)
 
     hidden_BL = jnp.where(masked_BL, mask_id, tokens_BL)

@@ -106,29 +106,41 @@ def takes(apply_fn: ApplyFn, name: str) -> bool:
     return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
-def knowing(apply_fn: Any, vocab_size: int) -> ApplyFn:
+def knowing(apply_fn: Any, vocab_size: int) -> Any:
     """The function, marked with how many tokens it has an embedding of: see `check_read`."""
     apply_fn.vocab_size = vocab_size
     return apply_fn
 
 
-def check_read(name: str, token_id: int | None, apply_fn: ApplyFn) -> None:
-    """Raises ValueError for an id that a model has no embedding of, as far as that is known.
+def check_read(name: str, token_id: Any, apply_fn: Any, size: int | None = None) -> None:
+    """Raises ValueError for what is no id, or one that a model has no embedding of.
 
-    What it reads there is NaN, or another token. None passes, and what is traced.
+    What it reads there is NaN, or another token. How many tokens it has the model itself says
+    (see `knowing`), or else `size`, how many its logits have; an id from 0 passes where neither is
+    known. None passes, and the value of what is traced.
     """
-    if not isinstance(token_id, int | np.integer):
+    if token_id is None:
         return
-    size = getattr(apply_fn, "vocab_size", None)
-    if token_id < 0 or (size is not None and token_id >= size):
+    dtype = getattr(token_id, "dtype", type(token_id))
+    if not np.issubdtype(dtype, np.integer) or jnp.shape(token_id):
+        raise ValueError(f"{name} must be the id of a token, got {token_id!r}")
+    if isinstance(token_id, jax.core.Tracer):
+        return
+    known = getattr(apply_fn, "vocab_size", None)
+    size = size if known is None else known
+    if not 0 <= token_id < (2**31 if size is None else size):
         of = "any model's tokens" if size is None else f"the model's {size} tokens"
         raise ValueError(f"{name} {token_id} is none of {of}")
 
 
-def check_mask_id(mask_id: int, logits: jax.Array) -> None:
-    """Raises ValueError for a mask id that is no token of logits [.., V]: its embedding is NaN."""
-    if not 0 <= mask_id < logits.shape[-1]:
-        raise ValueError(f"mask_id {mask_id} is none of the model's {logits.shape[-1]} tokens")
+def check_mask_id(mask_id: Any, apply_fn: Any, size: int | None = None) -> None:
+    """As `check_read`, of [M]; raises ValueError for None too.
+
+    A head may leave out [M], the last token, if the model says how many tokens it has.
+    """
+    if mask_id is None:
+        raise ValueError("mask_id is None: a masked model needs [M]")
+    check_read("mask_id", mask_id, apply_fn, size)
 
 
 def hidden_share(tokens_BL: Array, mask_id: int | None, valid_BL: Array | None) -> jax.Array | None:

@@ -10,8 +10,8 @@ import members
 import numpy as np
 import pytest
 
-from dirasym import decoding, likelihood, metrics, models, objectives, rows
-from dirasym.analysis import recall
+from dirasym import block_diffusion, decoding, likelihood, metrics, models, objectives, rows
+from dirasym.analysis import attention, recall, weights
 from dirasym.models import token_table
 from dirasym.networks import Network
 from dirasym.rows import PerRow
@@ -263,6 +263,75 @@ def test_a_model_says_which_tokens_it_has_no_embedding_of():
                 jax.eval_shape(functools.partial(ask, f=apply_fn), variables)
     with pytest.raises(ValueError, match="bos_id -1 is none of"):
         objectives.next_token(_whole, jnp.eye(VOCAB), BATCH, bos_id=-1)
+
+
+def _doors(apply_fn, params, internals):
+    """All that reads [M], as functions of its id."""
+    key, fill = jax.random.key(0), dict(num_new=2, num_steps=2, block_length=2)
+    cloze = recall.Cloze(TOKENS, np.ones(16, int), TOKENS[:, 1])
+    one = jax.tree.map(lambda x: x[0], cloze)
+    objective = {
+        "parallel_target": objectives.parallel_target,
+        "masked_diffusion": objectives.masked_diffusion,
+        "any_order": objectives.any_order,
+        "masked_lm": functools.partial(objectives.masked_lm, vocab_size=VOCAB),
+        "block_diffusion": functools.partial(block_diffusion.block_diffusion, block_size=2),
+    }
+    doors = {
+        name: lambda mask_id, of=of: of(apply_fn, params, BATCH, key, mask_id=mask_id)
+        for name, of in objective.items()
+    }
+    return doors | {
+        "unmask": lambda mask_id: decoding.unmask(
+            apply_fn, params, TOKENS, key, mask_id=mask_id, top_k=1
+        ),
+        "remask": lambda mask_id: decoding.remask(
+            apply_fn, params, TOKENS, None, mask_id=mask_id, **fill
+        ),
+        "token_recall": lambda mask_id: recall.token_recall(
+            apply_fn, params, cloze, mask_id=mask_id
+        ),
+        "query_loss": lambda mask_id: recall.query_loss(apply_fn, mask_id=mask_id)(params, one),
+        "effective_logits": lambda mask_id: weights.effective_logits(
+            apply_fn, params, TOKENS, mask_id=mask_id
+        ),
+        "name_correlation": lambda mask_id: attention.name_correlation(
+            internals, params, [[1], [3], [4]], 2, mask_id=mask_id, fill_id=5
+        ),
+        "fill": lambda fill_id: attention.name_correlation(
+            internals, params, [[1], [3], [4]], 2, mask_id=MASK, fill_id=fill_id
+        ),
+    }
+
+
+MAY_BE_CAUSAL = ("token_recall", "query_loss", "effective_logits", "fill")
+
+
+@pytest.mark.parametrize("mask_id", [VOCAB, -1, 2.0, 1.5, True, 2**40, None])
+def test_an_id_that_is_no_token_of_the_model_is_refused_wherever_it_is_read(mask_id):
+    apply_fn, params = _model()
+    model = models.Transformer(models.radd(VOCAB, num_layers=1, width=8, num_heads=2, max_len=8))
+    for name, ask in _doors(apply_fn, params, models.make_internals_fn(model)).items():
+        if mask_id is None and name in MAY_BE_CAUSAL:
+            continue
+        with pytest.raises(ValueError, match=r"(mask|fill)_id (.* is none of|must be|is None)"):
+            pytest.fail(f"{name} answers {ask(mask_id)}")
+
+
+def test_a_foreign_models_tokens_are_its_logits_unless_it_says_so():
+    def flat(params, tokens_BL):
+        return jnp.zeros((*tokens_BL.shape, VOCAB))
+
+    doors = _doors(flat, {}, None)
+    for name in ("masked_diffusion", "unmask", "remask", "token_recall", "effective_logits"):
+        with pytest.raises(ValueError, match="mask_id 11 is none of the model's 11 tokens"):
+            pytest.fail(f"{name} answers {doors[name](VOCAB)}")
+    assert np.isfinite(doors["parallel_target"](VOCAB)[0])  # its [M] may never be read
+    doors = _doors(rows.knowing(flat, VOCAB + 1), {}, None)  # its head leaves out [M]
+    for name in ("masked_diffusion", "unmask", "remask", "token_recall", "effective_logits"):
+        doors[name](VOCAB)
+        with pytest.raises(ValueError, match="mask_id 12 is none of the model's 12 tokens"):
+            doors[name](VOCAB + 1)
 
 
 def test_a_bos_that_is_traced_passes():

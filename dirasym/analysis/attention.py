@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dirasym.rows import check_mask_id, check_read
 from dirasym.types import Array, Params
 
 Internals = Callable[[Params, Array], dict[str, jax.Array]]
@@ -159,7 +160,12 @@ def name_correlation(
 
     The score of a name of several tokens is the mean over them. Arguments as for `place_names`
     and `distance_correlation`; [layers, heads, totals].
+
+    Raises:
+      ValueError: as they do, or a mask or fill id that the model lacks, as far as it says.
     """
+    check_mask_id(mask_id, internals)
+    check_read("fill_id", fill_id, internals)
     scores = []
     for direction in ("forward", "reverse"):
         placed = place_names(names, max_distance, direction, mask_id=mask_id, fill_id=fill_id)

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterator, Sequence
 
 from dirasym.analysis.recall import Among, Cloze, Ids, choice_among
-from dirasym.data import batching, text
+from dirasym.data import batching, text, tokenizers
 from dirasym.data.facts import FactSet, Query, Statement
 from dirasym.data.tokenizers import Tokenizer
 
@@ -31,8 +31,9 @@ def paired_queries(
       The forward and the reverse questions, as many of each; None where there are none.
 
     Raises:
-      ValueError: as `batching.split_answers`.
+      ValueError: a masked model without [M], or as `batching.split_answers`.
     """
+    tokenizers.check(tokenizer, masked=masked)
     forward: list[tuple[Ids, Ids, Ids]] = []  # what is before, what is asked, what is after
     reverse: list[tuple[Ids, Ids, Ids]] = []
     for query, statement in itertools.islice(_told(data), limit):
@@ -102,8 +103,9 @@ def first_token_questions(
       left: whether rows are filled up on the left.
 
     Raises:
-      ValueError: as `batching.split_answers`.
+      ValueError: a masked model without [M], or as `batching.split_answers`.
     """
+    tokenizers.check(tokenizer, masked=masked)
     prompts = [query.prompt for query in queries]
     names = [query.answers[0] for query in queries]
     ids = batching.split_answers(tokenizer, prompts, [f" {name}" for name in names])

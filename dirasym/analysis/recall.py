@@ -22,7 +22,7 @@ import numpy as np
 
 from dirasym.data import batching, text
 from dirasym.objectives import exclude, token_nll
-from dirasym.rows import call, hidden_share
+from dirasym.rows import call, check_mask_id, hidden_share
 from dirasym.types import ApplyFn, Array, Params
 
 Ids = Sequence[int]
@@ -108,13 +108,20 @@ def logits_at(
     """Logits where each question asks: [E, V], float32 or what is wider of the model's.
 
     [M] is no answer: with `mask_id` its logit is −∞.
+
+    Raises:
+      ValueError: a mask id that the model lacks.
     """
+    if mask_id is not None:
+        check_mask_id(mask_id, apply_fn)
     tokens_EL = jnp.asarray(questions.tokens_EL)
     rows_E = jnp.arange(len(tokens_EL)) * tokens_EL.shape[1] + jnp.asarray(questions.position_E)
     optional = dict(
         valid_BL=questions.valid_EL, noise_B=hidden_share(tokens_EL, mask_id, questions.valid_EL)
     )
     logits = call(apply_fn, params, tokens_EL, rows_R=rows_E, **optional)
+    if mask_id is not None:
+        check_mask_id(mask_id, apply_fn, logits.shape[-1])
     wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     return exclude(wide, mask_id)
 

@@ -8,7 +8,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from dirasym.rows import call
+from dirasym.rows import call, check_mask_id
 from dirasym.types import ApplyFn, Array, Params
 
 
@@ -20,15 +20,21 @@ def effective_logits(
     A sentence is a prompt and an answer of one token, the last; entry (i, j) is the logit of
     answer j after prompt i. With `mask_id` the model is bidirectional, and reads the prompt
     with [M] in the answer's place.
+
+    Raises:
+      ValueError: a mask id that the model lacks.
     """
     sentences_PL = jnp.asarray(sentences_PL)
     if mask_id is None:
         prompts_PL = sentences_PL[:, :-1]
     else:
+        check_mask_id(mask_id, apply_fn)
         prompts_PL = sentences_PL.at[:, -1].set(mask_id)
     num, length = prompts_PL.shape
     last_P = length * jnp.arange(1, num + 1) - 1
     logits_PV = call(apply_fn, params, prompts_PL, rows_R=last_P)
+    if mask_id is not None:
+        check_mask_id(mask_id, apply_fn, logits_PV.shape[-1])
     return logits_PV[:, sentences_PL[:, -1]]
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dirasym import keys
+from dirasym.data import tokenizers
 from dirasym.data.facts import FactSet
 from dirasym.data.text import name_pattern, normalise
 from dirasym.data.tokenizers import Tokenizer
@@ -153,8 +154,9 @@ def encode_facts(
       Fields of a `Batch`, as `encode_rows`.
 
     Raises:
-      ValueError: as `encode_rows`, or a statement that holds [M].
+      ValueError: as `encode_rows`, a masked model without [M], or a statement that holds it.
     """
+    tokenizers.check(tokenizer, masked=masked)
     names = None
     if masked and noising == "names":
         names = {query.answers[0] for query in facts.forward + facts.reverse}

@@ -48,14 +48,21 @@ class Tokenizer(Protocol):
         ...
 
 
-def check(tokenizer: Any) -> None:
-    """Raises TypeError for what is no `Tokenizer`, such as another library's."""
+def check(tokenizer: Any, *, masked: bool = False) -> None:
+    """Whether it can be used, by a masked model or another.
+
+    Raises:
+      TypeError: it is no `Tokenizer`, such as another library's.
+      ValueError: it has no [M], and the model is masked.
+    """
     for name in ("vocab_size", "eos_id", "pad_id", "mask_id", "encode", "offsets", "decode"):
         if not hasattr(tokenizer, name):
             raise TypeError(
                 f"tokenizer: a {type(tokenizer).__name__} has no {name}; `tokenizers.load` and "
                 "`tokenizers.from_directory` read files of Hugging Face into one"
             )
+    if masked and tokenizer.mask_id is None:
+        raise ValueError("a masked model needs [M], and its tokenizer has none: give a mask_id")
 
 
 class Characters:

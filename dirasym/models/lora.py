@@ -190,7 +190,8 @@ def make_extend_fn(lora: LoRA) -> Callable[..., tuple[jax.Array, Any]]:
 
 def make_internals_fn(lora: LoRA) -> Callable[[Params, Any], dict[str, jax.Array]]:
     """As `transformer.make_internals_fn`, with the variables {"params": base, "lora": adapters}."""
-    return functools.partial(transformer.apply_internals, lora, lora.model.config)
+    internals = functools.partial(transformer.apply_internals, lora, lora.model.config)
+    return rows.knowing(internals, lora.model.config.vocab_size)
 
 
 def init_adapters(lora: LoRA, params: Params, key: jax.Array) -> Params:

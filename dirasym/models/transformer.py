@@ -409,8 +409,7 @@ def make_extend_fn(model: Transformer) -> Callable[..., tuple[jax.Array, Any]]:
 
 def apply_extend(model: nn.Module, variables: Params, cache: Any, tokens_BL, start, valid_BS):
     """Logits and the new cache, from all of a model's variables but its cache."""
-    if cache:
-        variables = {**variables, "cache": cache}
+    variables = {**variables, "cache": cache} if cache else variables
     logits_BLV, changed = model.apply(
         variables, tokens_BL, start, valid_BS, method="extend", mutable="cache"
     )
@@ -432,15 +431,16 @@ def make_internals_fn(model: Transformer) -> Callable[[Params, Any], dict[str, j
     "scores" (raw) and "weights" (softmaxed) are [layers, B, N, L, S], "context" is
     [layers, B, L, N, H].
     """
-    return lambda params, tokens_BL: apply_internals(
-        model, model.config, {"params": params}, tokens_BL
-    )
+
+    def internals(params: Params, tokens_BL):
+        return apply_internals(model, model.config, {"params": params}, tokens_BL)
+
+    return rows.knowing(internals, model.config.vocab_size)
 
 
 def apply_internals(model: nn.Module, config: TransformerConfig, variables: Params, tokens_BL):
     """See `make_internals_fn`; from all of a model's variables."""
-    _, sown = model.apply(variables, tokens_BL, mutable="intermediates")
-    sown = sown["intermediates"]
+    sown = model.apply(variables, tokens_BL, mutable="intermediates")[1]["intermediates"]
     if config.scan_layers:
         stacked = sown["blocks"]["block"]["attention"]
     else:

@@ -24,6 +24,13 @@ class BatchAtTest(chex.TestCase):
             assert len({tuple(order) for order in orders}) == epochs
 
 
+def test_a_masked_model_needs_a_mask():
+    told = facts.FactSet((facts.Statement("ab is", "c"),), (), ())
+    assert batching.encode_facts(tokenizers.Characters(), told, masked=False)
+    with pytest.raises(ValueError, match=r"needs \[M\], and its tokenizer has none"):
+        batching.encode_facts(tokenizers.Characters(), told, masked=True)
+
+
 def test_does_not_depend_on_how_steps_are_grouped():
     key = jax.random.key(1)
     whole = batch_indices(key, 0, 11, 13, 5)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dirasym import decoding
+from dirasym import decoding, rows
 
 DRAWS = 20_000
 key = jax.random.key(0)
@@ -19,7 +19,8 @@ for vocab in (256, 1024):
     def apply_fn(params, tokens_BL, vocab=vocab):
         return jnp.zeros((*tokens_BL.shape, vocab), jnp.bfloat16)
 
-    mask_id = vocab  # outside the vocabulary, as parallel_target allows
+    apply_fn = rows.knowing(apply_fn, vocab + 1)
+    mask_id = vocab  # which its head leaves out
     one_step = decoding.unmask(
         apply_fn, None, jnp.full((DRAWS, 1), mask_id), key, mask_id=mask_id, top_k=None
     )

@@ -289,7 +289,7 @@ def test_parameters_that_cannot_be_trained_are_named():
 def test_a_mask_outside_the_vocabulary_is_named():
     apply_fn, params, _ = MODELS["plain"]()
     for mask_id in (VOCAB, -1):
-        with pytest.raises(ValueError, match=rf"mask_id {mask_id} is none of the model's 11"):
+        with pytest.raises(ValueError, match=rf"mask_id {mask_id} is none of (the|any) model's"):
             objectives.masked_diffusion(apply_fn, params, Batch.of(TOKENS), KEY, mask_id=mask_id)
 
 
