@@ -13,7 +13,6 @@ reading.to_frame(); reading.figure("reading.png"); reading.save("reading.json")
 
 import dataclasses
 import functools
-import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -29,6 +28,7 @@ from dirasym.analysis.blocks import TOTAL, BlockOf, Blocks
 from dirasym.analysis.questions import (
     Questions,
     answer_tokens,
+    by_block,
     finite_texts,
     not_finite,
     pair_alignment,
@@ -359,7 +359,7 @@ def _gradients(
         one_chunk = counted(lambda _, *pair: compare(params, *pair))
         found = [recall.in_chunks(one_chunk, group, PAIRS_AT_A_TIME) for _, group in groups]
     joined = jax.tree.map(lambda *x: np.concatenate(x).astype(float), *found)
-    by_block, by_role = (_summed(joined, blocks) for blocks in (m.blocks, m.how.roles))
+    of_blocks, of_roles = (by_block(joined, blocks) for blocks in (m.blocks, m.how.roles))
 
     def bounds(values: dict[str, np.ndarray], name: str) -> dict[str, Any]:
         shown = {}
@@ -370,10 +370,14 @@ def _gradients(
                 absent[f"{name} of {block}"] = "a gradient is zero in every pair"
         return shown
 
-    fields = {name: bounds(values, name) for name, values in by_block.items()}
-    roles = {r: x for r, x in by_role["cosine"].items() if r in ("storage", "routing")}
+    fields = {name: bounds(values, name) for name, values in of_blocks.items()}
+    roles = {r: x for r, x in of_roles["cosine"].items() if r in ("storage", "routing")}
     for role in {"storage", "routing"} - set(roles):
         absent[role] = "no parameter's name says that this is its role"
+    paths = [path for path in joined.inner if block_names.is_attention(path)]
+    if nameless := [path for path in paths if m.how.roles(path) in (None, "other")]:
+        more = f" and {len(nameless) - 1} more" * (len(nameless) > 1)
+        absent["role of some attention"] = f"no name says what {nameless[0]}{more} is for"
     return Gradients(**fields, roles=bounds(roles, "cosine"), count=len(joined.inner[TOTAL]))
 
 
@@ -424,27 +428,3 @@ def _say_and_judge(
         eos_id=eos_id,
     )
     return new_BT, *recall.judge(logits_BV, first_C, aside_BX, right_BX)
-
-
-def _summed(found: Any, blocks: BlockOf) -> dict[str, dict[str, np.ndarray]]:
-    """An `Alignment` by path as one by block: inner products and squared norms add up."""
-    parts = Blocks.of({path: np.zeros(()) for path in found.inner if path != TOTAL}, blocks)
-
-    def summed(of_path):
-        sums: dict[str, Any] = parts.sum([of_path(path)[:, None] for path in parts.paths])
-        total = sums.pop(TOTAL)
-        return {name: sums[name] for name in sorted(sums, key=_natural)} | {TOTAL: total}
-
-    inner = summed(lambda path: found.inner[path])
-    norms = [
-        {name: np.sqrt(x) for name, x in summed(lambda path, side=side: side[path] ** 2).items()}
-        for side in (found.norm_fwd, found.norm_rev)
-    ]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        cosine = {name: x / (norms[0][name] * norms[1][name]) for name, x in inner.items()}
-    return {"cosine": cosine, "inner": inner, "norm_fwd": norms[0], "norm_rev": norms[1]}
-
-
-def _natural(name: str) -> list[Any]:
-    """Sorts blocks_2 before blocks_10."""
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]

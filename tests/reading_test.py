@@ -693,6 +693,21 @@ def test_gradients_are_of_so_many_pairs_and_of_the_roles_that_are_named():
     assert read.storage != read.routing
 
 
+def test_attention_whose_names_say_no_role_is_told():
+    def guess(params, tokens_BL):
+        total = sum(jax.tree.leaves(params))
+        return jnp.broadcast_to(total, (*tokens_BL.shape, WORDS.vocab_size))
+
+    some = jnp.linspace(-1, 1, WORDS.vocab_size)
+    named = {"c_proj": {"w": some}, "q_proj": {"w": some}}
+    for more, says in (({}, None), ({"c_attn": {"w": some, "b": some}}, "h/attn/c_attn/b and 1 m")):
+        params = {"h": {"attn": named | more}}
+        read = measure(guess, params, PAIRS, WORDS, kind="causal", blocks="layer")
+        assert read.storage is not None and read.routing is not None
+        assert (says or "") in read.absent.get("role of some attention", "")
+        assert ("role of some attention" in read.absent) == (says is not None)
+
+
 def test_intervals_over_sets_are_of_the_level_of_the_readings(read):
     shifted = {}
     for side in ("forward", "reverse"):

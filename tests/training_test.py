@@ -154,7 +154,7 @@ def test_bad_input():
         compile_step(_step(), backend="xla")
     rows = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("rows",))
     for shell in (compile_step, functools.partial(compile_scan, num_steps=1, batch_size=8)):
-        with pytest.raises(ValueError, match="mesh: .* along an axis 'data'; this has 'rows'"):
+        with pytest.raises(ValueError, match=r"mesh: .* along an axis 'data'; this has 'rows'"):
             shell(_step(), mesh=rows)
     whole = sharding.shardings(rows, {"embed": {"embedding": np.zeros((4, 2))}})
     assert whole["embed"]["embedding"].spec == jax.sharding.PartitionSpec()

@@ -24,12 +24,20 @@ TOTAL = "total"
 
 _SCANNED = re.compile(r"(^|/)(\w+)s/\2(?=/)")  # blocks/block/, layers/layer/
 _NUMBERED = re.compile(r"(\w+_)?\d+")  # blocks_3, or 3 as in layers/3
-_QUERIES_AND_KEYS = re.compile(r"(query|key|[qk]|[qk]_proj|(query|key)_proj)")
-_VALUES_AND_OUTPUTS = re.compile(r"(value|v|v_proj|value_proj|out|o|o_proj|output_proj|out_proj)")
+_MADE = r"(_(proj|lin|einsum|kernel|weight))?"  # as frameworks and checkpoints go on
+_QUERIES_AND_KEYS = re.compile(rf"(query|key|[qk]){_MADE}|(w_?|to_)[qk]", re.IGNORECASE)
+_VALUES_AND_OUTPUTS = re.compile(
+    rf"(value|v|out|output|o){_MADE}|(w_?|to_)(v|o|out)|(c_)?proj|linear|dense|attn_vec_einsum",
+    re.IGNORECASE,
+)
+_FUSED = re.compile(r"\w*qkv\w*|c_attn|query_key_value|(to_)?kv\w*|in_proj\w*", re.IGNORECASE)
+_ALONE = re.compile(r"[qkvo]_proj")  # what no attention needs to stand above
 _HEADED = re.compile(r"(query|key|value)(_proj)?|[qkv](_proj)?")
 _OUTPUTS = re.compile(r"(out|o|output)(_proj)?")
-_ATTENTION = re.compile(r"\w*(attention|attn)\w*", re.IGNORECASE)
+_ATTENTION = re.compile(r"\w*(attention|attn)\w*|(\w+_)?mha(_\d+)?", re.IGNORECASE)
+_BERT_MLP = re.compile(r"(^|/)layer/\d+/(intermediate|output)/dense/")
 _MLP = re.compile(r"\w*(mlp|ffn|feed_?forward|experts)(_\d+)?", re.IGNORECASE)
+_LEAVES = ("kernel", "weight", "bias", "w", "b", "a", "scale", "value")
 _NORM = re.compile(r"\w*norm(_\d+)?|ln_?\w*", re.IGNORECASE)
 
 
@@ -60,9 +68,10 @@ def role(path: str) -> Literal["storage", "routing", "other"]:
     """What a parameter of a transformer does: stores an association, or routes to it.
 
     Storage is values, the output projection and the MLP; routing is queries and keys; other are
-    embedding, head, norms and whatever has another name (arXiv 2602.02133, version 2). Names
-    are those of this library, of linen and of common checkpoints; `blocks` takes any other
-    function of the path in place of this one.
+    embedding, head, norms, queries, keys and values in one matrix, and whatever has another name
+    (arXiv 2602.02133, version 2). Names are those of this library, of linen, NNX, Haiku and
+    Equinox, and of common checkpoints; `blocks` takes any other function of the path in place of
+    this one.
 
     Examples:
       >>> [role(f"blocks_3/{x}/kernel") for x in ("attention/value", "mlp/up", "attention/key")]
@@ -70,14 +79,31 @@ def role(path: str) -> Literal["storage", "routing", "other"]:
       >>> role("embed/embedding"), role("blocks_3/mlp_norm/scale")
       ('other', 'other')
     """
-    parts = path.split("/")[:-1]
-    if any(map(_NORM.fullmatch, parts)):
+    *parents, last = path.split("/")
+    if any(map(_NORM.fullmatch, parents)):
         return "other"
-    if any(map(_ATTENTION.fullmatch, parts)):
-        if any(map(_QUERIES_AND_KEYS.fullmatch, parts)):
-            return "routing"
-        return "storage" if any(map(_VALUES_AND_OUTPUTS.fullmatch, parts)) else "other"
-    return "storage" if any(map(_MLP.fullmatch, parts)) else "other"
+    if not is_attention(path):
+        is_mlp = any(map(_MLP.fullmatch, parents)) or _BERT_MLP.search(path)
+        return "storage" if is_mlp else "other"
+    parts = parents if last in _LEAVES else [*parents, last]
+    if any(map(_FUSED.fullmatch, parts)):
+        return "other"
+    if any(map(_QUERIES_AND_KEYS.fullmatch, parts)):
+        return "routing"
+    return "storage" if any(map(_VALUES_AND_OUTPUTS.fullmatch, parts)) else "other"
+
+
+def is_attention(path: str) -> bool:
+    """Whether a parameter is one of an attention's projections, by its path.
+
+    Examples:
+      >>> [is_attention(f"layers/0/{x}/weight") for x in ("mha/qkv", "q_proj", "attn/norm", "mlp")]
+      [True, True, False, False]
+    """
+    parts = path.split("/")
+    if any(map(_NORM.fullmatch, parts[:-1])):
+        return False
+    return any(map(_ATTENTION.fullmatch, parts[:-1])) or any(map(_ALONE.fullmatch, parts))
 
 
 def head_axis(path: str, ndim: int) -> int | None:

@@ -7,6 +7,7 @@ found["reverse"].text.exact_E.mean(), found["reverse"].token.p_E.mean()
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -14,7 +15,8 @@ import jax
 import numpy as np
 
 from dirasym import decoding
-from dirasym.analysis.alignment import Alignment, BlockOf, alignment
+from dirasym.analysis.alignment import Alignment, alignment
+from dirasym.analysis.blocks import TOTAL, BlockOf, Blocks
 from dirasym.analysis.queries import first_token_questions
 from dirasym.analysis.recall import (
     Among,
@@ -26,7 +28,7 @@ from dirasym.analysis.recall import (
     text_recall,
     token_recall,
 )
-from dirasym.data import batching
+from dirasym.data import batching, tokenizers
 from dirasym.data.facts import FactSet, Query
 from dirasym.data.tokenizers import Tokenizer
 from dirasym.rows import call
@@ -119,8 +121,7 @@ class Questions:
             without [M], one that ends texts or stands in one, or text that the tokenizer cannot
             hold (see `batching.split_answers`).
         """
-        if masked and tokenizer.mask_id is None:
-            raise ValueError("a masked model needs [M], and its tokenizer has none: give a mask_id")
+        tokenizers.check(tokenizer, masked=masked)
         queries = facts.forward + facts.reverse
         pairs = [(query.prompt, f" {answer}") for query in queries for answer in query.answers]
         prompts, answers = batching.split_answers(tokenizer, *zip(*pairs, strict=True))
@@ -331,3 +332,27 @@ def answer_tokens(
     names = sorted(prompts)[:limit]
     asked = [prompts[name] for name in names]
     return batching.split_answers(tokenizer, asked, [f" {name}" for name in names])[1]
+
+
+def by_block(found: Alignment, blocks: BlockOf) -> dict[str, dict[str, np.ndarray]]:
+    """What `Alignment` has by path, by block: inner products and squared norms add up."""
+    parts = Blocks.of({path: np.zeros(()) for path in found.inner if path != TOTAL}, blocks)
+
+    def summed(of_path):
+        sums: dict[str, Any] = parts.sum([of_path(path)[:, None] for path in parts.paths])
+        total = sums.pop(TOTAL)
+        return {name: sums[name] for name in sorted(sums, key=_natural)} | {TOTAL: total}
+
+    inner = summed(lambda path: found.inner[path])
+    norms = [
+        {name: np.sqrt(x) for name, x in summed(lambda path, side=side: side[path] ** 2).items()}
+        for side in (found.norm_fwd, found.norm_rev)
+    ]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        cosine = {name: x / (norms[0][name] * norms[1][name]) for name, x in inner.items()}
+    return {"cosine": cosine, "inner": inner, "norm_fwd": norms[0], "norm_rev": norms[1]}
+
+
+def _natural(name: str) -> list[Any]:
+    """Sorts blocks_2 before blocks_10."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]

@@ -559,7 +559,7 @@ def test_bad_input():
 def test_a_mesh_that_splits_no_batch_is_named(method):
     loss, params, rows = lambda p, x: (x @ p["w"]).sum(), {"w": jnp.ones((2, 1))}, jnp.ones((4, 2))
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("x",))
-    with pytest.raises(ValueError, match="mesh: .* an axis 'data'; this has 'x'"):
+    with pytest.raises(ValueError, match=r"mesh: .* an axis 'data'; this has 'x'"):
         alignment.alignment(loss, loss, params, examples=rows, method=method, mesh=mesh)
-    with pytest.raises(ValueError, match="mesh: .* an axis 'data'; this has 'x'"):
+    with pytest.raises(ValueError, match=r"mesh: .* an axis 'data'; this has 'x'"):
         alignment.cross_alignment(loss, loss, params, rows, method=method, mesh=mesh)

@@ -1,9 +1,11 @@
 import re
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import nnx
 
 from dirasym.analysis import blocks
 from dirasym.analysis.blocks import Blocks
@@ -99,10 +101,74 @@ def test_sums_go_to_the_layer_they_belong_to():
         ("layers/0/mlp/down/kernel/value", "storage"),
         ("blocks_0/mlp_norm/scale", "other"),
         ("head/kernel", "other"),
+        ("attention/linear/w", "storage"),  # Haiku
+        ("transformer/~/mha/query/w", "routing"),
+        ("h/0/attn/c_proj/weight", "storage"),  # GPT-2
+        ("h/0/attn/c_attn/weight", "other"),
+        ("h/0/mlp/c_proj/bias", "storage"),
+        ("h/0/ln_1/weight", "other"),
+        ("encoder/layer/0/attention/self/key/bias", "routing"),  # BERT
+        ("encoder/layer/0/attention/output/dense/kernel", "storage"),
+        ("encoder/layer/0/attention/output/LayerNorm/scale", "other"),
+        ("encoder/layer/0/intermediate/dense/kernel", "storage"),
+        ("encoder/layer/0/output/dense/kernel", "storage"),
+        ("embeddings/word_embeddings/embedding", "other"),
+        ("layers/0/attention/wq", "routing"),
+        ("layers/0/attention/wo/weight", "storage"),
+        ("blocks/0/attn/W_K", "routing"),
+        ("blocks/0/attn/qkv/weight", "other"),
+        ("blocks/0/attn/proj/weight", "storage"),
+        ("layers/0/q_proj/kernel", "routing"),  # without a word of attention
+        ("layers/0/o_proj/kernel", "storage"),
+        ("c_proj/w", "other"),
     ],
 )
 def test_roles(path, want):
     assert blocks.role(path) == want
+
+
+def _haiku():
+    haiku = pytest.importorskip("haiku")
+
+    def attend(x):
+        return haiku.MultiHeadAttention(2, 4, w_init_scale=1.0)(x, x, x)
+
+    return haiku.transform(attend).init(jax.random.key(0), jnp.ones((1, 3, 8)))
+
+
+def _equinox():
+    equinox = pytest.importorskip("equinox")
+    made = equinox.nn.MultiheadAttention(2, 8, use_query_bias=True, key=jax.random.key(0))
+    return {"attn": equinox.filter(made, equinox.is_inexact_array)}
+
+
+ATTENTIONS = {
+    "linen": lambda: nn.MultiHeadDotProductAttention(2).init(
+        jax.random.key(0), jnp.ones((1, 3, 8))
+    ),
+    "linen alone": lambda: {
+        "mha": nn.MultiHeadDotProductAttention(2).init(jax.random.key(0), jnp.ones((1, 3, 8)))
+    },
+    "nnx": lambda: {
+        "attn": nnx.to_pure_dict(
+            nnx.state(nnx.MultiHeadAttention(2, 8, decode=False, rngs=nnx.Rngs(0)), nnx.Param)
+        )
+    },
+    "haiku": _haiku,
+    "equinox": _equinox,
+}
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_every_parameter_of_an_attention_has_a_role(name):
+    params = ATTENTIONS[name]()
+    params = {"MultiHeadDotProductAttention_0": params["params"]} if name == "linen" else params
+    paths = Blocks.of(params, None).paths
+    roles = {path: blocks.role(path) for path in paths}
+    assert all(map(blocks.is_attention, paths))
+    assert {"storage", "routing"} == set(roles.values()), roles
+    queries_and_keys = {path for path in paths if "query" in path or "key" in path}
+    assert {path for path, role in roles.items() if role == "routing"} == queries_and_keys
 
 
 def test_a_regex_drops_nothing_that_it_matches():
