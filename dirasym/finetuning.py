@@ -8,14 +8,41 @@ logits_BLV = trained.apply_fn(state.variables(state.params), tokens_BL)
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import optax
 
 from dirasym import models, training
+from dirasym.data import tokenizers
 from dirasym.models import LoRA, LoRAConfig, Transformer, lora
 from dirasym.types import ApplyFn, Params
+
+
+class Pretrained(NamedTuple):
+    """A Hugging Face directory, opened: the model is as it was stored, causal or not."""
+
+    tokenizer: tokenizers.Tokenizer
+    model: Transformer
+    params: Params
+
+    @classmethod
+    def open(cls, directory: str, mask_id: int | None = None, **settings: Any) -> "Pretrained":
+        """Opens it, for training as a masked model too.
+
+        Args:
+          directory: with tokenizer, config and weights.
+          mask_id: [M]; None: that of config.json, or the last id.
+          settings: as of `models.load_pretrained`.
+
+        Raises:
+          ValueError: there is no id for [M] but the end of text, or as `models.load_pretrained`
+            and `tokenizers.from_directory`.
+        """
+        tokenizer = tokenizers.from_directory(directory, mask_id=mask_id)
+        if tokenizer.mask_id is None:
+            raise ValueError(f"[M] cannot be the end of text, {tokenizer.eos_id}: give a mask_id")
+        return cls(tokenizer, *models.load_pretrained(directory, **settings))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

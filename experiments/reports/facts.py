@@ -45,18 +45,15 @@ def write(workdir: WorkDir, config, all_runs: Sequence[runs.Run], paper: Paper) 
         name: functools.partial(over_training, panels, measure, label)
         for name, (measure, label) in CURVES.items()
     }
-    gradients = {
-        title: curve for title, curve in panels.items() if "gradient_cosine_total" in curve
-    }
-    if gradients:
-        figures["gradients"] = functools.partial(report.gradients, gradients)
-        figures["paired"] = functools.partial(report.paired, gradients, COLORS)
-    singly = {title: curve for title, curve in panels.items() if "reverse_rank_E" in curve}
-    if singly:
-        figures["by_question"] = functools.partial(report.by_question, singly)
-    attention = {title: curve for title, curve in panels.items() if "attention_mean" in curve}
-    if attention:
-        figures["attention"] = functools.partial(report.attention, attention)
+    for name, key, draw in (
+        ("gradients", "gradient_cosine_total", report.gradients),
+        ("paired", "paired_forward_p", functools.partial(report.paired, colors=COLORS)),
+        ("by_question", "reverse_rank_E", report.by_question),
+        ("attention", "attention_mean", report.attention),
+    ):
+        measured = {title: curve for title, curve in panels.items() if key in curve}
+        if measured:
+            figures[name] = functools.partial(draw, measured)
     table = report.table(
         ["trained", "model", "direction", "last %", "best %", "each seed, last", "paper %"],
         [row for run in all_runs for row in _table_rows(run, lines[run.name], paper)],

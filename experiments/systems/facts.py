@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +15,9 @@ from dirasym.analysis import attention, queries
 from dirasym.analysis.questions import Questions, answer_tokens, pair_alignment
 from dirasym.analysis.recall import token_recall
 from dirasym.data import batching, facts, facts_files, pairs, tokenizers
-from dirasym.finetuning import Trainable
+from dirasym.finetuning import Pretrained, Trainable
 from dirasym.models import lora
 from dirasym.rows import PerRow
-from dirasym.types import Params
 from dirasym.usage import blamed
 from experiments.flags import flag
 
@@ -89,9 +88,7 @@ class Config:
     decode_steps: int = flag(0, "MDM: steps of remasking; 0: one a token.", 0, 10**5)
     block_length: int = flag(0, "MDM: tokens a block; 0: all.", 0, 10**5)
     remasking: Literal["low_confidence", "random"] = flag("low_confidence", "MDM: what is kept.")
-    gradient_examples: int = flag(
-        0, "Queries whose gradients are compared at evaluations.", 0, 10**6
-    )
+    gradient_examples: int = flag(0, "Queries whose gradients are compared.", 0, 10**6)
     attention_examples: int = flag(0, "MDM: facts whose attention scores are correlated.", 0, 10**6)
     attention_distance: int = flag(8, "MDM: largest distance from [M] to B of these.", 1, 1000)
 
@@ -130,21 +127,10 @@ def rate(data: str, kind: str, model_type: str | None, config: Config) -> float:
     return PAPER_RATES.get(name, PAPER_RATES["llama"])[data == "trex"]
 
 
-class Pretrained(NamedTuple):
-    """A Hugging Face directory, opened: the model is as it was stored, causal or not."""
-
-    tokenizer: tokenizers.Tokenizer
-    model: models.Transformer
-    params: Params
-
-
 def open_pretrained(model_id: str, mask_id: int, **settings: Any) -> Pretrained:
-    """Tokenizer and weights of --model_id; `settings` as of `models.load_pretrained`."""
+    """`Pretrained.open` of --model_id and --mask_id."""
     with blamed(f"--model_id={model_id}"):
-        tokenizer = tokenizers.from_directory(model_id, mask_id=mask_id if mask_id >= 0 else None)
-        if tokenizer.mask_id is None:
-            raise ValueError(f"[M] cannot be the end of text, {tokenizer.eos_id}: --mask_id")
-        return Pretrained(tokenizer, *models.load_pretrained(model_id, **settings))
+        return Pretrained.open(model_id, mask_id if mask_id >= 0 else None, **settings)
 
 
 def fact_set(name: str, config: Config) -> facts.FactSet:
@@ -263,10 +249,9 @@ class Task:
         )
 
     def evaluate(self, state: training.TrainState) -> dict[str, Any]:
-        """Answers and first tokens, both ways (see `Recalled.summary`), and of single facts.
+        """Answers and first tokens both ways (see `Recalled.summary`), of single questions too;
 
-        `forward_p_E`, `forward_rank_E`, and in reverse, are of each question. Of the paired
-        queries come the gradients, compared, and `paired_forward_p` and `paired_reverse_p`.
+        of the paired queries the probability of the true token, and the gradients, compared.
         """
         params = state.variables(state.params)
         key = jax.random.fold_in(state.key, training.EVAL_STREAM)

@@ -355,13 +355,11 @@ def test_a_report_draws_gradients_and_attention_where_they_were_measured(done, m
     assert set(drawn) == {"accuracy", "probability", "rank", *measured}
     title = f"P2C, {facts_report.LABELS[done.kind]}"
     for name, key in measured.items():
-        curves, *_ = drawn[name]
+        (curves,) = drawn[name]
         assert list(curves) == [title] and key in curves[title]
     stacked = done.workdir.stacked
     for name in measured:
-        prefix = {"paired": "gradient", "by_question": "reverse_rank_E"}.get(
-            name, measured[name].partition("_")[0]
-        )
+        prefix = measured[name]
         monkeypatch.setattr(
             done.workdir,
             "stacked",
