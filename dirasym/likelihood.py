@@ -98,7 +98,7 @@ def likelihood(
       "stratified"     the same mean by `masked_log_likelihood` at stratified levels
       "monte_carlo"    and at independent ones, as Nie et al. (2025) do with 128 draws
 
-    At equal passes "stratified" had 0.19 of the variance of "monte_carlo" (docs/models.md).
+    At equal passes "stratified" had 0.22 of the variance of "monte_carlo" (docs/models.md).
 
     Args:
       model: a `Transformer` or an `ApplyFn`.

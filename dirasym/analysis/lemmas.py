@@ -13,10 +13,10 @@ import numpy as np
 
 from dirasym.analysis.precision import highest_precision
 from dirasym.analysis.theorem_b1 import (
-    Blocks,
+    BlockProducts,
     OneLayer,
-    Query,
     TheoremB1,
+    TheoremQuery,
     block_inner,
     check_arguments,
     square,
@@ -43,7 +43,7 @@ class CorollaryB2(NamedTuple):
     signals_aligned: jax.Array
     margins_agree: jax.Array
     rope_positive: jax.Array
-    signs: Blocks
+    signs: BlockProducts
     total: jax.Array
     cosine: jax.Array
 
@@ -103,7 +103,7 @@ def _corollary_b2(params: OneLayer, b1: TheoremB1, target: Array | int) -> Corol
         signals_aligned=aligned > 0,
         margins_agree=margins > 0,
         rope_positive=(b1.k_R_k > 0) & (b1.q_R_q > 0),
-        signs=Blocks(
+        signs=BlockProducts(
             W_Q=margins * betas * jnp.sign(b1.k_R_k),
             W_K=margins * betas * jnp.sign(b1.q_R_q),
             W_V=aligned * weights,
@@ -122,7 +122,7 @@ def _sign(x: jax.Array, y: jax.Array) -> jax.Array:
     )
 
 
-def _over_its_size(query: Query) -> Query:
+def _over_its_size(query: TheoremQuery) -> TheoremQuery:
     """The same gradient over α max|e|: all four blocks are linear in both."""
     size = jnp.abs(query.e).max()
     linear = {name: getattr(query, name) / size for name in ("e", "u", "mu", "abs_mu")}

@@ -12,7 +12,7 @@ import numpy as np
 
 from dirasym.analysis.precision import highest_precision
 from dirasym.analysis.theorem_b1 import (
-    Blocks,
+    BlockProducts,
     OneLayer,
     block_products,
     check_arguments,
@@ -47,12 +47,12 @@ class Neglected(NamedTuple):
       interaction: full minus theorem minus the three effects alone.
     """
 
-    theorem: Blocks
-    full: Blocks
-    own_score: Blocks
-    own_value: Blocks
-    others: Blocks
-    interaction: Blocks
+    theorem: BlockProducts
+    full: BlockProducts
+    own_score: BlockProducts
+    own_value: BlockProducts
+    others: BlockProducts
+    interaction: BlockProducts
 
 
 @highest_precision

@@ -110,7 +110,7 @@ class OneLayer:
         return model, dict(target=row, angles=angles, pairing=config.rope_pairing)
 
 
-class Blocks(NamedTuple):
+class BlockProducts(NamedTuple):
     """One number a parameter block."""
 
     W_Q: jax.Array
@@ -134,7 +134,7 @@ class Blocks(NamedTuple):
         return self.storage + self.routing
 
 
-class Query(NamedTuple):
+class TheoremQuery(NamedTuple):
     """Ingredients of one of the two queries.
 
     Attributes:
@@ -170,16 +170,16 @@ class TheoremB1(NamedTuple):
         the product of norms, μ by Σ|e C|.
     """
 
-    inner: Blocks
-    fwd: Query
-    rev: Query
+    inner: BlockProducts
+    fwd: TheoremQuery
+    rev: TheoremQuery
     q_M: jax.Array
     k_B: jax.Array
     v_B: jax.Array
     C: jax.Array
     k_R_k: jax.Array
     q_R_q: jax.Array
-    scale: Blocks
+    scale: BlockProducts
 
 
 @highest_precision
@@ -243,7 +243,7 @@ def theorem_b1_autodiff(
     *,
     angles: Array | None = None,
     pairing: str = "interleaved",
-) -> Blocks:
+) -> BlockProducts:
     """The same four inner products by `jax.grad` of the theorem's model; arguments as there."""
     angles = check_arguments(params, delta_fwd, delta_rev, target, angles, pairing)
     grad = jax.grad(theorem_loss)
@@ -252,7 +252,9 @@ def theorem_b1_autodiff(
     return block_products(fwd, rev)
 
 
-def block_inner(params: OneLayer, v_B, fwd: Query, rev: Query, k_R_k, q_R_q) -> Blocks:
+def block_inner(
+    params: OneLayer, v_B, fwd: TheoremQuery, rev: TheoremQuery, k_R_k, q_R_q
+) -> BlockProducts:
     """The four products of the theorem."""
     norm = jnp.linalg.norm
 
@@ -264,7 +266,7 @@ def block_inner(params: OneLayer, v_B, fwd: Query, rev: Query, k_R_k, q_R_q) -> 
         size = norm(h) / len(h) ** 0.5
         return (fwd.beta * size * fwd.mu) * (rev.beta * size * rev.mu)
 
-    return Blocks(
+    return BlockProducts(
         W_Q=routing(params.h_M) * k_R_k,
         W_K=routing(params.h_B) * q_R_q,
         W_V=storage(fwd.u, rev.u, norm(params.h_B)),
@@ -272,7 +274,7 @@ def block_inner(params: OneLayer, v_B, fwd: Query, rev: Query, k_R_k, q_R_q) -> 
     )
 
 
-def _query(params: OneLayer, score, C, target) -> Query:
+def _query(params: OneLayer, score, C, target) -> TheoremQuery:
     own = (params.W_Q @ params.h_M) @ (params.W_K @ params.h_M)
     logit = (score - own) / np.sqrt(len(params.h_M))
     alpha, rest = jnp.exp(jax.nn.log_sigmoid(logit)), jnp.exp(jax.nn.log_sigmoid(-logit))
@@ -282,7 +284,7 @@ def _query(params: OneLayer, score, C, target) -> Query:
     log_odds = jax.nn.logsumexp(others)  # of not A against A
     p_others = jnp.exp(jax.nn.log_sigmoid(log_odds)) * jax.nn.softmax(others)
     e = jnp.where(is_target, -p_others.sum(), p_others)
-    return Query(
+    return TheoremQuery(
         score=score,
         alpha=alpha,
         beta=alpha * rest,
@@ -311,9 +313,9 @@ def target_loss(z: jax.Array, target: Array | int) -> jax.Array:
     return jax.nn.softplus(jax.nn.logsumexp(others))
 
 
-def block_products(first: OneLayer, second: OneLayer) -> Blocks:
+def block_products(first: OneLayer, second: OneLayer) -> BlockProducts:
     """⟨first, second⟩ of two gradients, block by block."""
-    return Blocks(*(jnp.vdot(getattr(first, b), getattr(second, b)) for b in BLOCKS))
+    return BlockProducts(*(jnp.vdot(getattr(first, b), getattr(second, b)) for b in BLOCKS))
 
 
 def square(x: jax.Array) -> jax.Array:

@@ -144,7 +144,7 @@ def test_the_natural_scale_has_norms_in_place_of_products():
             lambda query: jnp.linalg.norm(query.u),
         )
     )
-    want = theorem_b1.Blocks(
+    want = theorem_b1.BlockProducts(
         mu * beta / 6 * h_M * k, mu * beta / 6 * h_B * q, u * alpha * h_B, e * alpha * v
     )
     chex.assert_trees_all_close(b1.scale, want, rtol=1e-4)
