@@ -321,9 +321,7 @@ def remask(
         valid_BS = jnp.pad(valid_BL, padding, constant_values=True)
     num_rows, num_slots = tokens_BS.shape
     keys_B = None if key is None else _row_keys(key, num_rows, index_B)
-    first_R = num_slots * jnp.arange(num_rows).repeat(block_length) + jnp.tile(
-        jnp.arange(block_length), num_rows
-    )
+    first_R = (num_slots * jnp.arange(num_rows)[:, None] + jnp.arange(block_length)[None]).ravel()
 
     def reveal(tokens_BS, step):
         block, step_in_block = step // steps_per_block, step % steps_per_block

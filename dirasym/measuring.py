@@ -36,7 +36,7 @@ from dirasym.analysis.questions import (
 from dirasym.data.facts import FactSet
 from dirasym.data.pairs import Pairs, fact_set
 from dirasym.data.tokenizers import Tokenizer
-from dirasym.networks import Network
+from dirasym.networks import Network, check_ids
 from dirasym.progress import Parts
 from dirasym.reading import Asked, Direction, Gradients, Kind, Reading
 from dirasym.types import Params
@@ -187,6 +187,7 @@ def prepare(
         any_right=how.answers == "any",
         left=how.left and network.takes_valid,
     )
+    check_ids(tokenizer, facts._replace(train=()).texts())  # what is asked and answered
     if network.kind == "masked":
         new = questions.num_new
         decoding.check_blocks(new, how.decode_steps or new, how.block_length or new)

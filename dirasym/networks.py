@@ -2,10 +2,9 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,7 +49,8 @@ class Network:
         """What is known of a `Transformer`, with adapters or not, or of an `ApplyFn`.
 
         Raises:
-          ValueError: an `ApplyFn` without a kind, another kind than the model's, or no model.
+          ValueError: an `ApplyFn` without a kind, another kind than the model's, no model, or the
+            module of a framework.
         """
         if kind not in (None, "causal", "masked"):
             raise ValueError(f"kind must be 'causal' or 'masked', got {kind!r}")
@@ -60,12 +60,15 @@ class Network:
             if kind not in (None, known.kind):
                 raise ValueError(f"kind is {kind!r}, and the model is {known.kind}")
             return known
-        if isinstance(model, nn.Module):
-            raise ValueError("the model is a linen module: give frameworks.from_linen's apply_fn")
+        _check_foreign(model)
         if not callable(model):
             raise ValueError(f"model must be a Transformer or an apply_fn, got {type(model)}")
         if kind is None:
             raise ValueError("kind must be 'causal' or 'masked' where the model is an apply_fn")
+        try:
+            hash(model)
+        except TypeError:  # JAX keeps what it compiles by what is hashable: this one's is not kept
+            model = functools.partial(model)
         extend_fn = extend_fn or _recomputing(model)
         return cls(kind, model, extend_fn, internals, None)
 
@@ -92,19 +95,35 @@ class Network:
         """One set, or several where the model cannot read a list or tuple as one.
 
         Raises whatever the model raises where it can read neither.
+
+        Raises:
+          ValueError: an empty list, or some sets that the model can read and one that it cannot.
         """
         try:
             self._logits_shape(params)
+            return [params]
         except Exception as error:
-            if type(params) not in (list, tuple) or not params:
+            if type(params) not in (list, tuple):
                 raise
-            try:
-                for one in params:
-                    self._logits_shape(one)
-            except Exception:
-                raise error from None  # of the whole: its parts may be no parameters at all
+            if not params:
+                raise ValueError("params is empty: give one set, or several") from None
+            whole = error
+        faults = [self._fault(one) for one in params]
+        bad = [number for number, fault in enumerate(faults) if fault is not None]
+        if not bad:
             return list(params)
-        return [params]
+        if len(bad) == len(faults):
+            raise whole  # its parts may be no parameters at all
+        reason = " ".join(str(faults[bad[0]]).split())
+        raise ValueError(f"params: the model cannot read set {bad[0] + 1}: {reason}")
+
+    def _fault(self, params: Params) -> Exception | None:
+        """What the model raises of these parameters."""
+        try:
+            self._logits_shape(params)
+        except Exception as error:
+            return error
+        return None
 
     def _logits_shape(self, params: Params) -> tuple[int, ...]:
         tokens_BL = np.zeros(_TRIED, np.int32)
@@ -130,6 +149,37 @@ class Network:
             rows.check_mask_id(mask_id, self.apply_fn, size)
         if tokenizer.vocab_size > size:
             raise ValueError(f"the tokenizer has {tokenizer.vocab_size} tokens, the model {size}")
+
+
+def check_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> None:
+    """Raises ValueError for a tokenizer that gives ids outside its own vocabulary."""
+    for text, row in zip(texts, tokenizer.encode(texts), strict=True):
+        for number in row:
+            if not 0 <= number < tokenizer.vocab_size:
+                size = f"its vocabulary has {tokenizer.vocab_size}"
+                raise ValueError(f"tokenizer: {text!r} has token {number}, and {size}")
+
+
+_MAKERS = {"flax.linen": "linen", "flax.nnx": "nnx", "equinox": "equinox", "haiku": "haiku"}
+
+
+def _check_foreign(model: Any) -> None:
+    """Raises ValueError for the module of a framework, and names what makes an `ApplyFn` of it."""
+    for kind in type(model).__mro__:
+        for package, name in _MAKERS.items():
+            is_module = kind.__name__ in ("Module", "Transformed", "TransformedWithState")
+            if not is_module or not f"{kind.__module__}.".startswith(f"{package}."):
+                continue
+            if name == "equinox" and not any(map(_is_array, jax.tree.leaves(model))):
+                continue  # `eqx.filter_jit` of a function
+            raise ValueError(
+                f"model is a {type(model).__name__} of {package}: give the apply_fn that "
+                f"frameworks.from_{name} makes of it"
+            )
+
+
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array | np.ndarray)
 
 
 @functools.lru_cache(maxsize=8)

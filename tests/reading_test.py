@@ -11,7 +11,7 @@ import pytest
 
 from dirasym import intervals, measuring, models
 from dirasym.analysis import attention
-from dirasym.analysis.questions import Questions
+from dirasym.analysis.questions import Questions, by_block
 from dirasym.data import facts
 from dirasym.data.pairs import Pairs
 from dirasym.data.tokenizers import Characters, Words
@@ -629,6 +629,29 @@ def test_a_mask_outside_the_vocabulary_and_a_missing_keyword_are_named():
         measure(_model("masked", True), PARAMS, PAIRS, WORDS, kind="masked", num_neww=3)
 
 
+def test_a_tokenizer_whose_ids_are_none_of_its_own_is_named():
+    class Negative(Words):
+        def encode(self, texts):
+            return [[-number for number in row] for row in super().encode(texts)]
+
+        def decode(self, ids):
+            return super().decode([-number for number in ids])
+
+    for tokenizer in (Negative(TOLD), _words(vocab_size=3)):
+        with pytest.raises(ValueError, match=r"tokenizer: .* has token .*, and its vocabulary"):
+            measure(_model("causal", True), PARAMS, PAIRS, tokenizer, kind="causal")
+
+
+@pytest.mark.parametrize("lacking", ["scores", "weights"])
+def test_internals_that_lack_something_are_told_what(lacking):
+    def some(params, tokens_EL):
+        return {k: v for k, v in _internals(params, tokens_EL).items() if k != lacking}
+
+    how = dict(kind="masked", attention=True, attention_distance=2, internals=some)
+    with pytest.raises(ValueError, match=f"internals must give '{lacking}', and gives"):
+        measure(_model("masked", True), PARAMS, PAIRS, WORDS, **how)
+
+
 def test_a_list_that_the_model_can_read_is_one_set(capsys):
     def apply_fn(params, tokens_BL):
         scale, tilt = params
@@ -650,7 +673,7 @@ def test_blocks_are_summed_and_stand_in_the_order_of_their_numbers():
     norms = {path: np.full(2, 3.0) for path in paths}
     found = types.SimpleNamespace(inner=inner, norm_fwd=norms, norm_rev=norms)
     names = {path: path.split("/")[0] if "head" not in path else None for path in paths}
-    got = measuring._summed(found, names.get)
+    got = by_block(found, names.get)
     assert list(got["inner"]) == ["blocks_2", "blocks_10", "total"]
     assert [x[0] for x in got["inner"].values()] == [6.0, 1.0, 15.0]
     np.testing.assert_allclose([x[1] for x in got["norm_fwd"].values()], [18**0.5, 3, 6])

@@ -349,6 +349,15 @@ def test_parameters_in_a_list_are_blamed_as_a_whole():
         network.parameter_sets([jnp.ones((3, 2)), jnp.ones((2, 3))])
 
 
+def test_parameters_that_cannot_be_read_are_named_by_their_number():
+    network = Network.of(_whole, "causal")
+    with pytest.raises(ValueError, match="params is empty: give one set, or several"):
+        network.parameter_sets([])
+    with pytest.raises(ValueError, match="params: the model cannot read set 2: "):
+        network.parameter_sets([jnp.eye(VOCAB), {"w": 1.0}, jnp.eye(VOCAB)])
+    assert len(network.parameter_sets([jnp.eye(VOCAB), jnp.eye(VOCAB)])) == 2
+
+
 def test_the_masked_share_is_half_and_three_deviations():
     """Levels dealt one a cell, the tokens below them: exceeded once in a thousand batches."""
     assert rows.masked_share(2, 12) == pytest.approx(0.75)

@@ -53,7 +53,7 @@ def attention_to(
 
     Raises:
       ValueError: positions outside the rows, names without a token, or not one a row (values
-        are checked outside jit).
+        are checked outside jit); `internals` without scores or weights.
     """
     num_rows, length = np.shape(tokens_EL)
     stop_E = jnp.asarray(key_E) + 1 if stop_E is None else stop_E
@@ -75,6 +75,9 @@ def attention_to(
         tokens_L, query, key, stop = row
         with jax.default_matmul_precision("highest"):
             sown = internals(params, tokens_L[None])
+        for name in AttentionTo._fields:
+            if name not in sown:
+                raise ValueError(f"internals must give {name!r}, and gives {sorted(sown)}")
         is_name_L = (jnp.arange(length) >= key) & (jnp.arange(length) < stop)
         sums = (
             jnp.sum(sown[name][:, 0, :, query], axis=-1, where=is_name_L[None, None])

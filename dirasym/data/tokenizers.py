@@ -386,11 +386,12 @@ def from_directory(directory: str | os.PathLike, *, mask_id: int | None = None) 
         )
     for name, number in ids.items():
         if number is not None and not (type(number) is int and 0 <= number < size):
-            raise ValueError(
-                f"{config}: {name}_token_id {number!r} is not below the vocabulary's {size}"
-            )
+            is_given = name == "mask" and mask_id is not None
+            what = "mask_id" if is_given else f"{config}: {name}_token_id"
+            raise ValueError(f"{what} {number!r} is not below the vocabulary's {size}")
     if ids["mask"] == ids["eos"]:
-        raise ValueError(f"{config}: [M] cannot be the end of text, {ids['eos']}")
+        what = f"{config}: [M]" if mask_id is None else "mask_id"
+        raise ValueError(f"{what} cannot be the end of text, {ids['eos']}")
     return HuggingFace(
         tokenizer, ids["eos"], pad_id=ids["pad"], mask_id=ids["mask"], vocab_size=size
     )

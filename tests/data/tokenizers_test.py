@@ -313,6 +313,15 @@ def test_special_ids_of_a_directory(tmp_path):
     assert tokenizers.from_directory(_directory(tmp_path, **llada)).mask_id == 126_336
 
 
+@pytest.mark.parametrize("mask_id", [16, -1, "x", 2.0])
+def test_a_given_mask_is_blamed_by_its_own_name(mask_id, tmp_path):
+    _directory(tmp_path)
+    with pytest.raises(ValueError, match=f"^mask_id {mask_id!r} is not below the vocabulary's 16"):
+        tokenizers.from_directory(tmp_path, mask_id=mask_id)
+    with pytest.raises(ValueError, match=r"^mask_id cannot be the end of text, 8"):
+        tokenizers.from_directory(tmp_path, mask_id=8)
+
+
 @pytest.mark.parametrize("named", [True, False])
 def test_a_bert_ends_texts_with_its_separator_and_has_its_own_mask(named, tmp_path):
     hf = pytest.importorskip("tokenizers")

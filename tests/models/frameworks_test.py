@@ -286,6 +286,43 @@ def test_parameters_that_cannot_be_trained_are_named():
             create_state(_plain, {"head": {"w": leaf}}, optax.sgd(0.1), KEY)
 
 
+PAIRS = Pairs((("Ann", "Bo"), ("Cy", "Dee")), "{a} begot {b}", "{b} is of {a}")
+WORDS = Words(PAIRS.fact_set().texts())
+
+
+def _raw(framework):
+    if framework == "linen":
+        return nn.Dense(VOCAB)
+    if framework == "nnx":
+        return nnx.Linear(3, VOCAB, rngs=nnx.Rngs(0))
+    if framework == "equinox":
+        return pytest.importorskip("equinox").nn.Linear(3, VOCAB, key=KEY)
+    return pytest.importorskip("haiku").transform(lambda tokens_BL: tokens_BL)
+
+
+@pytest.mark.parametrize("framework", ["linen", "nnx", "equinox", "haiku"])
+def test_a_module_that_is_no_function_of_its_parameters_is_told_what_makes_one(framework):
+    with pytest.raises(ValueError, match=rf"give the apply_fn that frameworks\.from_{framework} "):
+        measure(_raw(framework), {}, PAIRS, WORDS, kind="causal")
+
+
+@pytest.mark.parametrize("kind", ["causal", "masked"])
+def test_a_model_that_cannot_be_hashed_is_read(kind):
+    @dataclasses.dataclass
+    class Flat:
+        size: int
+
+        def __call__(self, params, tokens_BL):
+            return jnp.zeros((*tokens_BL.shape, self.size))
+
+    size = WORDS.vocab_size
+    want = 1 / (size - (kind == "masked"))
+    found = measure(Flat(size), {}, PAIRS, WORDS, kind=kind, progress=False)
+    np.testing.assert_allclose(found.forward.p_true.estimate, want, rtol=1e-6)
+    jitted = nnx.jit(lambda params, tokens_BL: Flat(size)({}, tokens_BL))  # no module
+    assert measure(jitted, {}, PAIRS, WORDS, kind=kind, progress=False).kind == kind
+
+
 def test_a_mask_outside_the_vocabulary_is_named():
     apply_fn, params, _ = MODELS["plain"]()
     for mask_id in (VOCAB, -1):
