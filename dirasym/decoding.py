@@ -311,8 +311,7 @@ def remask(
         raise ValueError(f"remasking must be low_confidence or random, got {remasking!r}")
     if remasking == "random" and key is None:
         raise ValueError("random remasking needs a key")
-    prompt_BL = jnp.asarray(prompt_BL)
-    length = prompt_BL.shape[1]
+    length = (prompt_BL := jnp.asarray(prompt_BL)).shape[1]
     padding = ((0, 0), (0, num_new))
     tokens_BS = jnp.pad(prompt_BL, padding, constant_values=mask_id)
     valid_BS = None

@@ -11,11 +11,11 @@ import json
 import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from dirasym import files, intervals, readers, report
+from dirasym import files, intervals, readers, reading_figure, report
 from dirasym.analysis.attention import DistanceCorrelation
 from dirasym.intervals import Bounds
 
@@ -160,6 +160,9 @@ class Reading:
     def over_sets(cls, readings: Sequence["Reading"]) -> "Reading":
         """The mean of readings of one model with several parameter sets, Student's intervals.
 
+        These are symmetric, and may leave [0, 1]; those of shares and probabilities are printed cut
+        off there.
+
         Raises:
           ValueError: fewer than two, or readings of different questions.
         """
@@ -174,8 +177,10 @@ class Reading:
         """The inverse of `to_json`. Raises ValueError for what is no reading."""
         try:
             return _from_plain(fields)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"this is no reading: {error!r}") from None
+        except KeyError as error:
+            raise ValueError(f"this is no reading: it has no {error}") from None
+        except (TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"this is no reading: {error}") from None
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes the reading as JSON."""
@@ -269,13 +274,7 @@ class Reading:
         Raises:
           ImportError: matplotlib is missing; says which extra has it.
         """
-        draws = [_draw_shares]
-        draws += [_draw_cosines] * (self.alignment is not None)
-        draws += [_draw_attention] * (self.attention is not None)
-        blocks = len(self.alignment.cosine) if self.alignment else 0
-        figure, axes = report.new_figure(1, len(draws), (4.0, max(3.0, 0.22 * blocks)))
-        for draw, ax in zip(draws, axes[0], strict=True):
-            draw(self, ax)
+        figure = reading_figure.draw(self, SHARES)
         if path is not None:
             figure.savefig(path, dpi=160)
         return figure
@@ -358,40 +357,10 @@ def _shown(bounds: Bounds | None, name: str) -> str:
     if bounds is None:
         return "–"
     factor, digits = (100, 1) if name in SHARES else (1, 1 if name == "rank" else 3)
+    if name in (*SHARES, "p_true"):  # Student's interval over sets knows no ends of a share
+        bounds = Bounds(*np.clip(bounds, 0, 1))
     estimate, low, high = (f"{factor * x:.{digits}f}" for x in bounds)
     return estimate if np.isnan(bounds.low) else f"{estimate} ({low}, {high})"
-
-
-def _draw_shares(reading: Reading, ax: Any) -> None:
-    for number, side in enumerate(("forward", "reverse")):
-        values = [getattr(getattr(reading, side), name) for name in SHARES]
-        there = [(place, value) for place, value in enumerate(values) if value is not None]
-        report.plot_bounds(
-            ax, [p + 0.15 * (2 * number - 1) for p, _ in there], [v for _, v in there], side
-        )
-    ax.set_xticks(range(len(SHARES)), SHARES)
-    ax.set(ylim=(-0.02, 1.02), ylabel="share of the questions")
-    ax.legend(frameon=False)
-
-
-def _draw_cosines(reading: Reading, ax: Any) -> None:
-    assert reading.alignment is not None
-    cosine = reading.alignment.roles | reading.alignment.cosine
-    report.plot_bounds(ax, range(len(cosine)), list(cosine.values()), None, across=True)
-    ax.axvline(0, color="gray", lw=0.8)
-    ax.set_yticks(range(len(cosine)), cosine, fontsize="x-small")
-    ax.invert_yaxis()
-    ax.set(xlabel="cosine of both directions' gradients", xlim=(min(ax.get_xlim()[0], -0.05), 1.05))
-
-
-def _draw_attention(reading: Reading, ax: Any) -> None:
-    assert reading.attention is not None
-    for layer, mean_T in enumerate(reading.attention.mean.mean(axis=1)):
-        ax.plot(reading.attention.total, mean_T, ".-", label=f"layer {layer}")
-    ax.axhline(0, color="gray", lw=0.8)
-    ax.set(xlabel="total distance Δ₁ + Δ₂ (tokens)", ylabel="Corr(S_fwd, S_rev), mean of heads")
-    if len(reading.attention.mean) <= 8:
-        ax.legend(frameon=False)
 
 
 def _plain(value: Any) -> Any:
@@ -409,25 +378,45 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def _check_plain(fields: Mapping[str, Any]) -> None:
+    """Raises ValueError, naming the key, for what no reading says of itself."""
+    known = dict(kind=get_args(Kind), over=("pairs", "sets"))
+    for name, values in known.items():
+        if fields[name] not in values:
+            raise ValueError(f"{name} must be one of {', '.join(values)}, got {fields[name]!r}")
+    level = fields["level"]
+    if not isinstance(level, int | float) or not 0 < level < 1:
+        raise ValueError(f"level must be between 0 and 1, got {level!r}")
+    for name in ("forward", "reverse"):
+        if not isinstance(fields[name], Mapping):
+            raise ValueError(f"{name} must hold the measures of a direction, got {fields[name]!r}")
+
+
 def _from_plain(fields: Mapping[str, Any]) -> Reading:
     if fields.get("format", _FORMAT) != _FORMAT:
         raise ValueError(f"format {fields['format']!r} is not known")
 
-    def bounds(numbers):
-        return None if numbers is None else Bounds(*map(float, numbers))
+    _check_plain(fields)
+
+    def bounds(name, numbers):
+        if numbers is None and name == "choice":
+            return None
+        if not isinstance(numbers, list | tuple) or len(numbers) != 3:
+            raise ValueError(f"{name} must be an estimate and two ends, got {numbers!r}")
+        return Bounds(*map(float, numbers))
 
     def direction(part) -> Direction:
         asked = [
             Asked(prompt, tuple(answers), said, *map(float, numbers))
             for prompt, answers, said, *numbers in part["asked"]
         ]
-        measures = {name: bounds(part[name]) for name in MEASURES}
+        measures = {name: bounds(name, part[name]) for name in MEASURES}
         return Direction(**measures, count=int(part["count"]), asked=tuple(asked))
 
     alignment, attention = fields["alignment"], fields["attention"]
     if alignment is not None:
         by_block = {
-            name: {block: bounds(x) for block, x in alignment[name].items()}
+            name: {block: bounds(f"{name} of {block}", x) for block, x in alignment[name].items()}
             for name in ("cosine", "inner", "norm_fwd", "norm_rev", "roles")
         }
         alignment = Gradients(**by_block, count=int(alignment["count"]))

@@ -22,7 +22,16 @@ ORDER = (  # each imports those before it alone
     *("training", "sharding", "compile", "devices", "seeds", "checkpoints"),
     *("finetuning", "stopping", "progress", "workdir", "pieces", "recipes", "runs", "analysis"),
     "pretraining",
-    *("world_a", "last_word", "report", "reading", "networks", "measuring", "collecting"),
+    *(
+        "world_a",
+        "last_word",
+        "report",
+        "reading_figure",
+        "reading",
+        "networks",
+        "measuring",
+        "collecting",
+    ),
 )
 FORBIDDEN = {  # though they come before it
     "models": ["data"],

@@ -17,7 +17,7 @@ from dirasym.data.pairs import Pairs
 from dirasym.data.tokenizers import Characters, Words
 from dirasym.measuring import measure
 from dirasym.progress import Parts
-from dirasym.reading import MEASURES, SHARES, Reading
+from dirasym.reading import MEASURES, SHARES, Direction, Reading
 
 PAIRS = Pairs(
     (("Ann Bo", "Cy"), ("Dee", "Ed Fay"), ("Gil", "Hal"), ("Ivy", "Jo")),
@@ -307,8 +307,40 @@ def test_json_goes_both_ways(read, tmp_path):
     assert back == read and back.forward == read.forward and str(back) == str(read)
     assert "NaN" not in path.read_text()
     path.write_text('{"kind": "masked"}')
-    with pytest.raises(ValueError, match=r"reading\.json: this is no reading: KeyError"):
+    with pytest.raises(ValueError, match=r"reading\.json: this is no reading: it has no 'over'"):
         Reading.load(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (dict(kind="foo"), "kind must be one of causal, masked, got 'foo'"),
+        (dict(level=3), "level must be between 0 and 1, got 3"),
+        (dict(level="x"), "level must be between 0 and 1, got 'x'"),
+        (dict(over=7), "over must be one of pairs, sets, got 7"),
+        (dict(forward=None), "forward must hold the measures of a direction, got None"),
+        (dict(accuracy=None), "accuracy must be an estimate and two ends, got None"),
+        (dict(accuracy=[1, 2]), r"accuracy must be an estimate and two ends, got \[1, 2\]"),
+        (dict(format=2), "format 2 is not known"),
+    ],
+)
+def test_json_that_is_no_reading_is_told_by_its_key(read, change, says):
+    fields = read.to_json()
+    if "accuracy" in change:
+        change = dict(reverse=fields["reverse"] | change)
+    with pytest.raises(ValueError, match=f"this is no reading: {says}"):
+        Reading.from_json(fields | change)
+
+
+def test_an_interval_of_a_share_is_printed_inside_its_range(read):
+    asked = [one._replace(accuracy=0.0, p_true=0.0) for one in read.forward.asked]
+    low = dataclasses.replace(read, forward=Direction.of(asked, read.level))
+    asked = [one._replace(accuracy=1.0, p_true=1.0) for one in read.forward.asked]
+    both = Reading.over_sets([low, dataclasses.replace(read, forward=Direction.of(asked, 0.95))])
+    assert both.forward.accuracy.low < 0 and both.forward.accuracy.high > 1  # Student's
+    shown = str(both)
+    assert "50.0 (0.0, 100.0)" in shown and "0.500 (0.000, 1.000)" in shown
+    assert "50.0 (0.0, 100.0)" in both._repr_html_()
 
 
 def test_it_shows_itself_as_a_table_a_frame_and_a_figure(read, tmp_path):

@@ -174,12 +174,9 @@ class Task:
             self.tokenizer = pretrained.tokenizer
             network = dataclasses.replace(pretrained.model.config, causal=not self.masked)
         reading = dict(tokenizer=self.tokenizer, masked=self.masked)
-        self.rows = batching.encode_facts(
-            facts=self.facts, noising=c.noising, max_len=network.max_len, **reading
-        )
-        self.questions = Questions.of(
-            self.facts, num_new=c.max_new, max_len=network.max_len, **reading
-        )
+        rows = dict(max_len=network.max_len, **reading)
+        self.rows = batching.encode_facts(facts=self.facts, noising=c.noising, **rows)
+        self.questions = Questions.of(self.facts, num_new=c.max_new, **rows)
         self.pairs = None
         if c.gradient_examples:
             self.pairs = queries.paired_queries(self.facts, limit=c.gradient_examples, **reading)
@@ -192,24 +189,18 @@ class Task:
             if network.max_len is not None and length > network.max_len:
                 given = f"--attention_distance={c.attention_distance} makes rows of {length} tokens"
                 raise ValueError(f"{given}, and the context has {network.max_len}")
+        steps = dict(warmup_steps=c.warmup_steps, weight_decay=c.weight_decay)
         self.trained = Trainable(
             models.Transformer(network),
-            training.make_optimizer(
-                rate(data, kind, network.model_type, c),
-                warmup_steps=c.warmup_steps,
-                weight_decay=c.weight_decay,
-            ),
+            training.make_optimizer(rate(data, kind, network.model_type, c), **steps),
             base=pretrained and pretrained.params,
             adapters=self._lora() if c.lora_rank else None,
         )
         if c.lora_rank:
             models.check_adapters(pretrained.model, self.trained.adapters)
-        self.generate = self.questions.generator(
-            self.trained.apply_fn if self.masked else self.trained.extend_fn,
-            num_steps=c.decode_steps,
-            block_length=c.block_length,
-            remasking=c.remasking,
-        )
+        model_fn = self.trained.apply_fn if self.masked else self.trained.extend_fn
+        how = dict(num_steps=c.decode_steps, block_length=c.block_length, remasking=c.remasking)
+        self.generate = self.questions.generator(model_fn, **how)
         self._compare = jax.jit(self._alignment)
 
     def _lora(self) -> models.LoRAConfig:
