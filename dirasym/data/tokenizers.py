@@ -5,7 +5,7 @@ import os
 import pathlib
 import re
 import reprlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from dirasym import readers
@@ -361,13 +361,7 @@ def from_directory(directory: str | os.PathLike, *, mask_id: int | None = None) 
         )
     named = [directory / name for name in ("tokenizer_config.json", "special_tokens_map.json")]
     maps = [readers.read_json(file) for file in named if file.is_file()]
-    ids = {}
-    for name in ("eos", "pad", "mask"):
-        given = fields.get(f"{name}_token_id")
-        given = (given[0] if given else None) if isinstance(given, list) else given
-        tokens = [of_file.get(f"{name}_token") for of_file in maps]
-        tokens = [x.get("content") if isinstance(x, dict) else x for x in tokens]
-        ids[name] = _first_id(tokenizer, tokens) if given in (None, -1) else given
+    ids = {name: _named_id(name, tokenizer, fields, maps) for name in ("eos", "pad", "mask")}
     if fields.get("model_type") in _ENCODERS:
         ends = [of_file.get("sep_token") for of_file in maps]
         for name, others in (("eos", [*ends, "[SEP]", "</s>"]), ("mask", [*_MASKS])):
@@ -395,6 +389,15 @@ def from_directory(directory: str | os.PathLike, *, mask_id: int | None = None) 
     return HuggingFace(
         tokenizer, ids["eos"], pad_id=ids["pad"], mask_id=ids["mask"], vocab_size=size
     )
+
+
+def _named_id(name: str, tokenizer: Any, fields: Mapping, maps: Sequence[Mapping]) -> Any:
+    """What config.json names, the first of several; else the token that the other files name."""
+    given = fields.get(f"{name}_token_id")
+    given = (given[0] if given else None) if isinstance(given, list) else given
+    tokens = [of_file.get(f"{name}_token") for of_file in maps]
+    tokens = [x.get("content") if isinstance(x, dict) else x for x in tokens]
+    return _first_id(tokenizer, tokens) if given in (None, -1) else given
 
 
 def load(name: str) -> Tokenizer:
