@@ -328,12 +328,37 @@ def test_single_facts_are_read_at_their_moment(monkeypatch):
         asked.append(path)
         return {"paired_forward_p": p_TE, "paired_reverse_p": p_TE / 2, "reverse_rank_E": rank_TE}
 
+    mean_LNT = np.array([[[1.0, 2.0], [3.0, 4.0]], [[-1.0, 1.0], [0.0, 0.0]]])
+    monkeypatch.setattr(facts, "curves", lambda path: {"attention_mean": mean_LNT})
+    np.testing.assert_allclose(facts.attention_by_layer(), [2.5, 0])
     monkeypatch.setattr(facts, "curves", known)
     np.testing.assert_allclose(facts.paired("mdm", "forward", 0), [0.2] * 3)
     np.testing.assert_allclose(facts.paired("mdm", "reverse", -1), [0.35] * 3)
     assert facts.ranked_within("arm", 3) == [50.0] * 3
     assert {path.split("model=")[1][:3] for path in asked[:6]} == {"mdm"}
     assert asked[6:] == [f"facts_quick/curves/data=p2c,model=arm,seed={n}" for n in (1, 42, 1234)]
+
+
+def test_positions_and_other_facts_stand_in_their_rows(on_file, monkeypatch):
+    for place, file in enumerate(facts.POSITIONS):
+        on_file[file] = [
+            {"model": model, "seed": seed, "forward_percent": 90.0 + place,
+             "reverse_percent": 10.0 * seed, "reverse_choice_percent": choice}
+            for model, choice in (("mdm", 50.0), ("arm", 0.0)) for seed in (0, 1)
+        ]  # fmt: skip
+    rows = facts.positions_table().splitlines()[2:]
+    assert rows[0] == "| none | 3600 | 90, 90 | 0, 10 | 50, 50 |"
+    assert rows[4] == "| RoPE | 1800 | 94, 94 | 0, 10 | 50, 50 |"
+    for place, data in enumerate(("trex", "p2d")):
+        of = dict.fromkeys(("forward_percent", "reverse_percent", "reverse_choice_percent"), place)
+        on_file[f"facts_other/{data}"] = [of | {"seed": 1, "reverse_rank": 9.0}]
+    cosine_TE = np.array([[9.0, 9.0, 9.0], [0.1, 0.2, 0.9]])
+    known = {"gradient_cosine_total": cosine_TE, "attention_mean": np.array([[[0.25, np.nan]]])}
+    monkeypatch.setattr(facts, "curves", lambda path: known)
+    rows = facts.other_table().splitlines()[2:]
+    same = "0.20, 0.20, 0.20 | 0.25, 0.25, 0.25 |"
+    assert rows == [f"| T-REx-shaped | 0 | 0 | 0 | 9 | {same}",
+                    f"| Person–description | 1 | 1 | 1 | 9 | {same}"]  # fmt: skip
 
 
 def test_cosines_of_facts_leave_out_step_0():

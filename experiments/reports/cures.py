@@ -125,7 +125,7 @@ def figure(lines: Lines):
     matchings = list(dict.fromkeys(matching for matching, _ in found))
     drawn, axes = report.new_figure(1, len(matchings), (4.6, 3.6))
     shown = [[remedy for which, remedy in found if which == of] for of in matchings]
-    room = [max(len(remedies), 5) for remedies in shown]  # as much for each remedy
+    room = [max(len(remedies), 6) for remedies in shown]  # as much for each remedy
     axes[0, 0].get_gridspec().set_width_ratios(room)
     for ax, matching, remedies, places in zip(axes[0], matchings, shown, room, strict=True):
         place = np.arange(len(remedies))

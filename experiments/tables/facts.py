@@ -93,6 +93,52 @@ def cosines(model: str) -> np.ndarray:
     return np.stack([x["gradient_cosine_total"] for x in of])
 
 
+def attention_by_layer() -> np.ndarray:
+    """Figure 6's correlation in SmolLM2 made masked, a layer each: mean of distances and heads."""
+    of = curves("facts_smollm2_mdm/curves/data=p2c,model=mdm,seed=1")
+    return of["attention_mean"].mean(axis=(1, 2))
+
+
+POSITIONS = {  # folder and file: how positions enter
+    "facts_positions/none": "none",
+    "facts_positions/alibi": "ALiBi",
+    "facts_positions/learned": "learned",
+    "facts_quick_sinusoidal/results": "sinusoidal",
+    "facts_quick/results": "RoPE",
+}
+
+
+def positions_table() -> str:
+    """The masked model from scratch by how positions enter, at the end."""
+    rows = []
+    for file, name in POSITIONS.items():
+        of = lines(file, model="mdm")
+        keys = ("forward_percent", "reverse_percent", "reverse_choice_percent")
+        steps = 1800 if name == "RoPE" else 3600
+        cells = [each(column(of, key), 0) if key in of[0] else "–" for key in keys]
+        rows.append([name, steps, *cells])
+    header = "positions, steps, forward %: each seed, reverse %: each seed, choice %: each seed"
+    return table(header, rows)
+
+
+def other_table() -> str:
+    """The masked model from scratch on other facts: answers, cosines and score correlations."""
+    rows = []
+    for data, name in (("trex", "T-REx-shaped"), ("p2d", "Person–description")):
+        of = lines(f"facts_other/{data}")
+        keys = ("forward_percent", "reverse_percent", "reverse_choice_percent", "reverse_rank")
+        each_of = [
+            curves(f"facts_other/curves/data={data},model=mdm,seed={seed}") for seed in page_seeds()
+        ]
+        cosine = [float(np.median(x["gradient_cosine_total"][-1])) for x in each_of]
+        scores = [float(np.nanmean(x["attention_mean"])) for x in each_of]
+        cells = [each(column(of, key), 0) for key in keys]
+        rows.append([name, *cells, each(cosine, 2), each(scores, 2)])
+    header = "facts, forward %: each seed, reverse %: each seed, choice %: each seed"
+    more = ", median rank: reverse, median cosine at the end, score correlation"
+    return table(header + more, rows)
+
+
 def paired(model: str, direction: str, moment: int) -> list[float]:
     """Mean P(true first token) of the paired queries at one evaluation, a seed each."""
     of = [curves(f"facts_quick/curves/data=p2c,model={model},seed={seed}") for seed in page_seeds()]

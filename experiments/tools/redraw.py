@@ -109,7 +109,8 @@ def figures() -> dict[str, Callable[[], Any]]:
         "alignment_minimal": part(alignment_report.minimal_figure, two_letters("mdm", "arm")),
         "first_order": part(alignment_report.first_order_figure, two_letters("mdm")),
         "alignment_full": part(alignment_report.length_figure, *at_lengths(10, 20)),
-        "alignment_attention": part(alignment_report.attention_figure, *at_lengths(10, 20)),
+        "alignment_full_L40": part(alignment_report.length_figure, *at_lengths(40)),
+        "alignment_attention": part(alignment_report.attention_figure, *at_lengths(10, 20, 40)),
         **facts_figures(),
         **study_figures(),
         **dynamics_figures(),
@@ -283,6 +284,7 @@ def cause_figures() -> dict[str, Callable[[], Any]]:
         "causes_effects": part(causes_report.effect_figure, cells),
         "causes_mechanism": part(causes_report.mechanism_figure, every),
         "cures": part(cures_report.figure, _lines("cures", "results", "more")),
+        "cures_facts": part(cures_report.figure, _lines("cures_facts", "two_words")),
         "closure_phase": part(closure_report.phase_figure, _lines("closure", "results")),
     }
 
