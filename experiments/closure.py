@@ -44,7 +44,7 @@ def plan(config: families.Config, workdir: pathlib.Path) -> list[runs.Run]:
         model = models.Transformer(network)
         apply_fn = models.make_apply_fn(model)
         for closure, graph in graphs.items():
-            learner = families.Learner(config, graph, model, apply_fn, optimizer)
+            learner = families.ClosureLearner(config, graph, model, apply_fn, optimizer)
             for decay in config.weight_decays:
                 identity = {"width": width, "closure": closure, "weight_decay": decay}
                 all_runs.append(learner.run(identity, float(decay)))

@@ -65,6 +65,17 @@ def test_imports_go_one_way(path):
         assert not (part == "report" and module.split(".")[0] in ("jax", "flax")), path
 
 
+def _public_classes(package):
+    for path in (ROOT / package).rglob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                yield node.name
+
+
+def test_no_class_of_the_experiments_has_the_name_of_the_librarys():
+    assert not {*_public_classes("dirasym")} & {*_public_classes("experiments")}
+
+
 def test_absl_flags_live_in_experiments_alone():
     for path in (ROOT / "dirasym").rglob("*.py"):
         assert "absl.flags" not in set(_imported_modules(path)), path

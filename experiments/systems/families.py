@@ -67,7 +67,7 @@ def decayed_adamw(lr: float) -> optax.GradientTransformation:
     return optax.inject_hyperparams(optax.adamw)(learning_rate=lr, weight_decay=0.0)
 
 
-class Learner:
+class ClosureLearner:
     """One width at one closure, for any weight decay.
 
     Args:

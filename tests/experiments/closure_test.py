@@ -34,7 +34,7 @@ def _learner(config=TINY, level=2):
     )
     model = models.Transformer(network)
     optimizer = families.decayed_adamw(config.lr)
-    return families.Learner(config, graph, model, models.make_apply_fn(model), optimizer)
+    return families.ClosureLearner(config, graph, model, models.make_apply_fn(model), optimizer)
 
 
 def test_an_oracle_table_gives_its_accuracies_gaps_and_asymmetry():
@@ -374,7 +374,7 @@ def test_a_family_graph_is_learned_by_the_network_of_the_flags(monkeypatch):
     learner = lambda config, graph, model, *_: types.SimpleNamespace(  # noqa: E731
         run=lambda identity, decay: (identity, graph, model.config, decay)
     )
-    monkeypatch.setattr(closure.families, "Learner", learner)
+    monkeypatch.setattr(closure.families, "ClosureLearner", learner)
     monkeypatch.setattr(closure.families, "decayed_adamw", told.append)
     config = dataclasses.replace(
         TINY, widths=(8, 16), n_layers=3, n_heads=2, lr=0.5, closures=(2, 6)
