@@ -1,1 +1,1 @@
-"""Experiments: one file a question. See DESIGN in BUILD_NOTES.md."""
+"""Experiments: one file a question. `python -m experiments` lists them."""

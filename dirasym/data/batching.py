@@ -254,7 +254,7 @@ def batch_indices(
 
     Epochs follow one another without a seam: with n examples, the slots e·n..(e+1)·n-1 of
     the stream hold permutation `fold_in(key, e)`, and step t reads slots t·b..(t+1)·b-1.
-    Every example is thus seen exactly once an epoch, and a batch may span two epochs.
+    Every example is thus seen exactly once per epoch, and a batch may span two epochs.
 
     Raises:
       ValueError: no examples, an empty batch, or a known step below 0.
