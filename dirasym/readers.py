@@ -52,10 +52,14 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-def parse_json(text: str, source: str | os.PathLike) -> Any:
-    """JSON of any kind. Raises ValueError, one line that names the source."""
+def parse_json(text: str, source: str | os.PathLike, *, once: bool = False) -> Any:
+    """JSON of any kind, with `once` no key of an object twice, of which JSON keeps the last.
+
+    Raises:
+      ValueError: one line that names the source.
+    """
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_once if once else None)
     except ValueError as error:
         raise ValueError(f"{source} is not JSON: {error}") from None
     except RecursionError:
@@ -63,6 +67,15 @@ def parse_json(text: str, source: str | os.PathLike) -> Any:
     if "\\u" in text and not is_unicode(json.dumps(value, ensure_ascii=False)):
         raise ValueError(f"{source} holds half of a surrogate pair")
     return value
+
+
+def _once(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in fields:
+        if key in found:
+            raise ValueError(f"key {key!r} stands there twice")
+        found[key] = value
+    return found
 
 
 def read_json(path: str | os.PathLike) -> dict[str, Any]:
@@ -77,11 +90,11 @@ def read_json_lines(path: str | os.PathLike, encoding: str = "utf-8") -> list[tu
     """(line number, value) of each line that is not blank; the first line is 1.
 
     Raises:
-      ValueError: as `read_text` and `parse_json`; the line is named.
+      ValueError: as `read_text` and `parse_json`, or a key that is there twice; the line is named.
     """
     lines = read_text(path, encoding).split("\n")
     return [
-        (number, parse_json(line, f"{path}: line {number}"))
+        (number, parse_json(line, f"{path}: line {number}", once=True))
         for number, line in enumerate(lines, 1)
         if line.strip()
     ]

@@ -9,7 +9,7 @@ import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from dirasym import readers
 from dirasym.data.facts import (
@@ -27,6 +27,7 @@ from dirasym.data.facts import (
     relation_facts,
 )
 from dirasym.data.text import name_pattern
+from dirasym.usage import check_counts
 
 PaperSet = Literal["p2c", "c2p", "p2d", "d2p", "trex"]
 
@@ -53,8 +54,13 @@ def paper_set(
       seed: of everything drawn.
 
     Raises:
-      ValueError: a file is missing or cannot be used, or there are too few facts.
+      ValueError: an unknown set or source, a file is missing or cannot be used, or there are too
+        few facts.
     """
+    if name not in get_args(PaperSet):
+        raise ValueError(f"name must be one of {', '.join(get_args(PaperSet))}, got {name!r}")
+    if both_ways_from not in ("invented", "file"):
+        raise ValueError(f"both_ways_from must be invented or file, got {both_ways_from!r}")
     folder = pathlib.Path(path)
     if name in ("p2c", "c2p"):
         pairs = invent_parent_child(num_pairs + both_ways, seed, name_words)
@@ -165,8 +171,8 @@ def _read_prompts(path: pathlib.Path) -> list[Statement]:
             statement = Statement(row["prompt"].strip(), row["completion"].strip())
         except (TypeError, KeyError, AttributeError):
             statement = Statement("", "")
-        if not all(statement):
-            raise ValueError(f"{path}: row {number} lacks prompt or completion")
+        if not all(statement) or "\0" in "".join(statement):
+            raise ValueError(f"{path}: row {number} lacks prompt or completion of plain text")
         statements.append(statement)
     return statements
 
@@ -186,9 +192,10 @@ def read_trex(
     draws the facts, no entity twice. Entities get invented names (`invent_names`).
 
     Raises:
-      ValueError: a document or triple without the needed fields (its number is named), or
-        too few facts.
+      ValueError: a document or triple without the needed fields (its number is named), too few
+        facts, or a number below 1.
     """
+    check_counts(num_relations=num_relations, facts_per_relation=facts_per_relation)
     facts: dict[str, set[tuple[str, str]]] = defaultdict(set)
     for path in paths:
         documents = readers.parse_json(readers.read_text(path), path)
@@ -254,6 +261,8 @@ def _relation_label(uri: str) -> str:
 
 def _first(items: list, count: int | None, source: Any) -> list:
     """The first `count` items, all for None. Raises ValueError if there are fewer."""
+    if count is not None and count < 1:
+        raise ValueError(f"{source}: {count} were asked for, and 1 is the least")
     if count is not None and count > len(items):
         raise ValueError(f"{source} gives {len(items)}, but {count} were asked for")
     return items[:count]

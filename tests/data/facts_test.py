@@ -258,6 +258,24 @@ def test_a_seed_draws_what_is_taken_of_the_papers_files(tmp_path):
         assert first == again and first.forward != other.forward
 
 
+def test_sets_and_counts_that_cannot_be_are_named(tmp_path):
+    _write_persons(tmp_path)
+    (tmp_path / "parent_child_pairs.csv").write_text("child,parent\nAnn,Bo\nCy,Dee\n")
+    with pytest.raises(ValueError, match=r"name must be one of p2c, c2p, .*, got 'p2b'"):
+        facts_files.paper_set("p2b", tmp_path)
+    with pytest.raises(ValueError, match="both_ways_from must be invented or file, got 'files'"):
+        facts_files.paper_set("p2c", tmp_path, num_pairs=1, both_ways_from="files")
+    for count in (0, -1):
+        with pytest.raises(ValueError, match=rf"parent_child_pairs\.csv: {count} were asked for"):
+            facts_files.read_parent_child(tmp_path / "parent_child_pairs.csv", count)
+        with pytest.raises(ValueError, match=rf"{count} were asked for, and 1 is the least"):
+            facts_files.read_person_description(tmp_path, "p2d", count)
+        with pytest.raises(ValueError, match=rf"num_relations must be .* from 1, got {count}"):
+            facts_files.read_trex([], num_relations=count)
+        with pytest.raises(ValueError, match=rf"facts_per_relation must be .* got {count}"):
+            facts_files.read_trex([], facts_per_relation=count)
+
+
 def test_bad_rows_are_numbered(tmp_path):
     path = tmp_path / "pairs.csv"
     path.write_text("child,parent\nA,B\nC,\n")
@@ -270,8 +288,15 @@ def test_bad_rows_are_numbered(tmp_path):
         (tmp_path / f"p2d_{part}.jsonl").write_text(
             '{"prompt": "a", "completion": "b"}\n{"a": 1}\n'
         )
-    with pytest.raises(ValueError, match="row 2 lacks prompt or completion"):
-        facts_files.read_person_description(tmp_path)
+    train = tmp_path / "p2d_prompts_train.jsonl"
+    for row in (
+        '{"a": 1}',
+        '{"prompt": "a", "completion": 3}',
+        r'{"prompt": "a\u0000", "completion": "b"}',
+    ):
+        train.write_text('{"prompt": "a", "completion": "b"}\n' + row)
+        with pytest.raises(ValueError, match="row 2 lacks prompt or completion of plain text"):
+            facts_files.read_person_description(tmp_path)
 
 
 @needs_public

@@ -99,6 +99,7 @@ def test_json_lines_that_cannot_be_are_named(tmp_path):
         (r'{"country": "Spain", "capital": "Mad\u0000rid"}', r"row 3: b is 'Mad\\x00rid', no name"),
         ('["Spain", "Madrid"]', "row 3 is a list, not an object"),
         ("{'country'}", "line 3 is not JSON"),
+        ('{"country": "x", "capital": "y", "country": "z"}', "line 3 .* key 'country' .* twice"),
         ("[" * 100_000, "line 3 is not JSON: it is nested too deeply"),
     ):
         path.write_text('{"country": "France", "capital": "Paris"}\n\n' + line + "\n")
