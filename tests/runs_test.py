@@ -432,10 +432,10 @@ def _example():
 
 @pytest.mark.slow
 def test_the_example_of_the_docs_is_killed_and_resumes(tmp_path):
-    """A script of twenty lines, killed while it trains, ends in the same bits."""
+    """A script of some twenty lines, killed while it trains, ends in the same bits."""
     script = tmp_path / "study.py"
     script.write_text(_example())
-    assert len(_example().splitlines()) <= 32
+    assert len([line for line in _example().splitlines() if line]) <= 21
     env = os.environ | {"PYTHONPATH": str(HERE.parent)}
     command = [sys.executable, str(script)]
 
