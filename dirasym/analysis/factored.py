@@ -67,9 +67,14 @@ class Traced:
         """Traces it once; shapes and dtypes will do for the arguments.
 
         Raises:
+          TypeError: a loss that is no function.
           ValueError: a loss that is not a scalar float, or has side effects.
         """
-        closed, shape = jax.make_jaxpr(loss, return_shape=True)(params, *example)
+        if not callable(loss):
+            raise TypeError(f"{name} must be a function, got {loss!r}")
+        # JAX keeps the trace of a function by its identity, whatever became of what it reads.
+        anew = lambda *args: loss(*args)  # noqa: E731
+        closed, shape = jax.make_jaxpr(anew, return_shape=True)(params, *example)
         if not hasattr(shape, "shape") or shape.shape != ():
             raise ValueError(f"{name} must return a scalar, got {shape}")
         if not jnp.issubdtype(shape.dtype, jnp.floating):
@@ -243,7 +248,7 @@ def _stacked(pieces: Sequence[tuple[int, jax.Array, jax.Array]], num_layers: int
 def _scaled(grads: Any) -> tuple[Any, jax.Array]:
     """Arrays over the power of 2 below their largest absolute entry, exactly, and that."""
     largest = [jnp.max(jnp.abs(_wide(x)), initial=0) for x in jax.tree.leaves(grads)]
-    size = functools.reduce(jnp.maximum, largest)
+    size = functools.reduce(jnp.maximum, largest, jnp.zeros((), jnp.float32))  # of no arrays: 0
     size = jnp.ldexp(jnp.ones_like(size), jnp.frexp(size)[1] - 1)
     size = jnp.where((size > 0) & jnp.isfinite(size), size, 1)
     return jax.tree.map(lambda x: (_wide(x) / size).astype(x.dtype), grads), size

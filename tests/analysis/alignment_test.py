@@ -128,6 +128,19 @@ def test_parameters_that_one_loss_does_not_read_have_no_product(method):
     np.testing.assert_allclose(one.inner["both"], product_EE[:1, 0], rtol=1e-5)
 
 
+@pytest.mark.parametrize("method", ["direct", "factored"])
+def test_a_loss_that_reads_no_parameter_has_no_gradient(method):
+    params, x_EI = {"w": jnp.ones((4, 2))}, np.ones((3, 4), np.float32)
+    none = lambda p, x: jnp.sum(x)  # noqa: E731
+    some = lambda p, x: jnp.sum(x @ p["w"])  # noqa: E731
+    for rev in (none, some):
+        found = alignment.alignment(none, rev, params, examples=x_EI, method=method)
+        assert found.inner["w"].shape == (3,) and not found.inner["total"].any()
+        assert not found.norm_fwd["w"].any() and np.isnan(found.cosine["total"]).all()
+        cross = alignment.cross_alignment(none, rev, params, x_EI, method=method)
+        assert cross.inner["w"].shape == (3, 3) and not cross.inner["total"].any()
+
+
 def test_what_was_formed_is_told_and_is_no_array():
     """So that `jax.tree.map` and `vmap` see the numbers alone."""
     params, x_EI = {"w": jnp.ones((2, 3)), "b": jnp.ones(4)}, np.ones((2, 2), np.float32)
@@ -387,6 +400,36 @@ def test_a_training_loop_traces_once():
     assert len(calls.seen) > traced  # another shape
 
 
+SCALE = 1.0
+
+
+def _scaled(params, x_I):
+    return SCALE * jnp.sum(x_I @ params["w"])
+
+
+@pytest.mark.parametrize("method", ["direct", "factored"])
+@pytest.mark.parametrize("is_cross", [False, True])
+def test_a_loss_that_reads_another_value_is_another_loss(method, is_cross, monkeypatch):
+    """The function is the same object, as is the closure: JAX alone would reuse its trace."""
+    x_EI, params = np.ones((3, 4), np.float32), {"w": jnp.ones((4, 2))}
+    scale = 1.0
+
+    def closure(params, x_I):
+        return scale * jnp.sum(x_I @ params["w"])
+
+    def total(loss):
+        if is_cross:
+            found = alignment.cross_alignment(loss, loss, params, x_EI, method=method)
+        else:
+            found = alignment.alignment(loss, loss, params, examples=x_EI, method=method)
+        return np.ravel(found.inner["total"])[0]
+
+    before = total(_scaled), total(closure)
+    monkeypatch.setitem(globals(), "SCALE", 3.0)
+    scale = 3.0
+    np.testing.assert_allclose((total(_scaled), total(closure)), np.multiply(9, before))
+
+
 class Calls:
     """A list that is the same whatever is in it."""
 
@@ -516,6 +559,8 @@ def test_bad_input():
         jax.debug.print("{}", p["w"])
         return loss(p)
 
+    with pytest.raises(TypeError, match="^loss_rev must be a function, got 'loss'"):
+        alignment.alignment(loss, "loss", params)
     with pytest.raises(ValueError, match="loss_rev must have no side effects"):
         alignment.alignment(loss, prints, params)
     deleted = {"layer": {"w": jnp.ones(2)}}
