@@ -222,7 +222,8 @@ def cross_alignment(
       memory_limit: bytes, on each device, that a tile of the matrix may take (see `cross`),
         beside the parameters, what `method="direct"` forms of one example, and the result.
       out: a directory for the matrices, as `block-NAME.npy`, written tile by tile. Called again
-        with the same arguments, it goes on after the last tile that is there.
+        with the same arguments, it goes on after the last tile that is there. It is known by
+        the arrays, the blocks and the operations of both gradients, whatever process it is.
 
     Returns:
       Its arrays are, with `out`, NumPy's, mapped read-only from their files.

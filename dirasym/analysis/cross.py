@@ -59,6 +59,7 @@ class CrossMatrix:
         are the same examples too.
         """
         self.direct, self.direct_share = problem.direct(params)
+        self._problem = problem
         self._is_symmetric = is_symmetric
         self._mesh = mesh
         self._num = (_length(rows), _length(columns))
@@ -144,9 +145,11 @@ class CrossMatrix:
     ) -> dict[str, np.ndarray]:
         """All tiles that are not yet there, each written as it is done.
 
-        `identity` says of what the matrix is; another one's files are refused.
+        `identity` says of what the matrix is; another one's files are refused, as are those of
+        other blocks or gradients.
         """
-        found = MatrixFiles(directory, {**identity, "shape": self._num, "tile": self.tile})
+        own = dict(shape=self._num, tile=self.tile, is_symmetric=self._is_symmetric)
+        found = MatrixFiles(directory, {**identity, **own, **self._problem.identity})
         for i, j, tile in self._compute(params, rows, columns, found.is_done):
             found.write(i, j, tile, mirror=self._is_symmetric)
         return found.matrices()
@@ -299,13 +302,8 @@ class MatrixFiles:
 def digest(*trees: Any) -> str:
     """Of the contents of all arrays."""
     found = hashlib.blake2b()
-    for tree in trees:
-        for leaf in jax.tree.leaves(tree):
-            if jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key):
-                leaf = jax.random.key_data(leaf)
-            array = np.asarray(leaf)
-            found.update(f"{array.dtype}{array.shape}".encode())
-            found.update(np.ascontiguousarray(array).view(np.uint8).data)
+    for leaf in jax.tree.leaves(trees):
+        programs.feed_array(leaf, found.update)
     return found.hexdigest()
 
 

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
+from dirasym.analysis import programs
 from dirasym.analysis.taps import Tap, Walk
 from dirasym.analysis.views import Atoms, View
 from dirasym.types import Params
@@ -82,6 +83,15 @@ class Traced:
         if effects := [str(x) for x in closed.effects if type(x).__name__ != "NamedAxisEffect"]:
             raise ValueError(f"{name} must have no side effects, and has {', '.join(effects)}")
         return cls(closed)
+
+    def gradient_digest(self, number: int) -> str:
+        """Of the gradient by the first `number` arguments, see `programs.digest`.
+
+        Of the loss alone a custom rule's gradient could not be told from another one's.
+        """
+        loss = lambda leaves, rest: core.jaxpr_as_fun(self.closed)(*leaves, *rest)[0]  # noqa: E731
+        avals = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in self.closed.in_avals]
+        return programs.digest(jax.make_jaxpr(jax.grad(loss))(avals[:number], avals[number:]))
 
     @property
     def num_bytes(self) -> int:

@@ -103,6 +103,13 @@ class Problem:
         use = Use(of_heads(left, sides[0]), of_heads(right, sides[1]))
         return Factors(dense=use, lookup=None, num_rows=num_rows)
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What, beside the arrays, determines the products, in any process: for JSON."""
+        losses = (self.fwd, self.rev)
+        gradients = [loss.gradient_digest(len(self.shapes)) for loss in losses]
+        return dict(blocks=self.parts.names, gradients=gradients)
+
     def direct(self, params: Params) -> tuple[tuple[str, ...], float]:
         """Paths of the parameters whose gradients are formed, and their share of the entries."""
         sizes = [math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(params)]

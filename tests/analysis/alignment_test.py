@@ -559,7 +559,7 @@ def test_bad_input():
         jax.debug.print("{}", p["w"])
         return loss(p)
 
-    with pytest.raises(TypeError, match="^loss_rev must be a function, got 'loss'"):
+    with pytest.raises(TypeError, match=r"^loss_rev must be a function, got 'loss'"):
         alignment.alignment(loss, "loss", params)
     with pytest.raises(ValueError, match="loss_rev must have no side effects"):
         alignment.alignment(loss, prints, params)

@@ -357,6 +357,82 @@ def test_files_are_resumed(tmp_path, monkeypatch):
         jax.jit(lambda p: alignment.cross_alignment(*LOSSES, p, rows, out=tmp_path))(params)
 
 
+def _lines(scale):
+    return [lambda p, x: scale * jnp.sum(jnp.tanh(x @ p["a/w"] @ p["a/v"]) * LINE)] * 2
+
+
+def _line_arguments():
+    rng = np.random.default_rng(0)
+    shapes = {"a/w": (4, 3), "a/v": (3, 2), "b/u": (2,)}
+    params = {k: jnp.asarray(rng.normal(size=v), jnp.float32) for k, v in shapes.items()}
+    return params, rng.normal(size=(5, 4)).astype(np.float32)
+
+
+LINE = np.array([1.0, -2.0], np.float32)
+
+
+def _is_killed(directory):
+    """Stands for a process that ends after one tile."""
+    write = cross.MatrixFiles.write
+
+    def last(self, *args, **how):
+        write(self, *args, **how)
+        os._exit(9)
+
+    cross.MatrixFiles.write = last
+    _in_tiles(directory)
+
+
+def _in_tiles(directory, losses=None, **how):
+    how = dict(method="factored", memory_limit=1, out=directory) | how
+    return alignment.cross_alignment(*(losses or _lines(1.0)), *_line_arguments(), **how).inner
+
+
+def test_another_process_resumes(tmp_path, monkeypatch):
+    """Everything is made anew, and sets have another order."""
+    code = (
+        "import pathlib, sys; sys.path[:0] = sys.argv[2:]; import cross_test; "
+        "cross_test._is_killed(pathlib.Path(sys.argv[1]))"
+    )
+    command = [sys.executable, "-c", code, tmp_path, HERE, HERE.parent, HERE.parent.parent]
+    done = subprocess.run(
+        command, env=os.environ | {"PYTHONHASHSEED": "7"}, capture_output=True, timeout=300
+    )
+    assert done.returncode == 9, done.stderr[-3000:]
+    written, write = [], cross.MatrixFiles.write
+    note = lambda self, *args, **how: written.append(args) or write(self, *args, **how)  # noqa: E731
+    monkeypatch.setattr(cross.MatrixFiles, "write", note)
+    inner = _in_tiles(tmp_path)
+    assert len(written) == 14  # of 15 tiles, on and above the diagonal
+    _assert_close(inner["total"], _by_hand(_lines(1.0), *_line_arguments(), _line_arguments()[1]))
+
+
+@pytest.mark.parametrize("is_whole", [False, True])
+def test_files_of_other_blocks_or_losses_are_refused(tmp_path, is_whole, monkeypatch):
+    """What a stopped call or a whole one left there has other blocks, or other numbers."""
+    with monkeypatch.context() as patched:
+        if not is_whole:
+            patched.setattr(cross.CrossMatrix, "tiles", lambda self: [(slice(0, 1), slice(0, 1))])
+        _in_tiles(tmp_path, blocks="layer")
+    for how in (dict(blocks="[uvw]$"), dict(blocks=None), dict(blocks="role")):
+        with pytest.raises(ValueError, match=r"^out: .* another matrix: \['blocks'\] differ"):
+            _in_tiles(tmp_path, **how)
+    other = [lambda p, x: jnp.sum(jnp.sin(x @ p["a/w"] @ p["a/v"]) * LINE)] * 2
+    for losses in (_lines(5.0), other, [_lines(1.0)[0], _lines(5.0)[0]]):
+        with pytest.raises(ValueError, match=r"another matrix: .*'gradients'.* differ"):
+            _in_tiles(tmp_path, losses, blocks="layer")
+    monkeypatch.setattr(sys.modules[__name__], "LINE", LINE + 1)
+    with pytest.raises(ValueError, match=r"another matrix: \['gradients'\] differ"):
+        _in_tiles(tmp_path, blocks="layer")
+
+
+def test_files_of_heads_are_others(tmp_path):
+    run = functools.partial(alignment.cross_alignment, *LOSSES, _params(), _examples(ROWS))
+    run(out=tmp_path)
+    with pytest.raises(ValueError, match=r"another matrix: \['blocks'\] differ"):
+        run(out=tmp_path, heads=True)
+
+
 def test_tiles_below_the_diagonal_are_mirrored_in_files(tmp_path):
     params, rows, one = _params(), _examples(ROWS), LOSSES[0]
     inner = alignment.cross_alignment(

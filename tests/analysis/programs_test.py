@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from dirasym.analysis import programs
+from dirasym.analysis.factored import Traced
 
 SCALE = 2.0
 
@@ -97,3 +98,41 @@ def test_the_least_used_program_is_dropped():
     programs.once(make, dict(number=0))
     programs.once(make, dict(number=programs.MAX_PROGRAMS))
     assert made.count(0) == 2 and made.count(programs.MAX_PROGRAMS) == 1
+
+
+def _digest(function, x=1.0):
+    return programs.digest(jax.make_jaxpr(function)(x))
+
+
+@jax.custom_vjp
+def _ruled(x):
+    return x
+
+
+_ruled.defvjp(lambda x: (x, None), lambda _, g: (2 * g,))
+
+
+def test_a_digest_is_of_operations_and_constants_wherever_they_are():
+    inner = lambda array: lambda x: jax.jit(lambda x: array * x)(x)  # noqa: E731
+    scan = lambda n: lambda x: jax.lax.scan(lambda c, _: (c * x, None), x, None, n)[0]  # noqa: E731
+    ones = np.ones(2000, np.float32)
+    others = ones.copy()
+    others[1000] = 2  # where a text would say ...
+    kinds = [inner(ones), inner(others), inner(ones[:2]), scan(2), scan(3), jnp.sin, jnp.cos]
+    kinds += [lambda x: x * 2, lambda x: x * -2, lambda x: jax.nn.relu(x), lambda x: jnp.float32(0)]
+    kinds += [lambda x: x - x * x, lambda x: x * x - x, lambda x: (x, x * x), lambda x: (x * x, x)]
+    found = [_digest(lambda x, f=f: f(x)) for f in kinds]
+    assert len(set(found)) == len(kinds)
+    assert found == [_digest(lambda y, f=f: f(y)) for f in kinds]
+    assert _digest(jnp.sin, 1.0) != _digest(jnp.sin, jnp.ones(2))
+    key = lambda seed: _digest(lambda x: x * jax.random.uniform(jax.random.key(seed)))  # noqa: E731
+    assert key(0) != key(1) and key(0) == key(0)
+
+
+def test_a_gradients_digest_sees_a_custom_rule():
+    plain, ruled = (Traced.of("loss", f, 1.0) for f in (lambda x: x * 1.0, lambda x: _ruled(x)))
+    again = Traced.of("loss", lambda x: _ruled(x), 1.0)
+    assert ruled.gradient_digest(1) == again.gradient_digest(1) != plain.gradient_digest(1)
+    _ruled.defvjp(lambda x: (x, None), lambda _, g: (3 * g,))
+    other = Traced.of("loss", lambda x: _ruled(x), 1.0)
+    assert other.gradient_digest(1) != ruled.gradient_digest(1)
