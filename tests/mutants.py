@@ -50,6 +50,7 @@ TARGETS = [
     "dirasym/analysis/recall.py",
     "dirasym/analysis/taps.py",
     "dirasym/analysis/tracking.py",
+    "dirasym/analysis/uses.py",
     "dirasym/analysis/views.py",
     "experiments/reports/*.py",
 ]

@@ -7,14 +7,15 @@ recorded, and a zero is added to the output, whose cotangent is that of the outp
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-from dirasym.analysis.views import Atoms, View, merged, order
+from dirasym.analysis.uses import USES, Use, in_order, num_axes, repeated
+from dirasym.analysis.views import Atoms, View, merged
 
 # A `closed_call` is named `eval_jaxpr` by newer versions of JAX.
 _CALLS = {"jit": "jaxpr", "closed_call": "call_jaxpr", "eval_jaxpr": "call_jaxpr"}
@@ -136,7 +137,7 @@ class Walk:
         if name == "scan":
             return self._scan(eqn, args)
         if len(at) == 1:
-            use = _USES[name](eqn.params, at[0], args) if name in _USES else None
+            use = USES[name](eqn.params, at[0], args) if name in USES else None
             arrays = [_value(x) for x in args]
             outs = self._bind(eqn, arrays)
             if use is not None:
@@ -162,11 +163,11 @@ class Walk:
         None of other operations, and of more than a vector that meets an array of its own shape.
         """
         shape = eqn.outvars[0].aval.shape
-        is_one_row = view.shape != shape or _num_axes(view) <= 1
+        is_one_row = view.shape != shape or num_axes(view) <= 1
         if eqn.primitive.name not in _ENTRYWISE or not is_one_row:
             return None
         # A scalar may meet an array as it is; other shapes have as many axes as the outcome.
-        use = _sum(view, shape, range(len(view.shape)))
+        use = repeated(view, shape, range(len(view.shape)))
         if use is None:
             return None
         out: Any = jax.ShapeDtypeStruct(shape, view.value.dtype)
@@ -174,7 +175,7 @@ class Walk:
             out = jnp.broadcast_to(view.value, shape)
         return self._tap(use, view, out, ())
 
-    def _tap(self, use: "_Use", view: View, out: Any, arrays: Sequence[Any]) -> Any:
+    def _tap(self, use: Use, view: View, out: Any, arrays: Sequence[Any]) -> Any:
         """What comes of a use, with its zero."""
         if math.prod(atom.size for atom in use.rows + use.columns) != view.size:
             self.reasons.setdefault(view.leaf, "used in part")
@@ -277,133 +278,6 @@ def _scan_counts(p: dict[str, Any]) -> tuple[int, int]:
     return len(consts), len(carry)
 
 
-class _Use(NamedTuple):
-    """A product with a view: its atoms in the order of use, the output's axes of tokens."""
-
-    rows: Atoms
-    columns: Atoms
-    tokens: Sequence[int]
-    left: Callable[..., jax.Array]  # of the operands, in the leaf's order
-    is_lookup: bool = False
-    is_sum: bool = False
-
-
-def _dot(p: dict[str, Any], at: int, args: Sequence[Any]) -> _Use | None:
-    contracted, batch = p["dimension_numbers"]
-    if batch[0]:
-        return None
-    view, mine, others = args[at], contracted[at], list(contracted[1 - at])
-    rows = _atoms(view, mine)
-    columns = _atoms(view, [n for n in range(len(view.axes)) if n not in mine])
-    free = [n for n in range(len(args[1 - at].shape)) if n not in others]
-    first = 0 if at == 1 else len(view.axes) - len(mine)
-
-    def left(*arrays):
-        return in_order(jnp.transpose(arrays[1 - at], free + others), rows)
-
-    return _Use(rows, columns, range(first, first + len(free)), left)
-
-
-def _lookup(p: dict[str, Any], at: int, args: Sequence[Any]) -> _Use | None:
-    """Whole rows of any axis, by their numbers."""
-    numbers, view, mode = p["dimension_numbers"], args[0], p["mode"]
-    axis = _row_axis(p, view) if at == 0 else None
-    if axis is None or axis not in numbers.start_index_map or numbers.operand_batching_dims:
-        return None
-    if not set(numbers.collapsed_slice_dims) <= {axis}:
-        return None
-    if len(numbers.start_index_map) > 1 and mode != jax.lax.GatherScatterMode.CLIP:
-        return None  # a start along a whole axis may be out of bounds
-    columns = _atoms(view, [n for n in range(len(view.axes)) if n != axis])
-    ndim = len(args[1].shape) - 1 + len(numbers.offset_dims)
-    at_index, last = numbers.start_index_map.index(axis), view.shape[axis] - 1
-
-    def left(_, indices):
-        row = indices[..., at_index].reshape(-1)
-        if mode == jax.lax.GatherScatterMode.CLIP:
-            return jnp.clip(row, 0, last)
-        return jnp.where((row < 0) | (row > last), -1, row)  # read as NaN; no gradient
-
-    tokens = [n for n in range(ndim) if n not in numbers.offset_dims]
-    return _Use(view.axes[axis], columns, tokens, left, is_lookup=True)
-
-
-def _one_row(p: dict[str, Any], at: int, args: Sequence[Any]) -> _Use | None:
-    """One row of any axis, by its number."""
-    view = args[0]
-    axis = _row_axis(p, view) if at == 0 else None
-    if axis is None:
-        return None
-    columns = _atoms(view, [n for n in range(len(view.axes)) if n != axis])
-
-    def left(_, *starts):
-        return jnp.clip(starts[axis], 0, view.shape[axis] - 1).reshape(1)
-
-    return _Use(view.axes[axis], columns, [], left, is_lookup=True)
-
-
-def _row_axis(p: dict[str, Any], view: View) -> int | None:
-    """The axis of which slices take one entry, if all others are whole."""
-    axes = [n for n, size in enumerate(p["slice_sizes"]) if size != view.shape[n]]
-    if len(axes) != 1 or p["slice_sizes"][axes[0]] != 1:
-        return None
-    rows = view.axes[axes[0]]
-    return axes[0] if order(rows) == list(range(len(rows))) else None
-
-
-def _convolution(p: dict[str, Any], at: int, args: Sequence[Any]) -> _Use | None:
-    if at != 1 or p["feature_group_count"] != 1 or p["batch_group_count"] != 1:
-        return None
-    view, spec = args[1], p["dimension_numbers"]
-    features, inputs, *space = spec.rhs_spec
-    rows, columns = _atoms(view, [inputs, *space]), _atoms(view, [features])
-    tokens = [spec.out_spec[0], *spec.out_spec[2:]]
-
-    def left(x, _):
-        patches = jax.lax.conv_general_dilated_patches(
-            x,
-            [view.shape[n] for n in space],
-            p["window_strides"],
-            p["padding"],
-            p["lhs_dilation"],
-            p["rhs_dilation"],
-            dimension_numbers=spec,
-            precision=jax.lax.Precision.HIGHEST,
-        )
-        return in_order(jnp.transpose(patches, [*tokens, spec.out_spec[1]]), rows)
-
-    return _Use(rows, columns, tokens, left)
-
-
-def _broadcast(p: dict[str, Any], at: int, args: Sequence[Any]) -> _Use | None:
-    """Entries that are repeated: whatever is done with the copies, their cotangents add up."""
-    if math.prod(p["shape"]) == math.prod(args[0].shape):
-        return None
-    return _sum(args[0], p["shape"], p["broadcast_dimensions"])
-
-
-def _sum(view: View, shape: Sequence[int], placed: Sequence[int]) -> _Use | None:
-    """A vector, or one a head, whose axes are placed among those of a larger shape."""
-    if _num_axes(view) > 2:
-        return None
-    kept = [n for n, axis in enumerate(placed) if view.shape[n] == shape[axis]]
-    tokens = [axis for axis in range(len(shape)) if axis not in [placed[n] for n in kept]]
-
-    def left(*_):
-        return jnp.ones((1, 1), view.value.dtype)
-
-    return _Use((), _atoms(view, kept), tokens, left, is_sum=True)
-
-
-_USES: dict[str, Callable[[dict[str, Any], int, Sequence[Any]], _Use | None]] = {
-    "dot_general": _dot,
-    "gather": _lookup,
-    "dynamic_slice": _one_row,
-    "conv_general_dilated": _convolution,
-    "broadcast_in_dim": _broadcast,
-}
-
-
 def _moved(eqn: Any, view: View, outs: Sequence[Any]) -> list[View] | None:
     """The view after an operation that only moves or slices; None after others."""
     name, p = eqn.primitive.name, eqn.params
@@ -424,24 +298,5 @@ def _moved(eqn: Any, view: View, outs: Sequence[Any]) -> list[View] | None:
     return None if None in found else [x for x in found if x is not None]
 
 
-def _num_axes(view: View) -> int:
-    return sum(size > 1 for size in view.shape)
-
-
-def _atoms(view: View, axes: Sequence[int]) -> Atoms:
-    return tuple(atom for n in axes for atom in view.axes[n])
-
-
 def _value(x: Any) -> Any:
     return x.value if isinstance(x, View) else x
-
-
-def in_order(x: jax.Array, atoms: Atoms, lead: tuple[int, ...] = ()) -> jax.Array:
-    """[lead.., tokens.., atoms] to [lead.., T, entries], entries in the leaf's order."""
-    sizes = [atom.size for atom in atoms]
-    width = math.prod(sizes)
-    num_tokens = math.prod(x.shape[len(lead) :]) // width
-    first = len(lead) + 1
-    x = x.reshape(*lead, num_tokens, *sizes)
-    x = jnp.transpose(x, [*range(first), *(first + n for n in order(atoms))])
-    return x.reshape(*lead, num_tokens, width)
