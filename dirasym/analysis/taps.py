@@ -202,15 +202,27 @@ class Walk:
     def _checkpoint(self, eqn: Any, args: list[Any]) -> list[Any]:
         jaxpr, why = eqn.params["jaxpr"], "returned by checkpoint"
         inner = Walk()
-        outs = inner.values(inner.run(jaxpr, (), args), why)
+        ran = inner.run(jaxpr, (), args)
+        # NNX returns the state of a module: its parameters come back as they went in.
+        unchanged = [isinstance(x, View) and any(x is y for y in args) for x in ran]
+
+        def others(outs):
+            return [x for x, is_known in zip(outs, unchanged, strict=True) if not is_known]
+
+        def whole(outs):
+            rest = iter(outs)
+            pairs = zip(ran, unchanged, strict=True)
+            return [view if is_known else next(rest) for view, is_known in pairs]
+
+        outs = inner.values(others(ran), why)
         self._join(inner, inner.taps)
         if self._zeros is None:
-            return outs
+            return whole(outs)
 
         def recomputed(arrays, zeros):
             remaining, walk = iter(arrays), Walk(iter(zeros))
             filled = [x if isinstance(x, View) else next(remaining) for x in args]
-            return walk.values(walk.run(jaxpr, (), filled), why), walk.lefts
+            return walk.values(others(walk.run(jaxpr, (), filled)), why), walk.lefts
 
         arrays = [x for x in args if not isinstance(x, View)]
         how = {name: eqn.params[name] for name in ("policy", "prevent_cse")}
@@ -220,7 +232,7 @@ class Walk:
         zeros = [next(self._zeros) for _ in inner.taps]
         outs, lefts = jax.checkpoint(recomputed, **how)(arrays, zeros)
         self.lefts += lefts
-        return outs
+        return whole(outs)
 
     def _scan(self, eqn: Any, args: list[Any]) -> list[Any]:
         p, why, scan = eqn.params, "returned by scan", object()

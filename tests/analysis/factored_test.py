@@ -74,6 +74,33 @@ def _nnx(dtype):
     return lambda p, x: nnx.merge(graph, p, rest)(x), params, _tokens()
 
 
+def _nnx_remat(dtype):
+    """Each layer returns its state, unchanged, from the checkpoint."""
+
+    class Layer(nnx.Module):
+        def __init__(self, rngs):
+            how = dict(rngs=rngs, dtype=dtype, param_dtype=dtype)
+            self.norm, self.linear = nnx.LayerNorm(6, **how), nnx.Linear(6, 6, **how)
+
+        @nnx.remat
+        def __call__(self, x_LD):
+            return x_LD + nnx.gelu(self.linear(self.norm(x_LD)))
+
+    class Model(nnx.Module):
+        def __init__(self, rngs):
+            self.embed = nnx.Embed(VOCAB, 6, rngs=rngs, dtype=dtype, param_dtype=dtype)
+            self.layers = nnx.List([Layer(rngs) for _ in range(2)])
+
+        def __call__(self, tokens_L):
+            x_LD = self.embed(tokens_L)
+            for layer in [*self.layers, self.layers[0]]:
+                x_LD = layer(x_LD)
+            return self.embed.attend(x_LD)
+
+    graph, params, rest = nnx.split(Model(nnx.Rngs(0)), nnx.Param, ...)
+    return lambda p, x: nnx.merge(graph, p, rest)(x), params, _tokens()
+
+
 def _equinox(dtype):
     eqx = pytest.importorskip("equinox")
 
@@ -176,6 +203,7 @@ CASES = {  # what makes it, and last names of what cannot be factored
     "grouped queries": (functools.partial(_linen, num_kv_heads=1, positions="learned", max_len=9), set()),  # noqa: E501
     "lora": (_adapted, set()),
     "nnx": (_nnx, set()),
+    "nnx remat": (_nnx_remat, set()),
     "equinox": (_equinox, set()),
     "haiku": (_haiku, set()),
     "function": (_plain, set()),
@@ -205,7 +233,7 @@ def _assert_equal(got, want, rtol):
         np.testing.assert_allclose(got.norm_fwd[block], norm, rtol=rtol, err_msg=block)
 
 
-QUICK = ("function", "experts")
+QUICK = ("function", "experts", "nnx remat")
 
 
 @pytest.mark.parametrize("name", members.quick(CASES, QUICK))

@@ -36,8 +36,11 @@ FACTORED = {
     "a vector a head": ((2, 2), lambda w, x: x.reshape(5, 2, 2) * w[None]),
     "a row of one": ((4, 1, 1), lambda w, x: w + x[:1].T[..., None]),
     "whole rows": ((9, 4), lambda w, x: w[jnp.array([1, 3])] + x[:2]),
+    "through a checkpoint that returns it": (
+        (4, 4), lambda w, x: x @ jax.checkpoint(lambda w, x: (w, x @ w))(w, x)[0]
+    ),
     "both ways": ((4, 4), lambda w, x: x @ w @ w.T),
-}
+}  # fmt: skip
 NOT_FACTORED = {
     "a convolution of each channel": (
         (3, 1, 4), lambda w, x: _convolve(x[None], w, feature_group_count=4),
@@ -80,6 +83,9 @@ NOT_FACTORED = {
     "two matrices": (
         (4, 4, 4), lambda w, x: (x @ w.reshape(4, 16), jnp.tile(x, 4) @ w.reshape(16, 4)),
         "used as two different matrices",
+    ),
+    "returned by a checkpoint with its entries moved": (
+        (4, 4), lambda w, x: jax.checkpoint(lambda w: w.T)(w) @ x[:4], "returned by checkpoint"
     ),
     "as a result": ((4,), lambda w, x: jax.jit(lambda w: w)(w), "used by reduce_sum"),
 }  # fmt: skip
