@@ -21,6 +21,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from dirasym import usage
 from dirasym.analysis import products, programs
+from dirasym.analysis.arguments import check_arrays, first_example
 from dirasym.analysis.blocks import BlockOf, Blocks
 from dirasym.analysis.cross import CrossMatrix, digest
 from dirasym.analysis.factored import Gradient, Loss
@@ -126,9 +127,10 @@ def alignment(
 
     Raises:
       ValueError: a loss that is not a scalar float, or has side effects; blocks that match
-        nothing; no examples for "factored", or examples of unequal length; parameters that
-        were donated, or with `strict` cannot be factored, by path.
-      TypeError: parameters that are not floats, by path.
+        nothing; no examples for "factored", or examples of unequal length; parameters or
+        examples that were donated, or parameters that with `strict` cannot be factored, by path.
+      TypeError: parameters that are not floats, or examples that are no arrays, by path; a loss
+        that is no function; blocks that are no names.
 
     Examples:
       >>> loss = lambda params, x: ((x @ params["w"]) ** 2).sum()
@@ -138,10 +140,10 @@ def alignment(
       ([4.0, 32.0], ())
     """
     _check_how(method, chunk_size)
-    one_alone = [] if examples is None else [_first("examples", examples)]
+    one_alone = [] if examples is None else [first_example("examples", examples)]
     if examples is None and method == "factored":
         raise ValueError("method 'factored' compares examples: pass examples")
-    _check_params(params)
+    check_arrays("params", params)
     how = dict(blocks=blocks, heads=heads, method=method, strict=strict)
     program = programs.once(
         _alignment_program,
@@ -232,10 +234,12 @@ def cross_alignment(
       ValueError: as `alignment`; `out` that is a file or holds another matrix, or in a trace.
     """
     _check_how(method, chunk_size)
-    _check_params(params)
+    usage.check_counts(memory_limit=memory_limit)
+    check_arrays("params", params)
     is_same = examples_rev is None or examples_rev is examples
     rows, columns = examples, examples if is_same else examples_rev
-    firsts = [_first("examples", rows)] * 2 if is_same else _firsts(rows, columns)
+    firsts = [first_example("examples", rows)]
+    firsts += firsts if is_same else [first_example("examples_rev", columns)]
     is_traced = programs.is_traced((params, rows, columns))
     static = dict(
         losses=(loss_fwd, loss_rev),
@@ -287,9 +291,10 @@ def first_order_transfer(
     of the parameters in float32 or what is wider: in bfloat16 a small step moves nothing.
 
     Raises:
-      ValueError: a loss that is not a scalar float.
+      ValueError: a loss that is not a scalar float, or parameters that were donated, by path.
       TypeError: parameters that are not floats, by path.
     """
+    check_arrays("params", params)
     Blocks.of(params, None)
     params = jax.tree.map(lambda p: p.astype(jnp.promote_types(p.dtype, jnp.float32)), params)
     rates = jnp.atleast_1d(jnp.asarray(learning_rates))
@@ -346,6 +351,8 @@ def update_ratios(
     Raises:
       ValueError: updates of another structure than the parameters, or as `alignment`.
     """
+    check_arrays("updates", updates)
+    check_arrays("params", params)
     parts = Blocks.of(params, blocks)
     if Blocks.of(updates, None).paths != parts.paths:
         raise ValueError("updates must have the structure of params")
@@ -362,18 +369,6 @@ def _check_how(method: str, chunk_size: int | None) -> None:
         raise ValueError(f"method must be 'direct' or 'factored', got {method!r}")
     if chunk_size is not None:
         usage.check_counts(chunk_size=chunk_size)
-
-
-def _check_params(params: Params) -> None:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        is_array = isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
-        if is_array and leaf.is_deleted():
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
-            raise ValueError(f"params: {name} was deleted: it was donated to a function")
-
-
-def _firsts(rows: Any, columns: Any) -> list[Any]:
-    return [_first("examples", rows), _first("examples_rev", columns)]
 
 
 def _is_one_loss(first: Loss, second: Loss) -> bool:
@@ -407,15 +402,6 @@ def _check_shape(name: str, shape: Any) -> None:
         raise ValueError(f"{name} must return a scalar, got {shape}")
     if not jnp.issubdtype(shape.dtype, jnp.floating):
         raise ValueError(f"{name} must return a float, got {shape.dtype}")
-
-
-def _first(name: str, examples: Any) -> Any:
-    """The first of the examples, once they are known to be some, and all of one leading size."""
-    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(examples)]
-    lengths = {shape[0] if shape else None for shape in shapes}
-    if len(lengths) != 1 or not all(lengths):
-        raise ValueError(f"{name} must share one leading size of at least 1, got shapes {shapes}")
-    return jax.tree.map(lambda x: x[0], examples)
 
 
 def _is_not_finite(x: np.ndarray) -> np.ndarray:

@@ -164,7 +164,7 @@ class Blocks:
 
         Raises:
           ValueError: no arrays, blocks that match nothing, an empty name, or "total".
-          TypeError: parameters that are not floats, by path.
+          TypeError: parameters that are not floats, by path; blocks that are no names.
         """
         flat, _ = jax.tree_util.tree_flatten_with_path(params)
         paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in flat]
@@ -218,7 +218,7 @@ def _function(blocks: BlockOf) -> Callable[[str], str | None]:
     if isinstance(blocks, str) and blocks in (known := dict(layer=layer, module=module, role=role)):
         return known[blocks]
     if not isinstance(blocks, str | re.Pattern):
-        return blocks
+        return functools.partial(_named, blocks)
     try:
         pattern = re.compile(blocks)
     except re.error as error:
@@ -230,6 +230,16 @@ def _function(blocks: BlockOf) -> Callable[[str], str | None]:
             return None
         return next((group for group in match.groups() if group is not None), match[0])
 
+    return name
+
+
+def _named(blocks: Callable[[str], str | None], path: str) -> str | None:
+    """The name that a user's function gives a path, if that is what it is and does."""
+    if not callable(blocks):
+        raise TypeError(f"blocks must be a name, a regex, a function or None, got {blocks!r}")
+    name = blocks(path)
+    if name is not None and not isinstance(name, str):
+        raise TypeError(f"blocks gives {name!r} for {path!r}: a name is a string, or None")
     return name
 
 

@@ -600,6 +600,7 @@ def test_bad_input():
         alignment.alignment(loss, loss, params | {"total": jnp.ones(2)})
 
 
+<<<<<<< HEAD
 @pytest.mark.parametrize("method", ["direct", "factored"])
 def test_a_mesh_that_splits_no_batch_is_named(method):
     loss, params, rows = lambda p, x: (x @ p["w"]).sum(), {"w": jnp.ones((2, 1))}, jnp.ones((4, 2))
@@ -608,3 +609,55 @@ def test_a_mesh_that_splits_no_batch_is_named(method):
         alignment.alignment(loss, loss, params, examples=rows, method=method, mesh=mesh)
     with pytest.raises(ValueError, match=r"mesh: .* an axis 'data'; this has 'x'"):
         alignment.cross_alignment(loss, loss, params, rows, method=method, mesh=mesh)
+=======
+def _deleted():
+    """A donated array stands beside one that is there."""
+    found = {"layer": {"w": jnp.ones((2, 3))}, "x": jnp.ones((2, 3))}
+    found["layer"]["w"].delete()
+    return found
+
+
+@pytest.mark.parametrize("method", ["direct", "factored"])
+@pytest.mark.parametrize("call", ["alignment", "cross_alignment"])
+def test_a_bad_leaf_is_named(call, method):
+    loss = lambda p, x: jnp.sum(jax.tree.leaves(x)[0] @ p["w"])  # noqa: E731
+
+    def run(params, examples, **how):
+        how = dict(params=params, examples=examples, method=method) | how
+        getattr(alignment, call)(loss, loss, **how)
+
+    w, x_EI = {"w": jnp.ones((3, 2))}, np.ones((2, 3), np.float32)
+    with pytest.raises(ValueError, match=r"^params: layer/w was deleted: it was donated"):
+        run(w | _deleted(), x_EI)
+    with pytest.raises(ValueError, match=r"^examples: layer/w was deleted: it was donated"):
+        run(w, _deleted())
+    with pytest.raises(ValueError, match=r"^examples was deleted: it was donated"):
+        run(w, _deleted()["layer"]["w"])
+    with pytest.raises(TypeError, match=r"^params: name is a str, and no array"):
+        run(w | {"name": "first"}, x_EI)
+    with pytest.raises(TypeError, match=r"^examples: 1/text is a str, and no array"):
+        run(w, [x_EI, {"text": "first"}])
+    for bad in (np.array(["first", "last"]), np.array([None, 1])):
+        with pytest.raises(TypeError, match=r"^examples: text is an array of .*, and not of num"):
+            run(w, {"x": x_EI, "text": bad})
+    with pytest.raises(TypeError, match=r"^blocks gives 3 for 'w': a name is a string, or None"):
+        run(w, x_EI, blocks=lambda path: 3)
+    with pytest.raises(TypeError, match=r"^blocks must be a name, a regex, .*, got 3"):
+        run(w, x_EI, blocks=3)
+    if call == "cross_alignment":
+        with pytest.raises(ValueError, match=r"^examples_rev: layer/w was deleted"):
+            run(w, x_EI, examples_rev=_deleted())
+        for bad in ("2GB", 0, -5, 1.5):
+            with pytest.raises(ValueError, match=f"^memory_limit must be .* from 1, got {bad!r}"):
+                run(w, x_EI, memory_limit=bad)
+
+
+def test_a_donated_leaf_is_named_by_what_takes_no_examples():
+    with pytest.raises(ValueError, match=r"^params: layer/w was deleted"):
+        alignment.first_order_transfer(jnp.sum, jnp.sum, _deleted(), [0.1])
+    there = {"layer": {"w": jnp.ones((2, 3))}, "x": jnp.ones((2, 3))}
+    with pytest.raises(ValueError, match=r"^params: layer/w was deleted"):
+        alignment.update_ratios(there, _deleted())
+    with pytest.raises(ValueError, match=r"^updates: layer/w was deleted"):
+        alignment.update_ratios(_deleted(), there)
+>>>>>>> ed5b10a (Arguments of the alignment that are donated, no arrays, no names or no counts are named: errors from within JAX did not say which)
