@@ -119,8 +119,9 @@ def alignment(
         ⟨Σ_t a_t g_tᵀ, Σ_s a'_s g'_sᵀ⟩ = Σ_ts (a_t·a'_s)(g_t·g'_s). They are found in the loss's
         jaxpr, so in any JAX function, through `jit`, `checkpoint` and `scan`: products without
         batch axes, convolutions, lookups of rows, and what is broadcast (biases, norms), of which
-        a is 1. Parameters used otherwise take the direct way and are listed in `direct`. Memory:
-        activations and cotangents of a chunk.
+        a is 1. Parameters used otherwise take the direct way and are listed in `direct`; so do
+        those that a `custom_vjp` or `custom_jvp` call takes, whose own rule may give a gradient
+        that is no product. Memory: activations and cotangents of a chunk.
       strict: with "factored", raise where a parameter cannot be factored.
       chunk_size: examples at a time.
       mesh: has an axis "data", over which the examples are split; parameters may lie on another.

@@ -6,7 +6,10 @@ a `dot_general`, a `conv_general_dilated` or a `gather` of rows, the other opera
 cotangent of a zero added to the output is g. A bias or a norm's scale is broadcast over the
 tokens: its gradient is Σ_t g_t. Parameters are followed through `jit`, `checkpoint` and `scan`.
 What is used otherwise (products with batch axes, entry by entry, `cond` and `while`) takes the
-direct way: its gradient is formed.
+direct way: its gradient is formed. So does a parameter among the operands of a `custom_vjp` or
+`custom_jvp` call, whatever is inside: the custom rule may give it a gradient that is no such
+product, or another one than the product inside would. Calls of which no parameter is an operand,
+such as `jax.nn.relu` of activations, are passed by.
 """
 
 import dataclasses

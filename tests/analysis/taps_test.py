@@ -24,6 +24,22 @@ def _columns_scanned(w, x_TD):
     return jax.lax.scan(lambda total, w_D: (total + x_TD @ w_D, None), jnp.zeros(5), w.T)[0]
 
 
+@jax.custom_vjp
+def _ruled(w, x_TD):
+    return x_TD @ w
+
+
+_ruled.defvjp(lambda w, x_TD: (x_TD @ w, (w, x_TD)), lambda kept, g: (kept[0], kept[1]))
+
+
+@jax.custom_jvp
+def _sloped(w, x_TD):
+    return x_TD @ w
+
+
+_sloped.defjvp(lambda at, along: (_sloped(*at), at[1] @ along[0]))
+
+
 def _number(x_TD):
     return x_TD[0, 0].astype(int)
 
@@ -39,6 +55,7 @@ FACTORED = {
     "through a checkpoint that returns it": (
         (4, 4), lambda w, x: x @ jax.checkpoint(lambda w, x: (w, x @ w))(w, x)[0]
     ),
+    "beside a rule": ((4, 4), lambda w, x: jax.nn.relu(x @ w)),
     "both ways": ((4, 4), lambda w, x: x @ w @ w.T),
 }  # fmt: skip
 NOT_FACTORED = {
@@ -77,6 +94,8 @@ NOT_FACTORED = {
     "a product a head": (
         (5, 4, 2), lambda w, x: jnp.einsum("td,tdf->tf", x, w), "used by dot_general"
     ),
+    "a product with a rule": ((4, 4), _ruled, "used by custom_vjp_call"),
+    "a product with a slope": ((4, 4), _sloped, "used by custom_jvp_call"),
     "a sum": ((4,), lambda w, x: w.sum() * x, "used by reduce_sum"),
     "carried": ((), _carried, "carried by scan"),
     "columns in turn": ((4, 3), _columns_scanned, "scanned over another axis than its first"),
