@@ -96,7 +96,8 @@ def joined_lists(argv: Sequence[str], is_list: Callable[[str], bool]) -> list[st
       >>> joined_lists(["study.py", "--modes", "a", "b", "--steps=4"], {"modes"}.__contains__)
       ['study.py', '--modes=a,b', '--steps=4']
     """
-    joined, in_list = [], False
+    joined: list[str] = []
+    in_list = False
     for word in argv:
         if in_list and not word.startswith("-"):
             joined[-1] += ("," if "=" in joined[-1] else "=") + word

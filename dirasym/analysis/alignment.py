@@ -146,16 +146,9 @@ def alignment(
         raise ValueError("method 'factored' compares examples: pass examples")
     check_arrays("params", params)
     how = dict(blocks=blocks, heads=heads, method=method, strict=strict)
-    program = programs.once(
-        _alignment_program,
-        dict(
-            losses=(loss_fwd, loss_rev),
-            shapes=_shapes(params, *one_alone),
-            how=how,
-            chunk_size=chunk_size,
-            mesh=mesh,
-        ),
-    )
+    given = dict(losses=(loss_fwd, loss_rev), shapes=_shapes(params, *one_alone))
+    given |= dict(how=how, chunk_size=chunk_size, mesh=mesh)
+    program = programs.once(_alignment_program, given)
     return program(params) if examples is None else program(params, examples)
 
 

@@ -600,7 +600,6 @@ def test_bad_input():
         alignment.alignment(loss, loss, params | {"total": jnp.ones(2)})
 
 
-<<<<<<< HEAD
 @pytest.mark.parametrize("method", ["direct", "factored"])
 def test_a_mesh_that_splits_no_batch_is_named(method):
     loss, params, rows = lambda p, x: (x @ p["w"]).sum(), {"w": jnp.ones((2, 1))}, jnp.ones((4, 2))
@@ -609,7 +608,8 @@ def test_a_mesh_that_splits_no_batch_is_named(method):
         alignment.alignment(loss, loss, params, examples=rows, method=method, mesh=mesh)
     with pytest.raises(ValueError, match=r"mesh: .* an axis 'data'; this has 'x'"):
         alignment.cross_alignment(loss, loss, params, rows, method=method, mesh=mesh)
-=======
+
+
 def _deleted():
     """A donated array stands beside one that is there."""
     found = {"layer": {"w": jnp.ones((2, 3))}, "x": jnp.ones((2, 3))}
@@ -660,4 +660,3 @@ def test_a_donated_leaf_is_named_by_what_takes_no_examples():
         alignment.update_ratios(there, _deleted())
     with pytest.raises(ValueError, match=r"^updates: layer/w was deleted"):
         alignment.update_ratios(_deleted(), there)
->>>>>>> ed5b10a (Arguments of the alignment that are donated, no arrays, no names or no counts are named: errors from within JAX did not say which)
