@@ -174,7 +174,6 @@ def facts_figures() -> dict[str, Callable[[], Any]]:
         "facts_quick_by_question": functools.partial(report.by_question, scratch),
         "facts_smollm2_accuracy": functools.partial(over, causal),
         "facts_smollm2_gradients": functools.partial(report.gradients, causal),
-        "facts_smollm2_masked_gradients": functools.partial(report.gradients, masked),
         "facts_smollm2_masked_attention": functools.partial(report.attention, masked),
     }
 
