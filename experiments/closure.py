@@ -19,7 +19,7 @@ from experiments.systems import families
 
 PRESETS = {
     "smoke": dict(
-        weight_decays=["0", "3"], closures=[0, 6], widths=[16], seeds=[0], num_families=8,
+        weight_decays=["0", "3"], closures=[0, 6], widths=[16], seeds=[0, 1], num_families=8,
         num_steps=40, eval_every=20, batch_size=32,
     ),
     "quick": dict(weight_decays=["0", "1", "3"], closures=[0, 6], seeds=[0, 1]),

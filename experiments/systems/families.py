@@ -45,6 +45,8 @@ class Config:
     lr: float = flag(1e-3, "AdamW's, constant.", 0)
 
     def __post_init__(self):
+        if len(self.seeds) < 2:
+            raise ValueError("--seeds: intervals over seeds need at least two")
         if self.num_steps % self.eval_every:
             raise ValueError(
                 f"--num_steps={self.num_steps} is not a multiple of --eval_every={self.eval_every}"

@@ -22,7 +22,7 @@ from experiments.systems import families
 
 ROOT = Path(__file__).parents[2]
 TINY = families.Config(
-    weight_decays=("0", "3"), closures=(0, 2), widths=(8,), seeds=(0,), num_families=6,
+    weight_decays=("0", "3"), closures=(0, 2), widths=(8,), seeds=(0, 1), num_families=6,
     withheld_share=0.5, n_layers=2, n_heads=2, num_steps=2, eval_every=1, batch_size=16,
 )  # fmt: skip
 
@@ -296,9 +296,9 @@ def test_a_sweep_ends_in_a_report(tmp_path, capsys):
     assert [run.identity["weight_decay"] for run in planned] == ["0", "3"]
     workdir = WorkDir(tmp_path / "run")
     lines = runs.sweep(planned, config.seeds, workdir, progress=False)
-    assert len(lines) == 2 and {"reverse_accuracy", "probe_hits", "asymmetry"} <= lines[0].keys()
+    assert len(lines) == 4 and {"reverse_accuracy", "probe_hits", "asymmetry"} <= lines[0].keys()
     closure_report.write(workdir, config, planned)
-    assert "| 8 | 2 | 3 | 1 |" in capsys.readouterr().out
+    assert "| 8 | 2 | 3 | 2 |" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -308,17 +308,18 @@ def test_a_sweep_ends_in_a_report(tmp_path, capsys):
         ("--withheld=husband,wife --closures=0,6", "closure=0 leaves nothing to ask"),
         ("--withheld_share=0.001", "asks 0 of 8 families"),
         ("--widths=18 --n_heads=4", "--widths=18 is not a multiple of --n_heads=4"),
+        ("--seeds=0", "intervals over seeds need at least two"),
         ("--num_steps=5 --eval_every=2", "not a multiple of --eval_every=2"),
     ],
 )
 def test_bad_flags(arguments, words, tmp_path):
     given = dict(part.removeprefix("--").split("=") for part in arguments.split())
-    lists = ("closures", "widths", "withheld")
+    lists = ("closures", "widths", "withheld", "seeds")
     values = {
         key: tuple(value.split(",")) if key in lists else float(value)
         for key, value in given.items()
     }
-    for key in ("closures", "widths"):
+    for key in ("closures", "widths", "seeds"):
         if key in values:
             values[key] = tuple(map(int, values[key]))
     for key in ("n_heads", "num_steps", "eval_every"):
