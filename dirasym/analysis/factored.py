@@ -5,6 +5,7 @@ and g the cotangents of the outputs. Both are read off the loss's jaxpr: where a
 a `dot_general`, a `conv_general_dilated` or a `gather` of rows, the other operand is a, and the
 cotangent of a zero added to the output is g. A bias or a norm's scale is broadcast over the
 tokens: its gradient is Σ_t g_t. Parameters are followed through `jit`, `checkpoint` and `scan`.
+Of a matrix that is split by rows or columns, each product gives factors that are zero elsewhere.
 What is used otherwise (products with batch axes, entry by entry, `cond` and `while`) takes the
 direct way: its gradient is formed. So does a parameter among the operands of a `custom_vjp` or
 `custom_jvp` call, whatever is inside: the custom rule may give it a gradient that is no such
@@ -27,6 +28,9 @@ from dirasym.analysis import programs
 from dirasym.analysis.taps import Tap, Walk
 from dirasym.analysis.views import Atoms, View
 from dirasym.types import Params
+
+# The factors of each part are as wide as the whole: of queries, keys and values, or four gates.
+MAX_PARTS = 4
 
 Loss = Callable[..., jax.Array]  # (params, example) -> scalar, or params -> scalar
 
@@ -146,6 +150,8 @@ class Plan:
                     reasons.setdefault(n, "used as two different matrices")
                 if tap.layers is not None:
                     stacked.add(n)
+            if any(_num_parts(walk, n) > MAX_PARTS for walk in walks):
+                reasons.setdefault(n, f"used in more than {MAX_PARTS} parts")
             rows.append(None if n in reasons else chosen)
         used, scanned = (
             frozenset(n for walk in walks for n in found(walk))
@@ -269,6 +275,10 @@ def _scaled(grads: Any) -> tuple[Any, jax.Array]:
 
 def _wide(x: jax.Array) -> jax.Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _num_parts(walk: Walk, leaf: int) -> int:
+    return sum(tap.leaf == leaf and tap.part is not None for tap in walk.taps)
 
 
 def _num_bytes(jaxpr: Any) -> int:

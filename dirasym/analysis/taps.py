@@ -12,10 +12,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend import core
 
 from dirasym.analysis.uses import USES, Use, in_order, num_axes, repeated
-from dirasym.analysis.views import Atoms, View, merged
+from dirasym.analysis.views import Atoms, Part, View, merged
 
 # A `closed_call` is named `eval_jaxpr` by newer versions of JAX.
 _CALLS = {"jit": "jaxpr", "closed_call": "call_jaxpr", "eval_jaxpr": "call_jaxpr"}
@@ -37,6 +38,7 @@ class Tap:
       tokens, columns_as_used: the output's axes, tokens first, then columns; atoms of these.
       scans: for each scan around it, outermost first, whether it walks over `layers`.
       scan: tells the scan that walks over its layers, until that is left.
+      part: what is used of an axis; the factors are zero at the rest.
     """
 
     leaf: int
@@ -51,6 +53,7 @@ class Tap:
     columns_as_used: Atoms
     scans: tuple[bool, ...] = ()
     scan: object | None = None
+    part: Part | None = None
 
     def in_scan(self, scan: object, length: int) -> "Tap":
         """The tap as it is around a scan of `length` steps that it lies in."""
@@ -69,10 +72,10 @@ class Tap:
         axes += [n for n in range(cotangent.ndim) if n not in axes]
         moved = jnp.transpose(cotangent, axes)
         vectors = in_order(moved, self.columns_as_used, cotangent.shape[:depth])
-        if not self.is_sum:
-            return vectors
-        wide = jnp.promote_types(vectors.dtype, jnp.float32)
-        return jnp.sum(vectors, axis=depth, keepdims=True, dtype=wide)
+        if self.is_sum:
+            wide = jnp.promote_types(vectors.dtype, jnp.float32)
+            vectors = jnp.sum(vectors, axis=depth, keepdims=True, dtype=wide)
+        return vectors if self.part is None else self.part.padded(vectors, self.columns_as_used)
 
     def merge_scans(self, x: jax.Array) -> jax.Array:
         """[scans.., T, ..] to [layers, T', ..]; iterations that are not layers are tokens."""
@@ -177,26 +180,33 @@ class Walk:
 
     def _tap(self, use: Use, view: View, out: Any, arrays: Sequence[Any]) -> Any:
         """What comes of a use, with its zero."""
-        if math.prod(atom.size for atom in use.rows + use.columns) != view.size:
+        view = view.used_as(use.rows, use.columns)
+        part = view.part
+        rows, columns = ((part.filled if part else merged)(x) for x in (use.rows, use.columns))
+        # Rows are numbered from the first one that is left.
+        is_shifted = use.is_lookup and part is not None and part.at(use.rows) is not None
+        if is_shifted or math.prod(atom.size for atom in rows + columns) != view.size:
             self.reasons.setdefault(view.leaf, "used in part")
         self.taps.append(
             Tap(
                 leaf=view.leaf,
                 is_lookup=use.is_lookup,
                 is_sum=use.is_sum,
-                rows=merged(use.rows),
-                columns=merged(use.columns),
+                rows=rows,
+                columns=columns,
                 layers=view.layers,
                 shape=tuple(out.shape),
                 dtype=out.dtype,
                 tokens=tuple(use.tokens),
                 columns_as_used=use.columns,
                 scan=view.scan,
+                part=part,
             )
         )
         if self._zeros is None:
             return out
-        self.lefts.append(use.left(*arrays))
+        left = use.left(*arrays)
+        self.lefts.append(left if part is None else part.padded(left, use.rows))
         return out + next(self._zeros)
 
     def _checkpoint(self, eqn: Any, args: list[Any]) -> list[Any]:
@@ -295,15 +305,17 @@ def _moved(eqn: Any, view: View, outs: Sequence[Any]) -> list[View] | None:
     name, p = eqn.primitive.name, eqn.params
     found: list[View | None]
     if name == "slice":
-        start, size = p["start_indices"], view.shape
-        if any(start[1:]) or tuple(outs[0].shape[1:]) != tuple(size[1:]) or p["strides"]:
+        shape = outs[0].shape
+        axes = [n for n, size in enumerate(view.shape) if shape[n] != size]
+        if len(axes) != 1 or p["strides"]:
             return None
-        found = [view.sliced(start[0], outs[0].shape[0], outs[0])]
-    elif name == "split" and p["axis"] == 0:
-        starts = [sum(p["sizes"][:n]) for n in range(len(outs))]
+        start = p["start_indices"][axes[0]]
+        found = [view.sliced(axes[0], start, shape[axes[0]], outs[0])]
+    elif name == "split":
+        axis, starts = p["axis"], np.cumsum([0, *p["sizes"]])
         found = [
-            view.sliced(int(start), out.shape[0], out)
-            for start, out in zip(starts, outs, strict=True)
+            view.sliced(axis, int(start), out.shape[axis], out)
+            for start, out in zip(starts, outs, strict=False)
         ]
     else:
         found = [view.moved(name, p, outs[0])]

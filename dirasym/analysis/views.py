@@ -10,6 +10,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -21,6 +23,49 @@ class Atom(NamedTuple):
 
 
 Atoms = tuple[Atom, ...]
+
+
+class Part(NamedTuple):
+    """Some entries of an axis of a leaf, as of a matrix that is split by its columns.
+
+    Attributes:
+      whole: the axis.
+      start, number: of its entries.
+      is_first: it is the leaf's first axis, which may stack layers instead.
+    """
+
+    whole: Atom
+    start: int
+    number: int
+    is_first: bool = False
+
+    def filled(self, atoms: Iterable[Atom]) -> Atoms:
+        """Atoms in the leaf's order, with the whole axis where the part is among them."""
+        found, at = list(merged(atoms)), self.at(atoms)
+        if at is not None:
+            stride = found[at].stride  # less than the axis's where inner axes follow
+            found[at] = Atom(stride, self.whole.size * self.whole.stride // stride)
+        return merged(found)
+
+    def padded(self, x: jax.Array, atoms: Iterable[Atom]) -> jax.Array:
+        """[.., entries of the atoms in the leaf's order] with zeros for the rest of the axis."""
+        found, at = merged(atoms), self.at(atoms)
+        if at is None:
+            return x
+        inner = self.whole.stride // found[at].stride
+        after = self.whole.size - self.start - self.number
+        pads = [(0, 0)] * (x.ndim - 1 + len(found))
+        pads[x.ndim - 1 + at] = (self.start * inner, after * inner)
+        padded = jnp.pad(x.reshape(*x.shape[:-1], *(atom.size for atom in found)), pads)
+        return padded.reshape(*x.shape[:-1], -1)
+
+    def at(self, atoms: Iterable[Atom]) -> int | None:
+        """Which of the atoms, once merged, holds the part."""
+        stride, end = self.whole.stride, self.whole.stride * self.number
+        for n, atom in enumerate(merged(atoms)):
+            if atom.stride <= stride and atom.stride * atom.size == end:
+                return n
+        return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +80,7 @@ class View:
         that axis is whole, and one of `axes`.
       size: entries of the leaf, or of a layer of it.
       scan: what tells the scan that walks over these layers, if one does.
+      part: the entries of an axis that are left after a slice, of more than one.
     """
 
     value: Any
@@ -43,6 +89,7 @@ class View:
     size: int
     layers: tuple[int, int] | None = None
     scan: object | None = None
+    part: Part | None = None
 
     @classmethod
     def of(cls, value: Any, leaf: int) -> "View":
@@ -76,18 +123,32 @@ class View:
         """Of the array."""
         return self.value.shape
 
-    def sliced(self, start: int, number: int, value: Any) -> "View | None":
-        """Some of the layers that are stacked on the leaf's first axis, which is still there."""
-        if self.layers is not None or not self._first_is_whole():
+    def sliced(self, axis: int, start: int, number: int, value: Any) -> "View | None":
+        """Some entries of an axis; on the leaf's first one they are also layers of a stack."""
+        is_first = axis == 0 and self.layers is None and self._first_is_whole()
+        if number < 1 or not (is_first or (number > 1 and self._is_whole(axis))):
             return None
-        first = () if number == 1 else (Atom(self.axes[0][0].stride, number),)
-        return dataclasses.replace(
-            self,
-            value=value,
-            axes=(first, *self.axes[1:]),
-            size=self.size // self.shape[0],
-            layers=(start, number),
-        )
+        axes, part = list(self.axes), self.part
+        if number == 1:
+            axes[axis] = ()
+        else:
+            (whole,) = self.axes[axis]
+            axes[axis] = (Atom(whole.stride, number),)
+            if not is_first or part is None:
+                part = Part(whole, start, number, is_first)
+        found = dataclasses.replace(self, value=value, axes=tuple(axes), part=part)
+        if not is_first:
+            return found
+        size = self.size // self.shape[0]
+        return dataclasses.replace(found, size=size, layers=(start, number))
+
+    def used_as(self, *sides: Atoms) -> "View":
+        """The view as a use shows it that covers these atoms: as layers, or as a part of one."""
+        if self.part is None or not self.part.is_first:
+            return self
+        if all(self.part.at(atoms) is None for atoms in sides):
+            return dataclasses.replace(self, part=None)
+        return dataclasses.replace(self, layers=None, size=self.size * self.part.whole.size)
 
     def scanned(self, value: Any, scan: object) -> "View | None":
         """The layer that one step of a scan sees."""
@@ -101,6 +162,15 @@ class View:
         return dataclasses.replace(
             self, value=value, axes=axes, size=size, layers=layers, scan=scan
         )
+
+    def _is_whole(self, axis: int) -> bool:
+        """Whether an axis is one atom, of which nothing was cut, and no other axis was."""
+        if len(self.axes[axis]) != 1 or not (self.part is None or self.part.is_first):
+            return False
+        if self.part is None:
+            return True
+        first, stride = self.part.whole.stride, self.axes[axis][0].stride
+        return not first <= stride < first * self.part.number
 
     def _first_is_whole(self) -> bool:
         """Whether the first axis is the leaf's own."""

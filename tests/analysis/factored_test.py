@@ -181,6 +181,34 @@ def _gru(dtype):
     )
 
 
+def _haiku_gru(dtype):
+    """Its state's matrix and its bias are split by gates."""
+    hk = pytest.importorskip("haiku")
+
+    def forward(tokens_L):
+        cell = hk.GRU(5)
+        states = hk.dynamic_unroll(cell, hk.Embed(VOCAB, 4)(tokens_L), cell.initial_state(None))[0]
+        return hk.Linear(VOCAB)(states)
+
+    model = hk.without_apply_rng(hk.transform(forward))
+    return model.apply, model.init(jax.random.key(0), _tokens()[0]), _tokens()
+
+
+def _fused(dtype):
+    """Queries, keys and values, and a gate, as columns and as rows of one matrix each."""
+    shapes = dict(embed=(VOCAB, 4), qkv=(4, 12), bias=(12,), gated=(12, 4), head=(VOCAB, 6))
+
+    def apply(p, tokens_L):
+        x_LD = p["embed"][tokens_L]
+        kernels, biases = jnp.split(p["qkv"], 3, axis=1), jnp.split(p["bias"], 3)
+        q, k, v = (x_LD @ w + b[None] for w, b in zip(kernels, biases, strict=True))
+        x_LD = jax.nn.softmax(q @ k.T) @ v
+        x_LF = (x_LD @ p["gated"][:6].T) * jax.nn.gelu(x_LD @ p["gated"][6:].T)
+        return x_LF @ p["head"].T
+
+    return apply, {name: jnp.zeros(shape) for name, shape in shapes.items()}, _tokens()
+
+
 def _experts(dtype):
     """A mixture of experts: products with an axis of experts on both sides."""
     shapes = dict(embed=(VOCAB, 4), gate=(4, 3), up=(3, 4, 5), down=(3, 5, VOCAB))
@@ -209,6 +237,8 @@ CASES = {  # what makes it, and last names of what cannot be factored
     "function": (_plain, set()),
     "convolution": (_convolution, set()),
     "gru": (_gru, set()),
+    "haiku gru": (_haiku_gru, set()),
+    "fused": (_fused, set()),
     "experts": (_experts, {"up"}),
 }  # fmt: skip
 
@@ -233,7 +263,7 @@ def _assert_equal(got, want, rtol):
         np.testing.assert_allclose(got.norm_fwd[block], norm, rtol=rtol, err_msg=block)
 
 
-QUICK = ("function", "experts", "nnx remat")
+QUICK = ("function", "experts", "nnx remat", "fused")
 
 
 @pytest.mark.parametrize("name", members.quick(CASES, QUICK))

@@ -28,6 +28,11 @@ SHAPES = {
     "convolution": (3, WIDTH, WIDTH),
     "thirds": (3, WIDTH, WIDTH),
     "middle": (4, WIDTH),
+    "fused": (WIDTH, 3 * WIDTH),
+    "fused rows": (3 * WIDTH, WIDTH),
+    "fused bias": (2 * WIDTH,),
+    "columns/kernel": (LAYERS, WIDTH, 3 * WIDTH),
+    "inputs": (2 * WIDTH, WIDTH),
     "unused": (3,),
 }
 
@@ -43,6 +48,22 @@ def _convolved(x_TD, kernel_WDF):
         x_TD[None], kernel_WDF, window_strides=(2,), padding=[(2, 3)], lhs_dilation=(2,),
         rhs_dilation=(2,), dimension_numbers=("NWC", "WIO", "NWC"),
     )[0]  # fmt: skip
+
+
+def _split(p, x_TD):
+    """Of one parameter several products, each with some of its columns, rows or layers' columns."""
+    query, key_value = jnp.split(p["fused"], [WIDTH], axis=1)
+    query_T22 = jnp.einsum("td,dij->tij", x_TD, query.reshape(WIDTH, 2, 2))
+    x_TD = x_TD + jnp.tanh(query_T22).reshape(TOKENS, WIDTH) * (x_TD @ key_value)[:, :WIDTH]
+    x_TD = x_TD + jnp.tanh(x_TD @ p["fused rows"][WIDTH : 2 * WIDTH].T + p["fused bias"][None, 4:])
+    x_TD = x_TD @ p["fused rows"][2 * WIDTH :].T + p["fused bias"][:4][None]
+
+    def layer(x_TD, kernel_DF):
+        gates = [jnp.tanh(x_TD @ kernel_DF[:, n : n + WIDTH]) for n in (0, WIDTH)]
+        return x_TD + gates[0] * gates[1], None
+
+    x_TD, _ = jax.lax.scan(layer, x_TD, p["columns/kernel"])
+    return jnp.tanh(x_TD @ p["inputs"][:WIDTH]) + jnp.tanh(x_TD[:, ::-1] @ p["inputs"][WIDTH:])
 
 
 def _loss(p, tokens_T):
@@ -73,7 +94,7 @@ def _loss(p, tokens_T):
     x_TD, _ = jax.lax.scan(lambda x_TD, b: (jnp.tanh(x_TD - b[None]), None), x_TD, p["middle"][1:3])
     halves_T2D = jnp.tanh(jnp.einsum("td,dij->tij", x_TD, p["split"].reshape(WIDTH, 2, WIDTH)))
     x_TD = x_TD + halves_T2D[:, 0] * halves_T2D[:, 1]
-    logits_TV = x_TD @ p["table"].T
+    logits_TV = _split(p, x_TD) @ p["table"].T
     return jnp.sum(jnp.tanh(logits_TV / p["temperature"]) * jnp.arange(9.0)[None])
 
 
@@ -101,7 +122,11 @@ def test_factors_are_the_gradient(found, name):
     if name == "unused":
         assert leaf is None and not want.any()
         return
-    if name in ("in", "left"):  # rows of factors are what is contracted, their last axis
+    if name in (
+        "in",
+        "left",
+        "fused rows",
+    ):  # rows of factors are what is contracted, their last axis
         want = want.swapaxes(-1, -2)
     matrix = np.asarray(_whole(leaf) * got.size).ravel()
     np.testing.assert_allclose(matrix, want.ravel(), atol=2e-6 * np.abs(want).max())

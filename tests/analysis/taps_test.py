@@ -55,6 +55,11 @@ FACTORED = {
     "through a checkpoint that returns it": (
         (4, 4), lambda w, x: x @ jax.checkpoint(lambda w, x: (w, x @ w))(w, x)[0]
     ),
+    "columns apart": ((4, 4), lambda w, x: x @ jnp.split(w, 2, axis=1)[0]),
+    "some columns": ((4, 4), lambda w, x: x @ w[:, :2]),
+    "last columns": ((4, 4), lambda w, x: x @ w[:, 2:]),
+    "some rows": ((9, 4), lambda w, x: x @ w[2:6] + x @ w.T[:, :4]),
+    "parts of a vector": ((8,), lambda w, x: [x + w[None, :4], x * w[4:][None]]),
     "beside a rule": ((4, 4), lambda w, x: jax.nn.relu(x @ w)),
     "both ways": ((4, 4), lambda w, x: x @ w @ w.T),
 }  # fmt: skip
@@ -70,9 +75,15 @@ NOT_FACTORED = {
     "what is convolved": (
         (1, 5, 4), lambda w, x: _convolve(w, x[:, :, None]), "used by conv_general_dilated"
     ),
-    "columns apart": ((4, 4), lambda w, x: x @ jnp.split(w, 2, axis=1)[0], "used by split"),
-    "some columns": ((4, 4), lambda w, x: x @ w[:, :2], "used by slice"),
-    "last columns": ((4, 4), lambda w, x: x @ w[:, 2:], "used by slice"),
+    "one column": ((4, 4), lambda w, x: x @ w[:, :1], "used by slice"),
+    "columns of columns": ((4, 6), lambda w, x: x @ w[:, :4][:, 1:3], "used by slice"),
+    "columns of a stack at once": (
+        (3, 4, 4), lambda w, x: jnp.einsum("td,kdf->tkf", x[:, :2], w[1:3, 1:3]), "used by slice"
+    ),
+    "rows by a number among some": ((9, 4), lambda w, x: w[2:8][_number(x)], "used in part"),
+    "in more parts than are worth it": (
+        (4, 10), lambda w, x: [x @ y for y in jnp.split(w, 5, axis=1)], "used in more than 4 parts"
+    ),
     "every second layer": (
         (4, 4, 2), lambda w, x: jnp.einsum("td,kdf->f", x, w[::2]), "used by slice"
     ),

@@ -81,19 +81,51 @@ def test_what_changes_or_repeats_entries_is_no_view():
 def test_slices_of_a_stack_are_layers_of_it(number):
     x = _leaf(4, 2, 3)
     view = View.of(x, 0)
-    some = view.sliced(1, number, x[1 : 1 + number])
+    some = view.sliced(0, 1, number, x[1 : 1 + number])
     np.testing.assert_array_equal(_entries(some), x[:number])  # from the first of its layers
     assert (some.layers, some.size, some.leaf) == ((1, number), 6, 0)
-    assert some.sliced(0, 1, x[:1]) is None
+    assert some.sliced(0, 0, 1, x[:1]) is None
     turned = view.moved("transpose", dict(permutation=(1, 0, 2)), x.swapaxes(0, 1))
-    assert turned.sliced(0, 1, x[:, 0]) is None  # rows of each layer
+    assert turned.sliced(0, 0, 1, x[:, 0]) is None  # rows of each layer
     joined = view.moved("reshape", {}, x.reshape(8, 3))
-    assert joined.sliced(0, 1, x[0]) is None  # its first axis is two of the leaf's
+    assert joined.sliced(0, 0, 1, x[0]) is None  # its first axis is two of the leaf's
     scan = object()
     step = some.scanned(x[0], scan)
     np.testing.assert_array_equal(_entries(step), x[0])
     assert (step.layers, step.size, step.scan) == ((1, number), 6, scan)
     assert step.scanned(x[0, 0], object()) is None
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_slice_is_a_part_of_its_axis(axis):
+    """Padded, the slice is the leaf with zeros for what was cut, also once its axis is split."""
+    x = _leaf(6, 8, 10) + 1
+    some = np.take(x, range(2, 6), axis)
+    view = View.of(x, 0).sliced(axis, 2, 4, some)
+    apart = view.moved("reshape", {}, some.reshape(*some.shape[:axis], 2, 2, *x.shape[axis + 1 :]))
+    want = np.where(np.isin(np.arange(x.shape[axis]), range(2, 6)), np.moveaxis(x, axis, -1), 0)
+    for found in (view, apart):
+        atoms = [atom for of_axis in found.axes for atom in of_axis]
+        found = found.used_as(tuple(atoms))
+        assert (found.layers, found.size) == (None, x.size)
+        assert found.part.filled(atoms) == (Atom(1, x.size),)
+        padded = found.part.padded(some.reshape(1, -1), atoms)
+        np.testing.assert_array_equal(padded[0], np.moveaxis(want, -1, axis).ravel())
+    (mine,) = view.axes[axis]
+    others = [atom for atom in atoms if not mine.stride <= atom.stride < 4 * mine.stride]
+    assert view.part.filled(others) == views.merged(others)
+    np.testing.assert_array_equal(view.part.padded(x, others), x)
+    assert view.sliced(axis, 1, 2, None) is None and view.sliced(axis, 0, 1, None) is None
+
+
+def test_layers_stay_layers_where_their_axis_is_not_used():
+    x = _leaf(4, 2, 3)
+    some = View.of(x, 0).sliced(0, 1, 2, x[1:3])
+    inner = some.scanned(x[0], object()).used_as((Atom(3, 2),), (Atom(1, 3),))
+    assert (inner.layers, inner.part) == ((1, 2), None)
+    assert View.of(x, 0).sliced(2, 0, 1, x[..., :1]) is None  # one column
+    assert View.of(x, 0).sliced(2, 1, 0, x[..., :0]) is None
+    assert View.of(x, 0).sliced(0, 1, 0, x[:0]) is None
 
 
 def test_a_scan_walks_over_the_first_axis_of_a_leaf():
@@ -102,8 +134,8 @@ def test_a_scan_walks_over_the_first_axis_of_a_leaf():
     np.testing.assert_array_equal(_entries(step), x[0])
     assert (step.layers, step.size, step.scan, step.leaf) == ((0, 4), 6, scan, 3)
     one = View.of(x[:1], 0)
-    assert one.scanned(x[0], scan).layers == one.sliced(0, 1, x[:1]).layers == (0, 1)
-    flat = View.of(x, 0).sliced(1, 1, x[1:2]).moved("squeeze", {}, x[1])
+    assert one.scanned(x[0], scan).layers == one.sliced(0, 0, 1, x[:1]).layers == (0, 1)
+    flat = View.of(x, 0).sliced(0, 1, 1, x[1:2]).moved("squeeze", {}, x[1])
     assert flat.scanned(x[1, 0], scan) is None  # over rows of one layer
     assert View.of(_leaf(), 0).scanned(None, scan) is None
 
