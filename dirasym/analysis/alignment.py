@@ -119,19 +119,18 @@ def alignment(
         ⟨Σ_t a_t g_tᵀ, Σ_s a'_s g'_sᵀ⟩ = Σ_ts (a_t·a'_s)(g_t·g'_s). They are found in the loss's
         jaxpr, so in any JAX function, through `jit`, `checkpoint` and `scan`: products without
         batch axes, convolutions, lookups of rows, and what is broadcast (biases, norms), of which
-        a is 1. Parameters used otherwise take the direct way and are listed in `direct`; so do
-        those that a `custom_vjp` or `custom_jvp` call takes, whose own rule may give a gradient
-        that is no product. Memory: activations and cotangents of a chunk.
+        a is 1. What is used otherwise takes the direct way and is listed in `direct`, as do
+        operands of `custom_vjp` and `custom_jvp`, whose own rule may give a gradient that is no
+        product. Memory: activations and cotangents of a chunk.
       strict: with "factored", raise where a parameter cannot be factored.
       chunk_size: examples at a time.
       mesh: has an axis "data", over which the examples are split; parameters may lie on another.
 
     Raises:
       ValueError: a loss that is not a scalar float, or has side effects; blocks that match
-        nothing; no examples for "factored", or examples of unequal length; parameters or
-        examples that were donated, or parameters that with `strict` cannot be factored, by path.
-      TypeError: parameters that are not floats, or examples that are no arrays, by path; a loss
-        that is no function; blocks that are no names.
+        nothing; no examples for "factored", or examples of unequal length; by path, arrays that
+        were donated, or parameters that with `strict` cannot be factored.
+      TypeError: parameters that are not floats or examples that are no arrays, by path.
 
     Examples:
       >>> loss = lambda params, x: ((x @ params["w"]) ** 2).sum()
@@ -145,10 +144,21 @@ def alignment(
     if examples is None and method == "factored":
         raise ValueError("method 'factored' compares examples: pass examples")
     check_arrays("params", params)
+<<<<<<< HEAD
     how = dict(blocks=blocks, heads=heads, method=method, strict=strict)
     given = dict(losses=(loss_fwd, loss_rev), shapes=_shapes(params, *one_alone))
     given |= dict(how=how, chunk_size=chunk_size, mesh=mesh)
     program = programs.once(_alignment_program, given)
+=======
+    static = dict(
+        losses=(loss_fwd, loss_rev),
+        shapes=_shapes(params, *one_alone),
+        how=dict(blocks=blocks, heads=heads, method=method, strict=strict),
+        chunk_size=chunk_size,
+        mesh=mesh,
+    )
+    program = programs.once(_alignment_program, static)
+>>>>>>> 9cf9179 (Functions and classes of the alignment within their limits again: Tap makes itself of a use)
     return program(params) if examples is None else program(params, examples)
 
 

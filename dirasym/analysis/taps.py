@@ -55,6 +55,24 @@ class Tap:
     scan: object | None = None
     part: Part | None = None
 
+    @classmethod
+    def of(cls, use: Use, view: View, out: Any, rows: Atoms, columns: Atoms) -> "Tap":
+        """A use of a view with its outcome; of a part, `rows` and `columns` are the whole's."""
+        return cls(
+            leaf=view.leaf,
+            is_lookup=use.is_lookup,
+            is_sum=use.is_sum,
+            rows=rows,
+            columns=columns,
+            layers=view.layers,
+            shape=tuple(out.shape),
+            dtype=out.dtype,
+            tokens=tuple(use.tokens),
+            columns_as_used=use.columns,
+            scan=view.scan,
+            part=view.part,
+        )
+
     def in_scan(self, scan: object, length: int) -> "Tap":
         """The tap as it is around a scan of `length` steps that it lies in."""
         is_layers = self.scan is scan
@@ -187,22 +205,7 @@ class Walk:
         is_shifted = use.is_lookup and part is not None and part.at(use.rows) is not None
         if is_shifted or math.prod(atom.size for atom in rows + columns) != view.size:
             self.reasons.setdefault(view.leaf, "used in part")
-        self.taps.append(
-            Tap(
-                leaf=view.leaf,
-                is_lookup=use.is_lookup,
-                is_sum=use.is_sum,
-                rows=rows,
-                columns=columns,
-                layers=view.layers,
-                shape=tuple(out.shape),
-                dtype=out.dtype,
-                tokens=tuple(use.tokens),
-                columns_as_used=use.columns,
-                scan=view.scan,
-                part=part,
-            )
-        )
+        self.taps.append(Tap.of(use, view, out, rows, columns))
         if self._zeros is None:
             return out
         left = use.left(*arrays)
