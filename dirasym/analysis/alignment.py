@@ -144,21 +144,10 @@ def alignment(
     if examples is None and method == "factored":
         raise ValueError("method 'factored' compares examples: pass examples")
     check_arrays("params", params)
-<<<<<<< HEAD
     how = dict(blocks=blocks, heads=heads, method=method, strict=strict)
     given = dict(losses=(loss_fwd, loss_rev), shapes=_shapes(params, *one_alone))
     given |= dict(how=how, chunk_size=chunk_size, mesh=mesh)
     program = programs.once(_alignment_program, given)
-=======
-    static = dict(
-        losses=(loss_fwd, loss_rev),
-        shapes=_shapes(params, *one_alone),
-        how=dict(blocks=blocks, heads=heads, method=method, strict=strict),
-        chunk_size=chunk_size,
-        mesh=mesh,
-    )
-    program = programs.once(_alignment_program, static)
->>>>>>> 9cf9179 (Functions and classes of the alignment within their limits again: Tap makes itself of a use)
     return program(params) if examples is None else program(params, examples)
 
 
