@@ -172,6 +172,31 @@ def test_gaps_of_the_mlp_on_1000_pairs(on_file):
     assert world_a.mlp_gap_1000(8) == [3.5, 7.0]
 
 
+def test_the_mlp_at_the_papers_setting_has_the_mean_of_its_seeds(on_file):
+    lines = []
+    for K in (1, 5, 8):
+        for seed in (0, 1):
+            for arrow, more in (("A->B", 0.0), ("B->A", 1.0)):
+                excess = K + seed + more
+                line = {"K": K, "seed": seed, "direction": arrow, "excess_loss": excess / 10}
+                line |= {unit: excess for unit in world_a.MLP_UNITS}
+                line |= {"floor_nats_per_string": 12.0 * more, "floor_kind": "parallel"}
+                line |= {"bits_to_store_per_pair": 9.0 + K, "theoretical_min": 0.5}
+                line |= {"eval_epochs": [0, 2], f"{world_a.CLEAN}_curve": [9.0, excess]}
+                line |= {"train_curve": [7.0, 0.5 + excess / 10]}
+                line |= {"excess_nats_per_string_curve": [7.0, 2 * excess]}
+                lines.append(line)
+    on_file["world_a_mlp/results"] = lines
+    rows = world_a.mlp_table().splitlines()[2:]
+    assert rows[0].startswith("| 1 | forward | 0.150 ± 0.635 | 1.50 ± 6.35 |")
+    assert rows[0].endswith("| 0.00 | 10.0 |") and rows[5].endswith("| 12.00 (parallel) | 17.0 |")
+    assert rows[5].startswith("| 8 | inverse | 0.950 ± 0.635 |")
+    gaps = world_a.mlp_gap_table().splitlines()[2:]
+    assert gaps[1] == "| 5 | **0.100 ± 0.000** | 0.22 | 2.00 ± 0.00 | 1.00 ± 0.00 |"
+    pace = world_a.mlp_pace_table().splitlines()[2:]
+    assert pace[2] == "| 8 | 17.0 | 8.50 ± 6.35 |"
+
+
 def test_the_mlps_pace_by_length_of_strings(on_file):
     def line(seed, arrow, *curve):
         of = {"K": 5, "seed": seed, "direction": arrow, "bits_to_store_per_pair": 9.5}
