@@ -144,6 +144,14 @@ def test_what_each_remedy_trains_on():
     assert not draws[..., 9:].any() and (draws[0] != draws[1]).any()
 
 
+@pytest.mark.parametrize("kind", ["inverse", "reversed", "entities", "identity"])
+def test_a_remedy_adds_the_rows_of_its_name(kind):
+    told = _texts(system.Task(kind, "compute", TINY).data["tokens_BL"])
+    added = _texts(system.remedy_rows(kind, TINY)["tokens_BL"])
+    plain = _texts(system.remedy_rows("none", TINY)["tokens_BL"])
+    assert set(told) == {*plain, *added} and set(added) - set(plain)
+
+
 def test_networks_differ_in_attention_and_dropout_alone():
     of = {name: system.Task(name, "compute", TINY).model.config for name in system.REMEDIES}
     base = of["none"]
