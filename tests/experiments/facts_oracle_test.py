@@ -225,6 +225,22 @@ def test_single_facts_are_recorded_with_their_own_numbers(done):
         np.testing.assert_allclose(history[key], [value] * 2, rtol=1e-5, err_msg=key)
 
 
+@pytest.mark.parametrize("kind", ["mdm", "arm"])
+def test_a_masked_model_never_answers_its_paired_queries_with_the_mask(kind, monkeypatch):
+    asked = []
+
+    def spy(apply_fn, params, questions, *, mask_id):
+        asked.append(mask_id)
+        return types.SimpleNamespace(p_E=np.zeros(2))
+
+    monkeypatch.setattr(facts, "Trainable", Oracle)
+    monkeypatch.setattr(facts, "fact_set", lambda name, config: FACTS)
+    monkeypatch.setattr(facts, "token_recall", spy)
+    task = facts.Task("p2c", kind, CONFIG)
+    task.evaluate(task.trained.state(1))
+    assert asked == [_words().mask_id if kind == "mdm" else None] * 2
+
+
 def _slopes(shares, target):
     """d/d(scale, tilt) of −log softmax(scale·log p + tilt·v) at (1, 0), with v = 0, 0.1, .."""
     words = _words()
