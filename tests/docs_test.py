@@ -76,6 +76,7 @@ def test_lines_come_in_the_order_of_seeds_or_not_at_all():
 
 
 def test_paragraphs_are_of_a_hundred_columns():
+    assert common.say("word " * 19 + "K = 1. Half is").splitlines()[1] == "= 1. Half is"
     text = common.say("one\n  two\n- first\n  item " + "word " * 30 + "\n- second")
     lines = text.splitlines()
     assert lines[0] == "one two" and lines[1].startswith("- first item") and len(lines) == 4

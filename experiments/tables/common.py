@@ -96,12 +96,16 @@ def table(header: str | Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def say(text: str) -> str:
-    """A paragraph of at most 100 columns; list items begin with `- ` on lines of their own."""
+    """A paragraph of at most 100 columns; list items begin with `- ` on lines of their own.
+
+    No line goes on with a number and a full stop, which would begin a list.
+    """
     parts = re.split(r"\n(?=- )", text.strip())
     wrapped = []
     for part in parts:
         indent = "  " if part.startswith("- ") else ""
         words = " ".join(part.split()).replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")
+        words = re.sub(r" (?=\d+\. )", "\N{NO-BREAK SPACE}", words)
         whole = dict(break_long_words=False, break_on_hyphens=False)
         wrapped.append(textwrap.fill(words, 100, subsequent_indent=indent, **whole))
     return "\n".join(wrapped).replace("\N{NO-BREAK SPACE}", " ")
