@@ -7,7 +7,7 @@ that names a lowercase letter after a lone uppercase asserts a reverse that does
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -101,8 +101,12 @@ DRAWS = 8  # of random rows
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """How every remedy is trained, whatever the data: one flag a field."""
+    """How every remedy is trained, whatever the data: one flag a field.
 
+    A subclass names its remedies in `known`, and has a flag `remedies` of those to train.
+    """
+
+    known: ClassVar[Mapping[str, Remedy]]
     matchings: tuple[Literal[MATCHINGS], ...] = flag(MATCHINGS, "What remedies have in common.")
     seeds: tuple[int, ...] = flag((0, 1, 2), "One run each.", kind="seed")
     steps: int = flag(1000, "Train steps of the baseline.", 1)
@@ -115,7 +119,7 @@ class Training:
     @property
     def chosen(self) -> dict[str, Remedy]:
         """The remedies to train, by name."""
-        raise NotImplementedError
+        return {name: self.known[name] for name in self.remedies}
 
     @property
     def cells(self) -> list[tuple[str, str]]:
@@ -142,16 +146,12 @@ class Training:
 class Config(Training):
     """The toy pairs: one flag a field."""
 
+    known = REMEDIES
     remedies: tuple[Literal[tuple(REMEDIES)], ...] = flag(tuple(REMEDIES), "What to train.")
     length: int = flag(10, "Sequence length L.", 2, 100)
     lone: int = flag(4, "Letters without a partner.", 1, NUM_LETTERS - 2)
     generations: int = flag(20, "Sampled per letter and question.", 1, 10**4)
     top_k: int = flag(3, "Sample among the most probable k.", 1, case_pairs.VOCAB_SIZE)
-
-    @property
-    def chosen(self) -> dict[str, Remedy]:
-        """The remedies to train, by name."""
-        return {name: REMEDIES[name] for name in self.remedies}
 
 
 def letter_rows(length: int, first: np.ndarray, second: np.ndarray | None) -> np.ndarray:

@@ -42,17 +42,13 @@ REMEDIES = {
 class Config(causes_facts.Invented, cures.Training):
     """The invented facts and their remedies: one flag a field."""
 
+    known = REMEDIES
     remedies: tuple[Literal[tuple(REMEDIES)], ...] = flag(tuple(REMEDIES), "What to train.")
     teachers: int = flag(20, "Further pairs, told of a teacher, asked for a parent.", 1, 10**5)
 
-    @property
-    def chosen(self) -> dict[str, Remedy]:
-        """The remedies to train, by name."""
-        return {name: REMEDIES[name] for name in self.remedies}
-
     @functools.cached_property
     def facts(self) -> FactSet:
-        """Asked pairs first, then teachers, then pairs told both ways; teachers are asked last."""
+        """Asked pairs, teachers, and pairs told in both directions; teachers are asked last."""
         c, first = self, self.num_pairs + self.teachers
         people = facts.invent_parent_child(first + c.both_ways, c.data_seed, c.name_words)
         told = facts.parent_child(people[: c.num_pairs], both_ways=people[first:])

@@ -1,5 +1,7 @@
 """Tables of docs/facts.md."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from experiments import facts as page
@@ -62,9 +64,15 @@ def scratch_table() -> str:
 
 def over_steps(folder: str) -> dict[int, tuple[float, float]]:
     """Mean forward and reverse accuracy of the masked model by step."""
-    of = [curves(f"{folder}/curves/data=p2c,model=mdm,seed={seed}") for seed in page_seeds()]
+    of = curves_of_seeds(folder, "mdm")
     both = [np.mean([x[f"{d}_percent"] for x in of], axis=0) for d in DIRECTIONS]
     return dict(zip(of[0]["eval_step"].tolist(), zip(*both, strict=True), strict=True))
+
+
+def curves_of_seeds(folder: str, model: str, data: str = "p2c") -> list[Mapping[str, np.ndarray]]:
+    """The curves of a model on some facts, a seed each."""
+    name = f"{folder}/curves/data={data},model={model}"
+    return [curves(f"{name},seed={seed}") for seed in page_seeds()]
 
 
 def page_seeds() -> tuple[int, ...]:
@@ -89,8 +97,7 @@ def at_end(folder: str, model: str, key: str) -> list[float]:
 
 def cosines(model: str) -> np.ndarray:
     """Cosines of paired gradients, [seed, evaluation, fact]."""
-    of = [curves(f"facts_quick/curves/data=p2c,model={model},seed={seed}") for seed in page_seeds()]
-    return np.stack([x["gradient_cosine_total"] for x in of])
+    return np.stack([x["gradient_cosine_total"] for x in curves_of_seeds("facts_quick", model)])
 
 
 def attention_by_layer() -> np.ndarray:
@@ -127,9 +134,7 @@ def other_table() -> str:
     for data, name in (("trex", "T-REx-shaped"), ("p2d", "Person–description")):
         of = lines(f"facts_other/{data}")
         keys = ("forward_percent", "reverse_percent", "reverse_choice_percent", "reverse_rank")
-        each_of = [
-            curves(f"facts_other/curves/data={data},model=mdm,seed={seed}") for seed in page_seeds()
-        ]
+        each_of = curves_of_seeds("facts_other", "mdm", data)
         cosine = [float(np.median(x["gradient_cosine_total"][-1])) for x in each_of]
         scores = [float(np.nanmean(x["attention_mean"])) for x in each_of]
         cells = [each(column(of, key), 0) for key in keys]
@@ -141,13 +146,13 @@ def other_table() -> str:
 
 def paired(model: str, direction: str, moment: int) -> list[float]:
     """Mean P(true first token) of the paired queries at one evaluation, a seed each."""
-    of = [curves(f"facts_quick/curves/data=p2c,model={model},seed={seed}") for seed in page_seeds()]
+    of = curves_of_seeds("facts_quick", model)
     return [float(x[f"paired_{direction}_p"][moment].mean()) for x in of]
 
 
 def ranked_within(model: str, most: int) -> list[float]:
     """Percent of the reverse questions at the end whose true first token has at most this rank."""
-    of = [curves(f"facts_quick/curves/data=p2c,model={model},seed={seed}") for seed in page_seeds()]
+    of = curves_of_seeds("facts_quick", model)
     return [100 * float((x["reverse_rank_E"][-1] <= most).mean()) for x in of]
 
 
