@@ -204,6 +204,11 @@ def bits_study_table() -> str:
     return world_a_bits.table(bits_study())
 
 
+def bits_pairs_table() -> str:
+    """A row a kind of map of the MLP, at other numbers of pairs."""
+    return world_a_bits.table(lines("world_a_bits/mlp_pairs"))
+
+
 def half_of(model: str, letters: int, length: int, K: int = 1, direction: str = "forward"):
     """Epochs until half is learned: mean and interval over maps."""
     shape = dict(letters=letters, length=length, K=K, direction=ARROWS[direction])
