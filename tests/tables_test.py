@@ -3,7 +3,17 @@
 import numpy as np
 import pytest
 
-from experiments.tables import common, dynamics, facts, kills, theory, toy, world_a
+from experiments.tables import (
+    closure,
+    common,
+    dynamics,
+    facts,
+    kills,
+    likelihood,
+    theory,
+    toy,
+    world_a,
+)
 
 
 @pytest.fixture
@@ -443,3 +453,62 @@ def test_numbers_of_the_theory(on_file):
     assert theory.power(2.44e-13) == "2.4e-13" and theory.power(1.0) == "1.0e0"
     rows = theory.b8_table().splitlines()[2:]
     assert rows == ["| 16 | 400 | 6 | 1.50 | vacuous |", "| 512 | 400 | 1 | 0.25 | 0.10 |"]
+
+
+def test_the_decay_at_which_a_closure_is_unlearned(on_file):
+    told = {(0, "1"): 100, (0, "4"): 96, (0, "5"): 34, (2, "3"): 80, (2, "1"): 95, (6, "2"): 94}
+    on_file["closure/results"] = [
+        {"closure": closure, "weight_decay": decay, "seed": seed, "train_accuracy": x / 100 + way}
+        for (closure, decay), x in told.items()
+        for seed, way in enumerate((0.005, -0.001))
+    ]
+    assert closure.unlearned(0) == "5" and closure.unlearned(2) == "3"
+    assert closure.unlearned(0, 2, 6) == "2"
+
+
+def test_guesses_of_first_tokens_are_counted(on_file):
+    tokens = [" Mary", " Jo", " Mary", " Al"]
+    on_file["facts_smollm2_h100/first_tokens"] = [
+        {"question": i, "child": child, "parent": parent}
+        for i, (child, parent) in enumerate(zip([" Al", " Jo", " Al", " Al"], tokens, strict=True))
+    ]
+    assert facts.one_name() == ("Mary", 50.0)
+    assert facts.child_repeated() == 50.0
+
+
+def test_the_papers_numbers_of_a_model(monkeypatch):
+    monkeypatch.setattr(facts.page, "PAPER", {"p2c": [[1, 2, 3, 4, 5, 6], [3, 4, 5, 6, 7, 9]]})
+    assert facts.paper("p2c", "LLaDA") == "2.0 / 3.0"
+    assert facts.paper("p2c", "Qwen") == "6.0 / 7.5"
+
+
+def test_published_gaps_stand_in_one_unit(on_file, monkeypatch):
+    for K, direction in world_a.PUBLISHED:
+        line = {"K": K, "direction": world_a.ARROWS[direction], "seed": 0, "tokens_per_target": 6.0}
+        on_file[f"world_a_gpt2_K{K}_{direction}/results"] = [line | {"total_params": 10**9}]
+    on_file["world_a_mlp/results"] = [
+        {"K": K, "direction": way, "seed": seed, "floor_nats_per_string": floor + seed}
+        | {"bits_to_store_per_pair": 80 / K, "eval_epochs": [0, 20], "epochs": 20}
+        | {f"{world_a.CLEAN}_curve": [28.0, 4.0 - K / 5 + seed]}
+        for K, floor in ((5, 9.5), (8, 11.5))
+        for seed in (0, 1)
+        for way in ("A->B", "B->A")
+    ]
+    assert world_a.checkpoint_gigabytes() == 12.0
+    paper = {("scratch", None, 5): (None, 2.07, 1.5), ("mlp", None, 8): (None, None, 0.25)}
+    more = {("mlp", None, 1): (None, None, 0.0), ("lora", 256, 5): (None, 3.15, None)}
+    monkeypatch.setattr(world_a.world_a_report, "PAPER", paper | more)
+    # (1.5 + ln 5)·6 − ln 5, and (0.25 + ln 8)·8 − 12.
+    assert world_a.one_unit_table().splitlines()[2:] == [
+        "| GPT-2 scratch | 5 | 1.5 | (1.5 + 1.61)·6 − 1.61 = 17.0 |",
+        "| MLP | 8 | 0.25 | (0.25 + 2.08)·8 − 12 = 6.6 |",
+    ]
+    assert world_a.fewer_bits(5, 8) == 1.6
+    # At epoch 20 the excess is 3.5 and 2.9 in the mean of both seeds.
+    np.testing.assert_allclose(world_a.lower(5, 8, 20), 100 * 0.6 / 3.5)
+
+
+def test_how_far_variances_are_known(on_file, monkeypatch):
+    on_file["likelihood/results"] = [{"kind": "stratified", "repeats": 51}]
+    monkeypatch.setattr(likelihood, "TEXTS", 4)
+    assert likelihood.draws() == 51 and likelihood.known_to() == 10.0

@@ -1,5 +1,6 @@
 """Tables of docs/facts.md."""
 
+import collections
 from collections.abc import Mapping
 
 import numpy as np
@@ -235,8 +236,7 @@ def others_table() -> str:
     rows = []
     for data, name in OTHERS.items():
         (line,) = lines(f"facts_smollm2_arm/{data}")
-        paper = np.mean(page.PAPER[data], axis=0)
-        theirs = [f"{paper[n]:.1f} / {paper[n + 1]:.1f}" for n in (2, 4)]
+        theirs = [paper(data, model) for model in ("LLaMA", "Qwen")]
         if data == "trex":
             theirs = [f"({x})" for x in theirs]
         p = " / ".join(f"{line[f'{d}_p']:.3f}" for d in DIRECTIONS)
@@ -245,6 +245,28 @@ def others_table() -> str:
         rows.append([name, *exact, *theirs, p, rank])
     header = "trained, forward %, reverse %, paper: LLaMA-3.1 8B, Qwen2.5 7B"
     return table(header + ", P(true first token), median rank", rows)
+
+
+MODELS_OF_THE_PAPER = "LLaDA", "LLaMA", "Qwen"
+
+
+def paper(data: str, model: str) -> str:
+    """The paper's forward and reverse accuracy of one of its models."""
+    side = 2 * MODELS_OF_THE_PAPER.index(model)
+    return " / ".join(f"{x:.1f}" for x in np.mean(page.PAPER[data], axis=0)[side : side + 2])
+
+
+def one_name() -> tuple[str, float]:
+    """The parents' commonest first token, and for how many percent of questions it is right."""
+    parents = column(lines("facts_smollm2_h100/first_tokens"), "parent")
+    ((token, count),) = collections.Counter(parents).most_common(1)
+    return token.strip(), 100 * count / len(parents)
+
+
+def child_repeated() -> float:
+    """Percent of questions where the child's first token is the parent's."""
+    of = lines("facts_smollm2_h100/first_tokens")
+    return 100 * float(np.mean([line["child"] == line["parent"] for line in of]))
 
 
 def pair_table() -> str:
@@ -257,8 +279,8 @@ def pair_table() -> str:
         p = " / ".join(f"{np.mean(column(of, f'{d}_p')):.3f}" for d in DIRECTIONS)
         rank = " / ".join(f"{np.mean(column(of, f'{d}_rank')):.0f}" for d in DIRECTIONS)
         rows.append([name, *cells, p, rank])
-    paper = np.mean(page.PAPER["p2c"], axis=0)
-    theirs = ["; ".join(f"{paper[n + side]:.1f}" for n in (0, 2, 4)) for side in (0, 1)]
+    published = [paper("p2c", model).split(" / ") for model in MODELS_OF_THE_PAPER]
+    theirs = ["; ".join(values) for values in zip(*published, strict=True)]
     rows.append(["paper: LLaDA; LLaMA-3.1; Qwen2.5 (7 to 8 B)", *theirs, "", "", "", ""])
     header = ", forward %, reverse %, reverse: repeats the question %, choice % (see below)"
     return table(header + ", P(true first token), median rank", rows)

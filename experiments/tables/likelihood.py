@@ -1,12 +1,26 @@
 """The table of likelihoods in docs/models.md."""
 
-from experiments.tables.common import lines, table
+import numpy as np
+
+from experiments.benchmarks.likelihood import TEXTS
+from experiments.tables.common import column, lines, table
 
 NAMES = {
     "monte_carlo": "`monte_carlo`: independent levels, as LLaDA's 128 draws",
     "random_order": "`random_order`: the chain rule in random orders",
     "stratified": "`stratified`: one level in each of as many equal cells",
 }
+
+
+def draws() -> int:
+    """Of each text and kind."""
+    (found,) = set(column(lines("likelihood/results"), "repeats"))
+    return found
+
+
+def known_to() -> float:
+    """Standard error, in percent, of a variance of normal draws that is a mean over the texts."""
+    return 100 * float(np.sqrt(2 / (draws() - 1) / TEXTS))
 
 
 def variance(kind: str) -> float:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dirasym.analysis import excess
+from experiments.reports import world_a as world_a_report
 from experiments.reports import world_a_bits
 from experiments.tables.common import Line, column, curves, lines, mean, number, span, table
 
@@ -20,6 +21,7 @@ PUBLISHED = (5, "forward"), (5, "inverse"), (1, "forward")  # on file at the pub
 LORA_GRID = {"1e-3": 1e-3, "3e-3": 3e-3, "1e-2": 1e-2}
 LORA_RANKS = 2, 4, 8, 16, 32, 96
 PAPER_GAPS = {1: "0", 5: "0.22", 8: "about 0.1"}  # of the MLP
+LN_5 = float(np.log(5))
 PUBLISHED_MLP = (1, 0.0), (5, 0.22), (8, 0.1)
 
 
@@ -103,6 +105,34 @@ def left(K: int, direction: str) -> float:
     return 100 * published(K, direction)[CLEAN] / guess(K if direction == "inverse" else 1)
 
 
+def tokens() -> float:
+    """GPT-2's tokens of a target, on average over the maps at the published setting."""
+    return float(np.mean([published(*task)["tokens_per_target"] for task in PUBLISHED]))
+
+
+def checkpoint_gigabytes() -> float:
+    """Parameters and Adam's two moments of GPT-2 small, in float32."""
+    return 3 * 4 * published(5, "forward")["total_params"] / 1e9
+
+
+def mlp_floor(K: int) -> float:
+    """What the MLP's inverse costs at the least, in nats a string; a mean over seeds."""
+    return float(np.mean(column(runs("world_a_mlp", K, "inverse"), "floor_nats_per_string")))
+
+
+def one_unit_table() -> str:
+    """The published gaps in nats a string above the floors."""
+    rows = []
+    for (model, _, K), (_, _, gap) in world_a_report.PAPER.items():
+        if model not in ("scratch", "mlp") or K == 1:
+            continue
+        pieces, floor = (8, mlp_floor(K)) if model == "mlp" else (tokens(), float(np.log(K)))
+        above = (gap + np.log(K)) * pieces - floor
+        written = f"({gap:g} + {np.log(K):.2f})·{pieces:.2g} − {floor:.3g} = {above:.1f}"
+        rows.append(["MLP" if model == "mlp" else "GPT-2 scratch", K, f"{gap:g}", written])
+    return table(["model", "K", "published gap", "gap, nats per string above the floors"], rows)
+
+
 def published_table(*moments: int) -> str:
     """Clean excess by epoch at the published setting."""
     rows = []
@@ -178,6 +208,18 @@ def mlp_pace_table() -> str:
         cells = [mean(curve(of, epoch)) for epoch in epochs("world_a_mlp")[1:]]
         rows.append([K, bits("world_a_mlp", K, "forward"), *cells])
     return table(["K", "bits", *map(str, epochs("world_a_mlp")[1:])], rows)
+
+
+def fewer_bits(K: int, of: int) -> float:
+    """How many times as many bits the MLP's forward task stores a pair at K as at another."""
+    stored = [runs("world_a_mlp", x, "forward")[0]["bits_to_store_per_pair"] for x in (K, of)]
+    return stored[0] / stored[1]
+
+
+def lower(K: int, of: int, epoch: int) -> float:
+    """How far the forward excess after an epoch is lower at another K, in percent of that at K."""
+    first, other = (np.mean(curve(runs("world_a_mlp", x, "forward"), epoch)) for x in (K, of))
+    return 100 * float(1 - other / first)
 
 
 def lengths_table(*lengths: int) -> str:
