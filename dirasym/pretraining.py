@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dirasym import files, models, processes, runs, stopping, training
+from dirasym import files, models, processes, runs, stopping, training, usage
 from dirasym.objectives import Objective
 from dirasym.types import Params
 from dirasym.workdir import WorkDir
@@ -62,7 +62,7 @@ class Pretraining:
 
     def __post_init__(self):
         if importlib.util.find_spec("safetensors") is None:
-            raise ValueError("pretraining needs safetensors: pip install 'dirasym[hf]'")
+            raise ValueError(f"pretraining needs safetensors: {usage.install('hf')}")
 
     def init(self, seed: int) -> training.TrainState:
         """Step 0."""

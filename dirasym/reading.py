@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from dirasym import files, intervals, readers, reading_figure, report
+from dirasym import files, intervals, readers, reading_figure, report, usage
 from dirasym.analysis.attention import DistanceCorrelation
 from dirasym.intervals import Bounds
 
@@ -210,7 +210,7 @@ class Reading:
         try:
             import pandas
         except ImportError as error:
-            raise ImportError("frames need pandas: pip install 'dirasym[frames]'") from error
+            raise ImportError(f"frames need pandas: {usage.install('frames')}") from error
         rows = [(part, name, *bounds) for part, name, bounds in self._numbers()]
         return pandas.DataFrame(rows, columns=["part", "name", "estimate", "low", "high"])
 

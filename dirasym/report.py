@@ -12,6 +12,8 @@ import numpy as np
 
 from dirasym import files, intervals
 
+_INSTALL = "in the clone: pip install -e '.[plots]'"  # `usage.install`; this module imports little
+
 _BAR = re.compile(r"(?<!\\)\|")
 # Okabe and Ito's colors, which are told apart with any color vision; red before orange.
 COLORS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"
@@ -97,7 +99,7 @@ def _matplotlib():
         import matplotlib.figure
         import matplotlib.transforms
     except ImportError as error:
-        raise ImportError("figures need matplotlib: pip install 'dirasym[plots]'") from error
+        raise ImportError(f"figures need matplotlib: {_INSTALL}") from error
     finally:
         if backend is not None:
             os.environ["MPLBACKEND"] = backend
@@ -195,7 +197,7 @@ def write(
     if can_draw():
         paths = [save_figure(draw(), directory / "figures", n) for n, draw in figures.items()]
     elif figures:
-        text += "\n\nNo figures: they need matplotlib, `pip install 'dirasym[plots]'`."
+        text += f"\n\nNo figures: they need matplotlib; {_INSTALL}"
     parts = [wrapped(text), "\n".join(f"![{path.stem}](figures/{path.name})" for path in paths)]
     files.write_atomically(directory / "report.md", "\n\n".join(filter(None, parts)) + "\n")
     print(printed)

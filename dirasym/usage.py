@@ -22,6 +22,16 @@ class UsageError(ValueError):
     """A value or file that a program was given and cannot use; the message is one line."""
 
 
+def install(extra: str) -> str:
+    """What a user types for the packages of an extra: this one is on no index, but in a clone.
+
+    Examples:
+      >>> install("hf")
+      "in the clone: pip install -e '.[hf]'"
+    """
+    return f"in the clone: pip install -e '.[{extra}]'"
+
+
 @contextlib.contextmanager
 def blamed(what: str = "") -> Iterator[None]:
     """Around what reads a user's values and files: its errors are the user's, said of `what`.

@@ -66,6 +66,18 @@ def test_no_page_installs_from_an_index_what_is_not_there():
         assert {x for names in asked for x in names.split(",")} <= extras, page
 
 
+def test_messages_install_from_the_clone_what_is_there():
+    settings = tomllib.loads((README.parent / "pyproject.toml").read_text())
+    extras = settings["project"]["optional-dependencies"]
+    files = [x for top in ("dirasym", "experiments") for x in (README.parent / top).rglob("*.py")]
+    texts = [path.read_text(encoding="utf-8") for path in files]
+    assert not [path for path, text in zip(files, texts, strict=True) if "'dirasym[" in text]
+    asked = [
+        x for text in texts for x in re.findall(r"install\(['\"](\w+)['\"]\)|'\.\[(\w+)\]'", text)
+    ]
+    assert len(asked) > 5 and {name for pair in asked for name in pair if name} <= set(extras)
+
+
 def test_every_experiment_is_listed():
     root = README.parent / "experiments"
     runnable = {

@@ -6,7 +6,7 @@ import artists
 import numpy as np
 import pytest
 
-from dirasym import intervals, report
+from dirasym import intervals, report, usage
 from experiments.tools import redraw
 
 
@@ -139,7 +139,7 @@ def test_a_report_without_matplotlib_keeps_its_text(tmp_path, monkeypatch, capsy
     monkeypatch.setattr(report, "can_draw", lambda: False)
     report.write(tmp_path, "# Title", {"one": lambda: 1 / 0}, printed="| table |")
     text = (tmp_path / "report.md").read_text()
-    assert text.startswith("# Title\n\nNo figures") and "pip install" in text
+    assert text.startswith("# Title\n\nNo figures") and usage.install("plots") in text
     assert capsys.readouterr().out.splitlines() == ["| table |", str(tmp_path / "report.md")]
 
 

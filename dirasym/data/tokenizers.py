@@ -8,7 +8,7 @@ import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from dirasym import readers
+from dirasym import readers, usage
 from dirasym.data.text import normalise
 
 GPT2_EOS = "<|endoftext|>"
@@ -234,7 +234,7 @@ def _library() -> Any:
     try:
         import tokenizers
     except ImportError:
-        raise ImportError("tokenizers is missing: pip install 'dirasym[hf]'") from None
+        raise ImportError(f"tokenizers is missing: {usage.install('hf')}") from None
     return tokenizers
 
 

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from dirasym import files
+from dirasym import files, usage
 from dirasym.models import pretrained
 from dirasym.models.transformer import Transformer
 from dirasym.types import Params
@@ -104,7 +104,7 @@ def _tokenizer(fields: dict[str, Any]) -> Any:
     try:
         import tokenizers
     except ImportError:
-        raise ImportError("tokenizers is missing: pip install 'dirasym[hf]'") from None
+        raise ImportError(f"tokenizers is missing: {usage.install('hf')}") from None
     kind, split = fields["tokenizer.ggml.model"], fields["tokenizer.ggml.pre"]
     if kind != "gpt2":
         raise ValueError(f"tokenizer {kind!r} is not implemented")

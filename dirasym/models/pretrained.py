@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dirasym import files, readers
+from dirasym import files, readers, usage
 from dirasym.models import hf_config
 from dirasym.models.hf_layout import Layout
 from dirasym.models.transformer import Transformer
@@ -287,7 +287,7 @@ def _safetensors():
     try:
         import safetensors.numpy
     except ImportError:
-        raise ImportError("safetensors is missing: pip install 'dirasym[hf]'") from None
+        raise ImportError(f"safetensors is missing: {usage.install('hf')}") from None
     return safetensors
 
 

@@ -7,8 +7,8 @@ Expected  The ids of the jobs. A job that is preempted, or out of time, saves it
           into the queue again. The last shard to end writes the report; so does the experiment's
           own command when all are done.
 
-`--executor=local` starts the shards on this machine. It needs submitit:
-pip install 'dirasym[cluster]'.
+`--executor=local` starts the shards on this machine. It needs submitit: in the
+clone, pip install -e '.[cluster]'.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from dirasym import stopping
-from dirasym.usage import UsageError
+from dirasym.usage import UsageError, install
 from experiments.flags import flag
 from experiments.tools import command
 
@@ -70,7 +70,7 @@ def submit(config: Config, experiment: str = "", *theirs: str) -> None:
     if not path.with_suffix(".py").is_file():
         raise UsageError(f"{experiment}: there is no such experiment")
     if importlib.util.find_spec("submitit") is None:
-        raise UsageError("submit needs submitit: pip install 'dirasym[cluster]'")
+        raise UsageError(f"submit needs submitit: {install('cluster')}")
     import submitit
 
     words = command.words(experiment, *theirs)
