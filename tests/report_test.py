@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from dirasym import intervals, report, usage
+from experiments.tables import facts
 from experiments.tools import redraw
 
 
@@ -319,3 +320,12 @@ def test_many_layers_are_shades_with_a_bar():
         )
         == 9
     )
+
+
+def test_cosines_of_one_origin_are_those_of_the_histories():
+    (ax,) = redraw.cosines_of_one_origin().axes
+    named = {x.get_label(): x for x in ax.get_lines() if x.get_label() in ("masked", "causal")}
+    for model, name in (("mdm", "masked"), ("arm", "causal")):
+        ends = facts.pair_history(model, "gradient_cosine_total_median", -1)
+        np.testing.assert_allclose(named[name].get_ydata()[-1], np.mean(ends))
+        assert named[name].get_xdata()[-1] == 2100

@@ -9,6 +9,7 @@ Expected  docs/figures as they are on file; what has no curves on file is left a
 
 import dataclasses
 import functools
+import json
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -174,8 +175,24 @@ def facts_figures() -> dict[str, Callable[[], Any]]:
         "facts_quick_by_question": functools.partial(report.by_question, scratch),
         "facts_smollm2_accuracy": functools.partial(over, causal),
         "facts_smollm2_gradients": functools.partial(report.gradients, causal),
+        "facts_smollm2_h100_cosines": cosines_of_one_origin,
         "facts_smollm2_masked_attention": functools.partial(report.attention, masked),
     }
+
+
+def cosines_of_one_origin():
+    """SmolLM2 made masked and its causal control: the median cosine, which is what is on file."""
+    path = DOCS / "results" / "facts_smollm2_h100" / "histories.json"
+    of = json.loads(path.read_text(encoding="utf-8"))
+    figure, ((ax,),) = report.new_figure(1, 1, (6.0, 3.2))
+    for place, (model, name) in enumerate({"mdm": "masked", "arm": "causal"}.items()):
+        seeds = [of[f"facts_{model}_p2c/p2c-{model}-seed{x}"] for x in facts_report.PAPER_SEEDS]
+        cosine_TS = np.array([seed["gradient_cosine_total_median"] for seed in seeds]).T
+        report.plot_seeds(ax, seeds[0]["eval_step"], cosine_TS, name, color=report.color(place))
+    ax.axhline(0, color="gray", lw=0.8)
+    ax.set(xlabel="step", ylabel="median cosine of the gradients")
+    report.legend(ax)
+    return figure
 
 
 def study_figures() -> dict[str, Callable[[], Any]]:
@@ -226,6 +243,9 @@ def relations_figures() -> dict[str, Callable[[], Any]]:
     chain = stacked("relations", "task=chain,family=gpt2", range(3), first=("cosines", "weights_"))
     chain_epochs = chain["eval_step"] * EPOCHS / chain["eval_step"][-1]
     return {
+        "relations_chain_related": part(
+            relations_report.last_sizes_figure, _lines("relations", "chain_related_quick")
+        ),
         "relations_chain_gaps": part(relations_report.gap_figure, chain, chain_epochs),
         "relations_reversal_nll": part(
             relations_report.nll_figure, config, {size: curves}, {size: epochs}, lines
