@@ -127,18 +127,3 @@ def size_figure(config, curves, epochs, results):
     ax.minorticks_off()
     report.legend(ax, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
-
-
-def last_sizes_figure(results):
-    """NLL at the end against the number of triples, of trained and withheld A ⇒ C."""
-    figure, ((ax,),) = report.new_figure(1, 1, (6.0, 3.2))
-    sizes = sorted({line["num_train"] for line in results})
-    for key, label in (("train_nll", "trained"), ("validation_nll", "withheld")):
-        values = [[x[key] for x in report.select(results, num_train=size)] for size in sizes]
-        found = [intervals.student_interval(x) for x in values]
-        report.plot_intervals(ax, sizes, found, label)
-    ax.set(xlabel="triples of A ⇒ C", ylabel="NLL at the end (nats)", xscale="log", ylim=(0, None))
-    ax.set_xticks(sizes, sizes)
-    ax.minorticks_off()
-    report.legend(ax)
-    return figure

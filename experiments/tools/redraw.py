@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from dirasym import report, results
+from dirasym import intervals, report, results
 from dirasym.usage import UsageError
 from experiments import gradient_alignment, rope_bounds, toy_reversal, toy_study
 from experiments.flags import flag
@@ -244,7 +244,7 @@ def relations_figures() -> dict[str, Callable[[], Any]]:
     chain_epochs = chain["eval_step"] * EPOCHS / chain["eval_step"][-1]
     return {
         "relations_chain_related": part(
-            relations_report.last_sizes_figure, _lines("relations", "chain_related_quick")
+            last_sizes_figure, _lines("relations", "chain_related_quick")
         ),
         "relations_chain_gaps": part(relations_report.gap_figure, chain, chain_epochs),
         "relations_reversal_nll": part(
@@ -254,6 +254,21 @@ def relations_figures() -> dict[str, Callable[[], Any]]:
         "relations_reversal_gaps": part(relations_report.gap_figure, curves, epochs),
         "relations_reversal_cosines": part(relations_report.cosine_figure, curves),
     }
+
+
+def last_sizes_figure(results):
+    """NLL at the end against the number of triples, of trained and withheld A ⇒ C."""
+    figure, ((ax,),) = report.new_figure(1, 1, (6.0, 3.2))
+    sizes = sorted({line["num_train"] for line in results})
+    for key, label in (("train_nll", "trained"), ("validation_nll", "withheld")):
+        values = [[x[key] for x in report.select(results, num_train=size)] for size in sizes]
+        found = [intervals.student_interval(x) for x in values]
+        report.plot_intervals(ax, sizes, found, label)
+    ax.set(xlabel="triples of A ⇒ C", ylabel="NLL at the end (nats)", xscale="log", ylim=(0, None))
+    ax.set_xticks(sizes, sizes)
+    ax.minorticks_off()
+    report.legend(ax)
+    return figure
 
 
 def world_a_figures() -> dict[str, Callable[[], Any]]:

@@ -598,16 +598,3 @@ def test_the_base_of_the_study_is_what_its_report_says_and_values_change_what_th
             alone = {field: type(getattr(base, field))(value)}
             alone |= {"weight_decay": 0.0} if factor == "l2" else {}
             assert study.relations(changes) == dataclasses.replace(base, **alone)
-
-
-def test_the_figure_of_sizes_at_the_end_has_the_mean_of_its_seeds():
-    pytest.importorskip("matplotlib")
-    lines = [
-        {"num_train": size, "train_nll": size + seed, "validation_nll": 2 * size + seed}
-        for size in (9, 5)
-        for seed in (0, 1)
-    ]
-    (ax,) = relations_report.last_sizes_figure(lines).axes
-    drawn = {c.get_label(): np.asarray(c[0].get_xydata(), float) for c in ax.containers}
-    np.testing.assert_allclose(drawn["trained"], [[5, 5.5], [9, 9.5]])
-    np.testing.assert_allclose(drawn["withheld"], [[5, 10.5], [9, 18.5]])
