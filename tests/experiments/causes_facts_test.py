@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dirasym.analysis import attention
+from dirasym.data import facts
 from experiments import causes_facts as page
 from experiments.systems import causes, causes_facts
 from experiments.systems.causes import Cell
@@ -25,9 +26,9 @@ def _config(**more):
 
 def _people(task):
     """(first words of parents, of children) of the pairs that are asked, as ids."""
-    facts = task.config.facts
+    told = task.config.facts
     return tuple(
-        [ids[0] for ids in task.names(queries)] for queries in (facts.reverse, facts.forward)
+        [ids[0] for ids in task.names(queries)] for queries in (told.reverse, told.forward)
     )
 
 
@@ -111,6 +112,15 @@ def test_rows_tell_parents_before_children_and_other_pairs_both_ways(words):
     assert task.config.facts.forward[1].prompt == f"Now {parent}'s child is"
     assert task.config.facts.reverse[1].prompt == f"Now {child}'s parent is"
     assert len(parent.split()) == len(child.split()) == words
+
+
+def test_the_data_seed_draws_the_facts():
+    told = {seed: _config(data_seed=seed).facts for seed in (0, 5)}
+    for seed, found in told.items():
+        people = facts.invent_parent_child(4 + 3, seed, 1)
+        assert [query.answers for query in found.reverse] == [x.parents for x in people[:4]]
+        assert [query.answers for query in found.forward] == [(x.child,) for x in people[:4]]
+    assert told[0] != told[5]
 
 
 @pytest.mark.parametrize(("side", "span"), [("A", (5, 7)), ("B", (1, 3)), ("both", (0, 0))])

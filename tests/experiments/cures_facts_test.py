@@ -11,6 +11,7 @@ import remedy_lines
 from dirasym import runs
 from dirasym.analysis.questions import Recalled
 from dirasym.analysis.recall import TextRecall, TokenRecall
+from dirasym.data import facts
 from experiments import cures_facts as page
 from experiments.reports import cures_facts as report
 from experiments.systems import cures
@@ -47,6 +48,15 @@ def test_asked_pairs_come_first_then_teachers_who_are_asked_for_a_parent_last():
     assert len(told.forward) == 3 and told.forward[1].prompt == f"Now {parents[1]}'s child is"
     assert len({*parents, *children}) == 10 and len(parents[0].split()) == 2
     assert not any(name in text for name in parents + children for text in texts[BOTH])
+
+
+def test_the_data_seed_draws_the_facts():
+    for seed in (0, 5):
+        people = facts.invent_parent_child(3 + 2 + 2, seed, 2)
+        parents, children = _names(dataclasses.replace(TINY, data_seed=seed))
+        assert parents == [x.parent for x in people[:5]]
+        assert children == [x.child for x in people[:5]]
+    assert parents != _names()[0]
 
 
 def test_rows_of_each_remedy_by_hand():
@@ -225,11 +235,15 @@ def test_known_answers_come_out_of_the_raw_weights(remedy):
 
     raw = {"a": np.zeros(1)}
     task.__dict__["generate"] = generate
-    task.apply_fn = lambda params, tokens_BL, valid_BL=None: jax.pure_callback(
-        apply_fn,
-        jax.ShapeDtypeStruct((*tokens_BL.shape, TINY.tokenizer.vocab_size), np.float32),
-        params, tokens_BL,
-    )  # fmt: skip
+
+    def read(params, tokens_BL, valid_BL=None):
+        assert params.keys() == raw.keys()
+        shape = (*tokens_BL.shape, TINY.tokenizer.vocab_size)
+        return jax.pure_callback(
+            apply_fn, jax.ShapeDtypeStruct(shape, np.float32), params, tokens_BL
+        )
+
+    task.apply_fn = read
     state = types.SimpleNamespace(params=raw, ema_params={}, key=jax.random.key(0))
     got = task.evaluate(state)
     assert set(got) == set(cures.OUTCOMES)

@@ -74,6 +74,15 @@ def test_steps_and_shares_of_the_matchings():
     assert np.mean(same) == pytest.approx(0.5, abs=0.01)
 
 
+@pytest.mark.parametrize(
+    ("remedy", "matching", "steps"),
+    [("none", "compute", 8), ("copies", "compute", 4), ("reversed", "tokens", 16)],
+)
+def test_every_run_is_asked_as_often_and_at_its_end(remedy, matching, steps):
+    run = system.Task(remedy, matching, TINY).run()
+    assert run.num_steps == steps and run.eval_every == steps // TINY.evaluations
+
+
 def test_seventeen_cells_of_which_each_is_told_apart():
     config = dataclasses.replace(TINY, seeds=(0, 1))
     runs = cures.plan(config, None)
@@ -120,6 +129,7 @@ def _read(rows_EL):
             p_ELV[row, 1:, LOWER[letter - 26]] = 0.3 if is_first else 0.1
             p_ELV[row, 1:, LOWER[(letter - 25) % NUM]] = 0.2
             p_ELV[row, 1:, LOWER[25]] = 0.9  # has no partner: no candidate
+            p_ELV[row, 0, LOWER[letter - 26]] = 1  # not asked
     return jnp.asarray(p_ELV)
 
 
