@@ -86,7 +86,7 @@ def measure(workdir: WorkDir, config: Config, planned: list) -> None:
                 [case, name, f"{1e3 * best / count:.0f}", f"{ratio:.2f}", f"{peak[case, name]:.0f}"]
             )
         rows.append([case, "JAX, compiling", "", "", f"{peak[case, 'JAX, compiling']:.0f}"])
-    table = report.table(["case", "contender", "ms", "times PyTorch", "peak memory, MB"], rows)
+    table = report.table(["case", "contender", "ms", "times PyTorch", "peak memory, MiB"], rows)
     text = (
         f"# Benchmark\n\n{table}\n\nPeak memory: the largest resident set of a process that does "
         "nothing else, libraries included, or the most that it held on a GPU; JAX's with its "
@@ -111,7 +111,7 @@ def _peak_in_its_own_process(case: str, name: str, config: Config, cache: str) -
 
 
 def print_peak(case: str, name: str, config: str) -> None:
-    """Runs a contender twice and prints its peak memory, in MB: the GPU's, or this process's."""
+    """Runs a contender twice and prints its peak memory, in MiB: the GPU's, or this process's."""
     call = CASES[case][name](Config(**json.loads(config)))
     for _ in range(2):
         call()
