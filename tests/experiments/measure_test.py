@@ -62,6 +62,8 @@ def test_aliases_are_right_answers_here_and_in_fine_tuning(tmp_path):
     for queries in (asked, (*trained.forward, *trained.reverse)):
         answers = [query.answers for query in queries]
         assert ("Netherlands", "Holland") in answers and ("Madrid",) in answers
+        prompts = [query.prompt for query in queries]
+        assert "The capital of Spain is" in prompts and "Amsterdam is the capital of" in prompts
 
 
 @pytest.mark.parametrize(

@@ -177,6 +177,35 @@ def test_shards_sent_by_submit_do_the_whole(tmp_path):
     assert (tmp_path / "runs" / "report.md").exists()
 
 
+def test_kills_are_counted_by_kind_and_every_end_is_compared(tmp_path, monkeypatch):
+    """Three kills and a full disk: the second life outruns its kill, and counts as an end."""
+    lives = [*((0, "changes: 7"),) * 2, (-9, ""), (0, ""), *((-9, ""),) * 2, (1, "No space left")]
+    lives, told = iter([*lives, (0, "")]), []
+
+    def live(program, path, at_change=0, how="killed", timeout=None):
+        kind = "moment" if timeout is not None else how
+        told.append((kind, at_change))
+        name = "checkpoints/run/3" if len(told) > 5 else "elsewhere"  # at the third kill alone
+        (path / name).mkdir(parents=True, exist_ok=True)
+        (path / name / "record.json").write_text("{}")
+        return next(lives)
+
+    monkeypatch.setattr(crash_test, "_live", live)
+    monkeypatch.setattr(crash_test, "outcome", lambda program, path: {"loss": ends[-1]})
+    ends, program = [1.0], crash_test.Program(None, None, {})
+    line, _ = crash_test.kill_and_compare(program, tmp_path, 3, full_disks=1, seed=0)
+    assert line == dict(kills=3, at_changes=2, with_checkpoint=1, full_disks=1, finished=2)
+    kinds = [kind for kind, _ in told]
+    assert kinds[2:] == ["killed", "moment", "moment", "killed", "full", "killed"]
+    changes = [change for kind, change in told[2:] if kind != "moment"]
+    assert all(1 <= change <= 7 for change in changes[:-1]) and changes[-1] == 0
+    lives = iter([(0, "changes: 7")] * 3)
+    monkeypatch.setattr(crash_test, "outcome", lambda *_: {"loss": ends.pop()})
+    ends.append(2.0)
+    with pytest.raises(AssertionError):
+        crash_test.kill_and_compare(program, tmp_path, 0, seed=0)
+
+
 @pytest.mark.slow
 def test_killed_runs_end_with_the_same_bits(tmp_path):
     program = crash_test.PROGRAMS["toy_reversal"]
