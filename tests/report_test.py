@@ -329,16 +329,3 @@ def test_cosines_of_one_origin_are_those_of_the_histories():
         ends = facts.pair_history(model, "gradient_cosine_total_median", -1)
         np.testing.assert_allclose(named[name].get_ydata()[-1], np.mean(ends))
         assert named[name].get_xdata()[-1] == 2100
-
-
-def test_the_figure_of_sizes_at_the_end_has_the_mean_of_its_seeds():
-    pytest.importorskip("matplotlib")
-    lines = [
-        {"num_train": size, "train_nll": size + seed, "validation_nll": 2 * size + seed}
-        for size in (9, 5)
-        for seed in (0, 1)
-    ]
-    (ax,) = redraw.last_sizes_figure(lines).axes
-    drawn = {c.get_label(): np.asarray(c[0].get_xydata(), float) for c in ax.containers}
-    np.testing.assert_allclose(drawn["trained"], [[5, 5.5], [9, 9.5]])
-    np.testing.assert_allclose(drawn["withheld"], [[5, 10.5], [9, 18.5]])

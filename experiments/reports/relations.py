@@ -121,7 +121,8 @@ def size_figure(config, curves, epochs, results):
         nll = [curves[size]["validation_nll"][row] for size in config.sizes]
         found = [intervals.student_interval(x) for x in nll]
         report.plot_intervals(ax, config.sizes, found, f"epoch {epoch_T[row]:g}")
-    ax.axhline(results[0]["uniform_nll"], color="black", ls=":", label="uniform guess")
+    guesses = [report.select(results, num_train=n)[0]["uniform_nll"] for n in config.sizes]
+    ax.plot(config.sizes, guesses, color="black", ls=":", label="uniform guess")
     ax.set(xlabel="triples of A ⇒ C", ylabel="withheld NLL (nats)", xscale="log", yscale="log")
     ax.set_xticks(config.sizes, config.sizes)
     ax.minorticks_off()

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from dirasym import intervals, report, results
+from dirasym import report, results
 from dirasym.usage import UsageError
 from experiments import gradient_alignment, rope_bounds, toy_reversal, toy_study
 from experiments.flags import flag
@@ -242,9 +242,16 @@ def relations_figures() -> dict[str, Callable[[], Any]]:
     part = functools.partial
     chain = stacked("relations", "task=chain,family=gpt2", range(3), first=("cosines", "weights_"))
     chain_epochs = chain["eval_step"] * EPOCHS / chain["eval_step"][-1]
+    related = relations.Config(task="chain_related", num_train=(2, 5, 20, 50))
+    by_size = {
+        n: stacked("relations", f"task=chain_related,family=gpt2,num_train={n}", range(3))
+        for n in related.sizes
+    }
+    related_epochs = {n: x["eval_step"] * EPOCHS / x["eval_step"][-1] for n, x in by_size.items()}
+    guesses = _lines("relations", "chain_related_quick")
     return {
         "relations_chain_related": part(
-            last_sizes_figure, _lines("relations", "chain_related_quick")
+            relations_report.size_figure, related, by_size, related_epochs, guesses
         ),
         "relations_chain_gaps": part(relations_report.gap_figure, chain, chain_epochs),
         "relations_reversal_nll": part(
@@ -254,21 +261,6 @@ def relations_figures() -> dict[str, Callable[[], Any]]:
         "relations_reversal_gaps": part(relations_report.gap_figure, curves, epochs),
         "relations_reversal_cosines": part(relations_report.cosine_figure, curves),
     }
-
-
-def last_sizes_figure(results):
-    """NLL at the end against the number of triples, of trained and withheld A ⇒ C."""
-    figure, ((ax,),) = report.new_figure(1, 1, (6.0, 3.2))
-    sizes = sorted({line["num_train"] for line in results})
-    for key, label in (("train_nll", "trained"), ("validation_nll", "withheld")):
-        values = [[x[key] for x in report.select(results, num_train=size)] for size in sizes]
-        found = [intervals.student_interval(x) for x in values]
-        report.plot_intervals(ax, sizes, found, label)
-    ax.set(xlabel="triples of A ⇒ C", ylabel="NLL at the end (nats)", xscale="log", ylim=(0, None))
-    ax.set_xticks(sizes, sizes)
-    ax.minorticks_off()
-    report.legend(ax)
-    return figure
 
 
 def world_a_figures() -> dict[str, Callable[[], Any]]:

@@ -379,7 +379,8 @@ def test_figures_hold_the_curves(reported):
     np.testing.assert_array_equal(points.get_xdata(), [5, 9])
     assert container.get_label() == f"epoch {config.num_epochs}"
     (guess,) = [x for x in ax.get_lines() if x.get_label() == "uniform guess"]
-    assert set(guess.get_ydata()) == {results[0]["uniform_nll"]}
+    wanted = [workdir.line(run, config.seeds[0])["uniform_nll"] for run in all_runs]
+    assert wanted[0] != wanted[1] and list(guess.get_ydata()) == wanted
     last = [curves[size]["validation_nll"][1] for size in (5, 9)]
     np.testing.assert_allclose(points.get_ydata().astype(float), np.mean(last, axis=1))
     heights = [segment[1, 1] - segment[0, 1] for segment in bars.get_segments()]
@@ -392,7 +393,8 @@ def test_the_figure_of_sizes_shows_evaluations_one_two_four_and_the_last():
     nll = np.arange(14.0).reshape(7, 2) + 1
     curves = {size: {"validation_nll": size * nll} for size in (5, 9)}
     epochs = dict.fromkeys((5, 9), 10 * np.arange(7))
-    (ax,) = relations_report.size_figure(config, curves, epochs, [{"uniform_nll": 3.0}]).axes
+    guesses = [{"num_train": size, "uniform_nll": 3.0} for size in (5, 9)]
+    (ax,) = relations_report.size_figure(config, curves, epochs, guesses).axes
     drawn = {c.get_label(): np.asarray(c[0].get_ydata(), float) for c in ax.containers}
     assert list(drawn) == [f"epoch {10 * row}" for row in (1, 2, 4, 6)]
     for row in (1, 2, 4, 6):
