@@ -2,10 +2,11 @@
 
 Question  `analysis.alignment.cross_alignment` of a random LLaMA's next-token gradients, rows and
           columns different examples, against the plain way (all gradients of both sides formed
-          in chunks of 8, one product a leaf) and PyTorch's kronfluence (identity strategy),
-          alternating in one process. kronfluence covers linear layers alone: all agree there.
+          in chunks of 8, one product a leaf) and PyTorch's kronfluence (identity strategy) and
+          bergson (gradients of its hooks, not projected, one product a layer), alternating in one
+          process. PyTorch's tools cover linear layers alone, the head among them: all agree there.
 Command   python -m experiments.benchmarks.cross_matrix
-Cost      about 3 minutes on 2 CPU cores; kronfluence, torch and transformers where installed.
+Cost      about 3 minutes on 2 CPU cores; kronfluence, bergson, transformers where installed.
 Expected  factored 1.25 times as fast as kronfluence: on two quiet cores (2026-11-27,
           OMP_WAIT_POLICY=passive) factored 3.66 s, kronfluence 4.59, plain 4.23, direct 6.40,
           equal sides 2.00. At 6 layers of width 192 (MLP 512, 3,000 tokens, 48 × 96 examples of
@@ -33,7 +34,8 @@ from experiments.flags import flag
 
 SMALL = dict(layers=1, width=16, mlp_width=32, vocab_size=50, rows=4, columns=5, length=6, rounds=1)
 PRESETS = {"smoke": SMALL, "quick": {}, "paper": {}}
-KRONFLUENCE = "kronfluence"
+KRONFLUENCE, BERGSON = "kronfluence", "bergson"
+PLAIN = "plain: chunks of 8, a product a leaf"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +63,7 @@ def time_all(workdir: WorkDir, config: Config, planned: list) -> None:
     ways = {
         "cross_alignment, factored": lambda: ours(method="factored"),
         "cross_alignment, direct": lambda: ours(method="direct"),
-        "plain: chunks of 8, a product a leaf": lambda: plain(params, rows, columns),
+        PLAIN: lambda: plain(params, rows, columns),
         "factored, rows and columns the same": lambda: alignment.cross_alignment(
             loss, loss, params, rows, method="factored", blocks=_linear
         ),
@@ -71,12 +73,13 @@ def time_all(workdir: WorkDir, config: Config, planned: list) -> None:
     }
     calls = {name: lambda call=call: jax.block_until_ready(call()) for name, call in ways.items()}
     with tempfile.TemporaryDirectory() as directory:
-        if all(map(importlib.util.find_spec, (KRONFLUENCE, "torch", "transformers"))):
-            models.save_pretrained(directory, model, params)
-            calls[KRONFLUENCE] = _kronfluence(directory, rows, columns)
-            results[KRONFLUENCE] = calls[KRONFLUENCE]()
+        models.save_pretrained(directory, model, params)
+        for tool, scores in {KRONFLUENCE: _kronfluence, BERGSON: _bergson}.items():
+            if all(map(importlib.util.find_spec, (tool, "torch", "transformers"))):
+                calls[tool] = scores(directory, rows, columns)
+                results[tool] = calls[tool]()
         seconds = common.alternate(calls, config.rounds)
-    want = results["plain: chunks of 8, a product a leaf"]
+    want = results[PLAIN]
     difference = max(np.abs(x - want).max() for x in results.values())
     text = (
         f"{table(seconds)}\n\nLLaMA of {config.layers} layers, width {config.width}, MLP "
@@ -89,7 +92,7 @@ def time_all(workdir: WorkDir, config: Config, planned: list) -> None:
 
 def table(seconds: dict[str, float]) -> str:
     """Time of each way, and how many times kronfluence, or else the plain way."""
-    reference = KRONFLUENCE if KRONFLUENCE in seconds else "plain: chunks of 8, a product a leaf"
+    reference = KRONFLUENCE if KRONFLUENCE in seconds else PLAIN
     rows = [[way, f"{s:.2f}", f"{seconds[reference] / s:.2f}"] for way, s in seconds.items()]
     return report.table(["way", "seconds", f"times {reference}"], rows)
 
@@ -190,6 +193,33 @@ def _kronfluence(directory: str, rows, columns):
             score_args=ScoreArguments(), overwrite_output_dir=True,
         )  # fmt: skip
         return analyzer.load_pairwise_scores("scores")["all_modules"].numpy()
+
+    return scores
+
+
+def _bergson(directory: str, rows, columns):
+    """() -> [rows, columns] over the linear layers."""
+    import torch
+    from bergson.collector.gradient_collectors import TraceCollector
+    from transformers import AutoModelForCausalLM
+
+    sides = [torch.tensor(np.asarray(side, np.int64)) for side in (rows, columns)]
+    model = AutoModelForCausalLM.from_pretrained(directory, attn_implementation="eager").eval()
+
+    def gradients(side):
+        """Module name to [examples, entries]."""
+        found = TraceCollector(model=model, device="cpu", dtype=torch.float32)
+        for tokens in side.split(16):
+            with found:
+                logits = model(tokens).logits[:, :-1].flatten(0, 1)
+                targets = tokens[:, 1:].flatten()
+                torch.nn.functional.cross_entropy(logits, targets, reduction="sum").backward()
+            model.zero_grad()
+        return {name: torch.cat(parts).flatten(1) for name, parts in found.mod_grads.items()}
+
+    def scores():
+        left, right = map(gradients, sides)
+        return sum(left[name] @ right[name].T for name in left).numpy()
 
     return scores
 
