@@ -49,6 +49,7 @@ class LastWord:
       whole: train on every token, not on the last word alone.
       dropout: whether the model takes a dropout key.
       num_devices: that share a batch.
+      network: as of `runs.Run`.
     """
 
     data: Relations
@@ -61,6 +62,7 @@ class LastWord:
     whole: bool = False
     dropout: bool = False
     num_devices: int = 1
+    network: Any = None
 
     def run(
         self,
@@ -88,6 +90,7 @@ class LastWord:
             evaluate=self._evaluate,
             summarize=lambda history: {**(more or {}), **self.summarize(history)},
             finish=self.heat_maps if heat_maps else None,
+            network=self.network,
         )
 
     @property

@@ -85,6 +85,7 @@ class Pretraining:
             init=self.init,
             summarize=self.summarize,
             finish=self._save,
+            network=self.model,
         )
 
     def _save(self, state: training.TrainState, folder: pathlib.Path) -> dict[str, Any]:

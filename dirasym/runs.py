@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from dirasym import devices, recipes, sharding, training
+from dirasym import devices, models, recipes, sharding, training
 from dirasym.checkpoints import Checkpoints, History, NonFiniteStateError
 from dirasym.compile import Backend, check_divisible, compile_scan, make_room
 from dirasym.progress import Progress
@@ -53,6 +53,7 @@ class Run:
       finish: called with the last state and a folder of the run's own, into which it may write.
         The arrays that it returns join the history.
       whole_epochs: whether an epoch ends with a smaller batch (see `training.scan_steps`).
+      network: what is trained; if given, its result line says its `models.sizes`.
     """
 
     identity: Mapping[str, Any]
@@ -66,6 +67,7 @@ class Run:
     summarize: Callable[[History], Mapping[str, Any]] = lambda history: {}
     finish: Callable[[TrainState, pathlib.Path], Mapping[str, Array]] | None = None
     whole_epochs: bool = False
+    network: Any = None
     has_curves: ClassVar[bool] = True  # the losses of its steps
 
     def __post_init__(self):
@@ -381,9 +383,14 @@ class _Group:
                 folder = self.workdir.folder(self.run, seed)
                 history = history | jax.device_get(dict(self.run.finish(state, folder)))
             self.workdir.save_curves(self.run, seed, history)
-            line = dict(self.run.summarize(history))
+            line = self._sizes(state) | dict(self.run.summarize(history))
             line["run_wall_time_sec"] = float(history["wall_time_sec"])
             self.workdir.record(self.run, seed, line)
+
+    def _sizes(self, state: TrainState) -> dict[str, Any]:
+        if self.run.network is None:
+            return {}
+        return models.sizes(self.run.network, state.params, state.frozen)
 
 
 @contextlib.contextmanager

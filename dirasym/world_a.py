@@ -42,6 +42,7 @@ class Learner:
       loss_name: the key of its last value in a result line.
       blocks: compare the gradients of both directions at every evaluation, by these blocks of
         parameters (see `alignment.compare_steps`); not when None.
+      network: as of `runs.Run`.
     """
 
     init: Callable[[int], training.TrainState]
@@ -55,6 +56,7 @@ class Learner:
     token_mean: Literal["batches", "strings"] = "batches"
     loss_name: str = "final_train_loss"
     blocks: alignment.BlockOf = None
+    network: Any = None
 
     def run(
         self,
@@ -84,6 +86,7 @@ class Learner:
             evaluate=lambda state: self._evaluate(state, case.data, tuple(probe)),
             summarize=functools.partial(self._summarize, case, more or {}),
             whole_epochs=True,
+            network=self.network,
         )
 
     @functools.cached_property

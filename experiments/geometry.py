@@ -108,9 +108,11 @@ def untrained(config: page.Config) -> list[dict[str, Any]]:
     for cell in config.parsed:
         task = causes.Task(cell, config)
         for seed in config.seeds:
-            values = looked_at(task, task.init(seed), pathlib.Path())
+            state = task.init(seed)
+            values = looked_at(task, state, pathlib.Path())
             found = {name: float(x[0]) for name, x in values.items()}
-            lines.append(page.identity(cell) | {"seed": seed} | found)
+            known = page.identity(cell) | {"seed": seed}
+            lines.append(known | models.sizes(task.network, state.params) | found)
     return lines
 
 

@@ -99,6 +99,7 @@ def prepared(config: Config) -> Measurement:
     )
 
 
+@functools.cache
 def _opened(c: Config) -> tuple[Any, Any, Pairs, tokenizers.Tokenizer]:
     """(model, parameters, pairs, tokenizer)."""
     if c.pairs:
@@ -158,7 +159,8 @@ def read(config: Config, path: pathlib.Path) -> tuple[dict[str, Any], dict]:
     """Reads the model, saves the reading, and returns its numbers as a result line."""
     reading = prepared(config).reading(flags.FLAGS.progress and None)
     reading.save(path)
-    line: dict[str, Any] = {"kind": reading.kind, "seconds": dict(reading.seconds)}
+    line: dict[str, Any] = {"kind": reading.kind, **models.sizes(*_opened(config)[:2])}
+    line["seconds"] = dict(reading.seconds)
     for name in ("forward", "reverse"):
         for measured in MEASURES:
             bounds = getattr(getattr(reading, name), measured)

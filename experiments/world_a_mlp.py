@@ -67,8 +67,7 @@ def plan(config: Config, workdir: pathlib.Path) -> list[runs.Run]:
     maps = [world_a.string_map(config, K) for K in config.Ks]
     cases = [make_case(of, way) for of in maps for way in config.directions]
     learner = make_learner(config)
-    sizes = {"layers": config.n_layers, "width": config.d_hidden, "lr": config.lr}
-    return [learner.run(case, {"arch": "mlp"}, sizes) for case in cases]
+    return [learner.run(case, {"arch": "mlp"}, {"lr": config.lr}) for case in cases]
 
 
 def make_case(of: string_maps.StringMap, direction: Direction) -> excess.Case:
@@ -102,6 +101,7 @@ def make_learner(config: Config) -> Learner:
         dropout=False,
         token_mean="strings",  # the original's
         loss_name="final_loss",
+        network=model,
     )
 
 

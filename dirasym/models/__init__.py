@@ -7,6 +7,7 @@ from dirasym.models.mlp import StringMLP
 from dirasym.models.peft import check_adapters, load_adapters, save_adapters
 from dirasym.models.presets import attention_only, gpt2, llada, llama, qwen2, radd
 from dirasym.models.pretrained import load_pretrained, save_pretrained
+from dirasym.models.sizes import sizes
 from dirasym.models.transformer import (
     Transformer,
     TransformerConfig,
@@ -41,4 +42,5 @@ __all__ = [
     "radd",
     "save_adapters",
     "save_pretrained",
+    "sizes",
 ]

@@ -5,6 +5,7 @@ objectives and train step serve them.
 """
 
 import math
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -66,6 +67,7 @@ class ReparameterisedAttention(nn.Module):
 
     vocab_size: int
     attends_to_itself: bool = False
+    num_layers: ClassVar[int] = 1
 
     @nn.compact
     def __call__(self, tokens_BL):

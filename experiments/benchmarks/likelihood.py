@@ -79,6 +79,7 @@ def variances(config: Config) -> list[dict]:
         lines.append(
             dict(
                 kind=kind,
+                **models.sizes(model, params),
                 repeats=config.repeats,
                 passes=float(found.passes_E.mean()),
                 variance=float(variance),

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dirasym import effects, files, report, runs
+from dirasym import effects, files, models, report, runs
 from dirasym.intervals import Bounds
 from dirasym.workdir import WorkDir
 from experiments.reports import verdicts
@@ -226,8 +226,8 @@ def transplant(workdir: WorkDir, config, all_runs: Sequence[runs.Run]) -> list[L
     for seed in config.seeds:
         folders = {name: workdir.folder(run, seed) for name, run in of.items()}
         params = causes.transplanted(folders["B"], folders["A"])
-        found = task.probabilities(params)
-        lines.append({"seed": seed} | {name: float(x) for name, x in found.items()})
+        found = {name: float(x) for name, x in task.probabilities(params).items()}
+        lines.append({"seed": seed, **models.sizes(task.network, params), **found})
     text = "".join(json.dumps(line) + "\n" for line in lines)
     files.write_atomically(workdir.path / "transplant.jsonl", text)
     return lines

@@ -146,7 +146,7 @@ class Task:
         asked, length = jax.jit(self.answers), self.config.length
         rows = training_rows(self.cell, length)
         trained = objective(self.cell, length, self.config.batch_size)
-        rest["evaluate"] = lambda state: with_correlation(asked(state))
+        rest |= dict(network=self.network, evaluate=lambda state: with_correlation(asked(state)))
         return run(self.config, identity, rows, trained, init=self.init, **rest)
 
     # -----------------------------------------------------------------------------------

@@ -121,7 +121,7 @@ class Task:
         ids: dict[str, Any] = dict(mask_id=c.tokenizer.mask_id, bos_id=None)
         objective = causes.objective(self.cell, length, c.batch_size, **ids)
         init = causes.initializer(c, self.model, self.apply_fn)
-        how = dict(init=init, evaluate=self.answers)
+        how = dict(init=init, evaluate=self.answers, network=self.model)
         return causes.run(c, identity, self.rows, objective, **how, **rest)
 
     # -----------------------------------------------------------------------------------

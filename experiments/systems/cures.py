@@ -234,6 +234,7 @@ def run(task, evaluate, *, mask_id: int, bos_id: int | None) -> runs.Run:
         init=training.initializer(task.model, task.apply_fn, optimizer),
         evaluate=evaluate,
         summarize=functools.partial(summarize, task.share, task.steps),
+        network=task.model,
     )
 
 

@@ -215,13 +215,9 @@ class Task:
         """Its training, for any seed."""
         c = self.config
         if self.masked:
-            objective = functools.partial(
-                objectives.masked_diffusion,
-                mask_id=self.tokenizer.mask_id,
-                weighting="t",
-                schedule=objectives.llada_schedule,
-                per_token=c.noising == "answer",
-            )
+            how = dict(mask_id=self.tokenizer.mask_id, per_token=c.noising == "answer")
+            how |= dict(weighting="t", schedule=objectives.llada_schedule)
+            objective = functools.partial(objectives.masked_diffusion, **how)
         else:
             longest = int(self.rows["scored_BL"].sum(axis=1).max())
             objective = functools.partial(objectives.next_token, capacity=PerRow(longest))
@@ -237,6 +233,7 @@ class Task:
             evaluate=self.evaluate,
             summarize=summarize,
             finish=self.finish,
+            network=self.trained.module,
         )
 
     def evaluate(self, state: training.TrainState) -> dict[str, Any]:

@@ -103,6 +103,7 @@ class ClosureLearner:
             init=functools.partial(self._decayed, decay),
             evaluate=self.evaluate,
             summarize=summarize,
+            network=self.model,
         )
 
     def _decayed(self, decay: float, seed: int) -> training.TrainState:

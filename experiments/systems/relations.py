@@ -131,6 +131,7 @@ def learner(c: Config, num_train: int | None = None) -> LastWord:
         whole=c.loss_whole_sequence,
         dropout=c.dropout > 0,
         num_devices=devices_of_a_batch(),
+        network=network,
     )
 
 

@@ -117,6 +117,7 @@ class Task:
             batch_size=c.batch_size,
             init=self.init,
             evaluate=jax.jit(evaluate),
+            network=self.network,
             **rest,
         )
 

@@ -96,6 +96,13 @@ def bilinear(config: Config, width: int, seed: int) -> gradient_flow.BilinearFlo
     )
 
 
+def sizes(config: Config, width: int) -> dict[str, int]:
+    """Of the bilinear model, with the embeddings that it does not train."""
+    model = models.Bilinear(config.vocab_size, width)
+    tokens_BL = jnp.zeros((1, 1), int)
+    return models.sizes(model, jax.eval_shape(model.init, jax.random.key(0), tokens_BL))
+
+
 def descend(config: Config, num_steps: int) -> np.ndarray:
     """Gradient descent at the smallest width, whose embeddings overlap most: C at every step.
 
@@ -131,6 +138,7 @@ def solve_bilinear(config: Config, width: int, seed: int) -> Solved:
     loss_T = loss_T[keep]
     final_VV = logits_TVV[end]
     line = {
+        **sizes(config, width),
         "reached": bool(reached_T.any()),
         "loss": float(loss_T[-1]),
         "reverse_loss": float(reverse_T[-1]),
@@ -160,6 +168,7 @@ def compare_descent(config: Config) -> Solved:
         for x in (steps_TVV, flow_TVV)
     )
     line = {
+        **sizes(config, min(config.widths)),
         "step_size": config.step_size,
         "num_steps": num_steps,
         "largest_difference": float(np.abs(descent_T - flow_T).max()),
@@ -238,9 +247,11 @@ def solve_one_layer(case: str) -> Solved:
     rate = 1 / len(sentences_EL)
     exact_T = row_dynamics.row_probability(times, ONE_LAYER_VOCAB, rate)
     curves = {"time": times, "forward": forward_T, "reverse": reverse_T, "closed_form": exact_T}
+    model = models.ReparameterisedAttention(ONE_LAYER_VOCAB)
     gap_T = weights["Y"][:, a, b] - weights["Y"][:, a, -1]
     gap_error_T = np.abs(gap_T - row_dynamics.row_gap(times, ONE_LAYER_VOCAB, rate))
     line = {
+        **models.sizes(model, {name: x[-1] for name, x in weights.items() if x.ndim == 3}),
         "forward": float(forward_T[-1]),
         "reverse": float(reverse_T[-1]),
         "reverse_deviation": float(np.abs(reverse_T * ONE_LAYER_VOCAB - 1).max()),

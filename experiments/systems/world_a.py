@@ -242,6 +242,7 @@ class Task:
             ),
         }[regime.objective]
         how = dict(clean_objective=clean, blocks=BLOCKS if c.track_gradients else None)
+        how |= dict(network=self.trainable.module)
         self.learner = Learner(
             self.trainable.state, trained, c.epochs, c.batch_size, c.eval_every, **how
         )
@@ -250,7 +251,7 @@ class Task:
 
     def run(self, K: int, direction: Direction, number: int) -> runs.Run:
         """One map in one direction, the `number`-th run of a plan."""
-        setting, regime, shape = self.setting, dataclasses.asdict(self.regime), self.model.config
+        setting, regime = self.setting, dataclasses.asdict(self.regime)
         c, of = setting.config, setting.maps[K]
         identity = {name: regime.pop(name) for name in ("run_type", "lora_r", "objective")}
         adapters = dict(lora_trainable_params=self.num_params[0], lora_alpha=c.lora_alpha)
@@ -258,7 +259,6 @@ class Task:
         more = {
             "run_id": number,
             **{name: getattr(c, name) for name in ("model_id", "attention", "tokenizer", "dtype")},
-            **dict(layers=shape.num_layers, width=shape.width, heads=shape.num_heads),
             "max_len": setting.length,
             **regime,
             **(adapters if self.regime.lora_r else dict.fromkeys(adapters)),

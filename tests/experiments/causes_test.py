@@ -299,14 +299,17 @@ def test_a_transplant_takes_the_storage_of_the_other(tmp_path):
 
 def test_the_storage_of_A_only_moves_into_B_only_seed_by_seed(tmp_path, monkeypatch):
     """What trains and reads is replaced by what it was asked."""
-    monkeypatch.setattr(causes, "transplanted", lambda into, source: (into.name, source.name))
+    monkeypatch.setattr(
+        causes, "transplanted", lambda *folders: [np.array(folder.name) for folder in folders]
+    )
     asked = []
 
     def probabilities(params):
-        asked.append(params)
+        asked.append(tuple(x.item() for x in params))
         return {"choice_reverse": np.float32(len(asked))}
 
-    task = types.SimpleNamespace(probabilities=probabilities)
+    network = types.SimpleNamespace(num_layers=3, width=5, num_heads=4)
+    task = types.SimpleNamespace(probabilities=probabilities, network=network)
     monkeypatch.setattr(causes, "Task", lambda cell, config: task)
     monkeypatch.setattr(
         WorkDir, "folder", lambda self, run, seed: pathlib.Path(f"{run.name}{seed}")
@@ -317,7 +320,9 @@ def test_the_storage_of_A_only_moves_into_B_only_seed_by_seed(tmp_path, monkeypa
     lines = tables.transplant(workdir, config, all_runs)
     name = {run.identity["predicted"]: run.name for run in all_runs[:3]}
     assert asked == [(f"{name['B']}{seed}", f"{name['A']}{seed}") for seed in (0, 1)]
-    assert lines == [{"seed": 0, "choice_reverse": 1.0}, {"seed": 1, "choice_reverse": 2.0}]
+    sizes = dict(layers=3, width=5, heads=4, total_params=2)
+    choices = [{"choice_reverse": 1.0}, {"choice_reverse": 2.0}]
+    assert lines == [{"seed": seed} | sizes | said for seed, said in enumerate(choices)]
     kept = (workdir.path / "transplant.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line) for line in kept] == lines
     without = [run for run in all_runs if run.identity["predicted"] != "A"]
