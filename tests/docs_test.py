@@ -55,6 +55,39 @@ def test_every_folder_of_results_says_where_it_is_from():
     )
 
 
+NO_MODEL = {  # folders whose lines are of no model
+    "crash_test": "kills of small runs",
+    "rope_bounds": "queries and keys, drawn",
+    "theory": "draws and closed forms",
+}
+SIZES = {"layers", "width", "heads", "total_params"}
+
+
+def _sizes(folder, line):
+    """Which sizes a line's model has, and are known."""
+    if folder == "training_dynamics":  # no layers in the bilinear model; one layer without width
+        return {"layers" if line["part"] == "one_layer" else "width", "total_params"}
+    kinds = {line.get(key) for key in ("arch", "model", "family", "value")}
+    if kinds & {"mlp", "gru"}:
+        return SIZES - {"heads"}
+    if folder in ("facts_smollm2_24", "facts_smollm2_40"):  # the adapters' rank is not recorded
+        return SIZES - {"total_params"}
+    return SIZES
+
+
+def test_lines_of_a_model_say_its_sizes():
+    paths = [x for x in common.RESULTS.glob("*/*.jsonl") if x.parent.name not in NO_MODEL]
+    assert len(paths) > 80 and all((common.RESULTS / name).is_dir() for name in NO_MODEL)
+    for path in paths:
+        for text in path.read_text(encoding="utf-8").splitlines():
+            line = json.loads(text)
+            assert SIZES & set(line) == _sizes(path.parent.name, line), (path, line)
+            sizes = [line[name] for name in SIZES & set(line)]
+            assert all(isinstance(size, int) and size > 0 for size in sizes), (path, line)
+            if "width" in line and "heads" in line:
+                assert line["width"] % line["heads"] == 0, (path, line)
+
+
 def test_numbers_are_written_as_known():
     assert common.number(-0.004) == "0.00" and common.number(-1.256) == "−1.26"
     assert common.mean([1.0, 2.0, 3.0]) == "2.00 ± 2.48"  # t = 4.303, s/√3 = 0.577
