@@ -92,6 +92,7 @@ class Oracle:
 
     def __init__(self, model, optimizer, base=None, adapters=None):
         self.masked, self.optimizer, self.adapters = not model.config.causal, optimizer, adapters
+        self.module = model
         self.tokenizer = tok = _words()
         assert tok.vocab_size == model.config.vocab_size
         prompts = tok.encode(list(TOLD))
@@ -204,6 +205,9 @@ def test_every_number_of_a_result_line_is_the_known_one(done):
             np.testing.assert_allclose(line[key], value, rtol=1e-5, err_msg=key)
         for key in ("forward_percent", "reverse_percent"):
             assert line[f"best_{key}"] == line[key]
+        size = done.config
+        assert (line["layers"], line["width"]) == (size.layers, size.width)
+        assert line["heads"] == size.heads and line["total_params"] == 2  # the oracle's
     if done.kind == "arm":  # Cy, Ed and Hal, each end but that of Ed Fay, where "of" is said
         nats = -np.log([0.5, 0.6, 0.1]).sum() + 30
         np.testing.assert_allclose(done.lines[0]["final_loss"], nats / 7, rtol=1e-6)

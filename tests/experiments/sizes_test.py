@@ -80,7 +80,7 @@ def test_networks_without_attention_have_no_heads(family, tmp_path):
 
 def _objective(apply_fn, params, batch, key, *, rngs=None):
     del key, rngs
-    logits = apply_fn(params, batch.tokens_BL)
+    logits = apply_fn({name: params[name] for name in ("embed", "theta")}, batch.tokens_BL)
     return (logits**2).sum(), np.float32(len(batch.tokens_BL)), {}
 
 
@@ -89,6 +89,7 @@ def test_a_sweep_writes_sizes_where_it_is_told_the_network(network, tmp_path):
     model = models.Bilinear(vocab_size=6, width=4)
     apply_fn = models.make_tokens_apply_fn(model)
     init = training.initializer(model, apply_fn, optax.sgd(1e-3), length=2)
+    frozen = {"more": np.zeros((3, 5), np.float32)}
     run = runs.Run(
         {"width": 4},  # known by it already
         data=lambda seed: {"tokens_BL": np.zeros((4, 2), np.int32)},
@@ -98,13 +99,13 @@ def test_a_sweep_writes_sizes_where_it_is_told_the_network(network, tmp_path):
         num_steps=1,
         eval_every=1,
         batch_size=4,
-        init=init,
+        init=lambda seed: init(seed).replace(frozen=frozen),
         summarize=lambda history: {"done": True},
         network=network and model,
     )
     (line,) = runs.sweep([run], [0], WorkDir(tmp_path), progress=False)
     assert line["width"] == 4 and line["done"]
-    assert line.get("total_params") == (6 * 4 + 4 * 4 if network else None)
+    assert line.get("total_params") == (6 * 4 + 4 * 4 + 3 * 5 if network else None)
     text = (tmp_path / "results.jsonl").read_text(encoding="utf-8")
     assert text.count('"width"') == 1 and json.loads(text) == line
 

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from dirasym import models
 from dirasym.analysis import excess
 from dirasym.data import string_maps
 from dirasym.data.string_maps import DIRECTIONS
@@ -94,7 +95,8 @@ def test_a_causal_table_gets_its_loss_in_every_unit(direction, tmp_path):
     assert line["excess_bits_per_stored_bit"] == pytest.approx(clean / math.log(2) / bits, rel=1e-5)
     assert line["eval_epochs"] == [0, 1, 2]
     assert (line["run_id"], line["max_len"]) == (7, 23)
-    assert (line["layers"], line["width"], line["heads"]) == (1, 12, 12)
+    sizes = models.sizes(run.network, task.trainable.state(0).params)
+    assert sizes == dict(layers=1, width=12, heads=12, total_params=line["total_params"])
 
 
 @pytest.mark.parametrize("objective", ["masked_diffusion", "parallel"])
