@@ -346,7 +346,7 @@ def _gradients(
         limit=m.how.gradient_pairs,
     )
     if pairs is None:
-        absent["alignment"] = "no reverse question asks for a name that a statement begins with"
+        absent["alignment"] = "no statement names in its prompt what a reverse question asks for"
         return None
     compare = jax.jit(
         lambda params, *pair: pair_alignment(

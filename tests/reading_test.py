@@ -188,6 +188,29 @@ def test_gradients_are_those_of_the_formula(read):
     assert read.absent["cosine of blocks_0/mlp"] == "a gradient is zero in every pair"
 
 
+@pytest.mark.parametrize("kind", ["masked", "causal"])
+@pytest.mark.parametrize("stops", [("", "."), (".", "."), (".", "")])
+def test_a_full_stop_takes_no_gradient_away(kind, stops):
+    """A model that reads nothing behind a place has the same gradients there, stop or not."""
+    words = Words([*PAIRS.fact_set().texts(), "."])
+    names = ("embed", jax.random.key(0)), ("head", jax.random.key(1))
+    params = {name: jax.random.normal(key, (words.vocab_size, 8)) for name, key in names}
+
+    def apply_fn(params, tokens_BL):
+        return jnp.cumsum(params["embed"][tokens_BL], axis=1) @ params["head"].T
+
+    found = []
+    for forward, reverse in (("", ""), stops):
+        pairs = Pairs(PAIRS.names, PAIRS.forward + forward, PAIRS.reverse + reverse)
+        how = dict(kind=kind, blocks="module", progress=False)
+        found.append(measure(apply_fn, params, pairs, words, **how).alignment)
+    plain, stopped = found
+    assert stopped.count == plain.count == 4 and set(plain.cosine) == {"embed", "head", "total"}
+    for name in ("cosine", "inner", "norm_fwd", "norm_rev"):
+        for block, bounds in getattr(plain, name).items():
+            np.testing.assert_allclose(getattr(stopped, name)[block], bounds, rtol=1e-4, atol=1e-6)
+
+
 def test_attention_is_correlated_over_names(read):
     if read.kind == "causal":
         assert read.attention_correlation is None

@@ -21,6 +21,9 @@ def paired_queries(
     reverse, "B's parent is [M]". A causal model cannot look ahead: it is asked what each prompt
     goes on with, B after "A's child is" and A after "B's parent is".
 
+    What follows a name in its template, such as a full stop, is no part of the name: a masked
+    model reads it, as it reads all else.
+
     Args:
       data: the facts.
       tokenizer: of the texts.
@@ -36,7 +39,7 @@ def paired_queries(
     tokenizers.check(tokenizer, masked=masked)
     forward: list[tuple[Ids, Ids, Ids]] = []  # what is before, what is asked, what is after
     reverse: list[tuple[Ids, Ids, Ids]] = []
-    for query, statement in itertools.islice(_told(data), limit):
+    for query, name, statement in itertools.islice(_told(data), limit):
         (prompt, asked), (answer, entity) = batching.split_answers(
             tokenizer,
             [statement.prompt, query.prompt],
@@ -45,14 +48,20 @@ def paired_queries(
         if masked:
             whole = f"{statement.prompt} {statement.answer}"
             (offsets,) = tokenizer.offsets([whole])
-            named = text.name_pattern(query.answers[:1]).finditer(whole)
-            (place, *_) = (match.span() for match in named)
+            (place, *_) = (match.span() for match in text.name_pattern([name]).finditer(whole))
             start, stop = batching.token_span(offsets, *place)
             row = [*prompt, *answer]
             forward.append((*_after_blanks(tokenizer, row[:start], row[start:stop]), row[stop:]))
         else:
             forward.append((*_after_blanks(tokenizer, prompt, answer), []))
-        reverse.append((*_after_blanks(tokenizer, asked, entity), []))
+        tail: Ids = []
+        if masked and name != query.answers[0]:
+            whole = f"{query.prompt} {query.answers[0]}"
+            (offsets,) = tokenizer.offsets([whole])
+            place = len(query.prompt) + 1, len(query.prompt) + 1 + len(name)
+            size = batching.token_span(offsets, *place)[1] - len(asked)
+            entity, tail = entity[:size], entity[size:]
+        reverse.append((*_after_blanks(tokenizer, asked, entity), tail))
     if not forward:
         return None
     mask_id = tokenizer.mask_id if masked else None
@@ -63,8 +72,8 @@ def paired_queries(
     return first, second
 
 
-def _told(data: FactSet) -> Iterator[tuple[Query, Statement]]:
-    """Each reverse query with the first statement whose prompt names its answer.
+def _told(data: FactSet) -> Iterator[tuple[Query, str, Statement]]:
+    """Each reverse query with the first statement whose prompt names its answer, and that name.
 
     Only statements with the rarest word of the name are searched: many facts take linear time.
     """
@@ -72,14 +81,23 @@ def _told(data: FactSet) -> Iterator[tuple[Query, Statement]]:
     for statement in data.train:
         for word in set(re.findall(r"\w+", statement.prompt)):
             by_word[word].append(statement)
-    for query in data.reverse:
-        whole_name = text.name_pattern(query.answers[:1])
-        words = re.findall(r"\w+", query.answers[0])
+
+    def naming(name: str) -> Iterator[Statement]:
+        whole_name = text.name_pattern([name])
+        words = re.findall(r"\w+", name)
         few = min((by_word.get(word, []) for word in words), key=len, default=data.train)
-        for statement in few:
-            if whole_name.search(statement.prompt):
-                yield query, statement
-                break
+        return (statement for statement in few if whole_name.search(statement.prompt))
+
+    for query in data.reverse:
+        told = ((query, name, one) for name in _written(query) for one in naming(name))
+        yield from itertools.islice(told, 1)
+
+
+def _written(query: Query) -> list[str]:
+    """The first answer, and what may be left of it without the text that follows the name."""
+    whole, *others = query.answers
+    shorter = [other for other in others if other and whole.startswith(other)]
+    return [whole, *sorted(shorter, key=len, reverse=True)]
 
 
 def first_token_questions(

@@ -96,6 +96,27 @@ def test_paired_queries_of_the_theory(masked):
 
 
 @pytest.mark.parametrize("masked", [True, False])
+def test_a_stop_behind_a_name_is_read_and_no_part_of_it(masked):
+    words = Words([*FACTS.texts(), "."])
+    stops = FACTS._replace(
+        reverse=tuple(
+            query._replace(answers=tuple(x for a in query.answers for x in (f"{a}.", a)))
+            for query in FACTS.reverse
+        )
+    )
+    plain, got = (queries.paired_queries(one, words, masked=masked) for one in (FACTS, stops))
+    for want, one in zip(plain, got, strict=True):
+        np.testing.assert_array_equal(one.position_E, want.position_E)
+        np.testing.assert_array_equal(one.target_E, want.target_E)
+    (_, reverse), (_, whole) = plain, got
+    stop = words.encode(["Cy."])[0][1:] * masked  # which a causal model does not see
+    for number in range(2):
+        row, long = (q.tokens_EL[number][q.valid_EL[number]].tolist() for q in (reverse, whole))
+        assert long == row + stop
+    np.testing.assert_array_equal(got[0].tokens_EL, plain[0].tokens_EL)
+
+
+@pytest.mark.parametrize("masked", [True, False])
 def test_questions_of_one_direction(masked):
     questions, among = queries.first_token_questions(FACTS.reverse, WORDS, masked=masked, num_new=3)
     rows = ["Cy is of", "Eve Fay Gil is of", "Hal is of"]
