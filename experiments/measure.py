@@ -54,8 +54,8 @@ class Config:
     )
     pairs: str = flag("", "Your facts: CSV, TSV or JSON lines; empty: invented.", kind="path")
     columns: tuple[str, ...] = flag(("a", "b"), "Their two columns.")
-    forward: str = flag("{a}'s child is {b}", "Asks for b: 'The capital of {a} is {b}'.")
-    reverse: str = flag("{b}'s parent is {a}", "Asks for a: '{b} is the capital of {a}'.")
+    forward: str = flag("", "Asks for b: 'The capital of {a} is {b}'; empty: b is a's child.")
+    reverse: str = flag("", "Asks for a: '{b} is the capital of {a}'; empty: a is b's parent.")
     encoding: str = flag("utf-8", "The file's.")
     aliases: str = flag("", "What stands between names of one thing in a cell, such as |.")
     num_pairs: int = flag(250, "Pairs to invent.", 1, 10**6)
@@ -72,6 +72,10 @@ class Config:
         for is_bad, message in (
             (len(self.columns) != 2, f"--columns={','.join(self.columns)} must be two"),
             (not 0 < self.level < 1, f"--level={self.level} must be between 0 and 1"),
+            (
+                bool(self.forward) != bool(self.reverse) or (self.pairs and not self.forward),
+                "--pairs=FILE needs --forward and --reverse, and neither goes without the other",
+            ),
         ):
             if is_bad:
                 raise ValueError(message)
@@ -109,7 +113,7 @@ def _opened(c: Config) -> tuple[Any, Any, Pairs, tokenizers.Tokenizer]:
     else:
         invented = facts.invent_parent_child(c.num_pairs, c.seed)
         names = tuple((pair.parent, pair.child) for pair in invented)
-        pairs = Pairs(names, c.forward, c.reverse)
+        pairs = Pairs(names, c.forward or "{a}'s child is {b}", c.reverse or "{b}'s parent is {a}")
     if not c.model_id:
         return *_untrained(c, pairs), pairs, _words(pairs)
     causal = {} if c.kind == "auto" else {"causal": c.kind == "causal"}

@@ -104,6 +104,10 @@ def test_what_cannot_be_is_one_line_and_nothing_is_written(
         (dict(aliases="|"), "--aliases needs --pairs=FILE"),
         (dict(encoding="latin-1"), "--encoding needs --pairs=FILE"),
         (dict(gradient_pairs=3), "--gradient_pairs needs --blocks"),
+        (dict(pairs="x"), "--pairs=FILE needs --forward and --reverse"),
+        (dict(pairs="x", forward="{a} has {b}"), "--pairs=FILE needs --forward and --reverse"),
+        (dict(pairs="x", reverse="{b} is of {a}"), "--pairs=FILE needs --forward and --reverse"),
+        (dict(reverse="{b} is of {a}"), "neither goes without the other"),
     ],
 )
 def test_flags_that_nothing_would_read_are_refused(fields, message):
@@ -112,7 +116,7 @@ def test_flags_that_nothing_would_read_are_refused(fields, message):
 
 
 def test_a_bad_file_ends_the_command_with_status_2(tmp_path):
-    done = _run(tmp_path / "run", "--pairs=nowhere.csv")
+    done = _run(tmp_path / "run", "--pairs=nowhere.csv", *WORDING)
     assert done.returncode == 2 and not (tmp_path / "run").exists()
     assert done.stderr.count("\n") == 1 and "nowhere.csv: No such file" in done.stderr
 
