@@ -135,7 +135,8 @@ def measure(
       (10, 0.1)
 
     Raises:
-      ValueError: the kind is not given, or is not the model's; the tokenizer has more tokens than
+      ValueError: the kind is not given, or is not the model's (an `ApplyFn` that is called causal
+        is asked whether its logits depend on a later token); the tokenizer has more tokens than
         the model, or no [M] for a masked one; questions that do not fit the context; probabilities
         that are NaN; or as `Questions.of`, `alignment` and `Settings`.
       TypeError: an `ApplyFn` that needs a keyword which is not known here; it is named.
@@ -210,7 +211,16 @@ class Measurement:
     attention: bool
 
     def reading(self, progress: bool | None = None) -> Reading:
-        """Asks every set; `progress` as of `measure`."""
+        """Asks every set; `progress` as of `measure`.
+
+        Raises:
+          ValueError: a model that is called causal and is not.
+        """
+        q = self.questions
+        longest = int(np.argmax(q.valid_EL.sum(axis=1)))
+        row = q.tokens_EL[longest][q.valid_EL[longest]].tolist()
+        one, other, *_ = [*dict.fromkeys(row), q.tokenizer.eos_id]
+        self.network.check_causal(self.sets[0], [*row, one], other)
         is_seen = sys.stderr.isatty() or "ipykernel" in sys.modules
         shown, many = is_seen if progress is None else progress, len(self.sets)
         readings = [

@@ -30,6 +30,7 @@ class Network:
       extend_fn: how it goes on with a cache, if it is causal (see `decoding.greedy`).
       internals: what it sows (see `analysis.attention`), if it does.
       max_len: its context, if that is known.
+      is_declared: whether its kind is the caller's word alone.
     """
 
     kind: Literal["causal", "masked"]
@@ -37,6 +38,7 @@ class Network:
     extend_fn: Callable[..., Any]
     internals: Internals | None
     max_len: int | None
+    is_declared: bool = False
 
     @classmethod
     def of(
@@ -70,7 +72,7 @@ class Network:
         except TypeError:  # JAX keeps what it compiles by what is hashable: this one's is not kept
             model = functools.partial(model)
         extend_fn = extend_fn or _recomputing(model)
-        return cls(kind, model, extend_fn, internals, None)
+        return cls(kind, model, extend_fn, internals, None, is_declared=True)
 
     @functools.cached_property
     def takes_valid(self) -> bool:
@@ -135,6 +137,43 @@ class Network:
             return rows.call(self.apply_fn, params, tokens_BL, **told)
 
         return jax.eval_shape(logits, params).shape
+
+    def check_causal(self, params: Params, tokens_L: Sequence[int], other: int) -> None:
+        """Whether a model that is called causal reads nothing ahead.
+
+        It is asked twice, with the last token and with another one in its place.
+
+        Args:
+          params: one set.
+          tokens_L: two or more.
+          other: a token that is not the last of these.
+
+        Raises:
+          ValueError: logits before the last token change by more than rounding.
+        """
+        if self.kind != "causal" or not self.is_declared:
+            return
+
+        @jax.jit
+        def logits(params, tokens_BL):
+            valid_BL = jnp.ones(tokens_BL.shape, bool) if self.takes_valid else None
+            logits_BLV = rows.call(self.apply_fn, params, tokens_BL, valid_BL=valid_BL)
+            return logits_BLV[0, :-1]
+
+        both = [[*tokens_L], [*tokens_L[:-1], other]]
+        one_LV, other_LV = (logits(params, np.array([row], np.int32)) for row in both)
+        types = [leaf.dtype for leaf in jax.tree.leaves(params) if hasattr(leaf, "dtype")]
+        floats = [t for t in (*types, one_LV.dtype) if jnp.issubdtype(t, jnp.floating)]
+        rounding = max(float(jnp.finfo(t).eps) for t in floats) ** 0.5
+        one_LV, other_LV = (np.asarray(x, np.float64) for x in (one_LV, other_LV))
+        one_R, other_R = (
+            x[np.abs(one_LV) < 1e4] for x in (one_LV, other_LV)
+        )  # the rest: ruled out
+        if (np.abs(one_R - other_R) > rounding * np.abs(one_R).sum() / max(1, len(one_R))).any():
+            raise ValueError(
+                "kind is 'causal', and the model looks ahead: another last token changes its logits "
+                "before it; give kind='masked', or a model that reads the past alone"
+            )
 
     def check_vocabulary(self, params: Params, tokenizer: Tokenizer) -> None:
         """Whether the model can be asked in this tokenizer's ids.

@@ -73,7 +73,7 @@ def call(
     Raises:
       TypeError: `valid_BL` is given and `apply_fn` does not take it, or it needs a keyword that
         is not given here, which is named.
-      ValueError: it returns anything else, such as a tuple or logits of other positions.
+      ValueError: it returns anything else, such as a tuple, integers or logits of other positions.
     """
     given = {name: value for name, value in optional.items() if value is not None}
     if rows_R is not None:
@@ -89,6 +89,8 @@ def call(
             raise TypeError(f"apply_fn needs {p.name}, which is not given here")
     logits = apply_fn(params, tokens_BL, **given)
     shape, whole = getattr(logits, "shape", ()), jnp.shape(tokens_BL)
+    if shape and not jnp.issubdtype(logits.dtype, jnp.floating):
+        raise ValueError(f"the model must give logits, which are floats, got {logits.dtype}")
     if "rows_R" in given and len(shape) == 2 and shape[:1] == jnp.shape(given["rows_R"]):
         return logits
     if len(shape) != 3 or shape[:2] != whole:

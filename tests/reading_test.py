@@ -640,6 +640,10 @@ def test_every_parameter_set_is_of_one_vocabulary():
         (dict(tokenizer=Characters("abc")), r"needs \[M\], and its tokenizer has none"),
         (dict(model=lambda p, tokens_BL: tokens_BL.astype(float)), r"must give logits \[B, L, V\]"),
         (dict(model="gpt2"), "model must be a Transformer or an apply_fn"),
+        (
+            dict(model=lambda p, tokens_BL: jnp.zeros((*tokens_BL.shape, 30), int)),
+            "must give logits, which are floats, got int",
+        ),
         (dict(blocks="heads"), "blocks matches no parameter"),
         (
             dict(model=lambda p, tokens_BL, **_: jnp.full((*tokens_BL.shape, 30), jnp.nan)),
@@ -695,6 +699,56 @@ def test_a_tokenizer_whose_ids_are_none_of_its_own_is_named():
     for tokenizer in (Negative(TOLD), _words(vocab_size=3)):
         with pytest.raises(ValueError, match=r"tokenizer: .* has token .*, and its vocabulary"):
             measure(_model("causal", True), PARAMS, PAIRS, tokenizer, kind="causal")
+
+
+def _transformer(is_causal, dtype):
+    make = models.llama if is_causal else models.llada
+    config = make(
+        WORDS.vocab_size, num_layers=2, width=16, num_heads=2, num_kv_heads=2, mlp_width=16,
+        max_len=32, rope_base=10_000.0, rope_scaling=None,
+    )  # fmt: skip
+    model = models.Transformer(dataclasses.replace(config, dtype=dtype, param_dtype=dtype))
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), int))["params"]
+    return models.make_apply_fn(model), params
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_model_that_looks_ahead_is_not_causal(dtype):
+    def read(apply_fn, params, kind="causal"):
+        return measure(apply_fn, params, PAIRS, WORDS, kind=kind, progress=False)
+
+    apply_fn, params = _transformer(False, jnp.dtype(dtype))
+    with pytest.raises(ValueError, match="kind is 'causal', and the model looks ahead"):
+        read(apply_fn, params)
+    assert read(apply_fn, params, "masked").forward.count == 4
+    apply_fn, params = _transformer(True, jnp.dtype(dtype))
+    assert read(apply_fn, params).forward.count == 4
+
+    def bag(params, tokens_BL, *, valid_BL):
+        return jnp.broadcast_to(params[tokens_BL].sum(1, keepdims=True), (*tokens_BL.shape, 30))
+
+    table = jax.random.normal(jax.random.key(1), (30, 30), jnp.dtype(dtype))
+    with pytest.raises(ValueError, match="kind is 'causal', and the model looks ahead"):
+        read(bag, table)
+
+
+@pytest.mark.parametrize("ruled_out", [-1e9, -np.inf])
+@pytest.mark.parametrize("behind", [0, 1])
+def test_tokens_that_are_ruled_out_hide_no_look_ahead(ruled_out, behind):
+    table = jax.random.normal(jax.random.key(1), (30, 30)).at[:, 20:].set(ruled_out)
+
+    def next_too(params, tokens_BL):
+        ahead_BL = jnp.roll(tokens_BL, -1, axis=1)
+        return params[tokens_BL] + behind * 0.01 * ahead_BL[..., None]
+
+    def read():
+        return measure(next_too, table, PAIRS, WORDS, kind="causal", progress=False)
+
+    if behind:
+        with pytest.raises(ValueError, match="looks ahead"):
+            read()
+    else:
+        assert read().forward.count == 4
 
 
 @pytest.mark.parametrize("lacking", ["scores", "weights"])
