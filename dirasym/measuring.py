@@ -20,7 +20,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from dirasym import decoding, intervals
+from dirasym import decoding, intervals, usage
 from dirasym.analysis import attention as attention_scores
 from dirasym.analysis import blocks as block_names
 from dirasym.analysis import queries, recall
@@ -80,11 +80,28 @@ class Settings:
     def __post_init__(self):
         if self.answers not in ("any", "first"):
             raise ValueError(f"answers must be 'any' or 'first', got {self.answers!r}")
-        least = dict(num_new=0, decode_steps=0, block_length=0, chunk_size=1)
-        least |= dict(gradient_pairs=1, attention_names=1, attention_distance=1)
-        for name, bound in least.items():
-            if (value := getattr(self, name)) is not None and value < bound:
-                raise ValueError(f"{name} must be at least {bound}, got {value}")
+        if self.remasking not in ("low_confidence", "random"):
+            raise ValueError(
+                f"remasking must be 'low_confidence' or 'random', got {self.remasking!r}"
+            )
+        for name in ("num_new", "decode_steps", "block_length", "seed"):
+            usage.check_counts(0, **{name: getattr(self, name)})
+        usage.check_counts(chunk_size=self.chunk_size, attention_distance=self.attention_distance)
+        for name in ("gradient_pairs", "attention_names"):
+            if (value := getattr(self, name)) is not None:
+                usage.check_counts(**{name: value})
+
+    @classmethod
+    def of(cls, **settings: Any) -> "Settings":
+        """Of the keywords of `measure` that are not its own. Raises TypeError for any other."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in settings:
+            if name not in known:
+                raise TypeError(
+                    f"measure() got an unexpected keyword argument {name!r}: its settings are "
+                    + ", ".join(known)
+                )
+        return cls(**settings)
 
 
 def measure(
@@ -171,9 +188,9 @@ def prepare(
     **settings: Any,
 ) -> "Measurement":
     """What `measure` would do; raises all that it raises of its arguments, and computes nothing."""
-    how = Settings(**settings)
-    if not 0 < level < 1:
-        raise ValueError(f"level must be between 0 and 1, got {level}")
+    how = Settings.of(**settings)
+    if not isinstance(level, int | float | np.floating) or not 0 < level < 1:
+        raise ValueError(f"level must be between 0 and 1, got {level!r}")
     network = Network.of(model, kind, extend_fn, internals)
     sets = network.parameter_sets(params)
     for one in sets:

@@ -171,7 +171,7 @@ class Network:
         )  # the rest: ruled out
         if (np.abs(one_R - other_R) > rounding * np.abs(one_R).sum() / max(1, len(one_R))).any():
             raise ValueError(
-                "kind is 'causal', and the model looks ahead: another last token changes its logits "
+                "kind is 'causal', and the model looks ahead: another last token changes logits "
                 "before it; give kind='masked', or a model that reads the past alone"
             )
 
@@ -191,9 +191,11 @@ class Network:
 
 
 def check_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> None:
-    """Raises ValueError for a tokenizer that gives ids outside its own vocabulary."""
-    for text, row in zip(texts, tokenizer.encode(texts), strict=True):
+    """Raises ValueError for a tokenizer that gives an end of text, or ids not of its vocabulary."""
+    for text, row in zip(texts, tokenizers.encoded(tokenizer, texts), strict=True):
         for number in row:
+            if number == tokenizer.eos_id:
+                raise ValueError(f"tokenizer: {text!r} holds token {number}, its eos_id")
             if not 0 <= number < tokenizer.vocab_size:
                 size = f"its vocabulary has {tokenizer.vocab_size}"
                 raise ValueError(f"tokenizer: {text!r} has token {number}, and {size}")

@@ -146,8 +146,13 @@ def _written(value: Any) -> str:
     return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def check_counts(**counts: int) -> None:
-    """Raises ValueError, naming it, for a value that is no whole number from 1."""
+def is_whole(value: Any) -> bool:
+    """Whether it is a whole number, of Python or NumPy; True and False are none."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def check_counts(least: int = 1, /, **counts: Any) -> None:
+    """Raises ValueError, naming it, for a value that is no whole number from `least`."""
     for name, value in counts.items():
-        if not isinstance(value, int | np.integer) or value < 1:
-            raise ValueError(f"{name} must be a whole number from 1, got {value!r}")
+        if not is_whole(value) or value < least:
+            raise ValueError(f"{name} must be a whole number from {least}, got {value!r}")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 import types
 
 import jax
@@ -592,6 +593,12 @@ def _words(**changes):
     return words
 
 
+def _encoding(change):
+    words = Words(TOLD)
+    words.encode = lambda texts: change(Words.encode(words, texts))
+    return words
+
+
 def test_every_parameter_set_is_of_one_vocabulary():
     apply_fn = lambda params, tokens_BL: params[tokens_BL]  # noqa: E731
     sets = [jnp.ones((30, 30)), jnp.ones((30, 3))]
@@ -608,8 +615,34 @@ def test_every_parameter_set_is_of_one_vocabulary():
         (dict(level=1), "level must be between 0 and 1, got 1"),
         (dict(level=0), "level must be between 0 and 1, got 0"),
         (dict(level=1.5), "level must be between 0 and 1, got 1.5"),
+        (dict(level="95"), "level must be between 0 and 1, got '95'"),
+        (dict(remasking="low"), "remasking must be 'low_confidence' or 'random', got 'low'"),
+        *(
+            ({name: 1.5}, f"{name} must be a whole number from {least}, got 1.5")
+            for name, least in dict(
+                num_new=0,
+                decode_steps=0,
+                block_length=0,
+                seed=0,
+                chunk_size=1,
+                gradient_pairs=1,
+                attention_names=1,
+                attention_distance=1,
+            ).items()
+        ),
+        (dict(tokenizer=_words(vocab_size="x")), "tokenizer: vocab_size must be a whole number"),
+        (dict(tokenizer=_words(eos_id=9999)), "tokenizer: eos_id is 9999, and its vocabulary has"),
+        (dict(tokenizer=_words(pad_id=-1)), "tokenizer: pad_id is -1, and its vocabulary has"),
+        (dict(tokenizer=_words(mask_id=2.0)), "tokenizer: mask_id must be a whole number, got 2.0"),
+        (dict(tokenizer=_words(eos_id=None)), "tokenizer: eos_id must be a whole number, got None"),
+        (dict(tokenizer=_words(eos_id=7)), "tokenizer: .* holds token 7, its eos_id"),
+        (dict(tokenizer=_encoding(lambda rows: rows[:-1])), r"encode gave \d+ rows for \d+ texts"),
+        (
+            dict(tokenizer=_encoding(lambda rows: [[float(x) for x in row] for row in rows])),
+            r"encode turns .* into \d+\.0, no token's id",
+        ),
         (dict(answers="all"), "answers must be 'any' or 'first'"),
-        (dict(chunk_size=0), "chunk_size must be at least 1, got 0"),
+        (dict(chunk_size=0), "chunk_size must be a whole number from 1, got 0"),
         (
             dict(
                 model=lambda p, tokens_BL, **_: jnp.where(  # once something is revealed
@@ -633,9 +666,9 @@ def test_every_parameter_set_is_of_one_vocabulary():
         ),
         (dict(tokenizer=_words(mask_id=1)), r"\[M\] cannot be the end of text, 1"),
         (dict(tokenizer=_words(mask_id=7)), r"holds token 7, \[M\]"),
-        (dict(gradient_pairs=0), "gradient_pairs must be at least 1, got 0"),
-        (dict(attention_names=-1), "attention_names must be at least 1, got -1"),
-        (dict(decode_steps=-1), "decode_steps must be at least 0, got -1"),
+        (dict(gradient_pairs=0), "gradient_pairs must be a whole number from 1, got 0"),
+        (dict(attention_names=-1), "attention_names must be a whole number from 1, got -1"),
+        (dict(decode_steps=-1), "decode_steps must be a whole number from 0, got -1"),
         (dict(tokenizer=Words([*TOLD, "a b c d e"])), "the tokenizer has .. tokens, the model"),
         (dict(tokenizer=Characters("abc")), r"needs \[M\], and its tokenizer has none"),
         (dict(model=lambda p, tokens_BL: tokens_BL.astype(float)), r"must give logits \[B, L, V\]"),
@@ -684,8 +717,51 @@ def test_a_mask_outside_the_vocabulary_and_a_missing_keyword_are_named():
 
     with pytest.raises(TypeError, match="apply_fn needs class_B, which is not given here"):
         measure(conditioned, PARAMS, PAIRS, WORDS, kind="masked")
-    with pytest.raises(TypeError, match="unexpected keyword argument 'num_neww'"):
+    with pytest.raises(
+        TypeError, match=r"measure\(\) got an unexpected keyword argument 'num_neww'"
+    ):
         measure(_model("masked", True), PARAMS, PAIRS, WORDS, kind="masked", num_neww=3)
+
+
+class _Pieces:
+    """Up to three letters a token, with the space before them."""
+
+    pad_id, eos_id, mask_id = 0, 1, 2
+
+    def __init__(self, texts):
+        pieces = sorted({piece.group() for text in texts for piece in self._cut(text)})
+        self._pieces = ["", "", "", *pieces]
+        self.vocab_size = len(self._pieces)
+
+    @staticmethod
+    def _cut(text):
+        return re.finditer(r" ?[^ ]{1,3}", text)
+
+    def encode(self, texts):
+        return [[self._pieces.index(piece.group()) for piece in self._cut(t)] for t in texts]
+
+    def offsets(self, texts):
+        return [[piece.span() for piece in self._cut(text)] for text in texts]
+
+    def decode(self, ids):
+        return "".join(self._pieces[number] for number in ids)
+
+
+@pytest.mark.parametrize("kind", ["masked", "causal"])
+def test_a_tokenizer_that_is_built_from_the_texts_knows_all_that_is_asked(kind):
+    """Also where a word after a space is another token than the word alone."""
+    pieces = _Pieces(PAIRS.fact_set().texts())
+
+    def read(tokenizer):
+        params = {"table": jax.random.normal(jax.random.key(0), (tokenizer.vocab_size,) * 2)}
+        apply_fn = lambda params, tokens_BL: params["table"][tokens_BL]  # noqa: E731
+        return measure(apply_fn, params, PAIRS, tokenizer, kind=kind, blocks="layer")
+
+    assert read(pieces).alignment.count == 4
+    pieces.offsets = lambda texts: [row[:-1] for row in _Pieces.offsets(pieces, texts)]
+    if kind == "masked":
+        with pytest.raises(ValueError, match="offsets must give a place for each id of encode"):
+            read(pieces)
 
 
 def test_a_tokenizer_whose_ids_are_none_of_its_own_is_named():

@@ -29,10 +29,10 @@ def split_answers(
 
     Raises:
       ValueError: a text that the tokenizer cannot give back, a token that spans the end of a
-        prompt, or a prompt or answer that has no token. The text is named.
+        prompt, or a prompt or answer that has no token, named; or as `tokenizers.encoded`.
     """
-    rows = tokenizer.encode([p + a for p, a in zip(prompts, answers, strict=True)])
-    prompt_ids, answer_ids = tokenizer.encode(prompts), []
+    rows = tokenizers.encoded(tokenizer, [p + a for p, a in zip(prompts, answers, strict=True)])
+    prompt_ids, answer_ids = tokenizers.encoded(tokenizer, prompts), []
     for prompt, answer, own, ids in zip(prompts, answers, prompt_ids, rows, strict=True):
         start = len(own)
         if ids[:start] != own:
@@ -119,7 +119,8 @@ def encode_rows(
     fields = {"tokens_BL": tokens_BL, "scored_BL": scored_BL, "valid_BL": valid_BL}
     if names is not None:
         unit_BL = np.tile(np.arange(tokens_BL.shape[1], dtype=np.int32), (len(rows), 1))
-        spans = _name_spans(tokenizer, prompts, answers, names)
+        sizes = [len(p) + len(a) for p, a in zip(prompt_ids, answer_ids, strict=True)]
+        spans = _name_spans(tokenizer, prompts, answers, sizes, names)
         for unit_L, first, answer, ids, found in zip(
             unit_BL, first_B, answer_B, answer_ids, spans, strict=True
         ):
@@ -179,11 +180,16 @@ def encode_facts(
 
 
 def _name_spans(
-    tokenizer: Tokenizer, prompts: Sequence[str], answers: Sequence[str], names: Iterable[str]
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    answers: Sequence[str],
+    sizes: Sequence[int],
+    names: Iterable[str],
 ) -> Iterator[list[tuple[int, int]]]:
     """(first token, the one behind its last) of each name in each prompt."""
     pattern = name_pattern(names)
-    places = tokenizer.offsets([p + a for p, a in zip(prompts, answers, strict=True)])
+    texts = [p + a for p, a in zip(prompts, answers, strict=True)]
+    places = tokenizers.placed(tokenizer, texts, sizes)
     for prompt, place in zip(prompts, places, strict=True):
         yield [token_span(place, *match.span()) for match in pattern.finditer(prompt)]
 
@@ -240,7 +246,8 @@ def pack(tokenizer: Tokenizer, texts: Sequence[str], length: int) -> np.ndarray:
     Raises:
       ValueError: less text than one row, or text that the tokenizer cannot give back.
     """
-    stream = [token for ids in tokenizer.encode(texts) for token in (*ids, tokenizer.eos_id)]
+    rows = tokenizers.encoded(tokenizer, texts)
+    stream = [token for ids in rows for token in (*ids, tokenizer.eos_id)]
     count = len(stream) // length
     if count == 0:
         raise ValueError(f"the whole text has {len(stream)} tokens, a row {length}")

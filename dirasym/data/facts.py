@@ -37,13 +37,17 @@ class FactSet(NamedTuple):
     reverse: tuple[Query, ...]
 
     def texts(self) -> list[str]:
-        """All that is told, and every question with every right answer."""
+        """All that a tokenizer must know: what is told, every question with every right answer.
+
+        The questions stand there after a space too, where some tokenizers write a word otherwise.
+        """
         asked = [
             (query.prompt, answer)
             for query in self.forward + self.reverse
             for answer in query.answers
         ]
-        return [f"{prompt} {answer}" for prompt, answer in [*self.train, *asked]]
+        after_spaces = [f" {query.prompt}" for query in self.forward + self.reverse]
+        return [f"{prompt} {answer}" for prompt, answer in [*self.train, *asked]] + after_spaces
 
 
 class ParentChild(NamedTuple):

@@ -24,7 +24,7 @@ class Tokenizer(Protocol):
     """What the library needs of a tokenizer.
 
     Attributes:
-      vocab_size: ids are below it.
+      vocab_size: ids are from 0, and below it.
       eos_id: the end of a text. No text holds it.
       pad_id: fills rows up; may be `eos_id`.
       mask_id: what stands for a hidden token, [M]; None for a tokenizer that has none.
@@ -36,7 +36,10 @@ class Tokenizer(Protocol):
     mask_id: int | None
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text, no special ones added. Raises ValueError for one they do not hold."""
+        """Ids of each text, no special ones added. Raises ValueError for one they do not hold.
+
+        A text may begin with a space, as what follows another text does.
+        """
         ...
 
     def offsets(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
@@ -53,7 +56,8 @@ def check(tokenizer: Any, *, masked: bool = False) -> None:
 
     Raises:
       TypeError: it is no `Tokenizer`, such as another library's.
-      ValueError: it has no [M], and the model is masked.
+      ValueError: it has no [M], and the model is masked; a size or id that is no whole number, an
+        end of text or padding outside the vocabulary.
     """
     for name in ("vocab_size", "eos_id", "pad_id", "mask_id", "encode", "offsets", "decode"):
         if not hasattr(tokenizer, name):
@@ -61,8 +65,49 @@ def check(tokenizer: Any, *, masked: bool = False) -> None:
                 f"tokenizer: a {type(tokenizer).__name__} has no {name}; `tokenizers.load` and "
                 "`tokenizers.from_directory` read files of Hugging Face into one"
             )
+    usage.check_counts(**{"tokenizer: vocab_size": tokenizer.vocab_size})
+    for name in ("eos_id", "pad_id", "mask_id"):
+        number = getattr(tokenizer, name)
+        if name == "mask_id" and number is None:
+            continue
+        if not usage.is_whole(number):
+            raise ValueError(f"tokenizer: {name} must be a whole number, got {number!r}")
+        # The model knows about [M], which may stand behind the tokens of texts.
+        if name != "mask_id" and not 0 <= number < tokenizer.vocab_size:
+            size = f"its vocabulary has {tokenizer.vocab_size}"
+            raise ValueError(f"tokenizer: {name} is {number}, and {size}")
     if masked and tokenizer.mask_id is None:
         raise ValueError("a masked model needs [M], and its tokenizer has none: give a mask_id")
+
+
+def encoded(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """`tokenizer.encode` of anyone's tokenizer.
+
+    Raises:
+      ValueError: not as many rows as texts, or an id that is no whole number.
+    """
+    rows = [list(row) for row in tokenizer.encode(texts)]
+    if len(rows) != len(texts):
+        raise ValueError(f"tokenizer: encode gave {len(rows)} rows for {len(texts)} texts")
+    for text, row in zip(texts, rows, strict=True):
+        for number in row:
+            if not usage.is_whole(number):
+                raise ValueError(f"tokenizer: encode turns {text!r} into {number!r}, no token's id")
+    return rows
+
+
+def placed(
+    tokenizer: Tokenizer, texts: Sequence[str], sizes: Sequence[int]
+) -> list[list[tuple[int, int]]]:
+    """`tokenizer.offsets` of anyone's tokenizer, of texts of so many tokens.
+
+    Raises:
+      ValueError: another number of rows, or of places in one of them.
+    """
+    rows = [list(row) for row in tokenizer.offsets(texts)]
+    if list(map(len, rows)) != list(sizes):
+        raise ValueError("tokenizer: offsets must give a place for each id of encode")
+    return rows
 
 
 class Characters:
