@@ -40,6 +40,11 @@ class Floor(NamedTuple):
         """Σ floor / Σ tokens: the least mean loss per token."""
         return self.nats_per_string / self.tokens_per_target
 
+    @property
+    def bits_per_string(self) -> float:
+        """The same floor in bits."""
+        return self.nats_per_string / math.log(2)
+
 
 def exact_floor(
     sources: Sequence[Hashable],
@@ -66,9 +71,20 @@ def exact_floor(
         a row of mask tokens does. It is then part of the source.
 
     Raises:
-      ValueError: an unknown kind.
+      ValueError: an unknown kind, no pairs, sources of another number than targets, or targets
+        that are no sequences or hold no token.
     """
+    if len(sources) != len(targets) or not len(sources):
+        raise ValueError(
+            "sources and targets must be as many, one or more, got "
+            f"{len(sources)} and {len(targets)}"
+        )
+    for target in targets:
+        if not hasattr(target, "__iter__"):
+            raise ValueError(f"targets must be strings or sequences of tokens, got {target!r}")
     targets = [tuple(target) for target in targets]
+    if not any(targets):
+        raise ValueError("targets hold no token")
     if length_known:
         sources = [(source, len(target)) for source, target in zip(sources, targets, strict=True)]
     if kind == "joint":

@@ -162,6 +162,8 @@ class Pairs:
         A name with several partners is one question. Where text follows the answer, it counts
         with that text and without.
         """
+        if trained not in ("forward", "reverse"):
+            raise ValueError(f"trained must be 'forward' or 'reverse', got {trained!r}")
         sides = []
         for direction in ("forward", "reverse"):
             prompt, tail = self._wording(direction)

@@ -24,6 +24,7 @@ from typing import Literal
 
 import numpy as np
 
+from dirasym import usage
 from dirasym.data.batching import encode_rows
 from dirasym.data.tokenizers import Tokenizer
 
@@ -92,13 +93,10 @@ def exchangeable_pairs(
 def _check(
     K: int, n_pairs: int, str_len: int, num_distinct: int, divisor: int, num_letters: int
 ) -> None:
-    if K < 1:
-        raise ValueError(f"K must be at least 1, got {K}")
-    if str_len < 1:
-        raise ValueError(f"str_len must be at least 1, got {str_len}")
-    if not 1 <= num_letters <= len(ALPHABET):
+    usage.check_counts(K=K, str_len=str_len)
+    if not usage.is_whole(num_letters) or not 1 <= num_letters <= len(ALPHABET):
         raise ValueError(f"num_letters must be 1 to {len(ALPHABET)}, got {num_letters}")
-    if n_pairs < 1 or n_pairs % divisor:
+    if not usage.is_whole(n_pairs) or n_pairs < 1 or n_pairs % divisor:
         raise ValueError(f"n_pairs must be a positive multiple of {divisor}, got {n_pairs}")
     if num_distinct > num_letters**str_len:
         raise ValueError(
@@ -147,7 +145,8 @@ class StringMap:
     num_letters: int = len(ALPHABET)
 
     def __post_init__(self):
-        self.bits_to_store("forward")  # names what cannot be
+        usage.check_counts(0, seed=self.seed)
+        self.bits_to_store("forward")  # names what else cannot be
 
     @functools.cached_property
     def pairs(self) -> Pairs:
@@ -156,22 +155,34 @@ class StringMap:
         return generate(self.K, self.n_pairs, self.str_len, self.seed, self.num_letters)
 
     def oriented(self, direction: Direction) -> Pairs:
-        """(sources, targets)."""
+        """The pairs as one direction reads them: (sources, targets), (A, B) forward.
+
+        Raises:
+          ValueError: neither "forward" nor "inverse".
+        """
+        _check_direction(direction)
         first, second = self.pairs
         return (first, second) if direction == "forward" else (second, first)
 
     def published_floor(self, direction: Direction) -> float:
         """What the paper subtracts from the mean loss per token: ln K, or 0 for a function."""
+        _check_direction(direction)
         is_function = direction == "forward" and not self.exchangeable
         return 0.0 if is_function else math.log(self.K)
 
     def bits_to_store(self, direction: Direction) -> float:
         """log₂ of how many maps the direction could have been, per pair."""
+        _check_direction(direction)
         shape = self.K, self.n_pairs, self.str_len, self.num_letters
         if self.exchangeable:
             return exchangeable_bits_to_store(*shape)
         both = bits_to_store(*shape)
         return both[DIRECTIONS.index(direction)]
+
+
+def _check_direction(direction: Direction) -> None:
+    if direction not in DIRECTIONS:
+        raise ValueError(f"direction must be 'forward' or 'inverse', got {direction!r}")
 
 
 def to_ids(strings: Sequence[str]) -> np.ndarray:

@@ -260,6 +260,12 @@ def test_one_direction_is_trained_and_both_are_asked():
     assert braces.train[0] == Statement("{France} has", "Paris {!}")
 
 
+def test_an_unknown_direction_is_not_trained():
+    pairs = Pairs((("a", "b"),), "{a} has {b}", "{b} is of {a}")
+    with pytest.raises(ValueError, match="trained must be 'forward' or 'reverse', got 'backward'"):
+        pairs.fact_set("backward")
+
+
 def test_a_name_with_several_partners_is_one_question_with_several_answers():
     names = (("Ann", "Bo"), ("Ann", "Cy"), ("Dee", "Bo"))
     data = Pairs(names, "{a} likes {b}", "{b} is liked by {a}", several=True).fact_set()

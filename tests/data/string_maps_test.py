@@ -62,7 +62,10 @@ def test_exchangeable_maps_have_one_law_in_both_directions(K):
     ("arguments", "words"),
     [
         ((3, 10, 8, 0), "multiple of [39], got 10"),
-        ((0, 10, 8, 0), "K must be at least 1"),
+        ((0, 10, 8, 0), "K must be a whole number from 1, got 0"),
+        ((2.5, 10, 8, 0), "K must be a whole number from 1, got 2.5"),
+        ((1, 10.0, 8, 0), "positive multiple of 1, got 10.0"),
+        ((1, 10, 8.0, 0), "str_len must be a whole number from 1, got 8.0"),
         ((1, 0, 8, 0), "positive multiple"),
         ((1, 37, 1, 0), "only 36 of 1 characters"),
         ((1, 1, 0, 0), "str_len"),
@@ -75,6 +78,21 @@ def test_bad_sizes(arguments, words):
     for bits in (string_maps.bits_to_store, string_maps.exchangeable_bits_to_store):
         with pytest.raises(ValueError, match=words):
             bits(*arguments[:3])
+
+
+@pytest.mark.parametrize("direction", ["backward", "Forward", "reverse", None])
+@pytest.mark.parametrize("exchangeable", [False, True])
+def test_an_unknown_direction_is_none(direction, exchangeable):
+    of = string_maps.StringMap(2, 8, exchangeable=exchangeable)
+    for read in (of.oriented, of.published_floor, of.bits_to_store):
+        with pytest.raises(ValueError, match="direction must be 'forward' or 'inverse', got"):
+            read(direction)
+
+
+def test_a_seed_of_a_map_is_a_whole_number():
+    for seed in (-1, 0.5):
+        with pytest.raises(ValueError, match="seed must be a whole number from 0"):
+            string_maps.StringMap(2, 8, seed=seed)
 
 
 def test_entropies_of_a_small_table_by_hand():

@@ -92,7 +92,7 @@ def test_gpt2_small_has_its_parameters(tmp_path):
     ("flags", "words"),
     [
         (dict(n_pairs=41), "multiple of 5, got 41"),
-        (dict(Ks=(0,)), "K must be at least 1"),
+        (dict(Ks=(0,)), "K must be a whole number from 1"),
         (dict(n_pairs=40, Ks=(1,), str_len=1), "only 36 of 1 characters"),
         (dict(model_id="/nowhere"), "neither a directory nor one of gpt2"),
         (dict(modes=("lora",), lora_ranks=(800,)), "--lora_ranks: LoRA rank 800 exceeds .*768"),
