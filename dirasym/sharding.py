@@ -7,7 +7,7 @@ compiler's. Everything else is on every device.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -50,9 +50,12 @@ def num_shares(mesh: Mesh | None) -> int:
 
     Raises:
       ValueError: a mesh without that axis.
+      TypeError: no mesh.
     """
     if mesh is None:
         return 1
+    if not isinstance(getattr(mesh, "shape", None), Mapping):
+        raise TypeError(f"mesh must be a jax.sharding.Mesh, got {mesh!r}")
     if DATA not in mesh.shape:
         axes = ", ".join(map(repr, mesh.shape))
         raise ValueError(f"mesh: a batch is split along an axis {DATA!r}; this has {axes}")

@@ -21,7 +21,13 @@ from jax.sharding import Mesh, PartitionSpec
 
 from dirasym import usage
 from dirasym.analysis import products, programs
-from dirasym.analysis.arguments import check_arrays, first_example
+from dirasym.analysis.arguments import (
+    check_arrays,
+    check_losses,
+    check_rates,
+    first_example,
+    kinds,
+)
 from dirasym.analysis.blocks import BlockOf, Blocks
 from dirasym.analysis.cross import CrossMatrix, digest
 from dirasym.analysis.factored import Gradient, Loss
@@ -128,9 +134,11 @@ def alignment(
 
     Raises:
       ValueError: a loss that is not a scalar float, or has side effects; blocks that match
-        nothing; no examples for "factored", or examples of unequal length; by path, arrays that
-        were donated, or parameters that with `strict` cannot be factored.
-      TypeError: parameters that are not floats or examples that are no arrays, by path.
+        nothing; `heads` where there are none; no examples for "factored", or examples of unequal
+        length; by path, arrays that were donated, or parameters that with `strict` cannot be
+        factored.
+      TypeError: parameters that are not floats or examples that are no arrays, by path; a loss of
+        other arguments, or a mesh that is none.
 
     Examples:
       >>> loss = lambda params, x: ((x @ params["w"]) ** 2).sum()
@@ -144,6 +152,7 @@ def alignment(
     if examples is None and method == "factored":
         raise ValueError("method 'factored' compares examples: pass examples")
     check_arrays("params", params)
+    check_losses(loss_fwd, loss_rev, 1 + len(one_alone))
     how = dict(blocks=blocks, heads=heads, method=method, strict=strict)
     given = dict(losses=(loss_fwd, loss_rev), shapes=_shapes(params, *one_alone))
     given |= dict(how=how, chunk_size=chunk_size, mesh=mesh)
@@ -155,7 +164,7 @@ def _alignment_program(losses, shapes, how, chunk_size, mesh) -> Callable[..., A
     """The compiled comparison for arguments of these shapes."""
     params, *example = _from_shapes(shapes)
     fwd, rev = ((loss, *example) for loss in losses)
-    problem = Problem.of(params, fwd, rev, **how)
+    problem = _problem(params, fwd, rev, how)
     direct, share = problem.direct(params)
 
     def compare(params, *example):
@@ -224,7 +233,8 @@ def cross_alignment(
       Its arrays are, with `out`, NumPy's, mapped read-only from their files.
 
     Raises:
-      ValueError: as `alignment`; `out` that is a file or holds another matrix, or in a trace.
+      ValueError: as `alignment`; `out` that is a file or holds another matrix, or in a trace;
+        `examples_rev` of another structure or dtype than `examples` where both losses are one.
     """
     _check_how(method, chunk_size)
     usage.check_counts(memory_limit=memory_limit)
@@ -233,13 +243,20 @@ def cross_alignment(
     rows, columns = examples, examples if is_same else examples_rev
     firsts = [first_example("examples", rows)]
     firsts += firsts if is_same else [first_example("examples_rev", columns)]
+    check_losses(loss_fwd, loss_rev, 2)
+    is_one_loss = _is_one_loss(loss_fwd, loss_rev)
+    if is_one_loss and kinds(firsts[0]) != kinds(firsts[1]):
+        raise ValueError(
+            "examples_rev must have the structure and the dtypes of examples where both losses are "
+            f"one: got {kinds(firsts[1])} and {kinds(firsts[0])}"
+        )
     is_traced = programs.is_traced((params, rows, columns))
     static = dict(
         losses=(loss_fwd, loss_rev),
         shapes=_shapes(params, *firsts, rows, columns),
         how=dict(blocks=blocks, heads=heads, method=method, strict=strict),
         is_same=is_same,
-        is_one_loss=_is_one_loss(loss_fwd, loss_rev),
+        is_one_loss=is_one_loss,
         tiles=dict(memory_limit=memory_limit, chunk_size=chunk_size, mesh=mesh),
     )
     cross = programs.once(_cross_program, static)
@@ -253,10 +270,18 @@ def cross_alignment(
     return made(cross.into_files(pathlib.Path(out), params, rows, columns, identity))
 
 
+def _problem(params: Params, fwd: Any, rev: Any, how: dict[str, Any]) -> Problem:
+    problem = Problem.of(params, fwd, rev, **how)
+    if how["heads"] and all(axis is None for axis in problem.parts.head_axes):
+        path = problem.parts.paths[0]
+        raise ValueError(f"heads: no parameter of attention has an axis of heads, such as {path!r}")
+    return problem
+
+
 def _cross_program(losses, shapes, how, is_same, is_one_loss, tiles) -> CrossMatrix:
     params, first, first_rev, rows, columns = _from_shapes(shapes)
     fwd, rev = losses
-    problem = Problem.of(params, (fwd, first), (rev, first_rev), **how)
+    problem = _problem(params, (fwd, first), (rev, first_rev), how)
     is_one_loss = is_one_loss and _shapes(first) == _shapes(first_rev)
     tiles = tiles | dict(is_one_loss=is_one_loss, is_symmetric=is_one_loss and is_same)
     return CrossMatrix(problem, params, rows, columns, **tiles)
@@ -284,10 +309,13 @@ def first_order_transfer(
     of the parameters in float32 or what is wider: in bfloat16 a small step moves nothing.
 
     Raises:
-      ValueError: a loss that is not a scalar float, or parameters that were donated, by path.
-      TypeError: parameters that are not floats, by path.
+      ValueError: a loss that is not a scalar float, parameters that were donated, by path, or
+        rates that are none, or not finite numbers from 0.
+      TypeError: parameters that are not floats, by path, or a loss of other arguments.
     """
     check_arrays("params", params)
+    check_losses(loss_fwd, loss_rev, 1)
+    check_rates(learning_rates)
     Blocks.of(params, None)
     params = jax.tree.map(lambda p: p.astype(jnp.promote_types(p.dtype, jnp.float32)), params)
     rates = jnp.atleast_1d(jnp.asarray(learning_rates))

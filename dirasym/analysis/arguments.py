@@ -1,5 +1,6 @@
 """Checks of the pytrees that an analysis is given: an error names the argument and the leaf."""
 
+import inspect
 from typing import Any
 
 import jax
@@ -44,3 +45,37 @@ def first_example(name: str, examples: Any) -> Any:
     if len(lengths) != 1 or not all(lengths):
         raise ValueError(f"{name} must share one leading size of at least 1, got shapes {shapes}")
     return jax.tree.map(lambda x: x[0], examples)
+
+
+def check_losses(loss_fwd: Any, loss_rev: Any, count: int) -> None:
+    """Raises TypeError for a loss that does not take (params), or (params, example)."""
+    for name, loss in (("loss_fwd", loss_fwd), ("loss_rev", loss_rev)):
+        if not callable(loss):
+            raise TypeError(f"{name} must be a function, got {loss!r}")
+        try:
+            signature = inspect.signature(loss)
+        except ValueError:  # of what is built in, nothing is known
+            continue
+        try:
+            signature.bind(*[None] * count)
+        except TypeError as error:
+            given = "(params, example)" if count == 2 else "(params) where there are no examples"
+            raise TypeError(f"{name} must take {given}: {error}") from None
+
+
+def check_rates(learning_rates: Any) -> None:
+    """Raises ValueError for what are no learning rates, and none; what is traced passes."""
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(learning_rates)):
+        return
+    rates = np.asarray(learning_rates)
+    is_real = jnp.issubdtype(rates.dtype, jnp.floating) or rates.dtype.kind in "iu"
+    is_list = rates.ndim < 2 and rates.size > 0
+    if not is_real or not is_list or not ((rates >= 0) & (rates < np.inf)).all():
+        raise ValueError(
+            f"learning_rates must be one or more finite numbers from 0, got {learning_rates!r}"
+        )
+
+
+def kinds(tree: Any) -> Any:
+    """The tree with the dtype of each leaf in its place."""
+    return jax.tree.map(lambda leaf: str(jnp.result_type(leaf)), tree)

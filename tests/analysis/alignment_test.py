@@ -600,6 +600,64 @@ def test_bad_input():
         alignment.alignment(loss, loss, params | {"total": jnp.ones(2)})
 
 
+@pytest.mark.parametrize("rates", [-1.0, [0.1, -0.1], np.nan, [np.inf], [], [[0.1]], "0.1", [True]])
+def test_rates_of_no_step_are_named(rates):
+    loss, params = lambda p: p["w"].sum(), {"w": jnp.ones(3)}
+    with pytest.raises(
+        ValueError, match="learning_rates must be one or more finite numbers from 0"
+    ):
+        alignment.first_order_transfer(loss, loss, params, rates)
+
+
+def test_rates_may_be_one_number_low_precision_or_traced():
+    loss, params = lambda p: p["w"].sum(), {"w": jnp.ones(3)}
+    transfer = functools.partial(alignment.first_order_transfer, loss, loss, params)
+    for found in (transfer(0.5), transfer(jnp.bfloat16([0.5])), jax.jit(transfer)([0.5])):
+        np.testing.assert_allclose(found.measured, [-1.5])
+
+
+@pytest.mark.parametrize("method", ["direct", "factored"])
+def test_losses_of_other_arguments_are_named(method):
+    params, rows = {"w": jnp.ones(2)}, jnp.ones((4, 2))
+    one, two = lambda p: p["w"].sum(), lambda p, x: (p["w"] * x).sum()
+    for call in (alignment.alignment, alignment.cross_alignment):
+        with pytest.raises(TypeError, match=r"^loss_rev must take \(params, example\): too many"):
+            call(two, one, params, examples=rows, method=method)
+    for call in (alignment.alignment, lambda *x: alignment.first_order_transfer(*x, [0.1])):
+        with pytest.raises(TypeError, match=r"^loss_fwd must take \(params\) where .* missing"):
+            call(two, one, params)
+
+
+@pytest.mark.parametrize("method", ["direct", "factored"])
+def test_heads_of_no_attention_are_named(method):
+    loss, params, rows = lambda p, x: (x @ p["w"]).sum(), {"w": jnp.ones((2, 1))}, jnp.ones((4, 2))
+    for call in (alignment.alignment, alignment.cross_alignment):
+        with pytest.raises(ValueError, match=r"heads: no parameter of attention .* such as 'w'"):
+            call(loss, loss, params, examples=rows, method=method, heads=True)
+
+
+@pytest.mark.parametrize("method", ["direct", "factored"])
+def test_other_examples_than_one_loss_reads_are_named(method):
+    loss, params, rows = lambda p, x: (x @ p["w"]).sum(), {"w": jnp.ones((2, 1))}, jnp.ones((4, 2))
+    other = lambda p, x: loss(p, x[0])  # noqa: E731
+    for wrong in ((rows, rows), rows.astype(int)):
+        with pytest.raises(ValueError, match="examples_rev must have the structure and the dtypes"):
+            alignment.cross_alignment(loss, loss, params, rows, examples_rev=wrong, method=method)
+    found = alignment.cross_alignment(
+        loss, other, params, rows, examples_rev=(rows, rows), method=method
+    )
+    np.testing.assert_allclose(found.inner["w"], np.full((4, 4), 2.0))
+
+
+@pytest.mark.parametrize("mesh", ["data", 2])
+@pytest.mark.parametrize("method", ["direct", "factored"])
+def test_what_is_no_mesh_is_named(mesh, method):
+    loss, params, rows = lambda p, x: (x @ p["w"]).sum(), {"w": jnp.ones((2, 1))}, jnp.ones((4, 2))
+    for call in (alignment.alignment, alignment.cross_alignment):
+        with pytest.raises(TypeError, match=r"^mesh must be a jax.sharding.Mesh, got"):
+            call(loss, loss, params, examples=rows, method=method, mesh=mesh)
+
+
 @pytest.mark.parametrize("method", ["direct", "factored"])
 def test_a_mesh_that_splits_no_batch_is_named(method):
     loss, params, rows = lambda p, x: (x @ p["w"]).sum(), {"w": jnp.ones((2, 1))}, jnp.ones((4, 2))
