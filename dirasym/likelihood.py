@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dirasym import rows, usage
-from dirasym.data import batching, tokenizers
+from dirasym.data import batching
 from dirasym.data.tokenizers import Tokenizer
 from dirasym.models import Transformer, make_apply_fn
 from dirasym.objectives import (
@@ -130,7 +130,7 @@ def likelihood(
     apply_fn = make_apply_fn(model) if isinstance(model, Transformer) else model
     hidden_id = tokenizer.mask_id if mask_id is None else mask_id
     before = list([tokenizer.eos_id] * (kind == "causal") if prefix is None else prefix)
-    ids = tokenizers.encoded(tokenizer, list(texts))
+    ids = batching.encoded(tokenizer, list(texts))
     _check(kind, apply_fn, params, texts, ids, before, hidden_id)
     num_tokens_E = np.array([len(row) for row in ids])
     num_orders = max(2, round(passes / num_tokens_E.max())) if kind == "random_order" else 1

@@ -95,12 +95,9 @@ class Settings:
     def of(cls, **settings: Any) -> "Settings":
         """Of the keywords of `measure` that are not its own. Raises TypeError for any other."""
         known = [field.name for field in dataclasses.fields(cls)]
-        for name in settings:
-            if name not in known:
-                raise TypeError(
-                    f"measure() got an unexpected keyword argument {name!r}: its settings are "
-                    + ", ".join(known)
-                )
+        for name in set(settings) - set(known):
+            what = f"measure() got an unexpected keyword argument {name!r}: its settings are "
+            raise TypeError(what + ", ".join(known))
         return cls(**settings)
 
 
@@ -228,16 +225,8 @@ class Measurement:
     attention: bool
 
     def reading(self, progress: bool | None = None) -> Reading:
-        """Asks every set; `progress` as of `measure`.
-
-        Raises:
-          ValueError: a model that is called causal and is not.
-        """
-        q = self.questions
-        longest = int(np.argmax(q.valid_EL.sum(axis=1)))
-        row = q.tokens_EL[longest][q.valid_EL[longest]].tolist()
-        one, other, *_ = [*dict.fromkeys(row), q.tokenizer.eos_id]
-        self.network.check_causal(self.sets[0], [*row, one], other)
+        """Asks every set; `progress` as of `measure`, and its error of a model that looks ahead."""
+        self.network.check_causal(self.sets[0], self.questions)
         is_seen = sys.stderr.isatty() or "ipykernel" in sys.modules
         shown, many = is_seen if progress is None else progress, len(self.sets)
         readings = [

@@ -11,8 +11,9 @@ import numpy as np
 
 from dirasym import decoding, models, rows
 from dirasym.analysis.attention import Internals
+from dirasym.analysis.questions import Questions
 from dirasym.analysis.recall import Cloze
-from dirasym.data import tokenizers
+from dirasym.data import batching, tokenizers
 from dirasym.data.tokenizers import Tokenizer
 from dirasym.models import lora
 from dirasym.types import ApplyFn, Params
@@ -138,15 +139,10 @@ class Network:
 
         return jax.eval_shape(logits, params).shape
 
-    def check_causal(self, params: Params, tokens_L: Sequence[int], other: int) -> None:
+    def check_causal(self, params: Params, questions: Questions) -> None:
         """Whether a model that is called causal reads nothing ahead.
 
-        It is asked twice, with the last token and with another one in its place.
-
-        Args:
-          params: one set.
-          tokens_L: two or more.
-          other: a token that is not the last of these.
+        It reads the longest question twice, with one token behind it and with another.
 
         Raises:
           ValueError: logits before the last token change by more than rounding.
@@ -160,8 +156,11 @@ class Network:
             logits_BLV = rows.call(self.apply_fn, params, tokens_BL, valid_BL=valid_BL)
             return logits_BLV[0, :-1]
 
-        both = [[*tokens_L], [*tokens_L[:-1], other]]
-        one_LV, other_LV = (logits(params, np.array([row], np.int32)) for row in both)
+        valid_EL = np.asarray(questions.valid_EL)
+        longest = int(np.argmax(valid_EL.sum(axis=1)))
+        row = np.asarray(questions.tokens_EL)[longest][valid_EL[longest]].tolist()
+        behind = list(dict.fromkeys([*row, questions.tokenizer.eos_id]))[:2]
+        one_LV, other_LV = (logits(params, np.array([[*row, last]], np.int32)) for last in behind)
         types = [leaf.dtype for leaf in jax.tree.leaves(params) if hasattr(leaf, "dtype")]
         floats = [t for t in (*types, one_LV.dtype) if jnp.issubdtype(t, jnp.floating)]
         rounding = max(float(jnp.finfo(t).eps) for t in floats) ** 0.5
@@ -192,7 +191,7 @@ class Network:
 
 def check_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> None:
     """Raises ValueError for a tokenizer that gives an end of text, or ids not of its vocabulary."""
-    for text, row in zip(texts, tokenizers.encoded(tokenizer, texts), strict=True):
+    for text, row in zip(texts, batching.encoded(tokenizer, texts), strict=True):
         for number in row:
             if number == tokenizer.eos_id:
                 raise ValueError(f"tokenizer: {text!r} holds token {number}, its eos_id")

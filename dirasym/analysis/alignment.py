@@ -25,8 +25,8 @@ from dirasym.analysis.arguments import (
     check_arrays,
     check_losses,
     check_rates,
+    check_same_kind,
     first_example,
-    kinds,
 )
 from dirasym.analysis.blocks import BlockOf, Blocks
 from dirasym.analysis.cross import CrossMatrix, digest
@@ -245,11 +245,8 @@ def cross_alignment(
     firsts += firsts if is_same else [first_example("examples_rev", columns)]
     check_losses(loss_fwd, loss_rev, 2)
     is_one_loss = _is_one_loss(loss_fwd, loss_rev)
-    if is_one_loss and kinds(firsts[0]) != kinds(firsts[1]):
-        raise ValueError(
-            "examples_rev must have the structure and the dtypes of examples where both losses are "
-            f"one: got {kinds(firsts[1])} and {kinds(firsts[0])}"
-        )
+    if is_one_loss:
+        check_same_kind(*firsts)
     is_traced = programs.is_traced((params, rows, columns))
     static = dict(
         losses=(loss_fwd, loss_rev),

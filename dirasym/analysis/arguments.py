@@ -76,6 +76,14 @@ def check_rates(learning_rates: Any) -> None:
         )
 
 
-def kinds(tree: Any) -> Any:
-    """The tree with the dtype of each leaf in its place."""
-    return jax.tree.map(lambda leaf: str(jnp.result_type(leaf)), tree)
+def check_same_kind(example: Any, example_rev: Any) -> None:
+    """Raises ValueError for examples of one loss that differ in structure or dtype."""
+    one, other = (
+        jax.tree.map(lambda leaf: str(jnp.result_type(leaf)), tree)
+        for tree in (example, example_rev)
+    )
+    if one != other:
+        raise ValueError(
+            "examples_rev must have the structure and the dtypes of examples where both losses are "
+            f"one: got {other} and {one}"
+        )

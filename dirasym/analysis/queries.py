@@ -47,7 +47,7 @@ def paired_queries(
         )
         if masked:
             whole = f"{statement.prompt} {statement.answer}"
-            (offsets,) = tokenizers.placed(tokenizer, [whole], [len(prompt) + len(answer)])
+            (offsets,) = batching.placed(tokenizer, [whole], [len(prompt) + len(answer)])
             (place, *_) = (match.span() for match in text.name_pattern([name]).finditer(whole))
             start, stop = batching.token_span(offsets, *place)
             row = [*prompt, *answer]
@@ -57,7 +57,7 @@ def paired_queries(
         tail: Ids = []
         if masked and name != query.answers[0]:
             whole = f"{query.prompt} {query.answers[0]}"
-            (offsets,) = tokenizers.placed(tokenizer, [whole], [len(asked) + len(entity)])
+            (offsets,) = batching.placed(tokenizer, [whole], [len(asked) + len(entity)])
             place = len(query.prompt) + 1, len(query.prompt) + 1 + len(name)
             size = batching.token_span(offsets, *place)[1] - len(asked)
             entity, tail = entity[:size], entity[size:]
@@ -139,7 +139,7 @@ def first_token_questions(
         num_masks=None if num_new is None else [max(num_new - b, 1) for b in blanks],
         left=left,
     )
-    asides = tokenizers.encoded(tokenizer, [f" {prompt}" for prompt in prompts])
+    asides = batching.encoded(tokenizer, [f" {prompt}" for prompt in prompts])
     others = _further_answers(queries, tokenizer, before) if any_right else None
     return questions, choice_among(questions.target_E, names, asides, others)
 

@@ -7,11 +7,41 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dirasym import keys
+from dirasym import keys, usage
 from dirasym.data import tokenizers
 from dirasym.data.facts import FactSet
 from dirasym.data.text import name_pattern, normalise
 from dirasym.data.tokenizers import Tokenizer
+
+
+def encoded(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """`tokenizer.encode` of anyone's tokenizer.
+
+    Raises:
+      ValueError: not as many rows as texts, or an id that is no whole number.
+    """
+    rows = [list(row) for row in tokenizer.encode(texts)]
+    if len(rows) != len(texts):
+        raise ValueError(f"tokenizer: encode gave {len(rows)} rows for {len(texts)} texts")
+    for text, row in zip(texts, rows, strict=True):
+        for number in row:
+            if not usage.is_whole(number):
+                raise ValueError(f"tokenizer: encode turns {text!r} into {number!r}, no token's id")
+    return rows
+
+
+def placed(
+    tokenizer: Tokenizer, texts: Sequence[str], sizes: Sequence[int]
+) -> list[list[tuple[int, int]]]:
+    """`tokenizer.offsets` of anyone's tokenizer, of texts of so many tokens.
+
+    Raises:
+      ValueError: another number of rows, or of places in one of them.
+    """
+    rows = [list(row) for row in tokenizer.offsets(texts)]
+    if list(map(len, rows)) != list(sizes):
+        raise ValueError("tokenizer: offsets must give a place for each id of encode")
+    return rows
 
 
 def split_answers(
@@ -29,10 +59,10 @@ def split_answers(
 
     Raises:
       ValueError: a text that the tokenizer cannot give back, a token that spans the end of a
-        prompt, or a prompt or answer that has no token, named; or as `tokenizers.encoded`.
+        prompt, or a prompt or answer that has no token, named; or as `encoded`.
     """
-    rows = tokenizers.encoded(tokenizer, [p + a for p, a in zip(prompts, answers, strict=True)])
-    prompt_ids, answer_ids = tokenizers.encoded(tokenizer, prompts), []
+    rows = encoded(tokenizer, [p + a for p, a in zip(prompts, answers, strict=True)])
+    prompt_ids, answer_ids = encoded(tokenizer, prompts), []
     for prompt, answer, own, ids in zip(prompts, answers, prompt_ids, rows, strict=True):
         start = len(own)
         if ids[:start] != own:
@@ -189,7 +219,7 @@ def _name_spans(
     """(first token, the one behind its last) of each name in each prompt."""
     pattern = name_pattern(names)
     texts = [p + a for p, a in zip(prompts, answers, strict=True)]
-    places = tokenizers.placed(tokenizer, texts, sizes)
+    places = placed(tokenizer, texts, sizes)
     for prompt, place in zip(prompts, places, strict=True):
         yield [token_span(place, *match.span()) for match in pattern.finditer(prompt)]
 
@@ -246,7 +276,7 @@ def pack(tokenizer: Tokenizer, texts: Sequence[str], length: int) -> np.ndarray:
     Raises:
       ValueError: less text than one row, or text that the tokenizer cannot give back.
     """
-    rows = tokenizers.encoded(tokenizer, texts)
+    rows = encoded(tokenizer, texts)
     stream = [token for ids in rows for token in (*ids, tokenizer.eos_id)]
     count = len(stream) // length
     if count == 0:

@@ -80,36 +80,6 @@ def check(tokenizer: Any, *, masked: bool = False) -> None:
         raise ValueError("a masked model needs [M], and its tokenizer has none: give a mask_id")
 
 
-def encoded(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
-    """`tokenizer.encode` of anyone's tokenizer.
-
-    Raises:
-      ValueError: not as many rows as texts, or an id that is no whole number.
-    """
-    rows = [list(row) for row in tokenizer.encode(texts)]
-    if len(rows) != len(texts):
-        raise ValueError(f"tokenizer: encode gave {len(rows)} rows for {len(texts)} texts")
-    for text, row in zip(texts, rows, strict=True):
-        for number in row:
-            if not usage.is_whole(number):
-                raise ValueError(f"tokenizer: encode turns {text!r} into {number!r}, no token's id")
-    return rows
-
-
-def placed(
-    tokenizer: Tokenizer, texts: Sequence[str], sizes: Sequence[int]
-) -> list[list[tuple[int, int]]]:
-    """`tokenizer.offsets` of anyone's tokenizer, of texts of so many tokens.
-
-    Raises:
-      ValueError: another number of rows, or of places in one of them.
-    """
-    rows = [list(row) for row in tokenizer.offsets(texts)]
-    if list(map(len, rows)) != list(sizes):
-        raise ValueError("tokenizer: offsets must give a place for each id of encode")
-    return rows
-
-
 class Characters:
     """One id a character, by default printable ASCII and the newline. Needs no file."""
 
