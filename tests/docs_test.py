@@ -134,6 +134,7 @@ CLAIM = {
         ({"number": "2"}, "has {'number'}"),
         ({"holds": ""}, "neither a rule nor a test"),
         ({"verdict": "contradicted"}, "does not say why"),
+        ({"verdict": "reproduced in part"}, "does not say why"),
         ({"verdict": "not run", "holds": ""}, "does not say why"),
         ({"file": "toy_reversal/none.jsonl"}, "no toy_reversal/none.jsonl"),
         ({"test": "tests/docs_test.py::test_none"}, "no test tests/docs_test.py::test_none"),

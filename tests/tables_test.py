@@ -414,6 +414,33 @@ def test_kills_are_added_up(on_file):
                          "| all | 22 | 11 | 13 | 5 | 11 |"]  # fmt: skip
 
 
+def test_curves_of_the_full_model_are_read_a_seed_each(monkeypatch):
+    def of(path):
+        seed, length = int(path[-1]), int(path.partition("length=")[2][:2])
+        return {
+            "correlation_mean": np.array([[[0.9, seed - 1.0, 0.5]]]),
+            "cosine/total": np.array([[1.0, 1.0, 1.0], [0.0, 0.1 * seed, 1.0]]),
+            "weight_forward_all": np.array([[[0.0, 0.0]], [[length / 100, seed / 10]]]),
+        }
+
+    monkeypatch.setattr(theory, "curves", of)
+    assert theory.lowest_correlations(10) == [-1.0, 0.0, 0.5]
+    np.testing.assert_allclose(theory.last_cosines(10), [0.0, 0.1, 0.2])
+    found = theory.weights("forward", 1)
+    ours = [(length / 100 + seed / 10) / 2 for length in (10, 20, 40) for seed in range(3)]
+    np.testing.assert_allclose(found, ours)
+
+
+def test_the_reverse_of_table_2_at_step_3000_is_compared_with_the_paper(on_file):
+    ours = {10: (44.10, 46.10), 20: (50.70, 50.70)}  # the paper's 43.10 and 55.70
+    on_file["toy_reversal/results_h100"] = [
+        {"length": length, "seed": seed, "final_reverse_percent": x}
+        for length, of in ours.items()
+        for seed, x in enumerate(of)
+    ]
+    np.testing.assert_allclose(toy.excess_of_paper(), (-5.0, 2.0))
+
+
 def test_alignment_at_equal_probability_is_between_two_evaluations(on_file, monkeypatch):
     asked = []
     cosine_TE = np.array([[1.0, 1.0, 0.0], [0.9, 0.8, 0.8], [0.1, 0.2, 0.9], [0.5, 0.5, 0.5]])

@@ -7,7 +7,7 @@ A claim is a table of docs/claims/PAPER.toml:
     ours     our number, with {expressions} over the modules of `experiments.tables`
     holds    the verdict's rule, an expression that must be true ("" for what has not been run)
     verdict  one of `VERDICTS`
-    why      for the last two, and where more is to be said
+    why      for `MUST_SAY_WHY`, and where more is to be said
     command  what makes the number
     file     in docs/results
     test     PATH::NAME
@@ -28,11 +28,13 @@ from experiments.tables import common, dynamics, facts, theory, toy, world_a
 CLAIMS = common.ROOT / "docs" / "claims"
 VERDICTS = (
     "reproduced",
+    "reproduced in part",
     "reproduced at another size",
     "measured at another size",  # of a question
     "contradicted",
     "not run",
 )
+MUST_SAY_WHY = "reproduced in part", "contradicted", "not run"
 FIELDS = "place", "says", "ours", "holds", "verdict", "why", "command", "file", "test"
 WORDS: dict[str, Any] = {
     **{module.__name__.rpartition(".")[2]: module for module in (common, dynamics, facts)},
@@ -63,7 +65,7 @@ def check(claim: Claim) -> None:
     is_run = claim["verdict"] != "not run"
     if is_run and not (claim.get("holds") or claim.get("test")):
         raise ValueError(f"{name} has neither a rule nor a test")
-    if claim["verdict"] in ("contradicted", "not run") and not claim.get("why"):
+    if claim["verdict"] in MUST_SAY_WHY and not claim.get("why"):
         raise ValueError(f"{name} does not say why")
     if claim.get("holds") and not evaluate(claim["holds"]):
         raise ValueError(f"{name} is no longer {claim['verdict']}: {claim['holds']} is false")

@@ -1,5 +1,7 @@
 """Tables of docs/theory.md."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from experiments.tables.common import Line, column, curves, each, groups, lines, mean, number, table
@@ -54,6 +56,31 @@ def full(length: int) -> list[Line]:
     """The toy task's MDM of one layer at one length."""
     names = [f"gradient_alignment/{name}" for name in ALIGNMENT]
     return lines(*names, length=length)
+
+
+WITH_CURVES = 10, 20, 40  # lengths
+
+
+def full_curves(length: int) -> list[Mapping[str, np.ndarray]]:
+    """The curves of the toy task's MDM of one layer at one of `WITH_CURVES`, a seed each."""
+    name = "gradient_alignment/curves/part=full,model=mdm,length={},layers=1,seed={}"
+    return [curves(name.format(length, seed)) for seed in range(3)]
+
+
+def lowest_correlations(length: int) -> list[float]:
+    """The lowest correlation of scores over heads and total distances, a seed each."""
+    return [float(np.min(of["correlation_mean"])) for of in full_curves(length)]
+
+
+def last_cosines(length: int) -> list[float]:
+    """The median cosine at the end of the runs with curves, a seed each."""
+    return [float(np.median(of["cosine/total"][-1])) for of in full_curves(length)]
+
+
+def weights(side: str, moment: int) -> list[float]:
+    """[M]'s weight on the uppercase at one evaluation, all lengths with curves and seeds."""
+    of = [x for length in WITH_CURVES for x in full_curves(length)]
+    return [float(np.mean(x[f"weight_{side}_all"][moment])) for x in of]
 
 
 def length_table() -> str:

@@ -106,6 +106,14 @@ def longer(length: int, key: str) -> list[float]:
     return column(lines("toy_reversal/results_h100", length=length), key)
 
 
+def excess_of_paper() -> tuple[float, float]:
+    """The least and the largest of our mean minus the paper's in reverse at step 3000."""
+    of = groups(lines("toy_reversal/results_h100"), "length")
+    ours = {n: np.mean(longer(n, "final_reverse_percent")) for (n,) in of}
+    apart = [float(x - PAPER_TABLE_2[n][1]) for n, x in ours.items()]
+    return min(apart), max(apart)
+
+
 def study(init: str) -> list[Line]:
     """The longest runs of one initialisation, a seed each."""
     names = "results", "results_seed_2", "results_unit", "results_zero_heads"
