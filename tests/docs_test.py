@@ -308,6 +308,31 @@ def test_reading_md_asks_a_masked_model_for_a_both_times():
     assert abs(total["causal"]) < 0.05 and "reads about 0 (`--kind=causal`)" in page
 
 
+def test_the_matrix_of_gradients_md_is_that_of_two_gradients(tmp_path, monkeypatch, capsys):
+    """And is gone on with by the same call, and refused to another."""
+    page = (ROOT / "docs" / "gradients.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    code = code.replace("devices.mesh(0)", "None").replace("2**30", "2**19")
+    monkeypatch.chdir(tmp_path)
+    said: dict = {}
+    exec(code, said)
+    assert f"# {capsys.readouterr().out.strip()}\n" in page
+    inner, loss, params = said["found"].inner, said["loss"], said["params"]
+    grads = [jax.grad(loss)(params, said[name][at]) for name, at in (("rows", 7), ("columns", 150))]
+    want = sum(jax.tree.leaves(jax.tree.map(lambda a, b: (a * b).sum(), *grads)))
+    np.testing.assert_allclose(inner["total"][7, 150], want, rtol=1e-4)
+    on_file = sorted(path.name for path in pathlib.Path("runs/cross").glob("block-*.npy"))
+    assert "block-total.npy" in on_file and len(on_file) == len(inner)
+    assert isinstance(inner["total"], np.memmap) and not inner["total"].flags.writeable
+    done, total = (np.load(f"runs/cross/{x}.npy", mmap_mode="r+") for x in ("done", "block-total"))
+    assert done.size > 1 and done.all()  # tiles
+    done[0, 0], total[:] = False, 7
+    exec(code, said)  # makes the first tile alone
+    assert said["found"].inner["total"][0, 0] != 7 == said["found"].inner["total"][-1, -1]
+    with pytest.raises(ValueError, match="holds another matrix"):
+        exec(code.replace("2**19", "2**22"), said)
+
+
 class _Record:
     """In place of a module of a writer, or of what it makes: every call is told."""
 
