@@ -14,6 +14,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from dirasym import usage
 from dirasym.sharding import DATA, num_shares
 from dirasym.training import Data, Metrics, StepFn, TrainState, scan_steps
 
@@ -120,7 +121,8 @@ def compile_scan(
 
 
 def check_divisible(batch_size: int, num_devices: int) -> None:
-    """Raises ValueError if the devices cannot share the batch evenly."""
+    """Raises ValueError if the devices cannot share the batch evenly, or its size is none."""
+    usage.check_counts(batch_size=batch_size)
     if batch_size % num_devices:
         raise ValueError(f"batch of {batch_size} is not divisible by {num_devices} devices")
 

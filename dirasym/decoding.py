@@ -71,6 +71,7 @@ def left_to_right(
         inputs_BL = jnp.pad(tokens_BL[:, :-1], ((0, 0), (1, 0)), constant_values=bos_id)
         rows_B = jnp.arange(num_rows) * length + position
         logits_BV = call(apply_fn, params, inputs_BL, rows_R=rows_B)
+        check_read("bos_id", bos_id, apply_fn, logits_BV.shape[-1])
         drawn_B = _sample_rows(keys_B, position, logits_BV, top_k)
         return tokens_BL.at[:, position].set(drawn_B.astype(tokens_BL.dtype)), None
 

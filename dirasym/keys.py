@@ -20,7 +20,13 @@ def threefry(key: jax.Array) -> jax.Array:
       >>> key = threefry(jax.random.key(0, impl="rbg"))
       >>> str(jax.random.key_impl(key))
       'threefry2x32'
+
+    Raises:
+      TypeError: it is neither; a seed is made a key by `jax.random.key`.
     """
+    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", ())
+    if dtype is None or not (jnp.issubdtype(dtype, jax.dtypes.prng_key) or shape[-1:] > (1,)):
+        raise TypeError(f"key must be a key such as jax.random.key(0), got {key!r:.80}")
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)
     if str(jax.random.key_impl(key)) == "threefry2x32":

@@ -1,5 +1,7 @@
 """What is measured of a model's answers."""
 
+from collections.abc import Callable
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ import numpy as np
 from dirasym.objectives import (
     exclude,
 )
-from dirasym.rows import Capacity, call, hidden_share, read_at
+from dirasym.rows import Capacity, call, check_read, hidden_share, read_at, reading
 from dirasym.types import ApplyFn, Array, Params
 
 
@@ -33,7 +35,9 @@ def probabilities(
     """
     noise_E = hidden_share(tokens_EL, excluded_id, None)
     tokens_EL = _behind_bos(tokens_EL, bos_id)
-    return _softmax(call(apply_fn, params, tokens_EL, noise_B=noise_E), excluded_id)
+    logits = call(apply_fn, params, tokens_EL, noise_B=noise_E)
+    check_read("bos_id", bos_id, apply_fn, logits.shape[-1])
+    return _softmax(logits, excluded_id)
 
 
 def target_probability(
@@ -54,19 +58,25 @@ def target_probability(
     chex.assert_shape(jnp.asarray(target_E), np.shape(tokens_EL)[:1])
     tokens_EL = _behind_bos(tokens_EL, bos_id)
 
-    def read(logits, target):
-        p = _softmax(logits, excluded_id)
-        return jnp.take_along_axis(p, target[..., None], axis=-1)[..., 0]
-
     target_EL = jnp.broadcast_to(jnp.asarray(target_E)[:, None], tokens_EL.shape)
     asked_EL = jnp.asarray(asked_EL)
     asked = (tokens_EL, asked_EL, target_EL)
     noise_E = hidden_share(tokens_EL, excluded_id, None)
+    read = reading("bos_id", bos_id, apply_fn, _probability(excluded_id))
     return read_at(read, apply_fn, params, *asked, capacity=capacity, noise_B=noise_E)
+
+
+def _probability(excluded_id: int | None) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    def read(logits, target):
+        p = _softmax(logits, excluded_id)
+        return jnp.take_along_axis(p, target[..., None], axis=-1)[..., 0]
+
+    return read
 
 
 def _behind_bos(tokens_EL: Array, bos_id: int | None) -> jax.Array:
     tokens_EL = jnp.asarray(tokens_EL)
+    check_read("bos_id", bos_id, None)
     if bos_id is None:
         return tokens_EL
     return jnp.pad(tokens_EL[:, :-1], ((0, 0), (1, 0)), constant_values=bos_id)

@@ -13,6 +13,7 @@ with `functools.partial`.
 Most want the logits of some positions alone: `capacity` (see `rows`) is how many are computed.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -22,7 +23,7 @@ import jax.numpy as jnp
 import optax
 
 from dirasym import keys
-from dirasym.rows import Capacity, PerRow, check_mask_id, check_read, read_at
+from dirasym.rows import Capacity, PerRow, check_clean, check_mask_id, check_read, read_at, reading
 from dirasym.types import ApplyFn, Array, Batch, Params, Rngs
 
 Scalars = dict[str, jax.Array]
@@ -64,7 +65,7 @@ def next_token(
     without it the first token is only read.
 
     Returns:
-      sum: nats. count: scored tokens. aux: {}.
+      sum: nats. count: scored tokens. aux: {}. Raises ValueError if the model has no such BOS.
     """
     del key
     _, _, scored_BL, _ = _shifted(batch, bos_id)
@@ -85,16 +86,17 @@ def next_token_nll(
 
     Rows with padding have their tokens moved to the left end first, and the terms with them.
     """
-    check_read("bos_id", bos_id, apply_fn)
     inputs_BL, targets_BL, scored_BL, valid_BL = _shifted(batch, bos_id)
     return read_at(
-        *(token_nll, apply_fn, params, inputs_BL, scored_BL, targets_BL),
+        *(reading("bos_id", bos_id, apply_fn, token_nll), apply_fn, params),
+        *(inputs_BL, scored_BL, targets_BL),
         **dict(capacity=capacity, valid_BL=valid_BL, rngs=rngs),
     )
 
 
 def _shifted(batch: Batch, bos_id: int | None):
     """What a causal model reads, its targets, which are scored, and what is valid to read."""
+    check_read("bos_id", bos_id, None)
     tokens_BL, scored_BL = jnp.asarray(batch.tokens_BL), scored_tokens(batch)
     valid_BL = batch.valid_BL
     if valid_BL is not None:  # a token follows the one before it, and none follows padding
@@ -104,6 +106,8 @@ def _shifted(batch: Batch, bos_id: int | None):
             for x in (tokens_BL, scored_BL, valid_BL)
         )
         valid_BL = valid_BL[:, :-1]
+    if bos_id is None and tokens_BL.shape[1] < 2:
+        raise ValueError("next_token scores nothing in rows of one token: give a bos_id")
     if bos_id is None:
         return tokens_BL[:, :-1], tokens_BL[:, 1:], scored_BL[:, 1:], valid_BL
     inputs_BL = jnp.pad(tokens_BL[:, :-1], ((0, 0), (1, 0)), constant_values=bos_id)
@@ -432,19 +436,15 @@ def denoising_nll(
     when None. [M] itself gets probability 0. `noise_B` is the level that the model is told.
 
     Raises:
-      ValueError: a mask id that the model lacks; without `known_mask`, as far as it says itself.
+      ValueError: as `rows.check_clean`; without `known_mask`, of what the model says itself.
     """
-    check_mask_id(mask_id, apply_fn)
+    check_clean(batch, mask_id, apply_fn)
     tokens_BL = jnp.asarray(batch.tokens_BL if tokens_BL is None else tokens_BL)
-
-    def read(logits, targets):
-        if known_mask:
-            check_mask_id(mask_id, apply_fn, logits.shape[-1])
-        return token_nll(logits, targets, excluded_id=mask_id)
-
+    read: Callable = functools.partial(token_nll, excluded_id=mask_id)
+    if known_mask:
+        read = reading("mask_id", mask_id, apply_fn, read)
     hidden_BL = jnp.where(masked_BL, mask_id, tokens_BL)
     # A clean [M] would cost infinity where nothing is predicted.
     target_BL = jnp.where(predicted_BL, batch.tokens_BL, 0 if mask_id else 1)
-    optional: dict[str, Any] = dict(valid_BL=batch.valid_BL, noise_B=noise_B, rngs=rngs)
-    asked = (hidden_BL, predicted_BL, target_BL)
-    return read_at(read, apply_fn, params, *asked, capacity=capacity, **optional)
+    more = dict[str, Any](capacity=capacity, valid_BL=batch.valid_BL, noise_B=noise_B, rngs=rngs)
+    return read_at(read, apply_fn, params, hidden_BL, predicted_BL, target_BL, **more)

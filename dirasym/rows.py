@@ -25,7 +25,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dirasym.types import ApplyFn, Array, Params, Rngs
+from dirasym import usage
+from dirasym.types import ApplyFn, Array, Batch, Params, Rngs, known_scored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +40,7 @@ class PerRow:
     most: int
 
     def __post_init__(self):
-        if self.most < 1:
-            raise ValueError(f"PerRow needs at least 1 position, got {self.most}")
+        usage.check_counts(**{"most of PerRow": self.most})
 
 
 Capacity = float | PerRow | None
@@ -135,6 +135,17 @@ def check_read(name: str, token_id: Any, apply_fn: Any, size: int | None = None)
         raise ValueError(f"{name} {token_id} is none of {of}")
 
 
+def reading(name: str, token_id: Any, apply_fn: Any, read: Callable) -> Callable:
+    """`read` of logits and targets, for `read_at`, which checks an id that the model reads."""
+    check_read(name, token_id, apply_fn)
+
+    def checked(logits, targets):
+        check_read(name, token_id, apply_fn, logits.shape[-1])
+        return read(logits, targets)
+
+    return checked
+
+
 def check_mask_id(mask_id: Any, apply_fn: Any, size: int | None = None) -> None:
     """As `check_read`, of [M]; raises ValueError for None too.
 
@@ -143,6 +154,19 @@ def check_mask_id(mask_id: Any, apply_fn: Any, size: int | None = None) -> None:
     if mask_id is None:
         raise ValueError("mask_id is None: a masked model needs [M]")
     check_read("mask_id", mask_id, apply_fn, size)
+
+
+def check_clean(batch: Batch, mask_id: Any, apply_fn: Any) -> None:
+    """As `check_mask_id`; raises ValueError for a scored token that is [M] itself, if it is known.
+
+    [M] has probability 0 where it is predicted: the loss is infinite as often as it is hidden.
+    """
+    check_mask_id(mask_id, apply_fn)
+    scored_BL = known_scored(batch)
+    if scored_BL is None or isinstance(mask_id, jax.core.Tracer):
+        return
+    if (scored_BL & (np.asarray(batch.tokens_BL) == mask_id)).any():
+        raise ValueError(f"tokens_BL holds mask_id {mask_id} where it is scored: [M] is no word")
 
 
 def hidden_share(tokens_BL: Array, mask_id: int | None, valid_BL: Array | None) -> jax.Array | None:

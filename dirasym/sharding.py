@@ -49,13 +49,13 @@ def num_shares(mesh: Mesh | None) -> int:
     """How many devices, or groups of them, share a batch: the size of the axis "data", 1 for None.
 
     Raises:
-      ValueError: a mesh without that axis.
       TypeError: no mesh.
+      ValueError: a mesh without that axis.
     """
     if mesh is None:
         return 1
     if not isinstance(getattr(mesh, "shape", None), Mapping):
-        raise TypeError(f"mesh must be a jax.sharding.Mesh, got {mesh!r}")
+        raise TypeError(f"mesh must be a jax.sharding.Mesh, got {mesh!r:.80}")
     if DATA not in mesh.shape:
         axes = ", ".join(map(repr, mesh.shape))
         raise ValueError(f"mesh: a batch is split along an axis {DATA!r}; this has {axes}")

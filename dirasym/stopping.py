@@ -13,6 +13,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from dirasym import usage
+
 STATUS = 75  # of a process that stopped before it was done (EX_TEMPFAIL: try again)
 GRACE = 15.0  # seconds that a segment may still take after a signal; clusters kill after 30
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -23,9 +25,12 @@ class Stopped(Exception):
 
 
 def check_limit(time_limit: float | None) -> None:
-    """Raises ValueError for NaN minutes, which no clock would reach."""
-    if time_limit is not None and math.isnan(time_limit):
-        raise ValueError("time_limit must be a number of minutes, got nan")
+    """Raises ValueError for minutes below 0 or NaN, and TypeError for what is no number."""
+    if time_limit is None:
+        return
+    usage.check_number("time_limit", time_limit)
+    if not time_limit >= 0:  # NaN is not
+        raise ValueError(f"time_limit must be a number of minutes, got {time_limit}")
 
 
 class Stopping:

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dirasym import keys
+from dirasym import keys, usage
 from dirasym.data import batching
 from dirasym.objectives import Objective
-from dirasym.types import ApplyFn, Array, Batch, Params
+from dirasym.types import ApplyFn, Array, Batch, Params, check_scored
 
 Metrics = dict[str, jax.Array]
 Data = Mapping[str, Array]  # `Batch` fields over a whole data set
@@ -81,8 +81,14 @@ def create_state(
 
     Raises:
       ValueError: float16 parameters, in which AdamW's ε is 0 and a zero gradient 0/0.
-      TypeError: a leaf of the parameters is no array of floats; it is named.
+      TypeError: a leaf of the parameters is no array of floats; it is named. A model, optimizer or
+        key that is none.
     """
+    if not (apply_fn is None or callable(apply_fn)):  # a step may need none
+        raise TypeError(f"apply_fn must be a function of (params, tokens), got {apply_fn!r:.80}")
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise TypeError(f"optimizer must be one of optax, got {optimizer!r:.80}")
+    key = keys.threefry(key)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         dtype = getattr(leaf, "dtype", type(leaf).__name__)
@@ -97,7 +103,7 @@ def create_state(
         params=params,
         tx=optimizer,
         opt_state=optimizer.init(params),
-        key=keys.threefry(key),
+        key=key,
         # A copy: two names of one buffer cannot both be donated.
         ema_params=jax.tree.map(jnp.copy, params) if ema else None,
         frozen=frozen,
@@ -116,7 +122,11 @@ def initializer(
 
     The seed's key is split in two: one makes the parameters, from zeros of `length` tokens, the
     other is the run's.
+
+    Raises:
+      ValueError: a length below 1.
     """
+    usage.check_counts(length=length)
     init = jax.jit(model.init)
 
     def of_seed(seed: int) -> TrainState:
@@ -147,17 +157,24 @@ def make_optimizer(
     g + λθ after the clip and before Adam's moments (coupled: that of a loss with λ‖θ‖²/2 more).
 
     Raises:
+      TypeError: what is no number; the argument is named.
       ValueError: a rate, decay, clip or ε that is negative or not finite, b1 or b2 outside [0, 1),
-        or negative steps; the argument is named.
+        steps that are no whole numbers from 0, or a decay that ends before the warm-up does.
     """
     sizes = dict(learning_rate=learning_rate, weight_decay=weight_decay, l2=l2, eps=eps)
-    sizes |= dict(clip_norm=clip_norm or 0, warmup_steps=warmup_steps, decay_steps=decay_steps or 0)
+    sizes |= dict(clip_norm=0 if clip_norm is None else clip_norm)
+    moments = dict(b1=b1, b2=b2)
+    for name, value in {**sizes, **moments}.items():
+        usage.check_number(name, value)
     for name, value in sizes.items():
         if not (np.isfinite(value) and value >= 0):
             raise ValueError(f"{name} must be at least 0 and finite, got {value}")
-    for name, value in dict(b1=b1, b2=b2).items():
+    for name, value in moments.items():
         if not 0 <= value < 1:
             raise ValueError(f"{name} must be in [0, 1), got {value}")
+    usage.check_counts(0, warmup_steps=warmup_steps, decay_steps=decay_steps or 0)
+    if decay_steps is not None and decay_steps < warmup_steps:
+        raise ValueError(f"decay_steps={decay_steps} ends before warmup_steps={warmup_steps}")
     warmup = max(warmup_steps, 1)
     rise = optax.linear_schedule(learning_rate / warmup, learning_rate, warmup - 1)
     fall = optax.constant_schedule(learning_rate)
@@ -200,10 +217,13 @@ def train_step(
       "grad_norm" before clipping, and the objective's own sums.
 
     Raises:
-      ValueError: a batch that does not divide by `microbatches`, or an `ema_decay` outside [0, 1],
-        without an average in the state, or missing where there is one.
+      ValueError: a batch that does not divide by `microbatches`, an `ema_decay` outside [0, 1],
+        without an average in the state, or missing where there is one, or no scored token as far
+        as that is known (not of what `jit` traces).
     """
-    if microbatches < 1 or len(batch.tokens_BL) % microbatches:
+    check_scored(batch)
+    usage.check_counts(microbatches=microbatches)
+    if len(batch.tokens_BL) % microbatches:
         raise ValueError(
             f"batch of {len(batch.tokens_BL)} is not divisible by microbatches={microbatches}"
         )
@@ -278,8 +298,10 @@ def scan_steps(
     where the last batch of an epoch holds what is left, and its other rows are not scored.
     `localise` takes the global batch to the part that `step` should see.
 
-    The steps raise ValueError for fields of different n.
+    Raises:
+      ValueError: `num_steps` or `batch_size` below 1; of the steps: fields of different n.
     """
+    usage.check_counts(num_steps=num_steps, batch_size=batch_size)
     order = batching.epoch_indices if whole_epochs else batching.batch_indices
 
     def steps(state, data):

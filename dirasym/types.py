@@ -14,6 +14,7 @@ A letter stands for one size within a function; `S` equals `L` in self-attention
 without a cache.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -74,11 +75,17 @@ class Batch:
           (2, array([3, 2]))
 
         Raises:
-          ValueError: tokens that are not two axes of integers, or negative or beyond int32 where
-            they are read; `scored` or `valid` of another shape or of other values than yes and no.
+          ValueError: tokens that are not two axes of integers, none at all, or negative or beyond
+            int32 where they are read; `scored` or `valid` of another shape or of other values than
+            yes and no; nothing scored.
         """
         if not isinstance(tokens_BL, jax.Array):
-            tokens_BL = np.asarray(tokens_BL)
+            try:
+                tokens_BL = np.asarray(tokens_BL)
+            except ValueError:
+                raise ValueError("tokens_BL: rows must be of one length") from None
+        if not tokens_BL.size:
+            raise ValueError(f"tokens_BL has no tokens, its shape is {tokens_BL.shape}")
         if tokens_BL.ndim != 2 or not np.issubdtype(tokens_BL.dtype, np.integer):
             raise ValueError(
                 f"tokens_BL must be integers [B, L], got {tokens_BL.dtype} {tokens_BL.shape}"
@@ -95,13 +102,32 @@ class Batch:
                     raise ValueError(f"{name} must be True or False at each token")
                 masks[f"{name}_BL"] = mask_BL.astype(bool)
         valid_BL = masks.get("valid_BL", np.ones((), bool))
+        size = len(tokens_BL)
+        index_B = np.arange(size, dtype=np.int32)
+        check_scored(cls(tokens_BL, index_B, size, **masks))
         if _is_known(tokens_BL) and _is_known(valid_BL):
             is_read_BL = np.broadcast_to(valid_BL, tokens_BL.shape)
             _check_tokens(np.asarray(tokens_BL)[is_read_BL])
             highest = min(INT32_MAX, np.iinfo(tokens_BL.dtype).max)  # of a narrow type, its own
             tokens_BL = tokens_BL.clip(0, highest)  # padding
-        size = len(tokens_BL)
-        return cls(tokens_BL.astype(np.int32), np.arange(size, dtype=np.int32), size, **masks)
+        return cls(tokens_BL.astype(np.int32), index_B, size, **masks)
+
+
+def known_scored(batch: Batch) -> np.ndarray | None:
+    """Which tokens are scored, as `objectives.scored_tokens`; None if `jit` traces any of it."""
+    masks = [x for x in (batch.scored_BL, batch.valid_BL) if x is not None]
+    if not all(_is_known(x) for x in (batch.tokens_BL, *masks)):
+        return None
+    return functools.reduce(
+        np.logical_and, map(np.asarray, masks), np.ones(np.shape(batch.tokens_BL), bool)
+    )
+
+
+def check_scored(batch: Batch) -> None:
+    """Raises ValueError for a batch of which nothing is scored, as far as that is known."""
+    scored_BL = known_scored(batch)
+    if scored_BL is not None and not scored_BL.any():
+        raise ValueError("scored is False at every valid token: there is nothing to learn")
 
 
 def _is_known(array: Array) -> bool:

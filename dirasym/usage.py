@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import itertools
+import numbers
 import os
 import sys
 import textwrap
@@ -156,3 +157,36 @@ def check_counts(least: int = 1, /, **counts: Any) -> None:
     for name, value in counts.items():
         if not is_whole(value) or value < least:
             raise ValueError(f"{name} must be a whole number from {least}, got {value!r}")
+
+
+def check_number(name: str, value: Any) -> None:
+    """Raises TypeError, naming it, for what is no real number, nor an array of one."""
+    is_one = isinstance(value, numbers.Real) or getattr(value, "shape", None) == ()
+    if isinstance(value, bool) or not is_one:
+        raise TypeError(f"{name} must be a number, got {value!r:.80}")
+
+
+def listed(name: str, values: Any, what: str) -> list[Any]:
+    """Values of an argument as a list.
+
+    Examples:
+      >>> listed("paths", "runs/a", "work directories")
+      Traceback (most recent call last):
+      TypeError: paths must be a list of work directories, got 'runs/a'
+
+    Raises:
+      TypeError: it cannot be gone through, or is a string, a path or a dict: one thing, not many.
+      ValueError: there are none.
+    """
+    if isinstance(values, str | bytes | os.PathLike | Mapping) or not isinstance(values, Iterable):
+        raise TypeError(f"{name} must be a list of {what}, got {values!r:.80}")
+    values = list(values)
+    if not values:
+        raise ValueError(f"{name} is empty: give at least one of {what}")
+    return values
+
+
+def check_path(name: str, value: Any) -> None:
+    """Raises TypeError, naming it, for what is no path."""
+    if not isinstance(value, str | os.PathLike):
+        raise TypeError(f"{name} must be a path, got {value!r:.80}")

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 import pytest
 
-from dirasym import block_diffusion, decoding, keys, likelihood, objectives, training
+from dirasym import block_diffusion, decoding, keys, likelihood, objectives, rows, training
 from dirasym.data import batching
 from dirasym.models import layers
 from dirasym.types import Batch
@@ -70,9 +70,14 @@ def _read(params, tokens, valid_BL=None, *, causal):
     return own + jnp.sin(total)
 
 
+def _model(causal):
+    """It says that its embedding has BOS, which its logits have not."""
+    return rows.knowing(functools.partial(_read, causal=causal), len(TABLE[0]))
+
+
 @functools.cache
 def _jitted(name):
-    apply_fn = functools.partial(_read, causal=name in CAUSAL)
+    apply_fn = _model(name in CAUSAL)
     return jax.jit(
         lambda batch, key: OBJECTIVES[name](apply_fn, jnp.asarray(TABLE), batch, key)[:2]
     )
@@ -193,7 +198,9 @@ def test_levels_fill_a_cell_for_each_example_that_is_there(size):
 def _decoders():
     masked = functools.partial(_read, jnp.asarray(TABLE), causal=False)
     prompts = np.where(TOKENS % 2 == 0, MASK, TOKENS)
-    apply_fn = lambda _, tokens, valid_BL=None: masked(tokens, valid_BL)  # noqa: E731
+    apply_fn = rows.knowing(
+        lambda _, tokens, valid_BL=None: masked(tokens, valid_BL), len(TABLE[0])
+    )
 
     def unmask(order, num_steps, rows, key, **_):
         return decoding.unmask(
@@ -245,7 +252,7 @@ def test_dtypes_are_converted_by_hand(name):
     key = jax.random.key(0)
     with jax.numpy_dtype_promotion("strict"):
         if name in OBJECTIVES:
-            apply_fn = functools.partial(_read, causal=name in CAUSAL)
+            apply_fn = _model(name in CAUSAL)
             batch = _batch(valid_BL=np.ones(TOKENS.shape, bool), size_B=np.full(8, 8))
             jax.eval_shape(
                 lambda batch, key: OBJECTIVES[name](apply_fn, jnp.asarray(TABLE), batch, key)[:2],
@@ -360,4 +367,19 @@ def test_tokens_that_int32_cannot_hold_are_refused_and_not_wrapped():
         batch = Batch.of(np.array([[1, 127]], kind))
         assert batch.tokens_BL.dtype == np.int32 and batch.tokens_BL.tolist() == [[1, 127]]
     assert Batch.of([[2**31 - 1]]).tokens_BL.tolist() == [[2**31 - 1]]
-    assert Batch.of(np.zeros((0, 3), int)).tokens_BL.shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "masks", "message"),
+    [
+        (np.zeros((0, 3), int), {}, r"has no tokens, its shape is \(0, 3\)"),
+        (np.zeros((2, 0), int), {}, r"has no tokens, its shape is \(2, 0\)"),
+        ([[1, 2], [3]], {}, "tokens_BL: rows must be of one length"),
+        ([[1, 2]], dict(scored=[[0, 0]]), "scored is False at every valid token"),
+        ([[1, 2]], dict(valid=[[0, 0]]), "scored is False at every valid token"),
+        ([[1, 2]], dict(scored=[[0, 1]], valid=[[1, 0]]), "scored is False at every valid token"),
+    ],
+)
+def test_batches_of_which_nothing_can_be_learned_are_refused(tokens, masks, message):
+    with pytest.raises(ValueError, match=message):
+        Batch.of(tokens, **masks)

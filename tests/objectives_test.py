@@ -367,6 +367,27 @@ def test_bad_input():
         objectives.masked_lm(*_model(), batch, jax.random.key(0), mask_id=MASK)
     with pytest.raises(ValueError, match="rate"):
         objectives.masked_lm(*_model(), batch, jax.random.key(0), mask_id=MASK, rate=0.0)
+    with pytest.raises(ValueError, match="rows of one token: give a bos_id"):
+        objectives.next_token(*_model(), _batch([[1], [2]]))
+    objectives.next_token(*_model(), _batch([[1], [2]]), bos_id=MASK)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        objectives.masked_diffusion,
+        objectives.parallel_target,
+        objectives.any_order,
+        functools.partial(objectives.masked_lm, random=0.0),
+    ],
+)
+def test_a_mask_among_the_words_that_are_scored_is_refused_where_it_is_known(objective):
+    ask = functools.partial(objective, *_model(), mask_id=MASK)
+    key, batch = jax.random.key(0), _batch([[1, MASK]])
+    with pytest.raises(ValueError, match=f"tokens_BL holds mask_id {MASK} where it is scored"):
+        ask(batch, key)
+    jax.eval_shape(ask, batch, key)  # traced: not known
+    ask(batch.replace(scored_BL=np.array([[True, False]])), key)  # it is only read
 
 
 def test_per_token_divides_by_the_tokens_that_an_example_scores():

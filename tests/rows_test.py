@@ -265,6 +265,30 @@ def test_a_model_says_which_tokens_it_has_no_embedding_of():
         objectives.next_token(_whole, jnp.eye(VOCAB), BATCH, bos_id=-1)
 
 
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda *model, bos_id: objectives.next_token(*model, BATCH, bos_id=bos_id),
+        lambda *model, bos_id: decoding.left_to_right(
+            *model, TOKENS, jax.random.key(0), prompt_length=0, bos_id=bos_id, top_k=1
+        ),
+        lambda *model, bos_id: metrics.probabilities(*model, TOKENS, bos_id=bos_id),
+        lambda *model, bos_id: metrics.target_probability(
+            *model, TOKENS, TOKENS[:, 0], np.ones_like(TOKENS, bool), bos_id=bos_id
+        ),
+    ],
+)
+def test_a_beginning_that_a_foreign_model_lacks_is_refused(ask):
+    """Of a model that does not say how many tokens it has, its logits do."""
+    model = _whole, jnp.eye(VOCAB)
+    with pytest.raises(ValueError, match=f"bos_id 9999 is none of the model's {VOCAB} tokens"):
+        ask(*model, bos_id=9999)
+    with pytest.raises(ValueError, match="bos_id must be the id of a token, got"):
+        ask(*model, bos_id=1.5)
+    ask(*model, bos_id=VOCAB - 1)
+    ask(rows.knowing(lambda p, x: _whole(p, x), 10_000), model[1], bos_id=9999)
+
+
 def _doors(apply_fn, params, internals):
     """All that reads [M], as functions of its id."""
     key, fill = jax.random.key(0), dict(num_new=2, num_steps=2, block_length=2)

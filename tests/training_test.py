@@ -237,6 +237,58 @@ def test_an_optimizer_that_cannot_be_is_refused():
     ).items():
         with pytest.raises(ValueError, match=name):
             training.make_optimizer(**{"learning_rate": 1.0, name: value})
+    for name in ("learning_rate", "weight_decay", "l2", "eps", "clip_norm", "b1", "b2"):
+        for value in ("1e-3", [1.0]):
+            with pytest.raises(TypeError, match=f"{name} must be a number, got"):
+                training.make_optimizer(**{"learning_rate": 1.0, name: value})
+    for name in ("warmup_steps", "decay_steps"):
+        for value in (1.5, -1, "2"):
+            with pytest.raises(ValueError, match=f"{name} must be a whole number from 0, got"):
+                training.make_optimizer(1.0, **{name: value})
+    with pytest.raises(ValueError, match="decay_steps=5 ends before warmup_steps=10"):
+        training.make_optimizer(1.0, warmup_steps=10, decay_steps=5)
+    training.make_optimizer(jnp.float32(1), warmup_steps=np.int64(5), decay_steps=5, clip_norm=None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(key=0), r"key must be a key such as jax\.random\.key\(0\), got 0"),
+        (dict(key=None), "key must be a key"),
+        (dict(apply_fn="mlp"), "apply_fn must be a function of .*, got 'mlp'"),
+        (dict(optimizer=1e-3), "optimizer must be one of optax, got 0.001"),
+    ],
+)
+def test_a_state_that_cannot_be_is_refused(changes, message):
+    parts = dict(apply_fn=None, params={}, optimizer=optax.sgd(1.0), key=jax.random.key(0))
+    with pytest.raises(TypeError, match=message):
+        training.create_state(**parts | changes)
+
+
+def test_a_step_that_scores_nothing_is_refused_where_that_is_known():
+    tokens_BL, none_BL = DATA["tokens_BL"][:2], np.zeros_like(DATA["tokens_BL"][:2], bool)
+    for masks in (dict(scored_BL=none_BL), dict(valid_BL=none_BL)):
+        batch = Batch(tokens_BL, np.arange(2), 2, **masks)
+        with pytest.raises(ValueError, match="scored is False at every valid token"):
+            _step()(_state(), batch)
+        jax.eval_shape(_step(), _state(), batch)  # traced: not known
+
+
+@pytest.mark.parametrize("value", [0, 1.5, True, "2"])
+def test_counts_of_training_are_whole_numbers_from_1(value):
+    batch = Batch(DATA["tokens_BL"][:8], np.arange(8), 8)
+    for name, call in {
+        "microbatches": lambda: training.train_step(
+            _state(), batch, objective=None, microbatches=value
+        ),
+        "num_steps": lambda: compile_scan(_step(), num_steps=value, batch_size=8)(_state(), DATA),
+        "batch_size": lambda: compile_scan(_step(), num_steps=1, batch_size=value)(_state(), DATA),
+        "length": lambda: training.initializer(None, None, None, length=value),
+    }.items():
+        with pytest.raises(
+            ValueError, match=f"{name} must be a whole number from 1, got {value!r}"
+        ):
+            call()
 
 
 @pytest.mark.parametrize(("ema", "decay"), [(True, None), (False, 0.9), (True, -0.1), (True, 2.0)])
