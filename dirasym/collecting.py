@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from dirasym import intervals, results
+from dirasym import intervals, results, usage
 from dirasym.workdir import WorkDirError, stored_config
 
 # Of a sweep, not of a run: directories that differ in these alone hold more seeds of one thing.
@@ -30,6 +30,7 @@ def collect(paths: Iterable[str | os.PathLike]) -> list[dict[str, Any]]:
       paths: work directories of any versions, devices and configurations; each counts once.
 
     Raises:
+      TypeError, ValueError: no list of paths, or an empty one.
       WorkDirError: a path holds no configuration, or no result lines that can be read.
 
     Examples:
@@ -45,7 +46,7 @@ def collect(paths: Iterable[str | os.PathLike]) -> list[dict[str, Any]]:
     """
     configs, lines = {}, []
     places: dict[pathlib.Path, pathlib.Path] = {}
-    for path in [pathlib.Path(path).expanduser() for path in paths]:
+    for path in _paths(paths):
         if places.setdefault(path.resolve(), path) is not path:
             continue  # given twice, as `runs/*` gives a link among them
         configs[path], found = _read(path)
@@ -61,9 +62,17 @@ def flags_that_differ(paths: Iterable[str | os.PathLike]) -> dict[str, tuple[Any
     """The flags in which work directories differ, each with its value in each of them, or None.
 
     Raises:
+      TypeError, ValueError: no list of paths, or an empty one.
       WorkDirError: a path holds no configuration that can be read.
     """
-    return _differing([stored_config(pathlib.Path(path).expanduser())[0] for path in paths])
+    return _differing([stored_config(path)[0] for path in _paths(paths)])
+
+
+def _paths(paths: Any) -> list[pathlib.Path]:
+    given = usage.listed("paths", paths, "work directories")
+    for path in given:
+        usage.check_path("paths", path)
+    return [pathlib.Path(path).expanduser() for path in given]
 
 
 def _differing(configs: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Any, ...]]:
@@ -93,7 +102,7 @@ def over_seeds(lines: Iterable[Mapping[str, Any]], level: float = 0.95) -> list[
       (2, 3, 2.0)
     """
     groups: dict[str, list[Mapping[str, Any]]] = {}
-    for line in lines:
+    for line in usage.listed("lines", lines, "result lines", some=False):
         keys = itertools.takewhile(lambda key: key not in _SEEDS, line)
         known = {key: line[key] for key in keys if key not in _OF_DIRECTORY | TIMES}
         groups.setdefault(json.dumps(known, sort_keys=True), []).append(line)

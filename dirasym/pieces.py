@@ -12,9 +12,10 @@ from typing import Any
 
 import tqdm
 
+from dirasym import run_arguments, usage
 from dirasym.checkpoints import History
-from dirasym.stopping import Stopping
-from dirasym.workdir import WorkDir, name_of
+from dirasym.stopping import Stopping, check_limit
+from dirasym.workdir import WorkDir, name_of, opened
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,9 @@ class Piece:
     work: Callable[[], tuple[Mapping[str, Any], History]]
     seed: int | None = None
     has_curves: bool = True
+
+    def __post_init__(self):
+        run_arguments.check_identity(self.identity)
 
     @functools.cached_property
     def name(self) -> str:
@@ -57,7 +61,7 @@ def compute(
       progress: a bar, on a terminal.
 
     Raises:
-      ValueError: two pieces of one name and seed.
+      TypeError, ValueError: an argument that cannot be; two pieces of one name and seed.
       WorkDirError, LockedError: see `WorkDir`.
       Stopped: SIGTERM, Ctrl-C or the time limit; the same call goes on.
 
@@ -67,11 +71,15 @@ def compute(
       >>> [line["square"] for line in compute([square], tempfile.mkdtemp())]
       [9]
     """
-    pieces = list(pieces)
+    pieces = usage.listed("pieces", pieces, "pieces")
+    if other := [piece for piece in pieces if not isinstance(piece, Piece)]:
+        raise TypeError(f"pieces must be a list of pieces, and holds {other[0]!r:.80}")
     names = [(piece.name, piece.seed) for piece in pieces]
     if len(set(names)) < len(names):
         raise ValueError(f"repeated pieces: {sorted(map(str, names))}")
-    workdir = workdir if isinstance(workdir, WorkDir) else WorkDir(workdir)
+    run_arguments.check_shard(shard)
+    check_limit(time_limit)
+    workdir = opened(workdir)
     mine = [(piece, piece.seed) for piece in pieces]
     if shard is not None:
         mine = mine[shard[0] :: shard[1]]
@@ -81,6 +89,7 @@ def compute(
         for number, piece in enumerate(tqdm.tqdm(missing, disable=silent, leave=False), start=1):
             with stopping.segment():
                 line, curves = piece.work()
+            line = run_arguments.check_line(line, piece.identity, "work")
             if piece.has_curves:
                 workdir.save_curves(piece, piece.seed, curves)
             workdir.record(piece, piece.seed, line)

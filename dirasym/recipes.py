@@ -9,7 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from dirasym import files
+from dirasym import files, run_arguments
+from dirasym.training import Data
 from dirasym.types import Batch
 from dirasym.workdir import WorkDir, WorkDirError, full_name, made_with
 
@@ -37,13 +38,19 @@ def recipe(run: Any, seed: int) -> dict[str, Any]:
 
 def abstract(run: Any, seed: int) -> tuple[Any, Batch]:
     """Shapes and dtypes of a `Run`'s state and of a batch."""
+    data = run_arguments.check_data(run.data(seed))
+    state = run_arguments.check_state(jax.eval_shape(lambda: run.init(seed)))
+    return state, abstract_batch(run, data)
+
+
+def abstract_batch(run: Any, data: Data) -> Batch:
+    """Shapes and dtypes of a batch of a `Run`."""
     rows: dict[str, Any] = {
         name: jax.ShapeDtypeStruct((run.batch_size, *np.shape(x)[1:]), np.asarray(x).dtype)
-        for name, x in run.data(seed).items()
+        for name, x in data.items()
     }
     index_B: Any = jax.ShapeDtypeStruct((run.batch_size,), np.int32)
-    batch = Batch(**rows, index_B=index_B, global_size=run.batch_size)
-    return jax.eval_shape(lambda: run.init(seed)), batch
+    return Batch(**rows, index_B=index_B, global_size=run.batch_size)
 
 
 def check(workdir: WorkDir, runs: Iterable[Any], seeds: Sequence[int]) -> None:

@@ -4,6 +4,11 @@
 
 A `Run` says what is trained, for any seed; `sweep` does the rest. It has no flags, and serves a
 script of your own as it serves the experiments.
+
+A line's `run_wall_time_sec` is from the run's beginning to the end of its last checkpoint: its
+states, compilation where that falls to this run, steps, evaluations and checkpoints; not `data`
+and `finish`. Seeds that train together have one time. Of a run that was broken off it is that of
+each part up to the checkpoint which the next part goes on from, whose own writing is left out.
 """
 
 import contextlib
@@ -15,21 +20,22 @@ import os
 import pathlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, get_args
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from dirasym import devices, models, recipes, sharding, training
+from dirasym import devices, models, recipes, run_arguments, sharding, training, usage
 from dirasym.checkpoints import Checkpoints, History, NonFiniteStateError
 from dirasym.compile import Backend, check_divisible, compile_scan, make_room
+from dirasym.histories import check_still_finite, extended, scalars, timed
 from dirasym.progress import Progress
 from dirasym.seeds import by_seed, stack, unstack
 from dirasym.stopping import Stopping
 from dirasym.training import Data, StepFn, TrainState
 from dirasym.types import Array
-from dirasym.workdir import WorkDir, full_name, name_of
+from dirasym.workdir import WorkDir, full_name, name_of, opened
 
 Shard = tuple[int, int]
 
@@ -39,17 +45,19 @@ class Run:
     """One training run, for any seed.
 
     Attributes:
-      identity: what its result line is known by, the seed apart: JSON scalars.
+      identity: what its result line is known by, the seed apart: JSON scalars; {} for a run alone.
       data: from a seed to examples, a dict of `Batch` fields [n, ...]. Seeds that get the same
         object share it.
       step: pure, (state, batch) -> (state, metrics). Runs with one step object, equal shapes
         and equal `apply_fn` and `tx` objects in their states share a compiled program.
       num_steps: in all; a multiple of `eval_every`.
       eval_every: steps between evaluations and checkpoints.
-      batch_size: examples a step.
+      batch_size: examples a step. Of fewer examples some stand in it more than once.
       init: from a seed to the state at step 0.
-      evaluate: from a state to arrays, of one seed: at step 0 and after `eval_every` steps.
-      summarize: from the history of one seed to its result line (JSON values).
+      evaluate: from a state to arrays, of one seed: at step 0 and after `eval_every` steps. Their
+        names are other than those of the step's metrics.
+      summarize: from the history of one seed to its result line (JSON values), under other names
+        than those of the identity, "seed", "run", "exp_id" and "run_wall_time_sec".
       finish: called with the last state and a folder of the run's own, into which it may write.
         The arrays that it returns join the history.
       whole_epochs: whether an epoch ends with a smaller batch (see `training.scan_steps`).
@@ -71,9 +79,9 @@ class Run:
     has_curves: ClassVar[bool] = True  # the losses of its steps
 
     def __post_init__(self):
-        for name in ("num_steps", "eval_every", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        run_arguments.check_identity(self.identity)
+        counts = ("num_steps", "eval_every", "batch_size")
+        usage.check_counts(**{name: getattr(self, name) for name in counts})
         if self.num_steps % self.eval_every:
             raise ValueError(
                 f"num_steps={self.num_steps} is not a multiple of eval_every={self.eval_every}"
@@ -153,11 +161,10 @@ def sweep(
       recipe: whether a run begun with another step or other sizes is refused (see `recipes`).
 
     Returns:
-      A line a run and seed of this part: identity, seed and what `summarize` says.
+      A line a run and seed of this part: identity, seed, what `summarize` says, and its time.
 
     Raises:
-      ValueError: runs of one identity, repeated seeds, a batch that the devices cannot share,
-        a mesh without an axis "data", seeds together under pmap, or a shard that is not one.
+      TypeError, ValueError: an argument, or what a function of a `Run` returns, that cannot be.
       WorkDirError, LockedError: see `WorkDir`, and `recipe`.
       NonFiniteLossError, NonFiniteStateError: the loss, a weight or a scalar evaluation stopped
         being finite; names run, step and last good checkpoint.
@@ -166,11 +173,12 @@ def sweep(
     Examples:
       See `docs/runs.md`.
     """
-    all_runs, seeds = list(all_runs), list(seeds)
+    all_runs, seeds = usage.listed("all_runs", all_runs, "runs"), run_arguments.check_seeds(seeds)
+    writers = run_arguments.check_options(writers, checkpoint_every, time_limit)
     together = check(all_runs, seeds, mesh, backend, together, shard)
     if dry_run:
         return [plan_line(run, seeds) for run in all_runs]
-    workdir = workdir if isinstance(workdir, WorkDir) else WorkDir(workdir)
+    workdir = opened(workdir)
     first, every = shard or (0, 1)
     mine = [(run, seed) for run in all_runs for seed in seeds][first::every]
     programs = _Programs(backend, mesh)
@@ -194,12 +202,17 @@ def check(
     shard: Shard | None = None,
 ) -> bool:
     """Whether the seeds of this sweep train together; raises its ValueErrors."""
+    if other := [run for run in all_runs if not hasattr(run, "identity")]:
+        raise TypeError(f"all_runs must be a list of runs, and holds {other[0]!r:.80}")
+    if not any(together is way for way in (True, False)) and together != "auto":
+        raise ValueError(f"together must be True, False or 'auto', got {together!r}")
+    if backend not in get_args(Backend):
+        raise ValueError(f"backend must be 'jit' or 'pmap', got {backend!r}")
+    run_arguments.check_shard(shard)
     names = [run.name for run in all_runs]
     for what, values in (("runs of one identity", names), ("seeds", seeds)):
         if len(set(values)) < len(values):
             raise ValueError(f"repeated {what}: {sorted(map(str, values))}")
-    if shard is not None and not 0 <= shard[0] < shard[1]:
-        raise ValueError(f"shard {shard[0]} of {shard[1]}: count from 0")
     shares = sharding.num_shares(mesh)
     for run in all_runs:
         check_divisible(run.batch_size, shares)
@@ -234,6 +247,14 @@ class _Programs:
         if mesh is not None and mesh.shape.get(sharding.MODEL, 1) > 1:
             self._how["shardings"] = functools.partial(sharding.shardings, mesh)
         self._made: dict[Any, Callable] = {}
+        self._logged: dict[Any, frozenset[str]] = {}
+
+    def logged(self, run: Run, state: TrainState, data: Data) -> frozenset[str]:
+        """Names of what the run's step logs; traced once for all runs of a step."""
+        if run.step not in self._logged:
+            batch = recipes.abstract_batch(run, data)
+            self._logged[run.step] = run_arguments.metric_names(run.step, state, batch)
+        return self._logged[run.step]
 
     def get(self, run: Run, **seeds: Any) -> Callable:
         """`eval_every` steps of the run; `seeds` as `compile_scan` takes them."""
@@ -258,9 +279,7 @@ class _Group:
         self.run, self.seeds, self.workdir = run, seeds, workdir
         self.writers = writers
         self.save_every = every * run.eval_every
-        if every < 1:
-            raise ValueError(f"checkpoint_every={every} must be at least 1")
-        self.data = [run.data(seed) for seed in seeds]
+        self.data = [run_arguments.check_data(run.data(seed)) for seed in seeds]
         digests = [training.digest(data) for data in self.data]
         self.saved = [
             workdir.checkpoints(run, seed, keep=keep, digest=digest)
@@ -273,7 +292,8 @@ class _Group:
     def train(self, programs: _Programs, stopping: Stopping) -> None:
         """Goes on to the last step, saving on the way, and records the result lines."""
         make_room()
-        step, states, histories = self._start(stopping)
+        self._last = time.monotonic()
+        step, states, histories = self._start(programs, stopping)
         try:
             for name in self.names:
                 for writer in self.writers:
@@ -296,7 +316,6 @@ class _Group:
             self._tell(step, histories)
         self.progress.start(step)
         while step < self.run.num_steps:
-            start = time.time()
             with stopping.segment():
                 state, metrics = steps(state, data)
                 metrics = by_seed(stopping.fetch(metrics), len(self.seeds))
@@ -304,15 +323,16 @@ class _Group:
                 self._check(metrics, step)
                 states = unstack(state, len(self.seeds))
                 histories = [
-                    self._log(*which, step, time.time() - start)
-                    for which in zip(states, histories, metrics, strict=True)
+                    self._evaluated(extended(history, logged), state, step)
+                    for state, history, logged in zip(states, histories, metrics, strict=True)
                 ]
+                histories = self._timed(histories)
             ends = step == self.run.num_steps or bool(stopping.reason())
             is_due = ends or step % self.save_every == 0
             for name, *what in zip(self.names, self.saved, states, histories, strict=True):
                 saved, one, history = what
                 with _named(name, saved), stopping.unbroken():
-                    _check_evaluated(history, step)
+                    check_still_finite(history, step)
                     # If there is one, a twin of its group was killed before it saved.
                     if is_due and step not in saved.steps():
                         saved.save(step, one.replace(frozen=None), history)
@@ -326,11 +346,12 @@ class _Group:
     def _tell(self, step: int, histories: list[History]) -> None:
         for name, history in zip(self.names, histories, strict=True):
             for writer in self.writers:
-                writer.scalars(name, step, _scalars(history))
+                writer.scalars(name, step, scalars(history))
 
-    def _start(self, stopping: Stopping):
+    def _start(self, programs: _Programs, stopping: Stopping):
         """(step, states, histories) of the newest step that all seeds have."""
-        states = [self.run.init(seed) for seed in self.seeds]
+        states = [run_arguments.check_state(self.run.init(seed)) for seed in self.seeds]
+        self.logged = programs.logged(self.run, states[0], self.data[0])
         bare = [state.replace(frozen=None) for state in states]
         last = min(max(saved.steps(), default=0) for saved in self.saved)
         while last:
@@ -366,24 +387,28 @@ class _Group:
             with _named(name, saved):
                 training.check_finite(of_seed, step)
 
-    def _log(self, state, history, metrics, step: int, seconds: float) -> History:
-        history = self._evaluated(_extended(history, metrics), state, step)
-        spent = history.get("wall_time_sec", np.zeros(())) + seconds
-        return history | {"wall_time_sec": np.asarray(spent)}
+    def _timed(self, histories: list[History]) -> list[History]:
+        """With the time since this was asked last, or the group began, in each."""
+        before, self._last = self._last, time.monotonic()
+        return [timed(history, self._last - before) for history in histories]
 
     def _evaluated(self, history: History, state: TrainState, step: int) -> History:
         if self.run.evaluate is None:
             return history
-        values = {"eval_step": step, **jax.device_get(self.run.evaluate(state))}
-        return _extended(history, {key: np.asarray(x)[None] for key, x in values.items()})
+        found = jax.device_get(self.run.evaluate(state))
+        run_arguments.check_evaluated(found, self.logged)
+        values = {"eval_step": step, **found}
+        return extended(history, {key: np.asarray(x)[None] for key, x in values.items()})
 
     def _record(self, states, histories) -> None:
+        histories = self._timed(histories)  # with the last checkpoint
         for seed, state, history in zip(self.seeds, states, histories, strict=True):
             if self.run.finish is not None:
                 folder = self.workdir.folder(self.run, seed)
                 history = history | jax.device_get(dict(self.run.finish(state, folder)))
             self.workdir.save_curves(self.run, seed, history)
-            line = self._sizes(state) | dict(self.run.summarize(history))
+            summary = run_arguments.check_line(self.run.summarize(history), self.run.identity)
+            line = self._sizes(state) | summary
             line["run_wall_time_sec"] = float(history["wall_time_sec"])
             self.workdir.record(self.run, seed, line)
 
@@ -405,17 +430,6 @@ def _named(name: str, saved: Checkpoints) -> Iterator[None]:
         raise
 
 
-def _check_evaluated(history: History, step: int) -> None:
-    """Raises NonFiniteStateError for a scalar that was evaluated to be finite, and is not now.
-
-    What is not finite from the start could not be measured, which ruins nothing.
-    """
-    count = len(history.get("eval_step", ()))
-    for name, x in history.items():
-        if x.shape == (count,) and np.isfinite(x[0]) and not np.isfinite(x[-1]):
-            raise NonFiniteStateError(step, f"the evaluation {name}")
-
-
 def plan_line(run: Run, seeds: Sequence[int]) -> dict[str, Any]:
     """What a run will cost, without running it: parameters and FLOPs by the compiler's count.
 
@@ -432,18 +446,3 @@ def plan_line(run: Run, seeds: Sequence[int]) -> dict[str, Any]:
         "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
         "flops": flops * run.num_steps * len(seeds),
     }
-
-
-def _extended(history: History, arrays: Mapping[str, np.ndarray]) -> History:
-    """History with arrays that have a time axis put at its end."""
-    longer = {
-        key: np.concatenate([history[key], x]) if key in history else np.asarray(x)
-        for key, x in arrays.items()
-    }
-    return {**history, **longer}
-
-
-def _scalars(history: History) -> dict[str, float]:
-    """The last of each series of numbers."""
-    series = {key: x for key, x in history.items() if x.ndim == 1 and len(x)}
-    return {key: float(x[-1]) for key, x in series.items() if key != "eval_step"}

@@ -166,7 +166,7 @@ def check_number(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be a number, got {value!r:.80}")
 
 
-def listed(name: str, values: Any, what: str) -> list[Any]:
+def listed(name: str, values: Any, what: str, *, some: bool = True) -> list[Any]:
     """Values of an argument as a list.
 
     Examples:
@@ -176,12 +176,12 @@ def listed(name: str, values: Any, what: str) -> list[Any]:
 
     Raises:
       TypeError: it cannot be gone through, or is a string, a path or a dict: one thing, not many.
-      ValueError: there are none.
+      ValueError: there are none, where there must be `some`.
     """
     if isinstance(values, str | bytes | os.PathLike | Mapping) or not isinstance(values, Iterable):
         raise TypeError(f"{name} must be a list of {what}, got {values!r:.80}")
     values = list(values)
-    if not values:
+    if some and not values:
         raise ValueError(f"{name} is empty: give at least one of {what}")
     return values
 

@@ -29,7 +29,7 @@ from jax.experimental import multihost_utils
 
 from dirasym import files, results
 from dirasym.checkpoints import Checkpoints, History, jax_settings
-from dirasym.usage import UsageError
+from dirasym.usage import UsageError, check_path, listed
 
 _LONGEST_NAME = 150  # bytes; file systems take 255, and ",seed=S.npz" follows
 PACKAGES = ("dirasym", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -103,6 +103,7 @@ class WorkDir:
         *,
         results_path: str | os.PathLike | None = None,
     ):
+        check_path("workdir", path)
         self.path = pathlib.Path(path).expanduser()
         # Through JSON and back, so that it compares equal to what a file holds.
         self.config = json.loads(json.dumps(dict(config or {})))
@@ -282,16 +283,33 @@ def made_with() -> dict[str, Any]:
     }
 
 
-def merge(parts: Sequence[WorkDir], into: WorkDir) -> None:
+def opened(workdir: WorkDir | str | os.PathLike) -> WorkDir:
+    """The work directory itself, or that of a path and of no configuration."""
+    return workdir if isinstance(workdir, WorkDir) else WorkDir(workdir)
+
+
+def merge(parts: Sequence[WorkDir | str | os.PathLike], into: WorkDir | str | os.PathLike) -> None:
     """Copies result lines and curves of parts (shards) that ran in directories of their own.
 
+    Args:
+      parts: work directories, or their paths.
+      into: another one, or its path; one that is not there is made, of the first part's
+        configuration.
+
     Raises:
-      WorkDirError: a part of another configuration.
+      TypeError: other things than these.
+      ValueError: no parts.
+      WorkDirError: a part of another configuration, or a path that is no work directory.
     """
-    for part in parts:
+    all_parts = [_there(part) for part in listed("parts", parts, "work directories")]
+    if not isinstance(into, WorkDir):
+        check_path("into", into)
+        is_there = (pathlib.Path(into).expanduser() / "config.json").exists()
+        into = _there(into) if is_there else WorkDir(into, all_parts[0].config)
+    for part in all_parts:
         if part.exp_id != into.exp_id:
             raise WorkDirError(f"{part.path} holds another configuration than {into.path}")
-    for part in parts:
+    for part in all_parts:
         (into.path / "curves").mkdir(exist_ok=True)
         for path in sorted((part.path / "curves").glob("[!.]*")):
             files.check_regular(path)
@@ -299,6 +317,15 @@ def merge(parts: Sequence[WorkDir], into: WorkDir) -> None:
         there = into.results()
         new = [line for line in part.results() if line not in there]
         results.replace_results(into.results_path, new, ("exp_id", "run", "seed"))
+
+
+def _there(workdir: WorkDir | str | os.PathLike) -> WorkDir:
+    """The work directory, or that which stands at a path."""
+    if isinstance(workdir, WorkDir):
+        return workdir
+    check_path("parts", workdir)
+    config, _ = stored_config(pathlib.Path(workdir).expanduser())
+    return WorkDir(workdir, config)
 
 
 def _csv(history: History) -> str:

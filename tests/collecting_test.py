@@ -1,6 +1,7 @@
 """Work directories joined: what differs is a column, seeds become an interval, damage is named."""
 
 import json
+import pathlib
 import shutil
 
 import commands
@@ -107,7 +108,7 @@ def _tool(*flags):
 def test_the_tool_prints_the_table_and_refuses_in_one_line(three, tmp_path):
     done = _tool("--format=csv", "--columns=model,width,seeds,loss", *three)
     assert done.stdout.split("\n")[0].strip() == "model,width,seeds,loss", done.stderr
-    assert "mdm,16,2,2.5000 ± 6.3531" in done.stdout
+    assert "mdm,16,2,2.5 ± 6.4" in done.stdout
     bad = _tool(tmp_path)
     assert (bad.returncode, bad.stderr.count("\n")) == (2, 1) and "no work directory" in bad.stderr
 
@@ -140,3 +141,48 @@ def test_what_one_line_alone_says_differs():
     one, other = [{"run": "a", "seed": 0, "x": 1}], [{"run": "a", "seed": 0, "y": 2}]
     (found,) = collecting.differences(one, other)
     assert found == {"run": "a", "seed": 0, "x": (1, None), "y": (None, 2)}
+
+
+@pytest.mark.parametrize("ask", [collecting.collect, collecting.flags_that_differ])
+@pytest.mark.parametrize(
+    ("paths", "message"),
+    [
+        ("runs/a", "paths must be a list of work directories, got 'runs/a'"),
+        (pathlib.Path("runs/a"), "paths must be a list of work directories, got "),
+        (3, "paths must be a list of work directories, got 3"),
+        ([], "paths is empty: give at least one of work directories"),
+        ([3], "paths must be a path, got 3"),
+    ],
+)
+def test_what_is_no_list_of_paths_is_refused(ask, paths, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        ask(paths)
+
+
+def test_an_interval_shows_two_digits_of_its_half_width(tmp_path):
+    values = {"small": 1.77e-5, "large": 1234.0}
+    pieces = [
+        Piece(
+            {"model": "mdm"},
+            lambda sign=sign: (
+                {
+                    **{name: x * (1 + 0.01 * sign) for name, x in values.items()},
+                    "seconds": 3.0,
+                },
+                {},
+            ),
+            seed=seed,
+            has_curves=False,
+        )
+        for seed, sign in enumerate((-1, 0, 1))
+    ]
+    compute(pieces, tmp_path)
+    done = _tool("--format=csv", tmp_path)
+    header, line = (row.split(",") for row in done.stdout.splitlines())
+    # Student's t of 2 degrees, 4.303, times 0.01 / √3.
+    assert dict(zip(header, line, strict=True)) == {
+        "model": "mdm", "small": "0.00001770 ± 0.00000044", "large": "1234 ± 31", "seeds": "3",
+        "run": "model=mdm",
+    }  # fmt: skip
+    done = _tool("--format=csv", "--columns=seconds", tmp_path)
+    assert done.stdout.split() == ["seconds", "3"]

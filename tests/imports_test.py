@@ -20,7 +20,8 @@ ORDER = (  # each imports those before it alone
         "likelihood",
     ),
     *("training", "sharding", "compile", "devices", "seeds", "checkpoints"),
-    *("finetuning", "stopping", "progress", "workdir", "pieces", "recipes", "runs", "analysis"),
+    *("histories", "finetuning", "stopping", "run_arguments", "progress", "workdir", "pieces"),
+    *("recipes", "runs", "analysis"),
     "pretraining",
     *(
         "world_a",

@@ -73,3 +73,35 @@ def test_two_shards_share_the_work_and_the_directory(tmp_path):
 def test_pieces_that_cannot_be_told_apart_are_refused(tmp_path):
     with pytest.raises(ValueError, match="repeated pieces"):
         compute([_piece([], 1), _piece([], 1)], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (dict(pieces=[]), "pieces is empty: give at least one of pieces"),
+        (dict(pieces="ab"), "pieces must be a list of pieces, got 'ab'"),
+        (dict(pieces=_piece([], 1)), "pieces must be a list of pieces, got Piece"),
+        (dict(pieces=["a"]), "pieces must be a list of pieces, and holds 'a'"),
+        (dict(shard=(2, 2)), r"shard must be \(i, n\) with 0 <= i < n, got \(2, 2\)"),
+        (dict(shard="0/2"), r"shard must be \(i, n\)"),
+        (dict(time_limit=-1), "time_limit must be a number of minutes, got -1"),
+        (dict(time_limit="1"), "time_limit must be a number, got '1'"),
+        (dict(workdir=3), "workdir must be a path, got 3"),
+    ],
+)
+def test_work_that_cannot_be_is_refused_before_it_is_done(given, message, tmp_path):
+    done = []
+    how = dict(pieces=[_piece(done, 1)], workdir=tmp_path / "x") | given
+    with pytest.raises((TypeError, ValueError), match=message):
+        compute(**how)
+    assert not done and not (tmp_path / "x").exists()
+
+
+def test_a_piece_is_known_by_its_own_names_alone(tmp_path):
+    for identity, message in (({"seed": 1}, "'seed' is a name"), ({"n": [1]}, "a JSON scalar")):
+        with pytest.raises((TypeError, ValueError), match=message):
+            Piece(identity, dict)
+    for line, message in (({"seed": 9}, "work: 'seed' is what"), (None, "work must return a dict")):
+        piece = Piece({"n": 1}, lambda line=line: (line, {}), has_curves=False)
+        with pytest.raises((TypeError, ValueError), match=message):
+            compute([piece], tmp_path)

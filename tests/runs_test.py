@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import itertools
 import json
 import os
 import pathlib
@@ -218,6 +217,30 @@ def test_shards_share_a_directory_or_are_merged(finished, tmp_path):
         assert _without_time(got) == _without_time(lines)
 
 
+def test_shards_are_merged_by_their_paths_too(tmp_path):
+    config = {"rate": 0.1}
+    for part in (0, 1):
+        workdir = WorkDir(tmp_path / f"part{part}", config)
+        _sweep([_run("a")], [0, 1], workdir, shard=(part, 2))
+    parts = [tmp_path / "part0", str(tmp_path / "part1")]
+    for _ in range(2):  # anew, and once more into what is there
+        merge(parts, tmp_path / "joined")
+    lines = WorkDir(tmp_path / "joined", config).results()
+    assert [line["seed"] for line in lines] == [0, 1]
+    WorkDir(tmp_path / "other", {"rate": 0.2})
+    with pytest.raises(WorkDirError, match="part0 holds another configuration than"):
+        merge(parts, tmp_path / "other")
+    for given, into, message in (
+        ("part0", "x", "parts must be a list of work directories, got 'part0'"),
+        ([], "x", "parts is empty: give at least one of work directories"),
+        ([3], "x", "parts must be a path, got 3"),
+        (parts, 3, "into must be a path, got 3"),
+        ([tmp_path / "none"], "x", "none is no work directory"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            merge(given, into)
+
+
 def test_the_time_limit_stops_between_evaluations_and_the_same_call_goes_on(finished, tmp_path):
     lines, _ = finished
     with pytest.raises(stopping.Stopped, match=r"time limit.*name=a,seed=0 is saved at step 4"):
@@ -232,7 +255,7 @@ def test_checkpoints_may_be_rarer_than_evaluations(finished, tmp_path):
     folder = tmp_path / "whole/checkpoints/name=a,seed=0"
     assert {int(path.name) for path in folder.iterdir()} == {8, 12}  # the last one too
     assert _without_time(got) == _without_time(lines[:1])
-    with pytest.raises(ValueError, match="checkpoint_every=0 must be at least 1"):
+    with pytest.raises(ValueError, match="checkpoint_every must be a whole number from 1, got 0"):
         _sweep([_run("a")], [0], tmp_path / "none", checkpoint_every=0)
     for keep, want in ((True, {4, 8, 12}), (False, {8, 12})):
         _sweep([_run("a")], [0], tmp_path / f"{keep}", keep_checkpoints=keep)
@@ -359,9 +382,11 @@ def test_runs_that_cannot_be_are_refused(tmp_path):
     for error, call in {
         "runs of one identity": lambda: _sweep([_run(), _run()], [0], tmp_path / "x"),
         "seeds": lambda: _sweep([_run()], [0, 0], tmp_path / "x"),
-        "shard 2 of 2": lambda: _sweep([_run()], [0], tmp_path / "x", shard=(2, 2)),
+        r"shard must be \(i, n\) with 0 <= i < n, got \(2, 2\)": lambda: _sweep(
+            [_run()], [0], tmp_path / "x", shard=(2, 2)
+        ),
         "multiple of eval_every": lambda: _run(num_steps=13),
-        "num_steps must be at least 1, got 0": lambda: _run(num_steps=0),
+        "num_steps must be a whole number from 1, got 0": lambda: _run(num_steps=0),
         "batch of 4 is not divisible by 3": lambda: _sweep(
             [_run()], [0], tmp_path / "x", mesh=types.SimpleNamespace(shape={"data": 3})
         ),
@@ -378,6 +403,128 @@ def test_runs_that_cannot_be_are_refused(tmp_path):
         with pytest.raises(ValueError, match=error):
             call()
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(identity=3), "identity must be a dict, got 3"),
+        (dict(identity={"seed": 1}), "identity: 'seed' is a name that result lines have"),
+        (dict(identity={"run_wall_time_sec": 1}), "identity: 'run_wall_time_sec' is a name"),
+        (dict(identity={"m": np.arange(3)}), "identity: m must be a JSON scalar, got a ndarray"),
+        (dict(identity={"m": [1]}), "identity: m must be a JSON scalar, got a list"),
+        (dict(identity={"m": np.nan}), "identity: m is nan, for which JSON has no word"),
+        (dict(identity={1: 2}), "identity: the name 1 is no string"),
+        (dict(num_steps=8.0), r"num_steps must be a whole number from 1, got 8\.0"),
+        (dict(eval_every="4"), "eval_every must be a whole number from 1, got '4'"),
+        (dict(batch_size=True), "batch_size must be a whole number from 1, got True"),
+    ],
+)
+def test_a_run_that_cannot_be_is_refused_when_it_is_made(changes, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        dataclasses.replace(_run(), **changes)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (dict(all_runs=[]), "all_runs is empty: give at least one of runs"),
+        (dict(all_runs=_run()), "all_runs must be a list of runs, got Run"),
+        (dict(all_runs=["a"]), "all_runs must be a list of runs, and holds 'a'"),
+        (dict(seeds=()), "seeds is empty"),
+        (dict(seeds=3), "seeds must be a list of whole numbers, got 3"),
+        (dict(seeds="01"), "seeds must be a list of whole numbers, got '01'"),
+        (dict(seeds=(0.5,)), r"seeds must be a whole number from 0, got 0\.5"),
+        (dict(seeds=(-1,)), "seeds must be a whole number from 0, got -1"),
+        (dict(seeds=(2**32,)), r"seeds must be below 2\*\*32, got 4294967296"),
+        (dict(shard="0/2"), r"shard must be \(i, n\) with 0 <= i < n, got '0/2'"),
+        (dict(shard="01"), r"shard must be \(i, n\)"),
+        (dict(shard=(-1, 2)), r"shard must be \(i, n\)"),
+        (dict(shard=(0, 2.0)), r"shard must be \(i, n\)"),
+        (dict(shard=1), r"shard must be \(i, n\)"),
+        (dict(together="yes"), "together must be True, False or 'auto', got 'yes'"),
+        (dict(backend="x"), "backend must be 'jit' or 'pmap', got 'x'"),
+        (dict(mesh="data"), r"mesh must be a jax\.sharding\.Mesh, got 'data'"),
+        (dict(writers=["x"]), r"writers: 'x' has no open\(\)"),
+        (dict(writers=object()), "writers must be a list of writers, got <object"),
+        (dict(writers="x"), "writers must be a list of writers, got 'x'"),
+        (dict(checkpoint_every=1.5), r"checkpoint_every must be a whole number from 1, got 1\.5"),
+        (dict(workdir=3), "workdir must be a path, got 3"),
+    ],
+)
+def test_a_sweep_that_cannot_be_is_refused_before_it_trains(given, message, tmp_path):
+    how = dict(all_runs=[_run()], seeds=[0], workdir=tmp_path / "x") | given
+    with pytest.raises((TypeError, ValueError), match=message):
+        runs.sweep(progress=False, **how)
+    assert not (tmp_path / "x").exists()
+
+
+def _logs_no_loss(state, batch, **_):
+    return state, {"nll": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(data=lambda seed: np.ones((2, 2))), "data must return a dict of Batch fields, got a"),
+        (
+            dict(data=lambda seed: {"tokens": DATA}),
+            "data: 'tokens' is none of noised_BL",
+        ),
+        (dict(data=lambda seed: {}), "data lacks tokens_BL"),
+        (dict(data=lambda seed: {"tokens_BL": np.ones((4, 2))}), "tokens_BL must be integers, got"),
+        (
+            dict(data=lambda seed: DATA | {"scored_BL": np.zeros((12, 2), bool)}),
+            "scored is False at every valid token",
+        ),
+        (
+            dict(init=lambda seed: _init(seed).params),
+            "init must return a TrainState",
+        ),
+        (dict(step=None), r"step must be a function of \(state, batch\), got None"),
+        (
+            dict(step=lambda state, batch: state),
+            r"step must return \(state, metrics\)",
+        ),
+        (dict(step=_logs_no_loss), "step: its metrics lack loss"),
+        (dict(evaluate=lambda state: 1.0), "evaluate must return a dict of arrays, got a float"),
+        (
+            dict(evaluate=lambda state: {"a": "x"}),
+            "evaluate: a must be an array of numbers",
+        ),
+        (dict(evaluate=lambda state: {"loss": 1.0}), "evaluate: 'loss' is a curve of the steps"),
+        (dict(evaluate=lambda state: {"count": 1.0}), "evaluate: 'count' is a curve of the steps"),
+        (dict(evaluate=lambda state: {"eval_step": 1}), "evaluate: 'eval_step' is a curve of the"),
+    ],
+)
+def test_functions_that_return_what_they_cannot_are_named_before_it_trains(
+    changes, message, tmp_path
+):
+    run = dataclasses.replace(_run(), **changes)
+    with pytest.raises((TypeError, ValueError), match=message):
+        _sweep([run], [0], tmp_path, recipe=False)
+    assert not list(tmp_path.glob("c*/*"))  # neither curves nor checkpoints
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (None, "summarize must return a dict, got a NoneType"),
+        ({"seed": 9}, "summarize: 'seed' is what the run is known by"),
+        ({"run_wall_time_sec": 9}, "summarize: 'run_wall_time_sec' is what"),
+        ({"name": "b"}, "summarize: 'name' is what the run is known by"),
+    ],
+)
+def test_a_summary_does_not_overwrite_what_the_run_is_known_by(line, message, tmp_path):
+    run = dataclasses.replace(_run("a"), summarize=lambda history: line)
+    with pytest.raises((TypeError, ValueError), match=message):
+        _sweep([run], [0], tmp_path)
+    assert results.read_results(tmp_path / "results.jsonl") == []
+    # Nothing is lost: what was trained is recorded when it says something else.
+    (got,) = _sweep(
+        [dataclasses.replace(run, step=STEP, summarize=_run().summarize)], [0], tmp_path
+    )
+    assert got["seed"] == 0 and got["name"] == "a"
 
 
 def test_a_directory_belongs_to_one_configuration_and_one_process(tmp_path):
@@ -479,7 +626,11 @@ def test_a_sweep_inside_a_sweep_keeps_its_time_and_tells_it_of_signals():
 def test_a_time_that_no_clock_reaches_is_refused(tmp_path):
     with pytest.raises(ValueError, match="time_limit must be a number of minutes, got nan"):
         _sweep([_run()], [0], tmp_path, time_limit=float("nan"))
-    assert stopping.Stopping(-1.0).reason() == stopping.Stopping(0.0).reason() != ""
+    with pytest.raises(ValueError, match="time_limit must be a number of minutes, got -1"):
+        _sweep([_run()], [0], tmp_path / "x", time_limit=-1)
+    with pytest.raises(TypeError, match="time_limit must be a number, got '5'"):
+        stopping.Stopping("5")
+    assert stopping.Stopping(0.0).reason() != "" and not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize(
@@ -508,13 +659,34 @@ def test_what_stands_where_results_go_is_found_before_training(name, words, tmp_
     WorkDir(tmp_path)
 
 
-def test_the_time_of_a_run_is_of_all_its_segments(tmp_path, monkeypatch):
-    clock = itertools.count(0, 2)  # asked before and after each
-    monkeypatch.setattr(runs, "time", types.SimpleNamespace(time=lambda: next(clock)))
-    run = _run("a")
-    (line,) = _sweep([run], [0], tmp_path / "one")
-    segments = run.num_steps // run.eval_every
-    assert segments > 1 and line["run_wall_time_sec"] == 2 * segments
+def test_the_time_of_a_run_is_of_all_that_it_does(tmp_path, monkeypatch):
+    """Its states, evaluations and checkpoints with its steps, over all that it takes to the end."""
+    now, run, save = [0.0], _run("a"), checkpoints.Checkpoints.save
+
+    def taking(seconds, work):
+        def timed(*args):
+            now[0] += seconds
+            return work(*args)
+
+        return timed
+
+    monkeypatch.setattr(runs, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(checkpoints.Checkpoints, "save", taking(10, save))
+    monkeypatch.setattr(stopping.Stopping, "fetch", taking(1000, stopping.Stopping.fetch))
+    slow = dataclasses.replace(run, init=taking(100, run.init), evaluate=taking(1, run.evaluate))
+
+    def of(workdir, seeds, **how):
+        return [line["run_wall_time_sec"] for line in _sweep([slow], seeds, workdir, **how)]
+
+    # The recipe draws a state too, before the run begins.
+    assert of(tmp_path / "one", [0]) == [100 + 3 * 1000 + 4 * 1 + 3 * 10]
+    together = 2 * 100 + 3 * 1000 + 2 * (4 * 1 + 3 * 10)
+    assert of(tmp_path / "both", [0, 1], together=True) == [together] * 2
+    assert of(tmp_path / "apart", [0, 1], together=False) == [3134, 3134]
+    with pytest.raises(stopping.Stopped):
+        of(tmp_path / "cut", [0], time_limit=0)
+    before, after = 100 + 1000 + 2 * 1, 100 + 2 * 1000 + 2 * 1 + 2 * 10
+    assert of(tmp_path / "cut", [0]) == [before + after]
 
 
 def test_a_plan_counts_the_work_of_every_seed():

@@ -5,11 +5,13 @@ Command   python -m experiments.tools.collect runs/* [--each_seed] [--format=csv
           python -m experiments.tools.collect --compare runs/a runs/b
 Cost      seconds
 Expected  A line a run, its seeds as mean ± 95 % Student interval; flags that differ as columns.
+          Times are columns where --columns names them.
           With --compare the flags that differ, and a line a run and seed that both have.
 """
 
 import csv
 import dataclasses
+import math
 import sys
 from typing import Any, Literal
 
@@ -44,21 +46,30 @@ def collect(config: Config, *workdirs: str) -> None:
     if not (config.compare or config.each_seed):
         lines = collecting.over_seeds(lines)
     columns = list(dict.fromkeys(key for line in lines for key in line))
+    shown = [name for name in columns if name not in collecting.TIMES]
     if config.columns != ("all",):
         unknown = [name for name in config.columns if name not in columns]
         if unknown:
             raise UsageError(f"--columns: no column {unknown[0]!r} among {', '.join(columns)}")
-        columns = list(config.columns)
-    rows = [[_text(line.get(column, "")) for column in columns] for line in lines]
+        shown = list(config.columns)
+    rows = [[_text(line.get(column, "")) for column in shown] for line in lines]
     if config.format == "csv":
-        csv.writer(sys.stdout).writerows([columns, *rows])
+        csv.writer(sys.stdout).writerows([shown, *rows])
     else:
-        print(report.table(columns, rows))
+        print(report.table(shown, rows))
+
+
+def _with_interval(mean: float, half_width: float) -> str:
+    """To two digits of the half-width."""
+    if math.isnan(half_width) or half_width == 0:
+        return f"{mean:.6g}"
+    digits = 1 - math.floor(math.log10(float(f"{half_width:.1e}")))
+    return report.with_interval(mean, half_width, max(digits, 0))
 
 
 def _text(value: Any) -> str:
     if isinstance(value, intervals.Interval):
-        return report.with_interval(*value, digits=4)
+        return _with_interval(*value)
     if isinstance(value, float):
         return f"{value:.6g}"
     return " → ".join(map(_text, value)) if isinstance(value, tuple) else str(value)
