@@ -54,9 +54,16 @@ def from_linen(
       (2, 3, 7)
 
     Raises:
+      TypeError: no linen module, variables that are no dict, or an argument that the module does
+        not take, or needs and is not given.
       ValueError: `keywords` names what the module, or `ApplyFn`, does not have.
     """
+    is_one = isinstance(model, nn.Module) and callable(model)
+    _check_module("from_linen", "a linen module (nn.Module)", model, is_one)
+    if not isinstance(variables, Mapping):
+        raise TypeError(f"variables must be what model.init returns, got {variables!r:.80}")
     names = _names(model.__call__, keywords)
+    _check_settings("from_linen", model.__call__, names, settings, when_training)
     has_collections = isinstance(variables, Mapping) and "params" in variables
     params = variables["params"] if has_collections else variables
     others = {k: v for k, v in variables.items() if k != "params"} if has_collections else {}
@@ -83,7 +90,10 @@ def from_nnx(
     """
     from flax import nnx
 
+    is_one = isinstance(model, nnx.Module) and callable(model)
+    _check_module("from_nnx", "an nnx.Module", model, is_one)
     names = _names(model.__call__, keywords)
+    _check_settings("from_nnx", model.__call__, names, settings, when_training)
     parts: Any = nnx.split(model, nnx.Param, ...)
     graph, state, others = parts
 
@@ -122,16 +132,21 @@ def from_equinox(
       **settings: further arguments of the module.
 
     Raises:
+      TypeError: as `from_linen`.
       ValueError: as `from_linen`; `rows_R` for a module that takes one row.
       ImportError: Equinox is missing.
     """
     import equinox as eqx
 
+    is_one = isinstance(model, eqx.Module) and callable(model)
+    _check_module("from_equinox", "an Equinox module (eqx.Module)", model, is_one)
     names = _names(model.__call__, keywords)
     if not batched and "rows_R" in names:
         raise ValueError("rows_R counts positions of a batch: the module must be batched")
     params, static = eqx.partition(model, eqx.is_inexact_array)
     takes_key = "key" in inspect.signature(model.__call__).parameters
+    known = {**settings, "key": None} if takes_key else settings
+    _check_settings("from_equinox", model.__call__, names, known, None)
 
     def apply_fn(params, tokens_BL, *, rngs=None, **optional):
         run = eqx.combine(params, static)
@@ -170,8 +185,14 @@ def from_haiku(
       **settings: as of `from_linen`.
 
     Raises:
+      TypeError: no transformed function, or parameters that are no dict.
       ValueError: `keywords` names what `ApplyFn` does not have.
     """
+    is_other = isinstance(transformed, nn.Module | type)
+    is_one = callable(getattr(transformed, "apply", None)) and not is_other
+    _check_module("from_haiku", "what hk.transform returns", transformed, is_one)
+    if not isinstance(params, Mapping):
+        raise TypeError(f"params must be what transformed.init returns, got {params!r:.80}")
     names = _names(None, keywords)
 
     def apply_fn(params, tokens_BL, *, rngs=None, **optional):
@@ -229,6 +250,31 @@ def _names(model: Callable[..., Any] | None, keywords: Keywords | None) -> dict[
         if model is not None and theirs not in taken and not has_any:
             raise ValueError(f"keywords: the model takes no {theirs!r} for {ours}")
     return {ours: ours for ours in _OPTIONAL if ours in taken} | keywords
+
+
+def _check_module(by: str, wanted: str, model: Any, is_one: bool) -> None:
+    if not is_one:
+        raise TypeError(f"{by} takes {wanted}, got {model!r:.80}")
+
+
+def _check_settings(
+    by: str,
+    model: Callable[..., Any],
+    names: Keywords,
+    settings: Mapping[str, Any],
+    when_training: Mapping[str, Any] | None,
+) -> None:
+    """Raises TypeError for what a module does not take, and for what it needs beside its tokens."""
+    others = list(inspect.signature(model).parameters.values())[1:]
+    named = {p.name for p in others if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    if not any(p.kind is p.VAR_KEYWORD for p in others):
+        for name in {**settings, **(when_training or {})}:
+            if name not in named:
+                raise TypeError(f"{by}: the module takes no {name!r}")
+    for p in others:
+        is_given = p.name in settings or p.name in names.values()
+        if p.name in named and p.default is p.empty and not is_given:
+            raise TypeError(f"{by}: the module needs {p.name!r}: pass it, as {by}(.., {p.name}=..)")
 
 
 def _renamed(optional: Mapping[str, Any], names: Keywords) -> dict[str, Any]:

@@ -280,6 +280,57 @@ def test_names_that_cannot_be_are_named():
         )
 
 
+def _dense():
+    model = nn.Dense(VOCAB)
+    return model, model.init(KEY, jnp.ones((1, 3)))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: frameworks.from_linen(_mean_so_far, {}),
+            "from_linen takes a linen module",
+        ),
+        (lambda: frameworks.from_linen(Linen, {}), r"\(nn\.Module\), got <class"),
+        (lambda: frameworks.from_linen(nn.Dense(3), None), "variables must be what model.init"),
+        (lambda: frameworks.from_linen(*_dense(), train=False), "the module takes no 'train'"),
+        (
+            lambda: frameworks.from_linen(*_dense(), when_training=dict(train=True)),
+            "from_linen: the module takes no 'train'",
+        ),
+        (
+            lambda: frameworks.from_linen(Linen(), {}),
+            r"needs 'deterministic': pass it, as from_linen\(\.\., deterministic=\.\.\)",
+        ),
+        (lambda: frameworks.from_nnx(Linen()), "from_nnx takes an nnx.Module, got Linen"),
+        (lambda: frameworks.from_nnx(3), "from_nnx takes an nnx.Module, got 3"),
+        (lambda: frameworks.from_nnx(Nnx(nnx.Rngs(0)), train=1), "the module takes no 'train'"),
+    ],
+)
+def test_what_is_no_module_of_the_framework_is_refused_at_once(call, message):
+    with pytest.raises(TypeError, match=message):
+        call()
+
+
+def test_what_is_no_module_of_equinox_is_refused_at_once():
+    eqx = pytest.importorskip("equinox")
+    for model in (3, _plain, Plain(1, 2), Linen()):
+        with pytest.raises(TypeError, match="from_equinox takes an Equinox module"):
+            frameworks.from_equinox(model)
+    with pytest.raises(TypeError, match="from_equinox: the module takes no 'train'"):
+        frameworks.from_equinox(eqx.nn.Linear(3, VOCAB, key=KEY), train=False)
+
+
+def test_what_is_no_transformed_function_of_haiku_is_refused_at_once():
+    hk = pytest.importorskip("haiku")
+    for model in (3, _plain, Linen):
+        with pytest.raises(TypeError, match=r"from_haiku takes what hk\.transform returns"):
+            frameworks.from_haiku(model, {})
+    with pytest.raises(TypeError, match=r"params must be what transformed\.init returns, got None"):
+        frameworks.from_haiku(hk.transform(_mean_so_far), None)
+
+
 def test_parameters_that_cannot_be_trained_are_named():
     for leaf, found in ((jnp.arange(3), "int32"), (jax.nn.relu, "function|jitted|PjitFunction")):
         with pytest.raises(TypeError, match=rf"params: head/w is ({found}|.*); gradients need"):
