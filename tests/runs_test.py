@@ -577,6 +577,34 @@ def _example():
     return text.split("```python\n")[1].split("```")[0]
 
 
+def test_the_examples_of_varying_and_of_two_directories_do_what_they_say(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    blocks = (HERE.parent / "docs/runs.md").read_text().split("```python\n")[1:4]
+    first, vary, shards = (block.split("```")[0] for block in blocks)
+    first = first.replace("num_steps=2000, eval_every=200", "num_steps=4, eval_every=2")
+    assert "num_steps=4" in first
+    names = {}
+    exec(first.rsplit("\n", 2)[0], names)  # without its own sweep
+    exec(vary, names)
+    lines = results.read_results("runs/rates/results.jsonl")
+    pairs = [(rate, seed) for rate in (1e-3, 3e-3, 1e-2) for seed in (0, 1, 2)]
+    assert [(line["rate"], line["seed"]) for line in lines] == pairs
+    assert len({line["loss"] for line in lines}) == 9
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in printed] == [[f"{r}", f"{s}"] for r, s in pairs]
+    made = []
+    monkeypatch.setattr(
+        runs, "compile_scan", lambda *a, **k: made.append(compile.compile_scan(*a, **k)) or made[-1]
+    )
+    exec(shards.rsplit("\n", 2)[0], names)
+    before = len(made)
+    exec(shards.rsplit("\n", 2)[1], names)
+    assert len(made) == before > 0  # it trained nothing more
+    assert _without_time(names["lines"]) == _without_time(lines)
+
+
 @pytest.mark.slow
 def test_the_example_of_the_docs_is_killed_and_resumes(tmp_path):
     """A script of some twenty lines, killed while it trains, ends in the same bits."""
