@@ -100,20 +100,14 @@ def fraction() -> tuple[Cell, ...]:
 
 
 def plan(config: Config, workdir: pathlib.Path) -> list[runs.Run]:
-    """A run a cell; the two that are transplanted into one another keep their weights."""
+    """A run a cell."""
     del workdir
-    all_runs = []
-    for cell in config.parsed:
-        task = Task(cell, config)
-        is_donor = cell in (Cell(predicted="A"), Cell(predicted="B"))
-        all_runs.append(
-            task.run(
-                identity(cell),
-                summarize=functools.partial(summarize, cell.predicted),
-                finish=causes.keep_weights if is_donor else None,
-            )
+    return [
+        Task(cell, config).run(
+            identity(cell), summarize=functools.partial(summarize, cell.predicted)
         )
-    return all_runs
+        for cell in config.parsed
+    ]
 
 
 def identity(cell: Cell) -> dict[str, Any]:

@@ -1,14 +1,13 @@
 """Tables and figures of `causes`, from its result lines."""
 
 import functools
-import json
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from dirasym import effects, files, models, report, runs
+from dirasym import effects, report, runs
 from dirasym.intervals import Bounds
 from dirasym.workdir import WorkDir
 from experiments.reports import verdicts
@@ -216,27 +215,9 @@ def training_figure(curves: Mapping[str, Mapping[str, np.ndarray]]):
     return figure
 
 
-def transplant(workdir: WorkDir, config, all_runs: Sequence[runs.Run]) -> list[Line]:
-    """The reverse of B only with the storage of A only, a line a seed, and itself beside it."""
-    of = {run.identity["predicted"]: run for run in all_runs if run.finish is not None}
-    if set(of) != {"A", "B"}:
-        return []
-    task = causes.Task(causes.Cell(predicted="B"), config)
-    lines = []
-    for seed in config.seeds:
-        folders = {name: workdir.folder(run, seed) for name, run in of.items()}
-        params = causes.transplanted(folders["B"], folders["A"])
-        found = {name: float(x) for name, x in task.probabilities(params).items()}
-        lines.append({"seed": seed, **models.sizes(task.network, params), **found})
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    files.write_atomically(workdir.path / "transplant.jsonl", text)
-    return lines
-
-
 def write(workdir: WorkDir, config, all_runs: Sequence[runs.Run]) -> None:
     """Writes figures and report.md, and prints the tables and the figures' paths."""
     lines = workdir.results()
-    moved = transplant(workdir, config, all_runs)
     few = all_runs[:6]
     curves = {
         "/".join(map(str, run.identity.values())): workdir.stacked(run, config.seeds) for run in few
@@ -244,7 +225,7 @@ def write(workdir: WorkDir, config, all_runs: Sequence[runs.Run]) -> None:
     parts = [cell_table(lines), effect_table(lines)]
     if len(all_runs) >= 3:
         parts.append(mechanism_table(lines))
-    parts.append(claim_table(lines, moved))
+    parts.append(claim_table(lines))
     table = "\n\n".join(parts)
     figures = {
         "training": functools.partial(training_figure, curves),

@@ -5,7 +5,6 @@ The pairs are those of `data.case_pairs`. A cell says what is changed; every cel
 
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -374,27 +373,6 @@ def gradient_cosines(loss, params, examples) -> dict[str, jax.Array]:
         return jnp.where(jnp.outer(defined_Q, defined_Q), inner_QQ / product_QQ, jnp.nan)
 
     return jax.lax.map(of_example, tuple(map(jnp.asarray, examples)))
-
-
-def keep_weights(state: training.TrainState, folder: pathlib.Path) -> dict[str, np.ndarray]:
-    """Writes the moving average to FOLDER/weights.npz, by path."""
-    leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(state.ema_params))
-    named = {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in leaves}
-    np.savez(folder / "weights.npz", **named)
-    return {}
-
-
-def transplanted(own: pathlib.Path, other: pathlib.Path) -> dict[str, Any]:
-    """The weights kept in one folder with the storage of those in another."""
-    params: dict[str, Any] = {}
-    with np.load(own / "weights.npz") as of_own, np.load(other / "weights.npz") as of_other:
-        for path in of_own.files:
-            *inside, name = path.split("/")
-            place = params
-            for part in inside:
-                place = place.setdefault(part, {})
-            place[name] = (of_other if blocks.role(path) == "storage" else of_own)[path]
-    return params
 
 
 def is_within(places_P2: np.ndarray, block: int) -> np.ndarray:

@@ -1,0 +1,164 @@
+"""Tables and figure of `patching`: what each part of the weights holds, by docs/causes.md."""
+
+import functools
+import json
+from collections.abc import Sequence
+
+import numpy as np
+
+from dirasym import files, report
+from dirasym.intervals import Bounds
+from dirasym.workdir import WorkDir
+from experiments.reports import verdicts
+from experiments.reports.causes import Line, interval
+from experiments.reports.verdicts import bounds, said
+
+QUESTIONS = {  # of the two networks of a pair
+    "order": ("source", "reverse"),
+    "target": ("forward", "source"),
+    "answer": ("forward", "reverse"),
+    "next_token": ("forward", "reverse"),
+}
+PARTS = "values", "mlp", "storage", "routing", "ends", "all"
+GIVERS = "other", "twin", "untrained", "stranger"
+CLAIMS = {  # by pair: the claim, and the verdict of both receivers that it needs
+    "order": ("7. one storage for both orders", "shared"),
+    "target": ("8. distinct entries by target", "distinct"),
+    "answer": ("9. distinct entries by direction", "distinct"),
+    "next_token": ("10. distinct entries, next token", "distinct"),
+}
+RIVAL = {"shared": "distinct", "distinct": "shared"}
+
+
+def percents(lines: Sequence[Line], pair: str, into: int, giver: str, key: str) -> dict[int, float]:
+    """One value of a receiver and giver, by seed."""
+    of = report.select(lines, pair=pair, into=into, giver=giver)
+    return {line["seed"]: line[key] for line in sorted(of, key=lambda line: line["seed"])}
+
+
+def judged(lines: Sequence[Line], pair: str, into: int, part: str) -> tuple[dict[str, Bounds], str]:
+    """(choice of the own question by giver, gained, need and lean; the verdict)."""
+    own, others = QUESTIONS[pair][into], QUESTIONS[pair][1 - into]
+    of = functools.partial(percents, lines, pair, into)
+    by_giver = {giver: of(giver, f"choice_{own}_{part}") for giver in GIVERS}
+    other, twin, untrained = (by_giver[giver] for giver in GIVERS[:3])
+    found = {giver: bounds(list(values.values())) for giver, values in by_giver.items()}
+    found["gained"] = bounds(list(of("other", f"choice_{others}_{part}").values()))
+    found["need"] = need = bounds([twin[seed] - untrained[seed] for seed in twin])
+    lean = [other[seed] - (twin[seed] + untrained[seed]) / 2 for seed in twin]
+    found["lean"] = bounds(lean)
+    return found, word_of(found["twin"], need, found["lean"])
+
+
+def word_of(twin: Bounds, need: Bounds, lean: Bounds) -> str:
+    """The verdict of docs/causes.md; undecided where a statistic has no interval."""
+    if not np.isfinite([*twin, *need, *lean]).all():
+        return "undecided"
+    if twin.high < 50:
+        return "drifts"
+    if need.high < 10:
+        return "not needed"
+    if need.low > 10 and lean.low > 0:
+        return "shared"
+    return "distinct" if need.low > 10 and lean.high < 0 else "undecided"
+
+
+def pairs_of(lines: Sequence[Line]) -> list[str]:
+    """Those that there are, in the order of the design."""
+    there = {line["pair"] for line in lines}
+    return [pair for pair in QUESTIONS if pair in there]
+
+
+def part_table(lines: Sequence[Line]) -> str:
+    """A row a pair, receiver and part."""
+    rows = []
+    for pair in pairs_of(lines):
+        for into, question in enumerate(QUESTIONS[pair]):
+            for part in PARTS:
+                found, word = judged(lines, pair, into, part)
+                chosen = [said(found[giver], 0) for giver in GIVERS]
+                sums = [said(found[name], 0) for name in ("need", "lean")]
+                rows.append([pair, question, part, *chosen, *sums, word, said(found["gained"], 0)])
+    head = ["pair", "own question", "part", *(f"{giver} %" for giver in GIVERS)]
+    return report.table([*head, "need", "lean", "verdict", "gained %"], rows)
+
+
+def network_table(lines: Sequence[Line]) -> str:
+    """A row a network: what it chooses with all parts its own, in percent."""
+    keys = "attention", "objective", "predicted", "told", "training"
+    of: dict[tuple, list[Line]] = {}
+    for line in lines:
+        of.setdefault(tuple(line[key] for key in keys), []).append(line)
+    asked = "forward", "reverse", "source"
+    rows = [
+        [*network, len(own)]
+        + [report.mean_interval([line[f"choice_{name}"] for line in own], 1) for name in asked]
+        for network, own in of.items()
+    ]
+    return report.table([*keys, "seeds", *(f"{name}: choice %" for name in asked)], rows)
+
+
+def claims(lines: Sequence[Line]) -> list[list[str]]:
+    """(claim, statistic, verdict), of the storage as a whole, in the pairs that there are."""
+    rows = []
+    for pair in pairs_of(lines):
+        claim, wanted = CLAIMS[pair]
+        both = [judged(lines, pair, into, "storage") for into in (0, 1)]
+        words = [word for _, word in both]
+        text = "; ".join(
+            f"{question}: need {said(found['need'], 0)}, lean {said(found['lean'], 0)}, {word}"
+            for question, (found, word) in zip(QUESTIONS[pair], both, strict=True)
+        )
+        fails = "fails" if RIVAL[wanted] in words else "undecided"
+        rows.append([claim, text, "holds" if set(words) == {wanted} else fails])
+    return rows
+
+
+def claim_table(lines: Sequence[Line]) -> str:
+    """`claims` as a table."""
+    return verdicts.table(claims(lines))
+
+
+def transplants(lines: Sequence[Line]) -> list[Line]:
+    """Claim 4's: the answers of *B only* with the storage of *A only*, a line a seed."""
+    of = report.select(lines, pair="target", into=0, giver="other")
+    whole = "_storage"
+    return [
+        {"seed": line["seed"]}
+        | {key.removesuffix(whole): x for key, x in line.items() if key.endswith(whole)}
+        for line in of
+    ]
+
+
+def figure(lines: Sequence[Line]):
+    """Choice of the own question with each part from each giver: a panel a pair and receiver."""
+    pairs = pairs_of(lines)
+    drawn, axes = report.new_figure(len(pairs), 2, (7.2, 1.7))
+    for row, pair in zip(axes, pairs, strict=True):
+        for into, ax in enumerate(row):
+            for number, giver in enumerate(GIVERS):
+                key = f"choice_{QUESTIONS[pair][into]}_"
+                of = report.select(lines, pair=pair, into=into, giver=giver)
+                aside = report.beside(ax, 0.15 * number - 0.225)
+                style = dict(fmt="os^D"[number], color=report.color(number), transform=aside)
+                found = [interval(of, key + part) for part in PARTS]
+                report.plot_bounds(ax, range(len(PARTS)), found, giver, ms=4, **style)
+            ax.axhline(100 / 26, color="gray", lw=0.8, ls=":")
+            ax.set_xticks(range(len(PARTS)), PARTS, fontsize=report.SMALL)
+            ax.set_title(f"{pair}: {QUESTIONS[pair][into]}", fontsize=report.SMALL)
+            ax.set(ylim=(-4, 104), ylabel="choice (%)" if into == 0 else None)
+    handles = axes[0, 0].get_legend_handles_labels()
+    drawn.legend(*handles, loc="outside upper center", ncols=4, fontsize=report.SMALL)
+    return drawn
+
+
+def write(workdir: WorkDir, config, lines: Sequence[Line]) -> None:
+    """Keeps the exchanges in patches.jsonl; writes report.md, prints its tables."""
+    kept = "".join(json.dumps(line) + "\n" for line in lines)
+    files.write_atomically(workdir.path / "patches.jsonl", kept)
+    parts = [network_table(workdir.results()), part_table(lines), claim_table(lines)]
+    printed = "\n\n".join(parts)
+    head = f"# Which part holds a direction\n\n{config.data}, {config.steps} steps of "
+    text = f"{head}{config.batch_size}; words and thresholds: docs/causes.md.\n\n{printed}"
+    figures = {"patching": functools.partial(figure, lines)}
+    report.write(workdir.path, text, figures, printed=printed)
