@@ -40,6 +40,7 @@ from experiments import (
     geometry,
     gradient_alignment,
     measure,
+    patching,
     relations,
     relations_study,
     rope_bounds,
@@ -144,6 +145,7 @@ PROGRAMS = {
         causes.Config,
         {"cells": ["causal/next_token"], "length": 3, "steps": 5, "eval_every": 1},
     ),
+    "patching": Program(patching, patching.Config, {"length": 3, "steps": 5, "eval_every": 1}),
     "dial": Program(
         dial, dial.Config, {"sizes": [1], "length": 2, "steps": 5, "eval_every": 1, "width": 8}
     ),

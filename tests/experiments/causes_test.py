@@ -3,8 +3,6 @@
 import dataclasses
 import functools
 import itertools
-import json
-import pathlib
 import types
 
 import artists
@@ -277,58 +275,6 @@ def test_which_letters_are_scored_and_which_pairs_there_are():
     assert sorted(together) == sorted(case_pairs.training_set(6).tolist())
 
 
-def test_a_transplant_takes_the_storage_of_the_other(tmp_path):
-    task = Task(Cell(), CONFIG)
-    folders = []
-    for seed in (0, 1):
-        folders.append(tmp_path / str(seed))
-        folders[-1].mkdir()
-        causes.keep_weights(task.init(seed), folders[-1])
-    mixed = causes.transplanted(*folders)
-    own, other = (task.init(seed).ema_params for seed in (0, 1))
-    assert jax.tree.structure(mixed) == jax.tree.structure(own)
-    block, of_own, of_other = (x["blocks_0"] for x in (mixed, own, other))
-    np.testing.assert_array_equal(mixed["embed"]["embedding"], own["embed"]["embedding"])
-    for part, want in (("query", of_own), ("key", of_own), ("value", of_other), ("out", of_other)):
-        got, want = (x["attention"][part]["kernel"] for x in (block, want))
-        np.testing.assert_array_equal(got, want)
-    np.testing.assert_array_equal(block["mlp"]["up"]["kernel"], of_other["mlp"]["up"]["kernel"])
-    values = task.probabilities(jax.tree.map(jnp.asarray, mixed))
-    assert 0 <= values["choice_reverse"] <= 100
-
-
-def test_the_storage_of_A_only_moves_into_B_only_seed_by_seed(tmp_path, monkeypatch):
-    """What trains and reads is replaced by what it was asked."""
-    monkeypatch.setattr(
-        causes, "transplanted", lambda *folders: [np.array(folder.name) for folder in folders]
-    )
-    asked = []
-
-    def probabilities(params):
-        asked.append(tuple(x.item() for x in params))
-        return {"choice_reverse": np.float32(len(asked))}
-
-    network = types.SimpleNamespace(num_layers=3, width=5, num_heads=4)
-    task = types.SimpleNamespace(probabilities=probabilities, network=network)
-    monkeypatch.setattr(causes, "Task", lambda cell, config: task)
-    monkeypatch.setattr(
-        WorkDir, "folder", lambda self, run, seed: pathlib.Path(f"{run.name}{seed}")
-    )
-    config = dataclasses.replace(CONFIG, cells=("leading",), seeds=(0, 1))
-    workdir = WorkDir(tmp_path / "run")
-    all_runs = page.plan(config, workdir.path)
-    lines = tables.transplant(workdir, config, all_runs)
-    name = {run.identity["predicted"]: run.name for run in all_runs[:3]}
-    assert asked == [(f"{name['B']}{seed}", f"{name['A']}{seed}") for seed in (0, 1)]
-    sizes = dict(layers=3, width=5, heads=4, total_params=2)
-    choices = [{"choice_reverse": 1.0}, {"choice_reverse": 2.0}]
-    assert lines == [{"seed": seed} | sizes | said for seed, said in enumerate(choices)]
-    kept = (workdir.path / "transplant.jsonl").read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line) for line in kept] == lines
-    without = [run for run in all_runs if run.identity["predicted"] != "A"]
-    assert tables.transplant(workdir, config, without) == []
-
-
 # ---------------------------------------------------------------------------------------
 # Tables
 
@@ -490,7 +436,7 @@ def test_the_figures_of_causes_draw_the_cells():
 
 def test_the_figure_of_training_draws_the_first_six_cells(tmp_path, monkeypatch):
     drawn = artists.of_report(monkeypatch, tables.report)
-    for part in ("transplant", "cell_table", "effect_table", "mechanism_table", "claim_table"):
+    for part in ("cell_table", "effect_table", "mechanism_table", "claim_table"):
         monkeypatch.setattr(tables, part, lambda *args: "")
     workdir = WorkDir(tmp_path / "run")
     monkeypatch.setattr(workdir, "stacked", lambda run, seeds: run.name)
@@ -621,7 +567,6 @@ def test_reports_are_written_from_lines_and_curves_alone(tmp_path, capsys, monke
             line = _line(cell, seed, reverse[cell.predicted])
             workdir.record(run, seed, line)
             workdir.save_curves(run, seed, _curves(line))
-    monkeypatch.setattr(tables, "transplant", lambda *args: [])
     tables.write(workdir, CONFIG, all_runs)
     text = (workdir.path / "report.md").read_text()
     assert "| predicted=B | −50.0 (−50.0 to −50.0) |" in text
@@ -742,10 +687,9 @@ def test_heads_of_cells_say_what_stands_under_them():
     }
 
 
-def test_a_cell_is_summarised_by_what_it_predicts_and_two_keep_their_weights(tmp_path):
+def test_a_cell_is_summarised_by_what_it_predicts(tmp_path):
     planned = page.plan(dataclasses.replace(CONFIG, cells=("leading",)), tmp_path)
-    told = [(*run.summarize.args, run.finish) for run in planned]
-    keep = causes.keep_weights
-    assert told == [("both", None), ("A", keep), ("B", keep), ("both", None)]
+    told = [run.summarize.args for run in planned]
+    assert told == [("both",), ("A",), ("B",), ("both",)]
     config = dial.Config(length=4, width=8, sizes=(1, 2), apart=(2,), steps=20, eval_every=4)
     assert {run.summarize.args for run in dial.plan(config, tmp_path)} == {("both",)}
