@@ -47,7 +47,7 @@ TWIN_STREAM = 10**6  # of a twin's noise and data order
 
 
 @dataclasses.dataclass(frozen=True)
-class Learner:
+class Pupil:
     """What one network learns: a cell, and which order its rows tell."""
 
     cell: Cell
@@ -69,10 +69,10 @@ class Learner:
 MASKED, NEXT = Cell(), Cell("causal", "next_token")
 B_ONLY, A_ONLY = Cell(predicted="B"), Cell(predicted="A")
 PAIRS = {  # the two networks; the report has their questions
-    "order": (Learner(MASKED), Learner(MASKED, "reverse")),
-    "target": (Learner(B_ONLY), Learner(A_ONLY)),
-    "answer": (Learner(B_ONLY), Learner(A_ONLY, "reverse")),
-    "next_token": (Learner(NEXT), Learner(NEXT, "reverse")),
+    "order": (Pupil(MASKED), Pupil(MASKED, "reverse")),
+    "target": (Pupil(B_ONLY), Pupil(A_ONLY)),
+    "answer": (Pupil(B_ONLY), Pupil(A_ONLY, "reverse")),
+    "next_token": (Pupil(NEXT), Pupil(NEXT, "reverse")),
 }
 
 
@@ -90,7 +90,7 @@ class Config(causes.Config):
             raise ValueError("--seeds: a stranger is of another seed, so no seed comes twice")
 
     @property
-    def networks(self) -> list[Learner]:
+    def networks(self) -> list[Pupil]:
         """Each once, in the order of the pairs."""
         return list(dict.fromkeys(network for pair in self.pairs for network in PAIRS[pair]))
 
@@ -101,7 +101,7 @@ def plan(config: Config, workdir: pathlib.Path) -> list[runs.Run]:
     return [run for network in config.networks for run in trained(network, config).values()]
 
 
-def trained(network: Learner, config: Config) -> dict[str, runs.Run]:
+def trained(network: Pupil, config: Config) -> dict[str, runs.Run]:
     """The network's training, "own", and its "twin": other noise and order of the data."""
     task, rows = causes.Task(network.cell, config), network.rows(config.length)
     own = task.run(
@@ -141,7 +141,7 @@ def patched(own: Params, other: Mapping[str, Any], part: str) -> Params:
 
 
 def exchanges(
-    config: Config, weights: Callable[[Learner, str, int], Mapping[str, Any]]
+    config: Config, weights: Callable[[Pupil, str, int], Mapping[str, Any]]
 ) -> Iterator[dict[str, Any]]:
     """Lines: of a pair, receiver, giver and seed the answers with each part, `NAME_PART`.
 

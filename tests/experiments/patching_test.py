@@ -45,8 +45,8 @@ def test_a_part_that_is_exchanged_is_exactly_its_leaves(part):
 
 
 def test_rows_that_tell_the_reverse_have_every_placement_with_B_before_a():
-    a_only = page.Learner(page.A_ONLY, "reverse").rows(4)
-    forward = page.Learner(page.A_ONLY).rows(4)
+    a_only = page.Pupil(page.A_ONLY, "reverse").rows(4)
+    forward = page.Pupil(page.A_ONLY).rows(4)
     tokens_BL, letters = a_only["tokens_BL"], NUM_LETTERS
     first, second = np.nonzero(tokens_BL != PAD)[1].reshape(-1, 2).T
     rows = np.arange(len(tokens_BL))
@@ -57,7 +57,7 @@ def test_rows_that_tell_the_reverse_have_every_placement_with_B_before_a():
     assert a_only["noised_BL"].all()
     first, second = np.nonzero(forward["tokens_BL"] != PAD)[1].reshape(-1, 2).T
     assert (forward["tokens_BL"][rows, first] < letters).all()
-    assert set(page.Learner(page.NEXT, "reverse").rows(4)) == {"tokens_BL"}
+    assert set(page.Pupil(page.NEXT, "reverse").rows(4)) == {"tokens_BL"}
 
 
 def test_a_twin_begins_at_the_same_weights_and_has_other_noise(tmp_path):
@@ -71,7 +71,7 @@ def test_a_twin_begins_at_the_same_weights_and_has_other_noise(tmp_path):
         one, two = own.init(3), twin.init(3)
         jax.tree.map(np.testing.assert_array_equal, one.params, two.params)
         assert (jax.random.key_data(one.key) != jax.random.key_data(two.key)).any()
-        rows = page.Learner(page.Cell(predicted=own.identity["predicted"]), own.identity["told"])
+        rows = page.Pupil(page.Cell(predicted=own.identity["predicted"]), own.identity["told"])
         np.testing.assert_array_equal(own.data(0)["tokens_BL"], rows.rows(4)["tokens_BL"])
 
 
@@ -302,7 +302,7 @@ def test_a_row_of_parts_says_each_giver_under_its_head():
 
 
 def test_a_row_of_networks_says_what_they_choose_unpatched():
-    named = page.Learner(page.A_ONLY, "reverse").identity("twin")
+    named = page.Pupil(page.A_ONLY, "reverse").identity("twin")
     keys = "choice_forward", "choice_reverse", "choice_source"
     lines = [named | {"seed": seed} | dict(zip(keys, (4.0, 98.0, 60.0), strict=True))
              for seed in (0, 1)]  # fmt: skip
