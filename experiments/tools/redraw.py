@@ -26,6 +26,7 @@ from experiments.reports import closure as closure_report
 from experiments.reports import cures as cures_report
 from experiments.reports import dial as dial_report
 from experiments.reports import facts as facts_report
+from experiments.reports import patching as patching_report
 from experiments.reports import relations as relations_report
 from experiments.reports import relations_study as relations_study_report
 from experiments.reports import rope_bounds as rope_report
@@ -309,6 +310,7 @@ def cause_figures() -> dict[str, Callable[[], Any]]:
         "dial": part(dial_report.figure, _lines("dial", "results")),
         "causes_effects": part(causes_report.effect_figure, cells),
         "causes_mechanism": part(causes_report.mechanism_figure, every),
+        "causes_patching": part(patching_report.figure, _lines("causes", "patches")),
         "cures": part(cures_report.figure, _lines("cures", "results", "more")),
         "cures_facts": part(cures_report.figure, _lines("cures_facts", "two_words")),
         "closure_phase": part(closure_report.phase_figure, _lines("closure", "results")),
