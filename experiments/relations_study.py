@@ -21,7 +21,8 @@ from dirasym.workdir import WorkDir
 from experiments import flags
 from experiments.flags import flag
 from experiments.reports import relations_study
-from experiments.systems import relations
+from experiments.systems import in_context, relations
+from experiments.systems.in_context import EVALUATIONS
 
 FACTORS: dict[str, dict[str, dict[str, Any]]] = {  # of each, what differs from the base
     "depth": {str(n): dict(n_layers=n) for n in (1, 2, 4, 8, 24)},
@@ -43,7 +44,13 @@ FACTORS: dict[str, dict[str, dict[str, Any]]] = {  # of each, what differs from 
         for n in (1, 2) for m in (2, 4)
     },
 }  # fmt: skip
-OWN_COMMAND = "l2", "in_context", "in_context_more"  # not among the factors unless asked for
+FRESH = "in_context_fresh"  # no sentence comes twice; of each cell, what differs from 2 of 50 names
+PROMPTS: dict[str, dict[str, int]] = {
+    **{f"{m} told": dict(num_facts=m) for m in (1, 2, 4, 8)},
+    "4 told, 2 asked": dict(num_facts=4, num_asked=2),
+    **{f"{n} names": dict(num_names=n) for n in (12, 200, 800)},
+}
+OWN_COMMAND = "l2", "in_context", "in_context_more", FRESH  # not among the factors unless asked for
 PRESETS = {
     "smoke": dict(
         vocab_size=40, embed_dim=8, num_epochs=4, seeds=[0], factors=["weight_decay", "family"]
@@ -57,20 +64,23 @@ PRESETS = {
 class Config:
     """One flag a field."""
 
-    factors: tuple[Literal[tuple(FACTORS)], ...] = flag(
+    factors: tuple[Literal[(*FACTORS, FRESH)], ...] = flag(
         tuple(factor for factor in FACTORS if factor not in OWN_COMMAND),
-        "What to vary; l2: coupled decay; in_context, in_context_more: facts told in the prompt.",
+        "What to vary; l2: coupled decay; in_context and the like: facts told in the prompt.",
     )
     seeds: tuple[int, ...] = flag((0, 1, 2), "One run each.", kind="seed")
     vocab_size: int = flag(200, "Tokens to draw entities from.", 1, 10**6)
     n_layers: int = flag(2, "Layers where depth does not vary.", 1, 1000)
     embed_dim: int = flag(64, "Width.", 1, 10**5)
     num_epochs: int = flag(200, "Epochs.", 1)
+    num_steps: int = flag(6000, "Steps of in_context_fresh; a multiple of 20.", 20)
     lr: float = flag(1e-3, "AdamW's.", 0)
 
     def __post_init__(self):
+        if self.num_steps % EVALUATIONS:
+            raise ValueError(f"--num_steps={self.num_steps} is not a multiple of {EVALUATIONS}")
         for factor in self.factors:
-            for changes in FACTORS[factor].values():
+            for changes in FACTORS.get(factor, {}).values():
                 self.relations(changes)  # raises what does not fit
 
     def relations(self, changes: Mapping[str, Any]) -> relations.Config:
@@ -95,7 +105,11 @@ def plan(config: Config, workdir: pathlib.Path) -> list[runs.Run]:
     learner_of = functools.cache(relations.learner)
     all_runs = []
     for factor in config.factors:
-        for value, changes in FACTORS[factor].items():
+        for value, changes in PROMPTS.items() if factor == FRESH else ():
+            prompts = in_context.Prompts(**changes)
+            learner = in_context.InContext(prompts, config.relations({}), config.num_steps)
+            all_runs.append(learner.run({"factor": factor, "value": value}))
+        for value, changes in FACTORS.get(factor, {}).items():
             c = config.relations(changes)
             more = {"task": c.task, "family": c.family, "num_train": None}
             all_runs.append(learner_of(c).run({"factor": factor, "value": value}, more))
@@ -106,12 +120,13 @@ def write_report(workdir: WorkDir, config: Config, all_runs: Sequence[runs.Run])
     """A table and a figure for each factor."""
     del all_runs
     lines = workdir.results()
+    values = {factor: list(FACTORS.get(factor, PROMPTS)) for factor in config.factors}
     printed = "\n\n".join(
-        relations_study.table(lines, factor, FACTORS[factor]) for factor in config.factors
+        relations_study.tables(factor)(lines, factor, values[factor]) for factor in values
     )
     figures = {
-        factor: functools.partial(relations_study.figures(factor), lines, factor, FACTORS[factor])
-        for factor in config.factors
+        factor: functools.partial(relations_study.figures(factor), lines, factor, values[factor])
+        for factor in values
     }
     text = (
         f"# What changes the reversal curse\n\n{printed}\n\nReversal sentences (in_context: facts "

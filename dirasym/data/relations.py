@@ -4,6 +4,7 @@
     chain            A → B,  B → C,  A ⇒ C             of some triples the third is withheld
     chain_related    A i → B i,  B i → C i,  A i ⇒ C i     names A, B, C are fixed, i varies
     in_context       A → B ↔ B ← A                     some pairs (A, B) are withheld
+    fresh_in_context the same, of facts drawn anew for every sentence
 
 The first token ids are reserved for the relations, and the vocabulary follows them. An entity
 is a word of `word_size` tokens, and each kind of entity has an alphabet of its own. Everything
@@ -16,6 +17,7 @@ import numpy as np
 
 RIGHT, LEFT, BOTH = 0, 1, 2  # →, ← and ↔
 IMPLIES = 1  # ⇒: chains have no ←
+MAX_TRIES = 10_000  # to find a fact that fits those before it
 # Words of three tokens: the original trains on no more, "to make sure training loss = 0".
 MAX_TRAIN_OF_THREE, MAX_VALIDATION_OF_THREE = 100, 50
 
@@ -188,6 +190,66 @@ def in_context(
         num_candidates=num_first,
         panels=_readable(first_of_each),
     )
+
+
+def fresh_in_context(
+    num_names: int = 50,
+    *,
+    num_facts: int = 2,
+    num_asked: int | None = None,
+    num_train: int = 100_000,
+    num_validation: int = 2000,
+    train_share: float = 0.7,
+    seed: int = 0,
+) -> Relations:
+    """Sentences of `in_context` whose facts are all drawn anew: too many to learn by heart.
+
+    Of `num_names` A's with as many B's, each A's share of the B's trains. The facts of a sentence
+    are of one part, trained or withheld. Training sentences ask for one of the last `num_asked`
+    facts (None: of all), validation sentences for each of the m facts by turns: sentence e for
+    that at place e % m.
+
+    Raises:
+      ValueError: as `in_context`, or `num_asked` outside 1 to `num_facts`.
+    """
+    num_asked = num_facts if num_asked is None else num_asked
+    if not 1 <= num_asked <= num_facts <= num_names:
+        raise ValueError(
+            f"1 <= num_asked={num_asked} <= num_facts={num_facts} <= num_names={num_names} is false"
+        )
+    rng = np.random.default_rng(seed)
+    parts = _split(num_names, train_share)
+    b_AB = rng.permuted(np.tile(np.arange(num_names), (num_names, 1)), axis=1)
+    place_E = num_facts - 1 - rng.integers(num_asked, size=num_train)
+    places = place_E, np.arange(num_validation) % num_facts
+
+    def sentences(part: slice, place_E: np.ndarray) -> np.ndarray:
+        told_EF2 = 3 + _drawn(b_AB[:, part], len(place_E), num_facts, rng) + [0, num_names]
+        own_E2 = told_EF2[np.arange(len(place_E)), place_E]
+        facts = [
+            _join(fact_E2[:, :1], RIGHT, fact_E2[:, 1:]) for fact_E2 in told_EF2.swapaxes(0, 1)
+        ]
+        return _join(*facts, BOTH, own_E2[:, 1:], LEFT, own_E2[:, :1])
+
+    train_EL, held_EL = (sentences(*each) for each in zip(parts, places, strict=True))
+    return Relations(train_EL, held_EL, 1, 3 + 2 * num_names, num_names, panels={})
+
+
+def _drawn(b_AP: np.ndarray, count: int, num_facts: int, rng: np.random.Generator) -> np.ndarray:
+    """Facts (A, one of its P partners) of different A's and B's, as numbers: [count, facts, 2]."""
+    told_EF2 = np.full((count, num_facts, 2), -1)
+    for place in range(num_facts):
+        left, tries = np.arange(count), 0
+        while len(left):
+            a_E = rng.integers(len(b_AP), size=len(left))
+            b_E = b_AP[a_E, rng.integers(b_AP.shape[1], size=len(left))]
+            told_EF2[left, place] = fact_E2 = np.stack([a_E, b_E], axis=1)
+            clash_E = (told_EF2[left, :place] == fact_E2[:, None]).any((1, 2))
+            left, tries = left[clash_E], tries + 1
+            if tries > MAX_TRIES:
+                raise ValueError(f"no {num_facts} facts of different entities were found")
+    order_EF = rng.permuted(np.tile(np.arange(num_facts), (count, 1)), axis=1)
+    return told_EF2[np.arange(count)[:, None], order_EF]
 
 
 def _told(a_E1, b_E1, num_facts: int, rng: np.random.Generator) -> np.ndarray:

@@ -38,6 +38,14 @@ VALUES = {
     "whole": "whole\nsentence",
     "masked, whole": "whole,\nbidirectional",
 }
+FRESH_KEYS = {
+    "train_nll": "training NLL",
+    "validation_nll": "withheld NLL",
+    "accuracy": "withheld accuracy",
+}
+# What a guess among the facts told costs, and how often it is right.
+GUESSES = lambda line: np.log(line["num_facts"]), lambda line: 1 / line["num_facts"]
+BASE_FACTS, BASE_NAMES, DISTANT_FACTS = 2, 50, 4  # of in_context_fresh, where they do not vary
 LOWEST = "lowest_validation_nll"
 Lines = Sequence[Mapping[str, Any]]
 
@@ -56,8 +64,26 @@ def guesses(lines: Lines) -> str:
     return " or ".join(f"{x:.3f}" for x in sorted({line["uniform_nll"] for line in lines}))
 
 
+def fresh_table(lines: Lines, factor: str, values: Iterable[str]) -> str:
+    """A row a cell of the facts drawn anew: means and intervals over seeds."""
+    rows = []
+    for value in values:
+        of = report.select(lines, factor=factor, value=value)
+        cells = [interval(of, key) for key in FRESH_KEYS]
+        rows.append([value, *cells, *(f"{guess(of[0]):.3f}" for guess in GUESSES)])
+    header = [factor, *FRESH_KEYS.values(), "a guess among the told", "its accuracy"]
+    return report.table(header, rows)
+
+
+def tables(factor: str) -> Callable[[Lines, str, Iterable[str]], str]:
+    """What tabulates a factor."""
+    return fresh_table if factor == "in_context_fresh" else table
+
+
 def figures(factor: str) -> Callable[[Lines, str, Iterable[str]], Any]:
     """What draws a factor."""
+    if factor == "in_context_fresh":
+        return fresh_figure
     return in_context_figure if factor.startswith("in_context") else figure
 
 
@@ -85,6 +111,42 @@ def in_context_figure(lines: Lines, factor: str, values: Iterable[str]):
     ax.plot(told, np.log(told), "k:", label="guess among those told")
     ax.set(xlabel="facts told in the prompt", ylabel="lowest withheld NLL (nats)", xticks=told)
     report.legend(ax)
+    return drawn
+
+
+def fresh_figure(lines: Lines, factor: str, values: Iterable[str]):
+    """Accuracy on withheld sentences against facts told, the distance of the one, and names."""
+    del values
+    drawn, (axes,) = report.new_figure(1, 3, (2.4, 3.0))
+    lines = report.select(lines, factor=factor)
+    everywhere = report.select(lines, num_asked=None)
+    for ax, key, alike in (
+        (axes[0], "num_facts", dict(num_names=BASE_NAMES)),
+        (axes[2], "num_names", dict(num_facts=BASE_FACTS)),
+    ):
+        seeds_X: dict[int, list[Mapping[str, Any]]] = {}
+        for line in report.select(everywhere, **alike):
+            seeds_X.setdefault(line[key], []).append(line)
+        x = sorted(seeds_X)
+        of = [intervals.student_interval([line["accuracy"] for line in seeds_X[n]]) for n in x]
+        report.plot_intervals(ax, x, of, "asked at any place")
+        ax.plot(x, [1 / seeds_X[n][0]["num_facts"] for n in x], "k:", label="guess among the told")
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(x, [str(n) for n in x])
+    distant = report.select(lines, num_facts=DISTANT_FACTS)
+    distances = range(1, DISTANT_FACTS + 1)
+    for number, asked in enumerate(dict.fromkeys(line["num_asked"] for line in distant)):
+        right_SF = [line["accuracy_by_place"] for line in report.select(distant, num_asked=asked)]
+        of = [intervals.student_interval(column) for column in zip(*right_SF, strict=True)][::-1]
+        label = f"only the {asked} nearest asked" if asked else "asked at any place"
+        style = dict(transform=report.beside(axes[1], 0.06 * number))
+        report.plot_intervals(axes[1], distances, of, label, **style)
+    axes[1].plot(distances, [1 / DISTANT_FACTS] * DISTANT_FACTS, "k:", label="guess")
+    axes[1].set_xticks(distances)
+    for ax, xlabel in zip(axes, ("facts told", "place of the fact asked", "names A"), strict=True):
+        ax.set(xlabel=xlabel, ylim=(-0.04, 1.04))
+    axes[0].set_ylabel("accuracy, withheld sentences")
+    report.legend(axes[1], loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return drawn
 
 
