@@ -145,6 +145,34 @@ def test_facts_told_are_chosen_by_sentences_and_layers(on_file):
     assert rows[1].endswith("| 2.08 |") and rows[4].startswith("| 7000 | 1 | 2 |")
 
 
+def test_facts_drawn_anew_are_tabulated_by_cell(on_file):
+    def line(value, told, asked, seed, steps):
+        return {"value": value, "seed": seed, "num_facts": told, "num_names": 50} | {
+            "num_asked": asked, "train_nll": 1.0, "validation_nll": 2.0, "steps_to_answer": steps,
+            "accuracy": told / 10 + seed / 100,
+            "accuracy_by_place": [place / 10 + seed / 100 for place in range(told)],
+        }  # fmt: skip
+
+    on_file["relations_study/in_context_fresh"] = [
+        line("2 told", 2, None, 0, 600),
+        line("2 told", 2, None, 1, 900),
+        line("near", 4, 2, 0, None),
+        line("near", 4, 2, 1, None),
+        line("half", 4, 3, 0, 300),
+        line("half", 4, 3, 1, None),
+    ]
+    assert len(dynamics.fresh("near")) == 2
+    np.testing.assert_allclose(dynamics.fresh_mean("near"), 0.405)
+    np.testing.assert_allclose(dynamics.fresh_mean("near", "validation_nll"), 2)
+    np.testing.assert_allclose(dynamics.fresh_places("near"), [0.305, 0.205, 0.105, 0.005])
+    rows = dynamics.fresh_table().splitlines()[2:]
+    begins = "| 2 | 2 | 50 | 1.000 ± 0.000 | 2.000 ± 0.000 | 0.205 ± 0.064 | 0.69 |"
+    assert [row.split(" | ")[1] for row in rows] == ["2", "2", "3"]
+    assert rows[0] == f"{begins} 2 of 2, from 600 to 900 |"
+    assert rows[1].endswith("| 1.39 | 0 of 2 |")
+    assert rows[2].endswith("| 1.39 | 1 of 2, from 300 |")
+
+
 def test_gaps_of_world_a_are_paired_and_of_their_epoch(on_file):
     on_file["w/results"] = _world()
     assert world_a.gaps("w", 5, 10) == [3.0, 4.0] and world_a.last_gap("w", 5) == [5.0, 6.0]

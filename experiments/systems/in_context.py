@@ -46,6 +46,13 @@ class InContext:
             network, models.make_apply_fn(network), optimizer, length=length
         )
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Of the network."""
+        params = jax.tree.leaves(jax.eval_shape(self.init, 0).params)
+        known = dict(layers=self.c.n_layers, width=self.c.embed_dim, heads=self.c.n_heads)
+        return {**known, "total_params": sum(x.size for x in params)}
+
     def run(self, identity: Mapping[str, Any]) -> runs.Run:
         """Its training, for any seed."""
         tokens_EL = self.data.train_EL
@@ -79,6 +86,7 @@ class InContext:
         answered_T = np.asarray(history["accuracy"]) >= ANSWERED
         first = int(history["eval_step"][answered_T.argmax()]) if answered_T.any() else None
         return {
+            **self.sizes,
             **dataclasses.asdict(self.prompts),
             "train_nll": float(np.mean(history["loss"][-self.eval_every :])),
             "validation_nll": float(history["validation_nll"][-1]),

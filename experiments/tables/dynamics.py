@@ -2,6 +2,8 @@
 
 import math
 
+import numpy as np
+
 from experiments.reports.relations_study import depth_and_told
 from experiments.tables.common import Line, column, groups, lines, mean, means, number, span, table
 
@@ -166,6 +168,35 @@ def in_context_table() -> str:
             rows.append([sentences, layers, told, *cells, number(math.log(told))])
     header = "training sentences, layers, facts told, training NLL, withheld NLL, its lowest"
     return table(f"{header}, a guess among the told", rows)
+
+
+def fresh(value: str) -> list[Line]:
+    """Runs of a cell of in_context_fresh: `2 told`, `12 names`."""
+    return lines("relations_study/in_context_fresh", value=value)
+
+
+def fresh_mean(value: str, key: str = "accuracy") -> float:
+    """Over a cell's seeds."""
+    return float(np.mean(column(fresh(value), key)))
+
+
+def fresh_places(value: str) -> list[float]:
+    """Accuracy on each place, mean of seeds; the place nearest to the question first."""
+    return np.mean(column(fresh(value), "accuracy_by_place"), axis=0)[::-1].tolist()
+
+
+def fresh_table() -> str:
+    """A row a cell: what its prompts are like, NLL, accuracy and when it answered."""
+    rows = []
+    for of in groups(lines("relations_study/in_context_fresh"), "value").values():
+        told, names, asked = (of[0][key] for key in ("num_facts", "num_names", "num_asked"))
+        cells = means(of, ("train_nll", "validation_nll", "accuracy"))
+        steps = [x for x in column(of, "steps_to_answer") if x is not None]
+        when = f"{len(steps)} of {len(of)}" + (f", from {span(steps, 0)}" if steps else "")
+        rows.append([told, asked or told, names, *cells, number(math.log(told)), when])
+    header = "facts told, nearest asked in training, names A, training NLL, withheld NLL"
+    header += ", withheld accuracy, a guess among the told, seeds that answer"
+    return table(header, rows)
 
 
 def seconds(task: str) -> str:

@@ -99,6 +99,39 @@ def test_in_context_sentences_tell_several_facts_and_ask_for_one():
     assert np.all(np.abs(np.bincount(place) / 1000 - 1 / 3) < 0.06)
 
 
+def test_fresh_sentences_tell_facts_of_one_part_and_ask_for_one_that_may_be_asked():
+    how = dict(num_facts=4, num_asked=2, num_train=3000, num_validation=400)
+    data = relations.fresh_in_context(10, **how)
+    assert data.train_EL.shape == (3000, 3 * 4 + 4) and data.validation_EL.shape == (400, 16)
+    assert (data.vocab_size, data.num_candidates, data.word_size) == (23, 10, 1)
+    place, pairs = {}, {}
+    for name in ("train_EL", "validation_EL"):
+        place[name], pairs[name] = [], set()
+        for row in getattr(data, name).tolist():
+            told = [(row[3 * n], row[3 * n + 2]) for n in range(4)]
+            assert [row[3 * n + 1] for n in range(4)] == [RIGHT] * 4
+            assert len({a for a, _ in told}) == len({b for _, b in told}) == 4
+            assert all(3 <= a < 13 <= b < 23 for a, b in told)
+            assert row[12] == BOTH and row[14] == LEFT
+            place[name].append(told.index((row[15], row[13])))  # what is asked is told
+            pairs[name].update(told)
+    given, withheld = pairs["train_EL"], pairs["validation_EL"]
+    assert (len(given), len(withheld)) == (70, 30) and not given & withheld
+    assert np.unique([a for a, _ in withheld], return_counts=True)[1].tolist() == [3] * 10
+    assert place["validation_EL"] == [0, 1, 2, 3] * 100
+    assert np.all(np.abs(np.bincount(place["train_EL"]) / 3000 - [0, 0, 0.5, 0.5]) < 0.04)
+    assert len({tuple(row) for row in data.train_EL.tolist()}) > 2990  # drawn anew
+
+
+def test_every_place_of_a_fresh_sentence_has_the_same_facts_and_all_are_asked():
+    data = relations.fresh_in_context(4, num_facts=3, num_train=9000, seed=1)
+    asked = (data.train_EL[:, [0, 3, 6]] == data.train_EL[:, -1:]).mean(axis=0)
+    np.testing.assert_allclose(asked, 1 / 3, atol=0.02)
+    for place in (0, 3, 6):  # a fact that was drawn early is told at any place
+        shares = np.unique(data.train_EL[:, place], return_counts=True)[1] / 9000
+        np.testing.assert_allclose(shares, 1 / 4, atol=0.02)
+
+
 def test_panels_are_aligned_and_end_in_different_tokens():
     for data in (
         relations.reversal(),
@@ -144,6 +177,7 @@ def test_the_seed_decides_everything():
         relations.chain,
         relations.chain_related,
         relations.in_context,
+        relations.fresh_in_context,
     ):
         np.testing.assert_array_equal(make(seed=3).train_EL, make(seed=3).train_EL)
         assert (make(seed=3).train_EL != make(seed=4).train_EL).any()
@@ -163,6 +197,11 @@ def test_bad_input():
         (lambda: relations.in_context(num_facts=8, num_second=7), "no 8 facts of different"),
         (lambda: relations.in_context(num_facts=0), "num_facts must be positive"),
         (lambda: relations.in_context(num_first=0), "num_first must be positive"),
+        (lambda: relations.fresh_in_context(num_asked=3), "num_asked=3 <= num_facts=2"),
+        (lambda: relations.fresh_in_context(num_asked=0), "1 <= num_asked=0"),
+        (lambda: relations.fresh_in_context(2, num_facts=3), "num_facts=3 <= num_names=2"),
+        (lambda: relations.fresh_in_context(10, train_share=0), r"in \(0, 1\), got 0"),
+        (lambda: relations.fresh_in_context(2, num_facts=2, train_share=0.9), "splits 2 into"),
         (lambda: relations.in_context(num_second=1), "splits 1 into 1 to train on and 0"),
     ):
         with pytest.raises(ValueError, match=words):
