@@ -143,7 +143,7 @@ def fresh_figure(lines: Lines, factor: str, values: Iterable[str]):
         report.plot_intervals(axes[1], distances, of, label, **style)
     axes[1].plot(distances, [1 / DISTANT_FACTS] * DISTANT_FACTS, "k:", label="guess")
     axes[1].set_xticks(distances)
-    for ax, xlabel in zip(axes, ("facts told", "place of the fact asked", "names A"), strict=True):
+    for ax, xlabel in zip(axes, ("facts told", "fact asked (1: nearest)", "names A"), strict=True):
         ax.set(xlabel=xlabel, ylim=(-0.04, 1.04))
     axes[0].set_ylabel("accuracy, withheld sentences")
     report.legend(axes[1], loc="lower center", bbox_to_anchor=(0.5, 1.0))

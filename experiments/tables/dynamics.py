@@ -170,6 +170,13 @@ def in_context_table() -> str:
     return table(f"{header}, a guess among the told", rows)
 
 
+FRESH_CELLS = (
+    *(f"{m} told" for m in (1, 2, 4, 8)),
+    "4 told, 2 asked",
+    *(f"{n} names" for n in (12, 200, 800)),
+)
+
+
 def fresh(value: str) -> list[Line]:
     """Runs of a cell of in_context_fresh: `2 told`, `12 names`."""
     return lines("relations_study/in_context_fresh", value=value)
