@@ -164,6 +164,7 @@ def test_facts_drawn_anew_are_tabulated_by_cell(on_file):
     assert len(dynamics.fresh("near")) == 2
     np.testing.assert_allclose(dynamics.fresh_mean("near"), 0.405)
     np.testing.assert_allclose(dynamics.fresh_mean("near", "validation_nll"), 2)
+    assert dynamics.fresh_percent("2 told", "near") == "20, 40"
     np.testing.assert_allclose(dynamics.fresh_places("near"), [0.305, 0.205, 0.105, 0.005])
     rows = dynamics.fresh_table().splitlines()[2:]
     begins = "| 2 | 2 | 50 | 1.000 ± 0.000 | 2.000 ± 0.000 | 0.205 ± 0.064 | 0.69 |"

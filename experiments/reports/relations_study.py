@@ -45,7 +45,8 @@ FRESH_KEYS = {
 }
 # What a guess among the facts told costs, and how often it is right.
 GUESSES = lambda line: np.log(line["num_facts"]), lambda line: 1 / line["num_facts"]
-BASE_FACTS, BASE_NAMES, DISTANT_FACTS = 2, 50, 4  # of in_context_fresh, where they do not vary
+BASE_FACTS, BASE_NAMES = 2, 50  # of in_context_fresh, where they do not vary
+DISTANCES = (2, None), (4, None), (4, 2)  # facts told and asked in training, drawn by place
 LOWEST = "lowest_validation_nll"
 Lines = Sequence[Mapping[str, Any]]
 
@@ -133,21 +134,27 @@ def fresh_figure(lines: Lines, factor: str, values: Iterable[str]):
         ax.plot(x, [1 / seeds_X[n][0]["num_facts"] for n in x], "k:", label="guess among the told")
         ax.set_xscale("log", base=2)
         ax.set_xticks(x, [str(n) for n in x])
-    distant = report.select(lines, num_facts=DISTANT_FACTS)
-    distances = range(1, DISTANT_FACTS + 1)
-    for number, asked in enumerate(dict.fromkeys(line["num_asked"] for line in distant)):
-        right_SF = [line["accuracy_by_place"] for line in report.select(distant, num_asked=asked)]
-        of = [intervals.student_interval(column) for column in zip(*right_SF, strict=True)][::-1]
-        label = f"only the {asked} nearest asked" if asked else "asked at any place"
-        style = dict(transform=report.beside(axes[1], 0.06 * number))
-        report.plot_intervals(axes[1], distances, of, label, **style)
-    axes[1].plot(distances, [1 / DISTANT_FACTS] * DISTANT_FACTS, "k:", label="guess")
-    axes[1].set_xticks(distances)
+    _draw_distance(axes[1], report.select(lines, num_names=BASE_NAMES))
     for ax, xlabel in zip(axes, ("facts told", "fact asked (1: nearest)", "names A"), strict=True):
-        ax.set(xlabel=xlabel, ylim=(-0.04, 1.04))
+        ax.set(xlabel=xlabel, ylim=(-0.06, 1.1))
     axes[0].set_ylabel("accuracy, withheld sentences")
     report.legend(axes[1], loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return drawn
+
+
+def _draw_distance(ax, lines: Lines) -> None:
+    """Accuracy by the place of the fact asked for, the last told first."""
+    for number, (told, asked) in enumerate(DISTANCES):
+        of = report.select(lines, num_facts=told, num_asked=asked)
+        right_SF = [line["accuracy_by_place"] for line in of]
+        means = [intervals.student_interval(column) for column in zip(*right_SF, strict=True)]
+        label = f"{told} told" + (f", nearest {asked} trained" if asked else "")
+        distances, style = range(1, told + 1), dict(transform=report.beside(ax, 0.06 * number))
+        report.plot_intervals(ax, distances, means[::-1], label, **style)
+        if not asked:
+            label = "guess among the told" if not number else None
+            ax.plot(distances, [1 / told] * told, "k:", label=label)
+    ax.set_xticks(distances)
 
 
 def figure(lines: Lines, factor: str, values: Iterable[str]):

@@ -5,7 +5,18 @@ import math
 import numpy as np
 
 from experiments.reports.relations_study import depth_and_told
-from experiments.tables.common import Line, column, groups, lines, mean, means, number, span, table
+from experiments.tables.common import (
+    Line,
+    column,
+    each,
+    groups,
+    lines,
+    mean,
+    means,
+    number,
+    span,
+    table,
+)
 
 TASKS = "reversal", "chain", "chain_related", "icl"
 ONE_LAYER = {  # cases of the one-layer model
@@ -185,6 +196,11 @@ def fresh(value: str) -> list[Line]:
 def fresh_mean(value: str, key: str = "accuracy") -> float:
     """Over a cell's seeds."""
     return float(np.mean(column(fresh(value), key)))
+
+
+def fresh_percent(*values: str) -> str:
+    """Accuracy of cells in percent, `100, 96, 7`."""
+    return each([100 * fresh_mean(value) for value in values], 0)
 
 
 def fresh_places(value: str) -> list[float]:

@@ -198,7 +198,7 @@ def cosines_of_one_origin():
 
 def study_figures() -> dict[str, Callable[[], Any]]:
     """Factor by factor."""
-    lines = _lines("relations_study", "results", "l2", "in_context")
+    lines = _lines("relations_study", "results", "l2", "in_context", "in_context_fresh")
     found: dict[str, dict[str, None]] = {}
     for line in lines:
         found.setdefault(line["factor"], {})[line["value"]] = None

@@ -111,18 +111,21 @@ def test_three_panels_show_facts_distance_and_names():
     drawn = [{c.get_label(): c[0].get_xydata() for c in ax.containers} for ax in figure.axes]
     told = [[1, 0.005], [2, 0.105], [4, 0.205], [8, 0.305]]
     np.testing.assert_allclose(drawn[0]["asked at any place"], told)
-    # The last place is the nearest, and stands first; base and seeds as in `_lines`.
+    # The last place is the nearest, and stands first.
     anywhere = [[1, 0.24], [2, 0.23], [3, 0.22], [4, 0.21]]
     nearest = [[1, 0.44], [2, 0.43], [3, 0.42], [4, 0.41]]
-    np.testing.assert_allclose(drawn[1]["asked at any place"], anywhere)
-    np.testing.assert_allclose(drawn[1]["only the 2 nearest asked"], nearest)
+    assert list(drawn[1]) == ["2 told", "4 told", "4 told, nearest 2 trained"]
+    np.testing.assert_allclose(drawn[1]["2 told"], [[1, 0.12], [2, 0.11]])
+    np.testing.assert_allclose(drawn[1]["4 told"], anywhere)
+    np.testing.assert_allclose(drawn[1]["4 told, nearest 2 trained"], nearest)
+    dotted = [x.get_xydata().tolist() for x in distance.get_lines() if x.get_linestyle() == ":"]
+    assert dotted == [[[1, 0.5], [2, 0.5]], [[n, 0.25] for n in (1, 2, 3, 4)]]
     base = [[12, 0.505], [50, 0.105], [800, 0.605]]
     np.testing.assert_allclose(drawn[2]["asked at any place"], base)
     guesses = [ax.get_lines()[-1].get_ydata() for ax in (number, names)]
     np.testing.assert_allclose(guesses[0], [1, 1 / 2, 1 / 4, 1 / 8])
     np.testing.assert_allclose(guesses[1], [1 / 2] * 3)
     artists.hides_nothing(figure)
-    del distance
 
 
 def test_heads_of_fresh_facts_say_what_stands_under_them():
