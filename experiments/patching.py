@@ -19,7 +19,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from dirasym import runs, training
+from dirasym import models, runs, training
 from dirasym.analysis import blocks
 from dirasym.types import Params
 from dirasym.workdir import WorkDir
@@ -169,6 +169,7 @@ def exchanges(
                 other = weights(PAIRS[pair][1 - into], "own", seed)
                 for giver, given in ({"other": other} | givers).items():
                     line = {"pair": pair, "into": into, "giver": giver, "seed": seed}
+                    line |= models.sizes(task.network, own)
                     for part in PARTS:
                         found = answers(patched(own, given, part))
                         line |= {f"{k}_{part}": round(float(x), 4) for k, x in found.items()}

@@ -7,12 +7,14 @@ Question  `analysis.alignment.cross_alignment` of a random LLaMA's next-token gr
           process. PyTorch's tools cover linear layers alone, the head among them: all agree there.
 Command   python -m experiments.benchmarks.cross_matrix
 Cost      about 3 minutes on 2 CPU cores; kronfluence, bergson, transformers where installed.
-Expected  factored 1.25 times as fast as kronfluence: on two quiet cores (2026-11-27,
-          OMP_WAIT_POLICY=passive) factored 3.66 s, kronfluence 4.59, plain 4.23, direct 6.40,
-          equal sides 2.00. At 6 layers of width 192 (MLP 512, 3,000 tokens, 48 × 96 examples of
-          96 tokens) 5.13, 5.61, 5.02, 5.60, 1.85. The goal is 1.3 times. Alone in a process
-          factored took at most 1.5 GB (2.8 at 6 × 192) and plain 3.1 (3.0); kronfluence, measured
-          before, 2.2 at the first size.
+Expected  factored faster than all others. By how much depends on the processor (2 quiet cores,
+          OMP_WAIT_POLICY=passive, seconds, fastest of 3). 2026-11-28, an AMD EPYC with AVX-512:
+          factored 1.45, kronfluence 3.59, plain 1.99, direct 2.88, equal sides 0.95; with torch
+          2.14 in place of 2.13 1.54, kronfluence 3.97, bergson 3.13. At 6 layers of width 192 (MLP
+          512, 3,000 tokens, 48 × 96 examples of 96 tokens) 1.85, 4.15, 2.21, 2.27, 0.78; and 1.89,
+          4.47, bergson 3.66. The day before, on another: 3.66, kronfluence 4.59, plain 4.23; and
+          5.13, 5.61, 5.02. Alone in a process factored took at most 1.5 GB (2.8 at 6 × 192) and
+          plain 3.1 (3.0); kronfluence, measured before, 2.2 at the first size.
 """
 
 import dataclasses

@@ -40,18 +40,11 @@ class InContext:
         self.prompts, self.c, self.num_steps = prompts, c, num_steps
         self.eval_every = num_steps // EVALUATIONS
         length = self.data.train_EL.shape[1]
-        network = models.Transformer(c.transformer(self.data.vocab_size, length))
+        self.network = network = models.Transformer(c.transformer(self.data.vocab_size, length))
         optimizer = training.make_optimizer(c.lr, weight_decay=c.weight_decay, clip_norm=None)
         self.init = training.initializer(
             network, models.make_apply_fn(network), optimizer, length=length
         )
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Of the network."""
-        params = jax.tree.leaves(jax.eval_shape(self.init, 0).params)
-        known = dict(layers=self.c.n_layers, width=self.c.embed_dim, heads=self.c.n_heads)
-        return {**known, "total_params": sum(x.size for x in params)}
 
     def run(self, identity: Mapping[str, Any]) -> runs.Run:
         """Its training, for any seed."""
@@ -66,6 +59,7 @@ class InContext:
             eval_every=self.eval_every,
             batch_size=self.c.batch_size,
             init=self.init,
+            network=self.network,
             evaluate=jax.jit(self.evaluate),
             summarize=self.summarize,
         )
@@ -86,7 +80,6 @@ class InContext:
         answered_T = np.asarray(history["accuracy"]) >= ANSWERED
         first = int(history["eval_step"][answered_T.argmax()]) if answered_T.any() else None
         return {
-            **self.sizes,
             **dataclasses.asdict(self.prompts),
             "train_nll": float(np.mean(history["loss"][-self.eval_every :])),
             "validation_nll": float(history["validation_nll"][-1]),

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dirasym import models
 from experiments import relations_study
 from experiments.reports import relations_study as study_report
 from experiments.systems import relations
@@ -60,11 +61,13 @@ def test_a_result_line_says_the_last_evaluation_and_when_it_answered():
         "nll_by_place": np.arange(16.0).reshape(4, 4),
         "accuracy_by_place": np.arange(16.0).reshape(4, 4) / 16,
     }
-    line = _cell().summarize(history)
+    cell = _cell()
+    line = cell.summarize(history)
     assert (line["num_facts"], line["num_names"], line["num_asked"]) == (4, 10, None)
-    assert (line["layers"], line["width"], line["heads"]) == (1, 8, 2)
+    sizes = models.sizes(cell.run({"value": 1}).network, cell.init(0).params)
+    assert (sizes["layers"], sizes["width"], sizes["heads"]) == (1, 8, 2)
     embeddings, norms, attention, mlp = (23 + 16) * 8, 3 * 16, 4 * 72, 288 + 264
-    assert line["total_params"] == embeddings + norms + attention + mlp
+    assert sizes["total_params"] == embeddings + norms + attention + mlp
     assert (line["train_nll"], line["validation_nll"], line["lowest_validation_nll"]) == (4, 3, 1)
     assert (line["accuracy"], line["steps_to_answer"]) == (0.5, 2)
     assert line["nll_by_place"] == [12, 13, 14, 15]
