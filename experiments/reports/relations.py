@@ -118,8 +118,7 @@ def size_figure(config, curves, epochs, results):
     ax, epoch_T = axes[0, 0], epochs[config.sizes[0]]
     last = len(epoch_T) - 1
     for row in sorted({*(2**n for n in range(last.bit_length())), last}):
-        nll = [curves[size]["validation_nll"][row] for size in config.sizes]
-        found = [intervals.student_interval(x) for x in nll]
+        found = [intervals.student_interval(curves[n]["validation_nll"][row]) for n in config.sizes]
         report.plot_intervals(ax, config.sizes, found, f"epoch {epoch_T[row]:g}")
     guesses = [report.select(results, num_train=n)[0]["uniform_nll"] for n in config.sizes]
     ax.plot(config.sizes, guesses, color="black", ls=":", label="uniform guess")

@@ -28,7 +28,7 @@ def _last(lines, key):
 def drawn():
     """What each figure is given."""
     pytest.importorskip("matplotlib")
-    return {name: draw.args for name, draw in redraw.figures().items()}
+    return {name: getattr(draw, "args", ()) for name, draw in redraw.figures().items()}
 
 
 def test_curves_of_seeds_are_stacked_as_a_work_directory_stacks_them(tmp_path, monkeypatch):
