@@ -401,15 +401,15 @@ class _Group:
         return extended(history, {key: np.asarray(x)[None] for key, x in values.items()})
 
     def _record(self, states, histories) -> None:
-        histories = self._timed(histories)  # with the last checkpoint
-        for seed, state, history in zip(self.seeds, states, histories, strict=True):
+        whole = self._timed(histories)  # with the last checkpoint, which the curves leave out
+        for seed, state, history, last in zip(self.seeds, states, histories, whole, strict=True):
             if self.run.finish is not None:
                 folder = self.workdir.folder(self.run, seed)
                 history = history | jax.device_get(dict(self.run.finish(state, folder)))
             self.workdir.save_curves(self.run, seed, history)
             summary = run_arguments.check_line(self.run.summarize(history), self.run.identity)
             line = self._sizes(state) | summary
-            line["run_wall_time_sec"] = float(history["wall_time_sec"])
+            line["run_wall_time_sec"] = float(last["wall_time_sec"])
             self.workdir.record(self.run, seed, line)
 
     def _sizes(self, state: TrainState) -> dict[str, Any]:

@@ -165,14 +165,14 @@ def _run(name: str, config_type: type, report, plan) -> None:
         runs.check(all_runs, seeds, **how)
         runs.check_memory(all_runs, seeds)
     if FLAGS.dry_run:
-        lines = runs.sweep(all_runs, seeds, path, dry_run=True, **how)
+        lines = runs.sweep(all_runs, seeds, path, dry_run=True, **how) if all_runs else []
         return print(tables.plan_table(lines, devices.product_rate()))
     kept = [f.name for f in dataclasses.fields(config) if not f.metadata["report_only"]]
     wanted = {"experiment": name, "backend": FLAGS.backend, **{f: getattr(config, f) for f in kept}}
     workdir = WorkDir(path, wanted, results_path=getattr(config, "output", "") or None)
     for option in ("time_limit", "checkpoint_every", "keep_checkpoints", "progress"):
         how[option] = FLAGS[option].value
-    runs.sweep(all_runs, seeds, workdir, recipe=False, **how)
+    _ = all_runs and runs.sweep(all_runs, seeds, workdir, recipe=False, **how)  # some only read
     if missing := workdir.missing((run, seed) for run in all_runs for seed in seeds):
         print(f"part {FLAGS.shard} is done; {len(missing)} of others are not in {path}")
     elif jax.process_index() == 0:
