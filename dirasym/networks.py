@@ -165,9 +165,8 @@ class Network:
         floats = [t for t in (*types, one_LV.dtype) if jnp.issubdtype(t, jnp.floating)]
         rounding = max(float(jnp.finfo(t).eps) for t in floats) ** 0.5
         one_LV, other_LV = (np.asarray(x, np.float64) for x in (one_LV, other_LV))
-        one_R, other_R = (
-            x[np.abs(one_LV) < 1e4] for x in (one_LV, other_LV)
-        )  # the rest: ruled out
+        allowed_LV = np.abs(one_LV) < 1e4  # the rest is ruled out
+        one_R, other_R = one_LV[allowed_LV], other_LV[allowed_LV]
         if (np.abs(one_R - other_R) > rounding * np.abs(one_R).sum() / max(1, len(one_R))).any():
             raise ValueError(
                 "kind is 'causal', and the model looks ahead: another last token changes logits "

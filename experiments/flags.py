@@ -170,9 +170,9 @@ def _run(name: str, config_type: type, report, plan) -> None:
     kept = [f.name for f in dataclasses.fields(config) if not f.metadata["report_only"]]
     wanted = {"experiment": name, "backend": FLAGS.backend, **{f: getattr(config, f) for f in kept}}
     workdir = WorkDir(path, wanted, results_path=getattr(config, "output", "") or None)
-    for option in ("time_limit", "checkpoint_every", "keep_checkpoints", "progress"):
-        how[option] = FLAGS[option].value
-    _ = all_runs and runs.sweep(all_runs, seeds, workdir, recipe=False, **how)  # some only read
+    more = {x: FLAGS[x].value for x in ("time_limit", "checkpoint_every", "keep_checkpoints")}
+    if all_runs:  # what only reads or solves has none
+        runs.sweep(all_runs, seeds, workdir, recipe=False, progress=FLAGS.progress, **how, **more)
     if missing := workdir.missing((run, seed) for run in all_runs for seed in seeds):
         print(f"part {FLAGS.shard} is done; {len(missing)} of others are not in {path}")
     elif jax.process_index() == 0:

@@ -164,7 +164,7 @@ def _alignment_program(losses, shapes, how, chunk_size, mesh) -> Callable[..., A
     """The compiled comparison for arguments of these shapes."""
     params, *example = _from_shapes(shapes)
     fwd, rev = ((loss, *example) for loss in losses)
-    problem = _problem(params, fwd, rev, how)
+    problem = Problem.of(params, fwd, rev, **how)
     direct, share = problem.direct(params)
 
     def compare(params, *example):
@@ -267,18 +267,10 @@ def cross_alignment(
     return made(cross.into_files(pathlib.Path(out), params, rows, columns, identity))
 
 
-def _problem(params: Params, fwd: Any, rev: Any, how: dict[str, Any]) -> Problem:
-    problem = Problem.of(params, fwd, rev, **how)
-    if how["heads"] and all(axis is None for axis in problem.parts.head_axes):
-        path = problem.parts.paths[0]
-        raise ValueError(f"heads: no parameter of attention has an axis of heads, such as {path!r}")
-    return problem
-
-
 def _cross_program(losses, shapes, how, is_same, is_one_loss, tiles) -> CrossMatrix:
     params, first, first_rev, rows, columns = _from_shapes(shapes)
     fwd, rev = losses
-    problem = _problem(params, (fwd, first), (rev, first_rev), how)
+    problem = Problem.of(params, (fwd, first), (rev, first_rev), **how)
     is_one_loss = is_one_loss and _shapes(first) == _shapes(first_rev)
     tiles = tiles | dict(is_one_loss=is_one_loss, is_symmetric=is_one_loss and is_same)
     return CrossMatrix(problem, params, rows, columns, **tiles)

@@ -75,11 +75,8 @@ class Traced:
         """Traces it once; shapes and dtypes will do for the arguments.
 
         Raises:
-          TypeError: a loss that is no function.
           ValueError: a loss that is not a scalar float, or has side effects.
         """
-        if not callable(loss):
-            raise TypeError(f"{name} must be a function, got {loss!r}")
         # JAX keeps the trace of a function by its identity, whatever became of what it reads.
         anew = lambda *args: loss(*args)  # noqa: E731
         closed, shape = jax.make_jaxpr(anew, return_shape=True)(params, *example)

@@ -44,8 +44,8 @@ class Problem:
         """Of two losses, each with one of its examples, if it has examples.
 
         Raises:
-          ValueError: a loss that is no scalar float or has side effects, bad blocks, or with
-            `strict` parameters that are not factored, by path.
+          ValueError: a loss that is no scalar float or has side effects, bad blocks, heads of
+            what has none, or with `strict` parameters that are not factored, by path.
           TypeError: parameters that are not floats, by path.
         """
         Blocks.of(params, None)
@@ -53,6 +53,9 @@ class Problem:
         traced_rev = Traced.of("loss_rev", rev[0], params, *rev[1:])
         plan = Plan.of(params, traced_fwd, traced_rev)
         parts = Blocks.of(params, blocks, scanned=plan.scanned, heads=heads)
+        if heads and all(axis is None for axis in parts.head_axes):
+            known = f"such as {parts.paths[0]!r}"
+            raise ValueError(f"heads: no parameter of attention has an axis of heads, {known}")
         shapes = tuple(map(jnp.shape, jax.tree.leaves(params)))
         reasons: dict[int, str] = {}
         for n, (shape, axis, is_stacked) in enumerate(

@@ -19,6 +19,7 @@ import numpy as np
 from dirasym import report, results
 from dirasym.usage import UsageError
 from experiments import gradient_alignment, rope_bounds, toy_reversal, toy_study
+from experiments import relations as relations_page
 from experiments.flags import flag
 from experiments.reports import alignment as alignment_report
 from experiments.reports import causes as causes_report
@@ -61,7 +62,6 @@ LEADING = {  # of `causes`: how a figure calls them
     "B only": "attention=bidirectional,objective=masked_diffusion,predicted=B",
     "causal, next token": "attention=causal,objective=next_token,predicted=both",
 }
-EPOCHS = 400  # of `relations --preset=quick`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,23 +238,25 @@ def relations_figures() -> dict[str, Callable[[], Any]]:
     name = "task=reversal,family=gpt2"
     curves = stacked("relations", name, range(3), first=("cosines", "weights_"))
     lines = _lines("relations", "reversal_quick")
-    epochs = curves["eval_step"] * EPOCHS / curves["eval_step"][-1]
-    size = config.sizes[0]
-    part = functools.partial
+    quick = relations_page.PRESETS["quick"]
+
+    def passed(of):  # in epochs
+        return of["eval_step"] * quick["num_epochs"] / of["eval_step"][-1]
+
+    epochs, size, part = passed(curves), config.sizes[0], functools.partial
     chain = stacked("relations", "task=chain,family=gpt2", range(3), first=("cosines", "weights_"))
-    chain_epochs = chain["eval_step"] * EPOCHS / chain["eval_step"][-1]
-    related = relations.Config(task="chain_related", num_train=(2, 5, 20, 50))
+    related = relations.Config(task="chain_related", num_train=tuple(quick["num_train"]))
     by_size = {
         n: stacked("relations", f"task=chain_related,family=gpt2,num_train={n}", range(3))
         for n in related.sizes
     }
-    related_epochs = {n: x["eval_step"] * EPOCHS / x["eval_step"][-1] for n, x in by_size.items()}
-    guesses = _lines("relations", "chain_related_quick")
+    epochs_by_size = {n: passed(of) for n, of in by_size.items()}
+    related_lines = _lines("relations", "chain_related_quick")
     return {
         "relations_chain_related": part(
-            relations_report.size_figure, related, by_size, related_epochs, guesses
+            relations_report.size_figure, related, by_size, epochs_by_size, related_lines
         ),
-        "relations_chain_gaps": part(relations_report.gap_figure, chain, chain_epochs),
+        "relations_chain_gaps": part(relations_report.gap_figure, chain, passed(chain)),
         "relations_reversal_nll": part(
             relations_report.nll_figure, config, {size: curves}, {size: epochs}, lines
         ),

@@ -649,23 +649,24 @@ def test_other_examples_than_one_loss_reads_are_named(method):
     np.testing.assert_allclose(found.inner["w"], np.full((4, 4), 2.0))
 
 
-@pytest.mark.parametrize("mesh", ["data", 2])
+def _mesh_of_x():
+    return jax.sharding.Mesh(np.array(jax.devices()[:1]), ("x",))
+
+
+@pytest.mark.parametrize(
+    ("mesh", "error", "said"),
+    [
+        (lambda: "data", TypeError, r"^mesh must be a jax.sharding.Mesh, got"),
+        (lambda: 2, TypeError, r"^mesh must be a jax.sharding.Mesh, got"),
+        (_mesh_of_x, ValueError, r"mesh: .* an axis 'data'; this has 'x'"),
+    ],
+)
 @pytest.mark.parametrize("method", ["direct", "factored"])
-def test_what_is_no_mesh_is_named(mesh, method):
+def test_a_mesh_that_splits_no_batch_is_named(mesh, error, said, method):
     loss, params, rows = lambda p, x: (x @ p["w"]).sum(), {"w": jnp.ones((2, 1))}, jnp.ones((4, 2))
     for call in (alignment.alignment, alignment.cross_alignment):
-        with pytest.raises(TypeError, match=r"^mesh must be a jax.sharding.Mesh, got"):
-            call(loss, loss, params, examples=rows, method=method, mesh=mesh)
-
-
-@pytest.mark.parametrize("method", ["direct", "factored"])
-def test_a_mesh_that_splits_no_batch_is_named(method):
-    loss, params, rows = lambda p, x: (x @ p["w"]).sum(), {"w": jnp.ones((2, 1))}, jnp.ones((4, 2))
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("x",))
-    with pytest.raises(ValueError, match=r"mesh: .* an axis 'data'; this has 'x'"):
-        alignment.alignment(loss, loss, params, examples=rows, method=method, mesh=mesh)
-    with pytest.raises(ValueError, match=r"mesh: .* an axis 'data'; this has 'x'"):
-        alignment.cross_alignment(loss, loss, params, rows, method=method, mesh=mesh)
+        with pytest.raises(error, match=said):
+            call(loss, loss, params, examples=rows, method=method, mesh=mesh())
 
 
 def _deleted():
