@@ -129,7 +129,9 @@ def test_a_step_does_not_depend_on_microbatches(name):
         return _read(params["table"], tokens, valid_BL, causal=name in CAUSAL)
 
     params, key = {"table": jnp.asarray(TABLE)}, jax.random.key(8, impl="rbg")
-    state = training.create_state(apply_fn, params, optax.sgd(1.0), key)
+    state = training.create_state(
+        rows.knowing(apply_fn, len(TABLE[0])), params, optax.sgd(1.0), key
+    )
     moved = []
     for parts in (1, 2, 8):
         how = dict(objective=OBJECTIVES[name], microbatches=parts)
