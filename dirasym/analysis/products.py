@@ -3,7 +3,8 @@
 With gradients G = Σ_t a_t g_tᵀ of [C, F] entries and T tokens, ⟨G, G'⟩ is either
 
   Σ_ts (a_t·a'_s)(g_t·g'_s), of T·T'·(C + F) multiplications a pair, no gradient formed; or
-  the product of two formed gradients: C·F a pair, after T·C·F a gradient.
+  the product of two formed gradients: C·F a pair, after T·C·F a gradient, and the time to write
+  and read its C·F entries.
 
 Which is cheaper depends on the shapes alone (the "mixed ghost" choice of arXiv 2205.10683, §4),
 and on how many pairs a formed gradient takes part in. Sums are in float32 or better.
@@ -23,6 +24,9 @@ Leaf = Formed | Factors | None
 # all gradients formed at a time. 1.5 to 2 times as fast as all at once.
 BLOCK = 4096
 FORMED_BYTES = 2**24
+# Multiplications of a matrix product in the time that an entry of a formed gradient takes on its
+# way to memory and back: 150 GFLOP/s beside 20 GB/s on CPUs, and more on accelerators.
+ENTRY_COST = 32
 
 
 def three_products(fwd: Leaf, rev: Leaf) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -202,9 +206,12 @@ def _sum_blocks(product: Any, length: int, size: int) -> jax.Array:
 
 
 def _forming_cost(factors: Factors) -> int:
-    """Multiplications that form all gradients of these factors, of one example or of many."""
+    """Of all gradients of these factors, of one example or of many, in multiplications."""
     dense = 0 if factors.dense is None else factors.dense.right.size * factors.num_rows
-    return dense + (0 if factors.lookup is None else factors.lookup.right.size)
+    right = _uses(factors)[0].right
+    num_entries = right.size // right.shape[-2] * factors.num_rows
+    lookup = 0 if factors.lookup is None else factors.lookup.right.size
+    return dense + lookup + ENTRY_COST * num_entries
 
 
 def _pair_cost(first: Leaf, second: Leaf) -> int:
