@@ -27,7 +27,8 @@ from experiments.flags import flag
 from experiments.reports import world_a_bits as bits_report
 from experiments.systems import world_a
 
-SHAPES = {"36x8": (36, 8), "6x8": (6, 8), "36x4": (36, 4)}  # letters, characters
+# Letters, characters.
+SHAPES = {"36x8": (36, 8), "6x8": (6, 8), "36x4": (36, 4), "36x3": (36, 3)}
 ModelName = Literal["mlp", "gpt2"]
 PRESETS: dict[str, dict[str, Any]] = {
     "smoke": dict(
@@ -47,7 +48,9 @@ class Config:
     """One flag a field."""
 
     models: tuple[ModelName, ...] = flag(("mlp",), "Which learn.")
-    shapes: tuple[Literal[tuple(SHAPES)], ...] = flag(tuple(SHAPES), "Letters x characters.")
+    shapes: tuple[Literal[tuple(SHAPES)], ...] = flag(
+        ("36x8", "6x8", "36x4"), "Letters x characters."
+    )
     Ks: tuple[int, ...] = flag((1, 5, 25), "Branching factors K.", 1)
     n_pairs: tuple[int, ...] = flag((1000,), "Pairs of strings.", 1, 10**6)
     maps: int = flag(3, "Maps of each kind.", 1, 1000)
