@@ -34,7 +34,7 @@ from experiments.benchmarks import common
 from experiments.flags import flag
 
 SMOLLM2 = dict(
-    vocab_size=49_152, num_layers=30, width=576, num_heads=9, num_kv_heads=3, mlp_width=1536,
+    num_layers=30, width=576, num_heads=9, num_kv_heads=3, mlp_width=1536,
     max_len=8192, rope_base=100_000.0, rope_scaling=None, tied_head=True,
 )  # fmt: skip
 PRESETS = {"smoke": dict(layers=2, rounds=1, steps=1), "quick": {}, "paper": {}}
@@ -46,6 +46,7 @@ class Config:
     """One flag a field."""
 
     layers: int = flag(30, "Layers, 30 in SmolLM2-135M.", 1, 1000)
+    vocab_size: int = flag(49_152, "Tokens; 128256 in LLaMA 3.", 1000, 10**7)
     scan_layers: bool = flag(False, "One compiled layer, as in facts: less memory, less speed.")
     batch_size: int = flag(8, "Sequences a step.", 1, 10**6)
     length: int = flag(16, "Tokens of a sequence, and of a prompt.", 2, 10**6)
@@ -138,7 +139,7 @@ def _scored(config: Config) -> np.ndarray:
 
 def _jax_model(config: Config):
     chosen = {"num_layers": config.layers, "scan_layers": config.scan_layers}
-    model = models.Transformer(models.llama(**(SMOLLM2 | chosen)))
+    model = models.Transformer(models.llama(config.vocab_size, **(SMOLLM2 | chosen)))
     draw = np.random.default_rng(0).standard_normal  # as lean as PyTorch's initialisation
     shapes = pretrained.param_shapes(model)
     return model, jax.tree.map(lambda x: jnp.asarray(draw(x.shape, np.float32) / 50), shapes)
@@ -185,7 +186,7 @@ def _torch_model(config: Config):
     import transformers
 
     settings = transformers.LlamaConfig(
-        vocab_size=SMOLLM2["vocab_size"], num_hidden_layers=config.layers, hidden_size=576,
+        vocab_size=config.vocab_size, num_hidden_layers=config.layers, hidden_size=576,
         num_attention_heads=9, num_key_value_heads=3, intermediate_size=1536,
         max_position_embeddings=8192, tie_word_embeddings=True, bos_token_id=0, eos_token_id=None,
     )  # fmt: skip
