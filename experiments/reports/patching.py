@@ -36,25 +36,31 @@ def percents(lines: Sequence[Line], pair: str, into: int, giver: str, key: str) 
     return {line["seed"]: line[key] for line in sorted(of, key=lambda line: line["seed"])}
 
 
-def judged(lines: Sequence[Line], pair: str, into: int, part: str) -> tuple[dict[str, Bounds], str]:
-    """(choice of the own question by giver, gained, need and lean; the verdict)."""
+def judged(
+    lines: Sequence[Line], pair: str, into: int, part: str, measure: str = "choice"
+) -> tuple[dict[str, Bounds], str]:
+    """(choice of the own question by giver, gained, need and lean; the verdict).
+
+    The `measure` "p" is P(true), which the design does not name: of it, none is said to drift.
+    """
     own, others = QUESTIONS[pair][into], QUESTIONS[pair][1 - into]
     of = functools.partial(percents, lines, pair, into)
-    by_giver = {giver: of(giver, f"choice_{own}_{part}") for giver in GIVERS}
+    by_giver = {giver: of(giver, f"{measure}_{own}_{part}") for giver in GIVERS}
     other, twin, untrained = (by_giver[giver] for giver in GIVERS[:3])
     found = {giver: bounds(list(values.values())) for giver, values in by_giver.items()}
-    found["gained"] = bounds(list(of("other", f"choice_{others}_{part}").values()))
+    found["gained"] = bounds(list(of("other", f"{measure}_{others}_{part}").values()))
     found["need"] = need = bounds([twin[seed] - untrained[seed] for seed in twin])
     lean = [other[seed] - (twin[seed] + untrained[seed]) / 2 for seed in twin]
     found["lean"] = bounds(lean)
-    return found, word_of(found["twin"], need, found["lean"])
+    least = 50 if measure == "choice" else 0
+    return found, word_of(found["twin"], need, found["lean"], least)
 
 
-def word_of(twin: Bounds, need: Bounds, lean: Bounds) -> str:
+def word_of(twin: Bounds, need: Bounds, lean: Bounds, least: float = 50) -> str:
     """The verdict of docs/causes.md; undecided where a statistic has no interval."""
     if not np.isfinite([*twin, *need, *lean]).all():
         return "undecided"
-    if twin.high < 50:
+    if twin.high < least:
         return "drifts"
     if need.high < 10:
         return "not needed"
@@ -81,6 +87,20 @@ def part_table(lines: Sequence[Line]) -> str:
                 rows.append([pair, question, part, *chosen, *sums, word, said(found["gained"], 0)])
     head = ["pair", "own question", "part", *(f"{giver} %" for giver in GIVERS)]
     return report.table([*head, "need", "lean", "verdict", "gained %"], rows)
+
+
+def said_table(lines: Sequence[Line]) -> str:
+    """A row a pair and receiver, by P(true): of storage the numbers, of each part the verdict."""
+    rows = []
+    for pair in pairs_of(lines):
+        for into, question in enumerate(QUESTIONS[pair]):
+            by_part = {part: judged(lines, pair, into, part, "p") for part in PARTS[:-1]}
+            found, words = by_part["storage"][0], [word for _, word in by_part.values()]
+            names = (*GIVERS[:3], "need", "lean")
+            rows.append([pair, question, *(said(found[name], 0) for name in names), *words])
+    head = ["pair", "own question", *(f"storage: {giver}, P(true) %" for giver in GIVERS[:3])]
+    head += ["need", "lean", *(f"{part}: verdict" for part in PARTS[:-1])]
+    return report.table(head, rows)
 
 
 def network_table(lines: Sequence[Line]) -> str:

@@ -182,7 +182,8 @@ def _lines(pair="order", seeds=(0, 1, 2), **changes):
                 line = {"pair": pair, "into": into, "giver": giver, "seed": seed}
                 for part in tables.PARTS:
                     both = {f"choice_{question}_{part}": values[giver] + seed,
-                            f"choice_{gained}_{part}": 40.0 + 10 * into}  # fmt: skip
+                            f"choice_{gained}_{part}": 40.0 + 10 * into,
+                            f"p_{question}_{part}": 50.0, f"p_{gained}_{part}": 60.0}  # fmt: skip
                     line |= both
                 lines.append(line)
     return lines[::-1]
@@ -299,6 +300,37 @@ def test_a_row_of_parts_says_each_giver_under_its_head():
     assert said["need"] == "70 (70 to 70)" and said["lean"] == "25 (25 to 25)"
     assert said["verdict"] == "shared" and said["gained %"] == "40 (40 to 40)"
     assert rows[-1][1:3] == ["reverse", "all"] and rows[-1][-1] == "50 (50 to 50)"
+
+
+def test_a_row_of_what_is_said_has_P_true_of_the_storage_and_a_verdict_a_part():
+    """P(true) of the own question is 40 but where it is said; no twin of so little drifts."""
+    lines = _lines("target")
+    own = {("values", "untrained"): 40.0, ("mlp", "untrained"): 0.0, ("mlp", "other"): 1.0,
+           ("storage", "twin"): 44.0, ("storage", "untrained"): 4.0, ("storage", "other"): 23.0,
+           ("routing", "untrained"): 10.0, ("routing", "other"): 40.0,
+           ("ends", "untrained"): 60.0}  # fmt: skip
+    for line in lines:
+        question, gained = tables.QUESTIONS["target"][:: 1 - 2 * line["into"]]
+        for part in tables.PARTS:
+            line[f"p_{question}_{part}"] = own.get((part, line["giver"]), 40.0) - line["seed"]
+            line[f"p_{gained}_{part}"] = 99.0
+        if line["into"] and line["giver"] == "other":
+            line["p_source_storage"] = 25.0 - line["seed"]
+    head, _, forward, source = (
+        x.strip("| ").split(" | ") for x in tables.said_table(lines).splitlines()
+    )
+    said = dict(zip(head, forward, strict=True))
+    assert (said["pair"], said["own question"]) == ("target", "forward")
+    assert said["storage: other, P(true) %"] == "22 (20 to 24)"
+    assert said["storage: twin, P(true) %"] == "43 (41 to 45)"
+    assert said["storage: untrained, P(true) %"] == "3 (1 to 5)"
+    assert said["need"] == "40 (40 to 40)" and said["lean"] == "−1 (−1 to −1)"
+    words = {part: said[f"{part}: verdict"] for part in tables.PARTS[:-1]}
+    assert words == {"values": "not needed", "mlp": "distinct", "storage": "distinct",
+                     "routing": "shared", "ends": "not needed"}  # fmt: skip
+    other = dict(zip(head, source, strict=True))
+    assert (other["own question"], other["lean"]) == ("source", "1 (1 to 1)")
+    assert other["storage: verdict"] == "shared"
 
 
 def test_a_row_of_networks_says_what_they_choose_unpatched():
