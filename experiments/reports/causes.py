@@ -103,9 +103,11 @@ def mechanism(lines: Sequence[Line]) -> list[tuple[str, Bounds, Bounds]]:
     happens = [means[c]["percent_reverse"] > means[c]["percent_forward"] / 2 for c in told]
     rows = []
     for name, key in MEASURES.items():
-        score = np.nan_to_num([means[cell][key] for cell in cells])
+        # Rounded: without positions the attention correlation is 1 but for the sum of five numbers.
+        of = {cell: float(np.nan_to_num(means[cell][key]).round(9)) for cell in cells}
+        score = list(of.values())
         outcome = [means[cell]["percent_reverse"] for cell in cells]
-        area = effects.roc_area(np.nan_to_num([means[c][key] for c in told]), happens)
+        area = effects.roc_area([of[c] for c in told], happens)
         rows.append((name, effects.rank_correlation(score, outcome), area))
     return rows
 

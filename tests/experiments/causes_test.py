@@ -403,6 +403,20 @@ def test_effects_and_mechanism_are_those_of_the_lines():
     assert "| causal | next_token | both | rope | 1 | 2 | 90.0 ± 0.0 | 6.0 ± 12.7 |" in text
 
 
+def test_measures_that_differ_by_rounding_alone_are_ties():
+    """1 and 1 + 2e-16 are one rank: of three cells that do not reverse one ties with the best."""
+    cells = {Cell(): 60, Cell("causal"): 0, Cell(predicted="B"): 0, Cell("causal", "next_token"): 0}
+    values = 1.0, 1.0 + 2.0**-52, 0.5, 0.25
+    lines = [
+        _line(cell, seed, reverse) | {"early_attention_correlation": value}
+        for (cell, reverse), value in zip(cells.items(), values, strict=True) for seed in (0, 2)
+    ]  # fmt: skip
+    *_, (name, rank, area) = tables.mechanism(lines)
+    assert name == "attention correlation" and area.estimate == pytest.approx((0.5 + 1 + 1) / 3)
+    # Ranks 3.5, 3.5, 2, 1 with 4, 2, 2, 2.
+    assert rank.estimate == pytest.approx(np.corrcoef([3.5, 3.5, 2, 1], [4, 2, 2, 2])[0, 1])
+
+
 def test_the_figures_of_causes_draw_the_cells():
     pytest.importorskip("matplotlib")
     cells = {Cell(): 60.0, Cell(predicted="B"): 10.0, Cell("causal"): 20.0}
