@@ -105,9 +105,9 @@ def mechanism(lines: Sequence[Line]) -> list[tuple[str, Bounds, Bounds]]:
     for name, key in MEASURES.items():
         # Rounded: without positions the attention correlation is 1 but for the sum of five numbers.
         of = {cell: float(np.nan_to_num(means[cell][key]).round(9)) for cell in cells}
-        score = list(of.values())
+        score = np.array([*of.values()])
         outcome = [means[cell]["percent_reverse"] for cell in cells]
-        area = effects.roc_area([of[c] for c in told], happens)
+        area = effects.roc_area(np.array([of[c] for c in told]), happens)
         rows.append((name, effects.rank_correlation(score, outcome), area))
     return rows
 
