@@ -20,7 +20,10 @@ Expected  factored faster than all others. By how much depends on the processor 
 import dataclasses
 import functools
 import importlib.util
+import resource
 import tempfile
+from collections.abc import Mapping
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -38,81 +41,144 @@ SMALL = dict(layers=1, width=16, mlp_width=32, vocab_size=50, rows=4, columns=5,
 PRESETS = {"smoke": SMALL, "quick": {}, "paper": {}}
 KRONFLUENCE, BERGSON = "kronfluence", "bergson"
 PLAIN = "plain: chunks of 8, a product a leaf"
+OURS = {name: f"cross_alignment, {name}" for name in ("factored", "direct")}
+NAMES = OURS | {
+    "plain": PLAIN,
+    "equal": "factored, rows and columns the same",
+    KRONFLUENCE: KRONFLUENCE,
+    BERGSON: BERGSON,
+    "backward": "one backward pass over all rows",
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """One flag a field."""
 
-    layers: int = flag(4, "Of the LLaMA.", 1)
-    width: int = flag(256, "Of the residual stream: four heads.", 8)
+    family: Literal["llama", "gpt2"] = flag("llama", "Of which the network is.")
+    layers: int = flag(4, "Of the network.", 1)
+    width: int = flag(256, "Of the residual stream.", 8)
+    heads: int = flag(4, "Of attention.", 1)
+    kv_heads: int = flag(4, "Of its keys and values.", 1)
     mlp_width: int = flag(1024, "Of the MLP.", 1)
     vocab_size: int = flag(1000, "Tokens.", 2)
+    tied: bool = flag(False, "The head's matrix is the embedding's.")
+    scan: bool = flag(False, "Compile one layer, for all.")
     rows: int = flag(64, "Examples on one side.", 1)
     columns: int = flag(64, "On the other side.", 1)
     length: int = flag(64, "Tokens an example.", 2)
+    ways: tuple[Literal[tuple(NAMES)], ...] = flag(
+        tuple(NAMES)[:-1], "Contenders; one alone, to see its memory."
+    )
+    memory_limit: int = flag(2048, "MiB that a tile of ours may take.", 1)
+    torch_tile: int = flag(64, "Examples a side whose gradients PyTorch's tools hold.", 1)
     rounds: int = flag(3, "Alternations; the fastest of each contender counts.", 1)
+
+    def __post_init__(self):
+        self.model()
+
+    def model(self) -> models.TransformerConfig:
+        """Raises ValueError, naming the flag."""
+        sizes = dict(
+            num_layers=self.layers,
+            width=self.width,
+            num_heads=self.heads,
+            num_kv_heads=self.kv_heads,
+            mlp_width=self.mlp_width,
+            max_len=self.length,
+            tied_head=self.tied,
+            scan_layers=self.scan,
+        )
+        try:
+            if self.family == "gpt2":
+                return models.gpt2(self.vocab_size, dropout=0.0, **sizes)
+            return models.llama(self.vocab_size, rope_scaling=None, **sizes)
+        except ValueError as error:
+            raise ValueError(f"--width={self.width} --heads={self.heads}: {error}") from None
 
 
 def time_all(workdir: WorkDir, config: Config, planned: list) -> None:
     """Times, checks that all agree on the linear layers, prints the table."""
     del planned
     model, params, loss, rows, columns = problem(config)
-    ours = functools.partial(
-        alignment.cross_alignment, loss, loss, params, rows, examples_rev=columns, blocks=_linear
-    )
-    plain = _plain(loss)
-    ways = {
-        "cross_alignment, factored": lambda: ours(method="factored"),
-        "cross_alignment, direct": lambda: ours(method="direct"),
-        PLAIN: lambda: plain(params, rows, columns),
-        "factored, rows and columns the same": lambda: alignment.cross_alignment(
-            loss, loss, params, rows, method="factored", blocks=_linear
-        ),
-    }
-    results = {
-        name: np.asarray(_matrices(call())["linear"]) for name, call in list(ways.items())[:3]
-    }
-    calls = {name: lambda call=call: jax.block_until_ready(call()) for name, call in ways.items()}
+    found: dict[str, np.ndarray] = {}
+
+    def kept(name, call):
+        def run():
+            found[name] = np.asarray(_matrices(jax.block_until_ready(call()))["linear"])
+
+        return run
+
+    calls = {NAMES[x]: kept(x, call) for x, call in ours(config, params, loss, rows, columns)}
+    backward = jax.jit(jax.grad(lambda params: jax.vmap(loss, (None, 0))(params, rows).sum()))
+    if "backward" in config.ways:
+        calls[NAMES["backward"]] = lambda: jax.block_until_ready(backward(params)) and None
     with tempfile.TemporaryDirectory() as directory:
-        models.save_pretrained(directory, model, params)
         for tool, scores in {KRONFLUENCE: _kronfluence, BERGSON: _bergson}.items():
-            if all(map(importlib.util.find_spec, (tool, "torch", "transformers"))):
-                calls[tool] = scores(directory, rows, columns)
-                results[tool] = calls[tool]()
+            modules = (tool, "torch", "transformers")
+            if tool in config.ways and all(map(importlib.util.find_spec, modules)):
+                models.save_pretrained(directory, model, params)
+                call = scores(directory, rows, columns, config)
+                calls[tool] = kept(tool, lambda call=call: {"linear": call()})
         seconds = common.alternate(calls, config.rounds)
-    want = results[PLAIN]
-    difference = max(np.abs(x - want).max() for x in results.values())
+    gigabytes = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9
+    difference = largest_difference(found, loss, params, rows, columns)
     text = (
-        f"{table(seconds)}\n\nLLaMA of {config.layers} layers, width {config.width}, MLP "
+        f"{table(seconds)}\n\n{config.family} of {config.layers} layers, width {config.width}, MLP "
         f"{config.mlp_width}, {config.vocab_size} tokens; {config.rows} × {config.columns} "
         f"examples of {config.length} tokens; largest difference of an inner product "
-        f"{difference / np.abs(want).max():.1e} of the largest."
+        f"{difference:.1e} of the largest. At most {gigabytes:.2f} GB in this process."
     )
     report.write(workdir.path, f"# Cross matrix\n\n{text}", {}, printed=text)
 
 
+def ours(config: Config, params, loss, rows, columns):
+    """Each chosen way that is JAX's, and its call."""
+    cross = functools.partial(
+        alignment.cross_alignment,
+        loss,
+        loss,
+        params,
+        rows,
+        blocks=_linear,
+        memory_limit=config.memory_limit * 2**20,
+    )
+    plain = _plain(loss)
+    calls = {
+        "factored": lambda: cross(examples_rev=columns, method="factored"),
+        "direct": lambda: cross(examples_rev=columns, method="direct"),
+        "plain": lambda: plain(params, rows, columns),
+        "equal": lambda: cross(method="factored"),
+    }
+    return [(name, call) for name, call in calls.items() if name in config.ways]
+
+
+def largest_difference(found: Mapping[str, np.ndarray], loss, params, rows, columns) -> float:
+    """Of an entry from the plain way's, or the first; of two, from products of their gradients."""
+    differences = [0.0]
+    grad = jax.jit(jax.grad(loss))
+    first = found.get("plain", next(iter(found.values()), None))
+    for name, x in found.items():
+        others = rows if name == "equal" else columns
+        largest = np.abs(x).max()
+        if name != "equal":
+            differences.append(np.abs(x - first).max() / largest)
+        for i, j in ((0, -1), (-1, 0)):
+            inner = jax.tree.map(_inner, grad(params, rows[i]), grad(params, others[j]))
+            differences.append(abs(_summed(inner)["linear"] - x[i, j]) / largest)
+    return float(max(differences))
+
+
 def table(seconds: dict[str, float]) -> str:
-    """Time of each way, and how many times kronfluence, or else the plain way."""
-    reference = KRONFLUENCE if KRONFLUENCE in seconds else PLAIN
+    """Time of each way, and how many times kronfluence, or else the plain way, or the first."""
+    reference = next(x for x in (KRONFLUENCE, PLAIN, *seconds) if x in seconds)
     rows = [[way, f"{s:.2f}", f"{seconds[reference] / s:.2f}"] for way, s in seconds.items()]
     return report.table(["way", "seconds", f"times {reference}"], rows)
 
 
 def problem(config: Config):
-    """A random LLaMA, a loss of (params, tokens_L), and two sets of examples."""
-    model = models.Transformer(
-        models.llama(
-            config.vocab_size,
-            num_layers=config.layers,
-            width=config.width,
-            num_heads=4,
-            num_kv_heads=4,
-            mlp_width=config.mlp_width,
-            max_len=config.length,
-            rope_scaling=None,
-        )
-    )
+    """A random network, a loss of (params, tokens_L), and two sets of examples."""
+    model = models.Transformer(config.model())
     rng = np.random.default_rng(0)
     sides = (
         jnp.asarray(rng.integers(0, config.vocab_size, (n, config.length)), jnp.int32)
@@ -133,8 +199,10 @@ def _matrices(found):
 
 
 def _linear(path: str) -> str:
-    """The block that PyTorch's tools cover, or the rest."""
-    return "linear" if path.endswith("kernel") else "rest"
+    """The block that PyTorch's tools cover, matrices and biases of linear layers, or the rest."""
+    *_, layer, kind = path.split("/")
+    is_linear = kind == "kernel" or (kind == "bias" and not layer.endswith("norm"))
+    return "linear" if is_linear else "rest"
 
 
 def _plain(loss):
@@ -146,10 +214,7 @@ def _plain(loss):
             return jax.tree.map(jnp.ravel, jax.grad(loss)(params, tokens_L))
 
         left, right = (jax.lax.map(flat, side, batch_size=8) for side in (rows, columns))
-        found = {"linear": 0.0, "rest": 0.0}
-        for path, leaf in jax.tree_util.tree_leaves_with_path(jax.tree.map(_product, left, right)):
-            found[_linear(jax.tree_util.keystr(path, simple=True, separator="/"))] += leaf
-        return found
+        return _summed(jax.tree.map(_product, left, right))
 
     return cross
 
@@ -158,13 +223,29 @@ def _product(left, right):
     return left @ right.T
 
 
-def _kronfluence(directory: str, rows, columns):
+def _inner(left, right):
+    return jnp.vdot(left, right, precision="highest")
+
+
+def _summed(leaves) -> dict:
+    """Block name to the sum over its parameters."""
+    found = {"linear": 0.0, "rest": 0.0}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(leaves):
+        found[_linear(jax.tree_util.keystr(path, simple=True, separator="/"))] += leaf
+    return found
+
+
+def _kronfluence(directory: str, rows, columns, config: Config):
     """() -> [rows, columns] over the linear layers."""
     import torch
     from kronfluence.analyzer import Analyzer, prepare_model
     from kronfluence.arguments import FactorArguments, ScoreArguments
     from kronfluence.task import Task
     from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(directory, attn_implementation="eager").eval()
+    _make_linear(model)
+    linear = [name for name, x in model.named_modules() if isinstance(x, torch.nn.Linear)]
 
     class NextToken(Task):
         def compute_train_loss(self, batch, model, sample=False):
@@ -175,23 +256,27 @@ def _kronfluence(directory: str, rows, columns):
         def compute_measurement(self, batch, model):
             return self.compute_train_loss(batch, model)
 
+        def get_influence_tracked_modules(self):
+            return [name for name in linear if not (config.tied and name == "lm_head")]
+
     sides = [
         torch.utils.data.TensorDataset(torch.tensor(np.asarray(side, np.int64)))
         for side in (rows, columns)
     ]
-    model = AutoModelForCausalLM.from_pretrained(directory, attn_implementation="eager").eval()
     task = NextToken()
     how = dict(cpu=True, disable_tqdm=True, log_level=40, output_dir=f"{directory}/influence")
-    analyzer = Analyzer("llama", prepare_model(model, task), task, **how)
+    analyzer = Analyzer("model", prepare_model(model, task), task, **how)
+    num_columns = min(16, config.torch_tile)
     analyzer.fit_all_factors(
-        "factors", sides[1], per_device_batch_size=16,
+        "factors", sides[1], per_device_batch_size=num_columns,
         factor_args=FactorArguments(strategy="identity"), overwrite_output_dir=True,
     )  # fmt: skip
 
     def scores():
         analyzer.compute_pairwise_scores(
             "scores", "factors", query_dataset=sides[0], train_dataset=sides[1],
-            per_device_query_batch_size=len(sides[0]), per_device_train_batch_size=16,
+            per_device_query_batch_size=min(len(sides[0]), config.torch_tile),
+            per_device_train_batch_size=num_columns,
             score_args=ScoreArguments(), overwrite_output_dir=True,
         )  # fmt: skip
         return analyzer.load_pairwise_scores("scores")["all_modules"].numpy()
@@ -199,10 +284,25 @@ def _kronfluence(directory: str, rows, columns):
     return scores
 
 
-def _bergson(directory: str, rows, columns):
+def _make_linear(model) -> None:
+    """GPT-2's Conv1D, which kronfluence does not know, as the linear layer that it is."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, Conv1D):
+                linear = torch.nn.Linear(*child.weight.shape)
+                linear.weight.data = child.weight.data.T.contiguous()
+                linear.bias.data = child.bias.data
+                setattr(module, name, linear)
+
+
+def _bergson(directory: str, rows, columns, config: Config):
     """() -> [rows, columns] over the linear layers."""
     import torch
     from bergson.collector.gradient_collectors import TraceCollector
+    from bergson.gradients import GradientProcessor
     from transformers import AutoModelForCausalLM
 
     sides = [torch.tensor(np.asarray(side, np.int64)) for side in (rows, columns)]
@@ -210,7 +310,13 @@ def _bergson(directory: str, rows, columns):
 
     def gradients(side):
         """Module name to [examples, entries]."""
-        found = TraceCollector(model=model, device="cpu", dtype=torch.float32)
+        found = TraceCollector(
+            model=model,
+            device="cpu",
+            dtype=torch.float32,
+            processor=GradientProcessor(include_bias=True),
+            filter_modules="lm_head" if config.tied else None,
+        )
         for tokens in side.split(16):
             with found:
                 logits = model(tokens).logits[:, :-1].flatten(0, 1)
@@ -219,11 +325,15 @@ def _bergson(directory: str, rows, columns):
             model.zero_grad()
         return {name: torch.cat(parts).flatten(1) for name, parts in found.mod_grads.items()}
 
-    def scores():
-        left, right = map(gradients, sides)
-        return sum(left[name] @ right[name].T for name in left).numpy()
+    def strip(some):
+        left = gradients(some)
+        products = []
+        for others in sides[1].split(config.torch_tile):
+            right = gradients(others)
+            products.append(sum(left[name] @ right[name].T for name in left))
+        return torch.cat(products, 1)
 
-    return scores
+    return lambda: torch.cat([strip(x) for x in sides[0].split(config.torch_tile)]).numpy()
 
 
 if __name__ == "__main__":
