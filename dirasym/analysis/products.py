@@ -27,6 +27,8 @@ FORMED_BYTES = 2**24
 # Multiplications of a matrix product in the time that an entry of a formed gradient takes on its
 # way to memory and back: 150 GFLOP/s beside 20 GB/s on CPUs, and more on accelerators.
 ENTRY_COST = 32
+# Columns of a table formed at a time: fewer read all of its factors too often.
+FEW_COLUMNS = 16
 
 
 def three_products(fwd: Leaf, rev: Leaf) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -124,7 +126,7 @@ def _matrix(dense: Use | None, lookup: Use | None, num_rows: int) -> jax.Array:
 
 
 def _cross_layer(rows: Factors, columns: Factors, gather, limit: int) -> jax.Array:
-    """[R, C] of one layer, by forming some columns of all gradients at a time, or none."""
+    """[R, C] of one layer, by factors or by forming gradients, the cheaper way."""
     sides: tuple[Factors, ...] = (rows,) if rows is columns else (rows, columns)
     num_rows, num_columns = (_uses(side)[0].right.shape[0] for side in (rows, columns))
     width = _uses(rows)[0].right.shape[-1]
@@ -132,15 +134,30 @@ def _cross_layer(rows: Factors, columns: Factors, gather, limit: int) -> jax.Arr
     if num_rows * num_columns * _pair_cost(rows, columns) < forming:
         return _factored_cross(rows, jax.tree.map(gather, columns))
 
-    if all(side.lookup is None for side in sides) and rows.num_rows > width:
+    limit = min(limit, FORMED_BYTES) if _on_cpu() else limit
+    at_once = limit // (4 * (num_rows + num_columns) * rows.num_rows)
+    if at_once < min(width, FEW_COLUMNS) and all(side.dense is not None for side in sides):
+        # Of a long table that is multiplied with too: the product alone is formed by rows.
+        dense = tuple(side.replace(lookup=None) for side in sides)
+        lookups = _pair_cost(rows, columns) - _pair_cost(dense[0], dense[-1])
+        if 0 < num_rows * num_columns * lookups < forming:
+            rest = _factored_cross(rows, jax.tree.map(gather, columns), but_dense=True)
+            return _formed_cross(dense, gather, limit) + rest
+    return _formed_cross(sides, gather, limit)
+
+
+def _formed_cross(sides: tuple[Factors, ...], gather, limit: int) -> jax.Array:
+    """[R, C] of one layer, by forming some columns of all gradients at a time."""
+    num_rows, num_columns = (_uses(x)[0].right.shape[0] for x in (sides[0], sides[-1]))
+    width = _uses(sides[0])[0].right.shape[-1]
+    if all(side.lookup is None for side in sides) and sides[0].num_rows > width:
         # ⟨G, G'⟩ = ⟨Gᵀ, G'ᵀ⟩: what is taken in blocks is the longer side.
-        sides, width = tuple(map(_transposed, sides)), rows.num_rows
+        sides, width = tuple(map(_transposed, sides)), sides[0].num_rows
 
     def some_columns(start, size):
         formed = [_some_columns(side, start, size) for side in sides]
         return _blocked_product(formed[0], gather(formed[-1]))
 
-    limit = min(limit, FORMED_BYTES) if _on_cpu() else limit
     column_bytes = 4 * (num_rows + num_columns) * sides[0].num_rows
     num_blocks = -(-width // max(1, limit // column_bytes))
     return _sum_blocks(some_columns, width, -(-width // num_blocks))
@@ -166,14 +183,15 @@ def _some_columns(factors: Factors, start: Any, size: int) -> jax.Array:
     return matrices.reshape(matrices.shape[0], -1)
 
 
-def _factored_cross(rows: Factors, columns: Factors) -> jax.Array:
-    """[R, C] of one layer, a row at a time against all columns."""
+def _factored_cross(rows: Factors, columns: Factors, but_dense: bool = False) -> jax.Array:
+    """[R, C] of one layer, a row at a time against all columns; or what row numbers add to it."""
 
     def row(one):
         products = [
             jax.vmap(_use_product, in_axes=(None, 0))(a, b)
             for a in _uses(one)
             for b in _uses(columns)
+            if not (but_dense and a is one.dense and b is columns.dense)
         ]
         return functools.reduce(jnp.add, products)
 

@@ -28,9 +28,9 @@ def _noted(monkeypatch, name, note):
     """Calls of a function of `products`, as `note` tells them."""
     found, function = [], getattr(products, name)
 
-    def noted(*args):
+    def noted(*args, **more):
         found.append(note(*args))
-        return function(*args)
+        return function(*args, **more)
 
     monkeypatch.setattr(products, name, noted)
     return found
@@ -149,6 +149,45 @@ def test_some_columns_are_formed_at_a_time_as_the_limit_allows(
     blocks = _noted(monkeypatch, "_sum_blocks", lambda product, *sizes: sizes)
     _cross([_factors((n, 1), *shape, dense=9, lookup=lookup) for n in (4, 6)], limit)
     assert blocks[0] == sizes
+
+
+def _random_factors(rng, num, tokens, lookups):
+    """Of `num` examples, two layers and a table [40, 3]; and the gradients [num, 2, 40, 3]."""
+    left = rng.normal(size=(num, 2, tokens, 40)).astype(np.float32)
+    right = rng.normal(size=(num, 2, tokens, 3)).astype(np.float32)
+    numbers = rng.integers(0, 40, (num, 2, lookups), np.int32)
+    read = rng.normal(size=(num, 2, lookups, 3)).astype(np.float32)
+    formed = np.einsum("nktc,nktf->nkcf", left, right)
+    for n, k, t in np.ndindex(numbers.shape):
+        formed[n, k, numbers[n, k, t]] += read[n, k, t]
+    lookup = Use(jnp.asarray(numbers), jnp.asarray(read)) if lookups else None
+    return Factors(Use(jnp.asarray(left), jnp.asarray(right)), lookup, num_rows=40), formed
+
+
+@pytest.mark.parametrize("lookups", [(4, 4), (4, 0), (0, 4)])
+@pytest.mark.parametrize("columns_at_once", [2, 3])
+def test_of_a_long_table_few_columns_are_not_formed_at_a_time(
+    lookups, columns_at_once, monkeypatch
+):
+    by_factors = _noted(monkeypatch, "_factored_cross", lambda *sides: True)
+    blocks = _noted(monkeypatch, "_sum_blocks", lambda product, *sizes: sizes)
+    rng = np.random.default_rng(0)
+    (rows, left), (columns, right) = (
+        _random_factors(rng, n, 4, x) for n, x in zip((4, 6), lookups, strict=True)
+    )
+    limit = 4 * 10 * 40 * columns_at_once
+    found = products.cross_products(rows, columns, limit=limit)
+    want = np.einsum("rkij,ckij->rck", left, right)
+    np.testing.assert_allclose(found, want, rtol=0, atol=1e-5 * np.abs(want).max())
+    assert bool(by_factors) == (columns_at_once < 3)
+    assert blocks[0] == ((40, 20) if by_factors else (3, 3))
+
+
+def test_of_a_long_table_equal_sides_are_formed_once():
+    rows, formed = _random_factors(np.random.default_rng(0), 5, 4, 4)
+    found = products.cross_products(rows, rows, limit=1)
+    want = np.einsum("rkij,ckij->rck", formed, formed)
+    np.testing.assert_allclose(found, want, rtol=0, atol=1e-5 * np.abs(want).max())
 
 
 def test_blocks_are_small_on_cpus_alone(monkeypatch):
