@@ -10,6 +10,7 @@ Which is cheaper depends on the shapes alone (the "mixed ghost" choice of arXiv 
 and on how many pairs a formed gradient takes part in. Sums are in float32 or better.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -138,7 +139,7 @@ def _cross_layer(rows: Factors, columns: Factors, gather, limit: int) -> jax.Arr
     at_once = limit // (4 * (num_rows + num_columns) * rows.num_rows)
     if at_once < min(width, FEW_COLUMNS) and all(side.dense is not None for side in sides):
         # Of a long table that is multiplied with too: the product alone is formed by rows.
-        dense = tuple(side.replace(lookup=None) for side in sides)
+        dense = tuple(dataclasses.replace(side, lookup=None) for side in sides)
         lookups = _pair_cost(rows, columns) - _pair_cost(dense[0], dense[-1])
         if 0 < num_rows * num_columns * lookups < forming:
             rest = _factored_cross(rows, jax.tree.map(gather, columns), but_dense=True)

@@ -1,20 +1,21 @@
 """What does the matrix of all per-example gradient inner products cost, here and elsewhere?
 
-Question  `analysis.alignment.cross_alignment` of a random LLaMA's next-token gradients, rows and
-          columns different examples, against the plain way (all gradients of both sides formed
-          in chunks of 8, one product a leaf) and PyTorch's kronfluence (identity strategy) and
-          bergson (gradients of its hooks, not projected, one product a layer), alternating in one
-          process. PyTorch's tools cover linear layers alone, the head among them: all agree there.
-Command   python -m experiments.benchmarks.cross_matrix
+Question  `analysis.alignment.cross_alignment` of a random LLaMA's or GPT-2's next-token gradients,
+          rows and columns different examples, against the plain way (all gradients of both sides
+          formed in chunks of 8, one product a leaf) and PyTorch's kronfluence (identity strategy)
+          and bergson (gradients of its hooks, not projected, one product a layer), alternating in
+          one process. PyTorch's tools cover the matrices and biases of linear layers alone, the
+          head among them unless it is tied: all agree there. Ours and plain compute the rest too.
+Command   python -m experiments.benchmarks.cross_matrix; SmolLM2's shape is --layers=30 --width=576
+          --heads=9 --kv_heads=3 --mlp_width=1536 --vocab_size=49152 --tied --scan, one of --ways
+          at a time.
 Cost      about 3 minutes on 2 CPU cores; kronfluence, bergson, transformers where installed.
 Expected  factored faster than all others. By how much depends on the processor (2 quiet cores,
           OMP_WAIT_POLICY=passive, seconds, fastest of 3). 2026-11-28, an AMD EPYC with AVX-512:
           factored 1.45, kronfluence 3.59, plain 1.99, direct 2.88, equal sides 0.95; with torch
-          2.14 in place of 2.13 1.54, kronfluence 3.97, bergson 3.13. At 6 layers of width 192 (MLP
-          512, 3,000 tokens, 48 × 96 examples of 96 tokens) 1.85, 4.15, 2.21, 2.27, 0.78; and 1.89,
-          4.47, bergson 3.66. The day before, on another: 3.66, kronfluence 4.59, plain 4.23; and
-          5.13, 5.61, 5.02. Alone in a process factored took at most 1.5 GB (2.8 at 6 × 192) and
-          plain 3.1 (3.0); kronfluence, measured before, 2.2 at the first size.
+          2.14 in place of 2.13 1.54, kronfluence 3.97, bergson 3.13. GPT-2, tied: 1.37, 3.91,
+          bergson 2.72. BUILD_NOTES.md has other sizes, processors and SmolLM2's shape (68 s and
+          1.3 times the memory of one backward pass).
 """
 
 import dataclasses
