@@ -3,8 +3,7 @@
 With gradients G = Σ_t a_t g_tᵀ of [C, F] entries and T tokens, ⟨G, G'⟩ is either
 
   Σ_ts (a_t·a'_s)(g_t·g'_s), of T·T'·(C + F) multiplications a pair, no gradient formed; or
-  the product of two formed gradients: C·F a pair, after T·C·F a gradient, and the time to write
-  and read its C·F entries.
+  the product of two formed gradients: C·F a pair, after T·C·F a gradient.
 
 Which is cheaper depends on the shapes alone (the "mixed ghost" choice of arXiv 2205.10683, §4),
 and on how many pairs a formed gradient takes part in. Sums are in float32 or better.
@@ -25,8 +24,8 @@ Leaf = Formed | Factors | None
 # all gradients formed at a time. 1.5 to 2 times as fast as all at once.
 BLOCK = 4096
 FORMED_BYTES = 2**24
-# Multiplications of a matrix product in the time that an entry of a formed gradient takes on its
-# way to memory and back: 150 GFLOP/s beside 20 GB/s on CPUs, and more on accelerators.
+# Multiplications of a matrix product in the time that an entry of a gradient formed whole takes on
+# its way to memory and back: 150 GFLOP/s beside 20 GB/s on CPUs, and more on accelerators.
 ENTRY_COST = 32
 # Columns of a table formed at a time: fewer read all of its factors too often.
 FEW_COLUMNS = 16
@@ -39,7 +38,8 @@ def three_products(fwd: Leaf, rev: Leaf) -> tuple[jax.Array, jax.Array, jax.Arra
     by_factors = num_layers * sum(
         _pair_cost(*pair) for pair in ((fwd, rev), (fwd, fwd), (rev, rev))
     )
-    if sum(map(_forming_cost, known)) < by_factors:
+    formed = sum(_forming_cost(x) + ENTRY_COST * _num_entries(x) for x in known)
+    if formed < by_factors:
         fwd, rev = (Formed(_formed(x)) if isinstance(x, Factors) else x for x in (fwd, rev))
     return _product(fwd, rev), _product(fwd, fwd), _product(rev, rev)
 
@@ -225,12 +225,15 @@ def _sum_blocks(product: Any, length: int, size: int) -> jax.Array:
 
 
 def _forming_cost(factors: Factors) -> int:
-    """Of all gradients of these factors, of one example or of many, in multiplications."""
+    """Multiplications that form all gradients of these factors, of one example or of many."""
     dense = 0 if factors.dense is None else factors.dense.right.size * factors.num_rows
+    return dense + (0 if factors.lookup is None else factors.lookup.right.size)
+
+
+def _num_entries(factors: Factors) -> int:
+    """Of all gradients of these factors."""
     right = _uses(factors)[0].right
-    num_entries = right.size // right.shape[-2] * factors.num_rows
-    lookup = 0 if factors.lookup is None else factors.lookup.right.size
-    return dense + lookup + ENTRY_COST * num_entries
+    return right.size // right.shape[-2] * factors.num_rows
 
 
 def _pair_cost(first: Leaf, second: Leaf) -> int:

@@ -54,12 +54,11 @@ def test_a_pair_by_factors_costs_a_product_a_pair_of_tokens(first, second, cost)
         assert products._pair_cost(one, nothing) == products._pair_cost(nothing, other) == 0
 
 
-def test_a_formed_gradient_costs_its_entries_a_token_a_row_a_lookup_and_its_way_to_memory():
-    cost, entry = products._forming_cost, products.ENTRY_COST
-    assert cost(_factors((2,), 5, 7, dense=3)) == 2 * (3 + entry) * 5 * 7
-    assert cost(_factors((2,), 5, 7, lookup=3)) == 2 * (3 * 7 + entry * 5 * 7)
-    both = _factors((4, 2), 5, 7, dense=3, lookup=6)
-    assert cost(both) == 4 * 2 * ((3 + entry) * 5 * 7 + 6 * 7)
+def test_a_formed_gradient_costs_its_entries_a_token_and_a_row_a_lookup():
+    cost = products._forming_cost
+    assert cost(_factors((2,), 5, 7, dense=3)) == 2 * 3 * 5 * 7
+    assert cost(_factors((2,), 5, 7, lookup=3)) == 2 * 3 * 7
+    assert cost(_factors((4, 2), 5, 7, dense=3, lookup=6)) == 4 * 2 * (3 * 5 * 7 + 6 * 7)
 
 
 def test_a_table_is_not_formed_for_the_few_rows_that_are_read(monkeypatch):
@@ -111,7 +110,6 @@ def _cross(sides, limit=2**28):
 
 
 @pytest.mark.parametrize(("tokens", "formed"), CROSS)
-@pytest.mark.usefixtures("multiplications_alone")
 def test_cross_products_are_formed_where_that_is_cheaper(tokens, formed, monkeypatch):
     by_factors = _noted(monkeypatch, "_factored_cross", lambda *sides: True)
     sides = [_factors((n, 2), 5, 7, dense=t) for n, t in zip((4, 6), tokens, strict=True)]
@@ -119,7 +117,6 @@ def test_cross_products_are_formed_where_that_is_cheaper(tokens, formed, monkeyp
     assert bool(by_factors) != formed
 
 
-@pytest.mark.usefixtures("multiplications_alone")
 def test_equal_sides_are_formed_once_and_counted_so(monkeypatch):
     by_factors = _noted(monkeypatch, "_factored_cross", lambda *sides: True)
     one = _factors((1, 1), 5, 7, dense=4)  # 16·12 = 192; 140 + 35 = 175 once, 315 twice
