@@ -130,6 +130,7 @@ CLAIM = {
     "ours": "{1 + 1}",
     "holds": "2 > 1",
     "verdict": "reproduced",
+    "test": "tests/docs_test.py::test_a_claim_that_does_not_stand_is_named",
 }
 
 
@@ -139,7 +140,7 @@ CLAIM = {
         ({"holds": "1 > 2"}, r"§1: 2 > 1 is no longer reproduced: 1 > 2 is false"),
         ({"verdict": "true"}, "has the verdict 'true'"),
         ({"number": "2"}, "has {'number'}"),
-        ({"holds": ""}, "neither a rule nor a test"),
+        ({"test": ""}, "has no test"),
         ({"verdict": "contradicted"}, "does not say why"),
         ({"verdict": "reproduced in part"}, "does not say why"),
         ({"verdict": "not run", "holds": ""}, "does not say why"),

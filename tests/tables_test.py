@@ -280,6 +280,36 @@ def test_bits_that_adapters_stored(on_file):
     np.testing.assert_allclose(world_a.guess(5), 8 * np.log(36) - np.log(5))
 
 
+def test_a_cell_of_adapters_is_of_its_rank_rate_and_file(on_file):
+    for place, file in enumerate(("grid", "long")):
+        on_file[f"world_a_lora/{file}"] = [
+            {"lora_r": rank, "lr": rate, "lora_trainable_params": 1000 * rank}
+            | {world_a.CLEAN: 100.0 * place + rank + 1000 * rate}
+            for rank in world_a.LORA_RANKS[:: 1 + place]
+            for rate in list(world_a.LORA_GRID.values())[place : 3 - place]
+        ]
+    assert world_a.lora("grid", 96, 1e-2)[world_a.CLEAN] == 106
+    assert world_a.lora("long", 8, 3e-3)[world_a.CLEAN] == 111
+    head, _, *rows = world_a.lora_table().splitlines()
+    assert head.startswith("| rank (adapters' parameters) | 2 (2,000) | 4 (4,000) | 8 (8,000) |")
+    assert rows[1] == "| 3e-3 | 5.0 | 7.0 | 11.0 | 19.0 | 35.0 | 99.0 |"
+    assert rows[3] == "| 3e-3, 300 epochs | 105.0 |  | 111.0 |  | 135.0 |  |"
+
+
+def test_runs_that_were_cut_are_read_where_they_stood(monkeypatch):
+    known = {
+        f"facts_mdm_{data}/{data}-mdm-seed1-42-1234, cut at step {step}": {
+            "forward_percent": [[1.0, 2.0, 3.0], [step, step + 1, step + 2]],
+            "reverse_percent": [[9.0, 9.0, 9.0], [0.0, 0.5, 1.0]],
+        }
+        for data, step in (("c2p", 1575), ("p2d", 1350))
+    }
+    monkeypatch.setattr(facts, "history", lambda name: known)
+    assert facts.cut("c2p", "forward_percent") == [1575, 1576, 1577]
+    assert facts.cut("p2d", "forward_percent") == [1350, 1351, 1352]
+    assert facts.cut("p2d", "reverse_percent") == [0.0, 0.5, 1.0]
+
+
 def test_the_least_width_within_is_of_every_draw(on_file):
     on_file["training_dynamics/quick"] = [
         {"part": "bilinear", "width": width, "seed": seed, "reverse_deviation": deviation}
