@@ -160,7 +160,7 @@ def test_what_is_no_list_of_paths_is_refused(ask, paths, message):
 
 
 def test_an_interval_shows_two_digits_of_its_half_width(tmp_path):
-    values = {"small": 1.77e-5, "large": 1234.0}
+    values = {"small": 1.77e-5, "large": 1234.0, "even": 4.01}
     pieces = [
         Piece(
             {"model": "mdm"},
@@ -181,7 +181,8 @@ def test_an_interval_shows_two_digits_of_its_half_width(tmp_path):
     header, line = (row.split(",") for row in done.stdout.splitlines())
     # Student's t of 2 degrees, 4.303, times 0.01 / √3.
     assert dict(zip(header, line, strict=True)) == {
-        "model": "mdm", "small": "0.00001770 ± 0.00000044", "large": "1234 ± 31", "seeds": "3",
+        "model": "mdm", "small": "0.00001770 ± 0.00000044", "large": "1234 ± 31",
+        "even": "4.01 ± 0.10", "seeds": "3",
         "run": "model=mdm",
     }  # fmt: skip
     done = _tool("--format=csv", "--columns=seconds", tmp_path)

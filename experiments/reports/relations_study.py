@@ -181,7 +181,7 @@ def figure(lines: Lines, factor: str, values: Iterable[str]):
         ax.set_ylim(bottom=-0.03 * ax.get_ylim()[1])
         if not is_number:
             ax.set_xlim(-0.5, len(values) - 0.5)
-    axes[0, 0].axhline(lines[0]["uniform_nll"], color="black", ls=":", label="uniform guess")
+    axes[0, 0].axhline(lines_V[0][0]["uniform_nll"], color="black", ls=":", label="uniform guess")
     for ax in axes[0]:
         report.legend(ax, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return drawn

@@ -206,6 +206,8 @@ def test_a_line_holds_the_end_the_early_and_the_moment_of_equal_forward():
     assert line["early_attention_correlation"] == 0.2 and line["attention_correlation"] == 1
     assert line["early_cosine_order_routing"] == pytest.approx(0.07)
     assert line["cosine_order_total"] == pytest.approx(0.32)
+    ten = {name: x[:10] for name, x in _history().items()}  # nine evaluations after the first
+    assert page.summarize("both", ten)["early_attention_correlation"] == 0.1
     assert page.summarize("A", _history())["steps_to_fit"] == 900
     never = page.summarize("both", _history(percent_forward=np.zeros(11)))
     assert never["reverse_at_equal_forward"] is None

@@ -178,6 +178,11 @@ def test_the_table_and_the_diagram_put_each_cell_in_its_place():
     gap = closure_report.phase([line for line in LINES if line["weight_decay"] != "3"
                                 or line["closure"] != 0], 64)  # fmt: skip
     assert np.isnan(gap[0, 1]) and gap[1, 1] == pytest.approx(85)
+    third = [_line(64, 6, "3", 2, reverse_accuracy=0.35, train_accuracy=1.0)]  # 80, 90 and 35
+    assert closure_report.phase(LINES + third, 64)[1, 1] == pytest.approx(205 / 3)
+    assert closure_report.values_of([_line(x, 0, "0", 0) for x in (128, 64, 8)], "width") == [
+        8, 64, 128,
+    ]  # fmt: skip
 
 
 def _claimed(reverse, told=1.0):
@@ -269,6 +274,23 @@ def test_a_rank_correlation_needs_three_cells_that_have_learned():
             for seed in range(3)
         ]  # fmt: skip
         assert words in closure_report.claims(lines)[3][1]
+
+
+def test_the_rank_correlation_is_of_means_and_not_of_the_ends_of_intervals(monkeypatch):
+    told = []
+    spy = lambda *given: told.append(given) or closure_report.Bounds(0.5, 0.4, 0.6)  # noqa: E731
+    monkeypatch.setattr(closure_report.effects, "rank_correlation", spy)
+    lines = [
+        _line(64, closure, decay, seed, train_accuracy=1.0, reverse_accuracy=x + spread * seed,
+              probe_hits=x / 2)
+        for closure, decay, x, spread in
+        ((0, "0", 0.1, 0.1), (6, "0", 0.3, 0.0), (6, "3", 0.5, 0.2))
+        for seed in range(3)
+    ]  # fmt: skip
+    closure_report.claims(lines)
+    ((hits, reverse),) = told
+    np.testing.assert_allclose(hits, [5, 15, 25])
+    np.testing.assert_allclose(reverse, [20, 30, 70])
 
 
 def test_a_tie_of_the_rank_correlation_decides_nothing(monkeypatch):

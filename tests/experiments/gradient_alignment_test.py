@@ -169,7 +169,7 @@ def _history(model, seed, layers=1):
         "cosine/total": np.array(COSINES[seed]),
         "cosine_of_means": MEANS + 0.01 * seed,
         "predicted": np.tile(-eta, (4, 1)),
-        "measured": np.stack([-eta + 3 * eta**power for power in (2.0, 2.5, 1.5, 3.0)]),
+        "measured": np.stack([-eta + (3 + seed) * eta**power for power in (2.0, 2.5, 1.5, 3.0)]),
         "weight_forward": np.full((4, layers, 2), 0.5) * rise[:, None, None],
         "weight_reverse": np.full((4, layers, 2), 0.3) * rise[:, None, None],
         "weight_forward_all": np.full((4, layers, 2), 0.7) * rise[:, None, None],

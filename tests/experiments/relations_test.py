@@ -455,6 +455,9 @@ def test_the_study_tells_its_factors_and_values_apart():
             np.testing.assert_allclose(heights, 12.7062047, rtol=1e-6)
         assert [x.get_text() for x in ax.get_xticklabels()] == ["0.0", "0.3"]
         artists.hides_nothing(figure)
+    # The guess is that of the factor's own sentences: those told in context have another.
+    told = {"factor": "in_context", "value": "depth 1, 1 told", "seed": 0, "uniform_nll": 9.0}
+    figure = study_report.figure([told, *_study_lines(), told], "dropout", ("0.0", "0.3"))
     (guess,) = [x for x in figure.axes[0].get_lines() if x.get_label() == "uniform guess"]
     assert set(guess.get_ydata()) == {2.0}
 
