@@ -169,6 +169,16 @@ def test_the_pairs_of_questions_have_their_own_names(cell, monkeypatch):
         assert (places[52:, 0] != places[52:, 1]).all()
 
 
+def test_a_letter_is_asked_in_a_row_that_is_allowed():
+    """Cosines within a block and across a border are of rows of their kind alone."""
+    letter_E = np.repeat(np.arange(26), 4)
+    allowed_E = np.tile([False, True, False, False], 26)
+    np.testing.assert_array_equal(causes.one_a_letter(letter_E, allowed_E), np.arange(26) * 4 + 1)
+    rows = causes.one_a_letter(letter_E[::-1], ~allowed_E)
+    np.testing.assert_array_equal(letter_E[::-1][rows], np.arange(26))
+    assert (~allowed_E)[rows].all()
+
+
 def test_the_attention_correlation_is_over_letters():
     placed = Task(Cell(), CONFIG).placed()
     letter = placed["forward"].item_E
