@@ -265,11 +265,14 @@ def test_halves_of_the_bits_study_are_of_one_kind_of_map(on_file):
         line("mlp", 0, 1, "A->B", 2.0, 1.0, 0.5, letters=6),
     ]
     on_file["world_a_bits/gpt2"] = [line("gpt2", 0, 1, "A->B", 1.0, 0.0, 0.0)]
+    on_file["world_a_bits/gpt2_K25"] = [line("gpt2", 0, 25, "A->B", 1.0, 1.0, 0.0)]
+    on_file["world_a_bits/gpt2_36x3"] = []
     center, half_width = world_a.half_of("mlp", 36, 1)  # 2 and 3
     assert center == pytest.approx(2.5) and half_width == pytest.approx(12.706 / 2, rel=1e-3)
     assert world_a.half_of("mlp", 36, 1, 5, "inverse").mean == pytest.approx(3.0)
     assert world_a.half_of("mlp", 6, 1).mean == pytest.approx(4.0)
     assert world_a.half_of("gpt2", 36, 1).mean == pytest.approx(1.0)
+    assert world_a.half_of("gpt2", 36, 1, 25).mean == pytest.approx(3.0)
 
 
 def test_bits_that_adapters_stored(on_file):

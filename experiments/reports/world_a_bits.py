@@ -77,11 +77,11 @@ def figure(lines: Sequence[Line]):
     models = sorted({line["model"] for line in lines})
     drawn, axes = report.new_figure(1, len(models), (4.6, 3.4))
     named: dict[str, Any] = {}
+    strings = sorted({key[1:4] for key in kinds(lines)}, reverse=True)
     for ax in axes[0, 1:]:
         ax.sharey(axes[0, 0])
     for ax, model in zip(axes[0], models, strict=True):
         mine = kinds(report.select(lines, model=model))
-        strings = sorted({key[1:4] for key in mine}, reverse=True)
         for marker, (letters, length, pairs) in zip(MARKERS, strings, strict=False):
             for filled in (True, False):
                 points = [

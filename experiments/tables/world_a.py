@@ -9,6 +9,7 @@ from experiments.reports import world_a as world_a_report
 from experiments.reports import world_a_bits
 from experiments.tables.common import Line, column, curves, lines, mean, number, span, table
 
+BITS_STUDY = "mlp", "gpt2", "gpt2_K25", "gpt2_36x3"  # the result files
 ARROWS = {"forward": "A->B", "inverse": "B->A"}
 CLEAN = "eval_excess_nats_per_string"
 UNITS = {
@@ -238,7 +239,7 @@ def lengths_table(*lengths: int) -> str:
 
 def bits_study(**values) -> list[Line]:
     """Bits and entropy, each varied alone: both models."""
-    return lines("world_a_bits/mlp", "world_a_bits/gpt2", **values)
+    return lines(*(f"world_a_bits/{name}" for name in BITS_STUDY), **values)
 
 
 def bits_study_table() -> str:

@@ -288,7 +288,7 @@ def world_a_figures() -> dict[str, Callable[[], Any]]:
         "world_a_gpt2": part(world_a_report.pace_figure, gpt2),
         "world_a_bits": part(world_a_report.bits_figure, of["world_a"]),
         "world_a_bits_alone": part(
-            world_a_bits_report.figure, _lines("world_a_bits", "mlp", "gpt2")
+            world_a_bits_report.figure, _lines("world_a_bits", *world_a_tables.BITS_STUDY)
         ),
         "world_a_excess_2x128": part(world_a_report.excess_figure, of["world_a_2x128"], (1, 5)),
         "world_a_gradients": part(world_a_report.gradients_figure, trained),

@@ -101,11 +101,22 @@ def test_the_figure_draws_means_over_maps_at_their_bits():
     assert named == [("GPT-2", *words), ("MLP", *words)]
 
 
+def test_a_kind_of_strings_has_one_marker_in_both_panels():
+    few = [line | {"letters": 6} for line in LINES[:4]]
+    gpt2 = [line | {"model": "gpt2"} for line in LINES[:4]]  # which did not learn of few letters
+    first, second = report.figure([*LINES[:4], *few, *gpt2]).axes
+    (alone,), both = first.containers, {x.get_label()[:6]: x for x in second.containers}
+    assert alone[0].get_marker() == both["36 × 4"][0].get_marker() != both["6 × 4,"][0].get_marker()
+    only = [*few, *gpt2]  # each panel has one kind, and not the same
+    first, second = (ax.containers[0][0].get_marker() for ax in report.figure(only).axes)
+    assert first != second
+
+
 def test_maps_are_drawn_apart():
     maps = {
         page.string_map(shape, 50, K, n) for shape in page.SHAPES for K in (1, 5) for n in (0, 1)
     }
-    assert len(maps) == 12 and len({tuple(of.pairs[0]) for of in maps}) == 12
+    assert len(maps) == 16 and len({tuple(of.pairs[0]) for of in maps}) == 16
     assert page.string_map("6x8", 50, 5, 1) == string_maps.StringMap(5, 50, 8, 2005, num_letters=6)
 
 
