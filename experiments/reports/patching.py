@@ -118,12 +118,12 @@ def network_table(lines: Sequence[Line]) -> str:
     return report.table([*keys, "seeds", *(f"{name}: choice %" for name in asked)], rows)
 
 
-def claims(lines: Sequence[Line]) -> list[list[str]]:
+def claims(lines: Sequence[Line], measure: str = "choice") -> list[list[str]]:
     """(claim, statistic, verdict), of the storage as a whole, in the pairs that there are."""
     rows = []
     for pair in pairs_of(lines):
         claim, wanted = CLAIMS[pair]
-        both = [judged(lines, pair, into, "storage") for into in (0, 1)]
+        both = [judged(lines, pair, into, "storage", measure) for into in (0, 1)]
         words = [word for _, word in both]
         text = "; ".join(
             f"{question}: need {said(found['need'], 0)}, lean {said(found['lean'], 0)}, {word}"
@@ -134,9 +134,9 @@ def claims(lines: Sequence[Line]) -> list[list[str]]:
     return rows
 
 
-def claim_table(lines: Sequence[Line]) -> str:
+def claim_table(lines: Sequence[Line], measure: str = "choice") -> str:
     """`claims` as a table."""
-    return verdicts.table(claims(lines))
+    return verdicts.table(claims(lines, measure))
 
 
 def transplants(lines: Sequence[Line]) -> list[Line]:

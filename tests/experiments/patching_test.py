@@ -328,6 +328,10 @@ def test_a_row_of_what_is_said_has_P_true_of_the_storage_and_a_verdict_a_part():
     words = {part: said[f"{part}: verdict"] for part in tables.PARTS[:-1]}
     assert words == {"values": "not needed", "mlp": "distinct", "storage": "distinct",
                      "routing": "shared", "ends": "not needed"}  # fmt: skip
+    ((claim, text, word),) = tables.claims(lines, "p")
+    assert claim.startswith("8.") and text.startswith("forward: need 40 (40 to 40), lean −1 (−1 to")
+    assert word == "fails" and "source: need 40 (40 to 40), lean 1 (1 to 1), shared" in text
+    assert tables.claim_table(lines, "p") != tables.claim_table(lines)
     other = dict(zip(head, source, strict=True))
     assert (other["own question"], other["lean"]) == ("source", "1 (1 to 1)")
     assert other["storage: verdict"] == "shared"
