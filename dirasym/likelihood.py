@@ -115,7 +115,8 @@ def likelihood(
 
     Raises:
       ValueError: an unknown kind, no list of texts, one that is of no token or holds [M], no [M] or
-        `prefix` where one is needed, ids that the model lacks, or a bad `batch_size` or `passes`.
+        `prefix` where one is needed, ids that the model lacks, a bad `batch_size` or `passes`, or
+        probabilities that are NaN.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -139,6 +140,9 @@ def likelihood(
     for chosen, length in _batches(num_tokens_E, batch_size, rows.takes(apply_fn, "valid_BL")):
         batch = _batch(whole, len(before), chosen, length, tokenizer)
         both_E2[chosen] = np.stack(estimate(params, batch, jax.random.key(seed)), axis=1)
+    if np.isnan(both_E2[:, 0]).any():
+        text = texts[int(np.isnan(both_E2[:, 0]).argmax())]
+        raise ValueError(f"the model's probabilities are NaN at {text!r}: see its parameters")
     if kind in ("left_to_right", "random_order"):
         passes_E = num_tokens_E * num_orders
     else:

@@ -150,7 +150,8 @@ def measure(
 
     Raises:
       ValueError: the kind is not given, or is not the model's (an `ApplyFn` that is called causal
-        is asked whether its logits depend on a later token); the tokenizer has more tokens than
+        is asked whether its logits depend on a later token); an `ApplyFn` that gives
+        probabilities in place of logits; the tokenizer has more tokens than
         the model, or no [M] for a masked one; questions that do not fit the context; probabilities
         that are NaN; or as `Questions.of`, `alignment` and `Settings`.
       TypeError: an `ApplyFn` that needs a keyword which is not known here; it is named.
@@ -225,8 +226,8 @@ class Measurement:
     attention: bool
 
     def reading(self, progress: bool | None = None) -> Reading:
-        """Asks every set; `progress` as of `measure`, and its error of a model that looks ahead."""
-        self.network.check_causal(self.sets[0], self.questions)
+        """Asks every set; `progress` as of `measure`, and its errors of an `ApplyFn`'s logits."""
+        self.network.check_declared(self.sets[0], self.questions)
         is_seen = sys.stderr.isatty() or "ipykernel" in sys.modules
         shown, many = is_seen if progress is None else progress, len(self.sets)
         readings = [
@@ -389,7 +390,7 @@ def _gradients(
 
     fields = {name: bounds(values, name) for name, values in of_blocks.items()}
     roles = {r: x for r, x in of_roles["cosine"].items() if r in ("storage", "routing")}
-    for role in {"storage", "routing"} - set(roles):
+    for role in [r for r in ("storage", "routing") if r not in roles]:
         absent[role] = "no parameter's name says that this is its role"
     paths = [path for path in joined.inner if block_names.is_attention(path)]
     if nameless := [path for path in paths if m.how.roles(path) in (None, "other")]:

@@ -130,41 +130,53 @@ class Network:
 
     def _logits_shape(self, params: Params) -> tuple[int, ...]:
         tokens_BL = np.zeros(_TRIED, np.int32)
-        noise_B = jnp.ones(len(tokens_BL)) if self.kind == "masked" else None
         valid_BL = jnp.ones(_TRIED, bool) if self.takes_valid else None
 
         def logits(params):
-            told = dict(noise_B=noise_B, valid_BL=valid_BL)
+            told = dict(noise_B=self._full_noise(len(tokens_BL)), valid_BL=valid_BL)
             return rows.call(self.apply_fn, params, tokens_BL, **told)
 
         return jax.eval_shape(logits, params).shape
 
-    def check_causal(self, params: Params, questions: Questions) -> None:
-        """Whether a model that is called causal reads nothing ahead.
+    def _full_noise(self, count: int) -> jax.Array | None:
+        """The level that a masked model which asks for it is told of, of each row."""
+        return jnp.ones(count) if self.kind == "masked" else None
 
-        It reads the longest question twice, with one token behind it and with another.
+    def check_declared(self, params: Params, questions: Questions) -> None:
+        """Whether an `ApplyFn` gives logits and, if it is called causal, reads nothing ahead.
+
+        It reads the longest question, a causal model's with one token behind it and with another.
 
         Raises:
-          ValueError: logits before the last token change by more than rounding.
+          ValueError: probabilities, whose softmax would be taken once more; a causal model's
+            logits before the last token change by more than rounding.
         """
-        if self.kind != "causal" or not self.is_declared:
+        if not self.is_declared:
             return
 
         @jax.jit
         def logits(params, tokens_BL):
             valid_BL = jnp.ones(tokens_BL.shape, bool) if self.takes_valid else None
-            logits_BLV = rows.call(self.apply_fn, params, tokens_BL, valid_BL=valid_BL)
-            return logits_BLV[0, :-1]
+            told = dict(noise_B=self._full_noise(len(tokens_BL)), valid_BL=valid_BL)
+            return rows.call(self.apply_fn, params, tokens_BL, **told)[0, :-1]
 
         valid_EL = np.asarray(questions.valid_EL)
         longest = int(np.argmax(valid_EL.sum(axis=1)))
         row = np.asarray(questions.tokens_EL)[longest][valid_EL[longest]].tolist()
         behind = list(dict.fromkeys([*row, questions.tokenizer.eos_id]))[:2]
-        one_LV, other_LV = (logits(params, np.array([[*row, last]], np.int32)) for last in behind)
+        asked = [[*row, last] for last in behind] if self.kind == "causal" else [row, row]
+        one_LV, other_LV = (logits(params, np.array([read], np.int32)) for read in asked)
         types = [leaf.dtype for leaf in jax.tree.leaves(params) if hasattr(leaf, "dtype")]
         floats = [t for t in (*types, one_LV.dtype) if jnp.issubdtype(t, jnp.floating)]
         rounding = max(float(jnp.finfo(t).eps) for t in floats) ** 0.5
         one_LV, other_LV = (np.asarray(x, np.float64) for x in (one_LV, other_LV))
+        if _are_probabilities(one_LV, rounding):
+            raise ValueError(
+                "the model must give logits, and gives probabilities: their sum over tokens is 1; "
+                "leave out its softmax"
+            )
+        if self.kind != "causal":
+            return
         allowed_LV = np.abs(one_LV) < 1e4  # the rest is ruled out
         one_R, other_R = one_LV[allowed_LV], other_LV[allowed_LV]
         if (np.abs(one_R - other_R) > rounding * np.abs(one_R).sum() / max(1, len(one_R))).any():
@@ -186,6 +198,13 @@ class Network:
             rows.check_mask_id(mask_id, self.apply_fn, size)
         if tokenizer.vocab_size > size:
             raise ValueError(f"the tokenizer has {tokenizer.vocab_size} tokens, the model {size}")
+
+
+def _are_probabilities(values_LV: np.ndarray, rounding: float) -> bool:
+    """Whether each row sums to 1 and none is below 0; ones and zeros are logits of a table."""
+    if not ((values_LV >= 0) & (values_LV <= 1)).all() or np.isin(values_LV, (0, 1)).all():
+        return False
+    return bool(np.allclose(values_LV.sum(axis=1), 1, rtol=0, atol=rounding))
 
 
 def check_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> None:

@@ -244,7 +244,13 @@ class Reading:
         )
 
     def _notes(self) -> list[str]:
-        return [f"no {what}: {why}" for what, why in self.absent.items()]
+        few, first = [], self.of_sets[0] if self.of_sets else self
+        for name, side in (("forward", first.forward), ("reverse", first.reverse)):
+            asked = sum(not np.isnan(one.choice) for one in side.asked)
+            if 0 < asked < side.count:
+                why = "in the others it begins several answers or stands in the question"
+                few.append(f"{name} choice by first token, of {asked} of {side.count}: {why}")
+        return [*few, *(f"no {what}: {why}" for what, why in self.absent.items())]
 
     def _tables(self) -> Iterator[tuple[list[str], list[list[str]]]]:
         sides = (self.forward, self.reverse)

@@ -125,6 +125,19 @@ def test_a_comparison_names_the_flags_that_differ_too(three):
     }
 
 
+def test_a_comparison_says_what_it_comes_to(three, tmp_path):
+    """Empty cells alone do not say that nothing differs, nor how much was not compared."""
+    done = _tool("--compare", three[0], three[2])
+    assert done.stdout.endswith(
+        "flags differ; of the lines in both, 2 of 2 differ, times aside; 2 are in one alone\n"
+    ), done.stderr
+    _fill(tmp_path / "again", {"width": 8, "lr": 0.1}, {"mdm": 1.0, "arm": 5.0})
+    done = _tool("--compare", three[0], tmp_path / "again")
+    assert done.stdout.endswith(
+        "flags are equal; of the lines in both, 0 of 4 differ, times aside; 0 are in one alone\n"
+    ), done.stderr
+
+
 def test_an_interval_has_the_level_that_is_asked_for():
     lines = [{"run": "a", "seed": seed, "loss": float(seed)} for seed in (0, 2)]
     (half,) = collecting.over_seeds(lines, level=0.5)

@@ -313,3 +313,9 @@ def test_a_mask_that_is_given_goes_before_the_tokenizers_own():
         letters.mask_id = own
         found = _read("left_to_right", tokenizer=letters, mask_id=given)
         np.testing.assert_array_equal(found.log_likelihood_E, want)
+
+
+def test_a_model_that_gives_nan_is_an_error_of_the_text():
+    broken = np.where(np.arange(VOCAB + 1) == 1, np.nan, TABLE)
+    with pytest.raises(ValueError, match="probabilities are NaN at 'aéa'"):
+        likelihood.likelihood(causal_model, broken, TEXTS, "causal", tokenizer=LETTERS)

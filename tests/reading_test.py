@@ -946,3 +946,35 @@ def test_gradients_of_a_masked_model_give_its_mask_no_probability():
     want = np.linalg.norm(p_V / p_V.sum() - np.eye(WORDS.vocab_size)[a_E], axis=1).mean()
     for norms in (read.alignment.norm_fwd, read.alignment.norm_rev):
         np.testing.assert_allclose(norms["total"].estimate, want, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["causal", "masked"])
+def test_probabilities_are_no_logits(kind):
+    """Their softmax would be nearly flat, and every number of the reading wrong."""
+    table = 5 * jax.random.normal(jax.random.key(1), (30, 30))
+
+    def read(of_logits):
+        def apply_fn(params, tokens_BL):
+            return of_logits(params[tokens_BL])
+
+        return measure(apply_fn, table, PAIRS, WORDS, kind=kind, progress=False)
+
+    with pytest.raises(ValueError, match="gives probabilities"):
+        read(jax.nn.softmax)
+    logits, log_p = read(lambda logits_BLV: logits_BLV), read(jax.nn.log_softmax)
+    np.testing.assert_allclose(log_p.reverse.nll, logits.reverse.nll, rtol=1e-5)
+    read(lambda logits_BLV: jax.nn.one_hot(logits_BLV.argmax(-1), 30))  # a table of logits
+
+
+def test_a_table_says_of_how_many_questions_its_choice_is():
+    pairs = Pairs((("Ann", "Bo"), ("Cy", "Cy"), ("Dee", "Bo Fay")), "{a} has {b}", "{b} is of {a}")
+    words = Words(pairs.fact_set().texts())
+
+    def guess(params, tokens_BL):
+        return jnp.zeros((*tokens_BL.shape, words.vocab_size))
+
+    reading = measure(guess, {}, pairs, words, kind="causal", progress=False)
+    assert reading.forward.choice is None  # Bo twice, and Cy stands in its question
+    assert "reverse choice by first token, of 2 of 3: " in str(reading)
+    twice = measure(guess, [{}, {}], pairs, words, kind="causal", progress=False)
+    assert "forward choice by first token" not in str(twice)

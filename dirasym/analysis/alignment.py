@@ -128,7 +128,7 @@ def alignment(
         a is 1. What is used otherwise takes the direct way and is listed in `direct`, as do
         operands of `custom_vjp` and `custom_jvp`, whose own rule may give a gradient that is no
         product. Memory: activations and cotangents of a chunk.
-      strict: with "factored", raise where a parameter cannot be factored.
+      strict: raise where a parameter cannot be factored; of "factored" alone.
       chunk_size: examples at a time.
       mesh: has an axis "data", over which the examples are split; parameters may lie on another.
 
@@ -147,7 +147,7 @@ def alignment(
       >>> found.inner["w"].tolist(), found.direct
       ([4.0, 32.0], ())
     """
-    _check_how(method, chunk_size)
+    _check_how(method, strict, chunk_size)
     one_alone = [] if examples is None else [first_example("examples", examples)]
     if examples is None and method == "factored":
         raise ValueError("method 'factored' compares examples: pass examples")
@@ -236,7 +236,7 @@ def cross_alignment(
       ValueError: as `alignment`; `out` that is a file or holds another matrix, or in a trace;
         `examples_rev` of another structure or dtype than `examples` where both losses are one.
     """
-    _check_how(method, chunk_size)
+    _check_how(method, strict, chunk_size)
     usage.check_counts(memory_limit=memory_limit)
     check_arrays("params", params)
     is_same = examples_rev is None or examples_rev is examples
@@ -374,9 +374,11 @@ def update_ratios(
     return {block: jnp.sqrt(x / squares_down[block]) for block, x in squares_up.items()}
 
 
-def _check_how(method: str, chunk_size: int | None) -> None:
+def _check_how(method: str, strict: bool, chunk_size: int | None) -> None:
     if method not in ("direct", "factored"):
         raise ValueError(f"method must be 'direct' or 'factored', got {method!r}")
+    if strict and method == "direct":
+        raise ValueError("strict is of method='factored': 'direct' factors nothing")
     if chunk_size is not None:
         usage.check_counts(chunk_size=chunk_size)
 

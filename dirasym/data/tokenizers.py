@@ -119,6 +119,9 @@ class Words:
       pad_id, eos_id, mask_id: 0, 1 and 2; `decode` writes them out.
       vocab_size: these three and every token seen.
 
+    Raises:
+      TypeError: one text in place of a list: its letters would be the words.
+
     Examples:
       >>> words = Words(["P!nk's child is Mary-Kate."])
       >>> words.decode(words.encode(["Mary-Kate's child is P!nk"])[0])
@@ -130,6 +133,8 @@ class Words:
     _WORD = re.compile(r"'s\b|\w+(?:[-'’.](?!s\b)\w+)*|[^\w\s]")
 
     def __init__(self, texts: Iterable[str]):
+        if isinstance(texts, str):
+            raise TypeError("texts must be a list of texts, got one text")
         seen = sorted({token for text in texts for token, _ in self._split(text)})
         # (word, whether the rule of spaces is turned round before it)
         self._tokens = [("<pad>", False), ("<eos>", False), ("<mask>", False), *seen]

@@ -46,7 +46,7 @@ class LoRAConfig:
         and v_proj.
 
     Raises:
-      ValueError: a rank below 1, a rate outside [0, 1), or no regex.
+      ValueError: a rank below 1, an alpha that is not finite, a rate outside [0, 1), or no regex.
     """
 
     rank: int
@@ -58,6 +58,8 @@ class LoRAConfig:
     def __post_init__(self):
         if self.rank < 1:
             raise ValueError(f"rank must be positive, got {self.rank}")
+        if not math.isfinite(self.alpha):
+            raise ValueError(f"alpha must be a finite number, got {self.alpha}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
         try:

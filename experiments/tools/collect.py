@@ -6,7 +6,8 @@ Command   python -m experiments.tools.collect runs/* [--each_seed] [--format=csv
 Cost      seconds
 Expected  A line a run, its seeds as mean ± 95 % Student interval; flags that differ as columns.
           Times are columns where --columns names them.
-          With --compare the flags that differ, and a line a run and seed that both have.
+          With --compare the flags that differ, and a line a run and seed that both have,
+          empty where they are equal; below, how many differ.
 """
 
 import csv
@@ -57,6 +58,20 @@ def collect(config: Config, *workdirs: str) -> None:
         csv.writer(sys.stdout).writerows([shown, *rows])
     else:
         print(report.table(shown, rows))
+        if config.compare:
+            print(f"\n{_verdict(lines, len(one) + len(other))}")
+
+
+def _verdict(lines: list[dict[str, Any]], of_both: int) -> str:
+    """What a comparison comes to, of the line of flags and those that both directories have."""
+    count = len(lines) - 1
+    differ = sum(bool(line.keys() - {"run", "seed"}) for line in lines[1:])
+    alone = of_both - 2 * count
+    flags = "flags differ" if lines[0].keys() - {"run"} else "the flags are equal"
+    return (
+        f"{flags}; of the lines in both, {differ} of {count} differ, times aside; "
+        f"{alone} are in one alone"
+    )
 
 
 def _with_interval(mean: float, half_width: float) -> str:

@@ -472,6 +472,10 @@ def test_strict_says_what_cannot_be_factored_and_why():
     square = lambda p, x: ((x @ p["w"]) ** 2).sum()  # noqa: E731
     how = dict(examples=x_EI, method="factored", strict=True)
     assert alignment.alignment(square, square, {"w": params["w"]}, **how).direct == ()
+    with pytest.raises(ValueError, match="strict is of method='factored'"):
+        alignment.alignment(square, square, params, examples=x_EI, strict=True)
+    with pytest.raises(ValueError, match="strict is of method='factored'"):
+        alignment.cross_alignment(square, square, params, x_EI, strict=True)
 
 
 @pytest.mark.slow

@@ -155,6 +155,11 @@ def test_what_is_no_token_is_seen():
         assert words.decode([words.encode(["x"])[0][0], no_token]) == "x\ufffd"
 
 
+def test_one_text_is_no_list_of_words():
+    with pytest.raises(TypeError, match="texts must be a list of texts, got one text"):
+        tokenizers.Words("hello world")
+
+
 def test_words_round_trip():
     text = "Brelan Thosir's child is Vael, it is said."
     words = tokenizers.Words([text])

@@ -217,6 +217,7 @@ def test_a_head_that_is_the_embedding_has_no_adapter():
         (dict(targets="c_attn"), "match no linear layer"),
         (dict(rank=17), "rank 17 exceeds .*16 × 16"),
         (dict(rank=0), "rank must be positive"),
+        (dict(alpha=float("nan")), "alpha must be a finite number, got nan"),
         (dict(targets="("), "is not a regex"),
         (dict(dropout=1.0), "dropout must be in"),
     ],
