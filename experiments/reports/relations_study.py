@@ -121,16 +121,16 @@ def fresh_figure(lines: Lines, factor: str, values: Iterable[str]):
     drawn, (axes,) = report.new_figure(1, 3, (2.4, 3.0))
     lines = report.select(lines, factor=factor)
     everywhere = report.select(lines, num_asked=None)
-    for ax, key, alike in (
-        (axes[0], "num_facts", dict(num_names=BASE_NAMES)),
-        (axes[2], "num_names", dict(num_facts=BASE_FACTS)),
+    for ax, color, key, alike in (  # C0: as many facts as the middle panel's line of this colour
+        (axes[0], "C3", "num_facts", dict(num_names=BASE_NAMES)),
+        (axes[2], "C0", "num_names", dict(num_facts=BASE_FACTS)),
     ):
         seeds_X: dict[int, list[Mapping[str, Any]]] = {}
         for line in report.select(everywhere, **alike):
             seeds_X.setdefault(line[key], []).append(line)
         x = sorted(seeds_X)
         of = [intervals.student_interval([line["accuracy"] for line in seeds_X[n]]) for n in x]
-        report.plot_intervals(ax, x, of, "asked at any place")
+        report.plot_intervals(ax, x, of, "asked at any place", color=color)
         ax.plot(x, [1 / seeds_X[n][0]["num_facts"] for n in x], "k:", label="guess among the told")
         ax.set_xscale("log", base=2)
         ax.set_xticks(x, [str(n) for n in x])
