@@ -115,8 +115,7 @@ def likelihood(
 
     Raises:
       ValueError: an unknown kind, no list of texts, one that is of no token or holds [M], no [M] or
-        `prefix` where one is needed, ids that the model lacks, a bad `batch_size` or `passes`, or
-        probabilities that are NaN.
+        `prefix` where one is needed, ids that the model lacks, a bad `batch_size` or `passes`, NaN.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -140,15 +139,12 @@ def likelihood(
     for chosen, length in _batches(num_tokens_E, batch_size, rows.takes(apply_fn, "valid_BL")):
         batch = _batch(whole, len(before), chosen, length, tokenizer)
         both_E2[chosen] = np.stack(estimate(params, batch, jax.random.key(seed)), axis=1)
-    if np.isnan(both_E2[:, 0]).any():
-        text = texts[int(np.isnan(both_E2[:, 0]).argmax())]
-        raise ValueError(f"the model's probabilities are NaN at {text!r}: see its parameters")
     if kind in ("left_to_right", "random_order"):
         passes_E = num_tokens_E * num_orders
     else:
         passes_E = np.full(len(ids), 1 if kind == "causal" else passes)
     num_bytes_E = np.array([len(text.encode()) for text in texts])
-    return Likelihood(both_E2[:, 0], both_E2[:, 1], num_tokens_E, num_bytes_E, passes_E)
+    return Likelihood(*_checked(both_E2, texts).T, num_tokens_E, num_bytes_E, passes_E)
 
 
 def _check_how(kind: Kind, texts: Sequence[str], batch_size: int, passes: int) -> None:
@@ -186,6 +182,15 @@ def _check(kind, apply_fn, params, texts, ids, prefix, mask_id) -> None:
     for token in prefix:
         if token < 0 or (kind != "causal" and token == mask_id):
             raise ValueError(f"prefix holds {token}, which no text begins with")
+
+
+def _checked(both_E2: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+    """The same, or ValueError for NaN; −infinity is that of a token which a model rules out."""
+    is_nan_E = np.isnan(both_E2[:, 0])
+    if is_nan_E.any():
+        text = texts[int(is_nan_E.argmax())]
+        raise ValueError(f"the model's probabilities are NaN at {text!r}: see its parameters")
+    return both_E2
 
 
 def _batches(

@@ -121,9 +121,9 @@ def fresh_figure(lines: Lines, factor: str, values: Iterable[str]):
     drawn, (axes,) = report.new_figure(1, 3, (2.4, 3.0))
     lines = report.select(lines, factor=factor)
     everywhere = report.select(lines, num_asked=None)
-    for ax, color, key, alike in (  # C0: as many facts as the middle panel's line of this colour
-        (axes[0], "C3", "num_facts", dict(num_names=BASE_NAMES)),
-        (axes[2], "C0", "num_names", dict(num_facts=BASE_FACTS)),
+    for ax, color, key, alike in (  # 0: two told, as in the middle
+        (axes[0], report.color(3), "num_facts", dict(num_names=BASE_NAMES)),
+        (axes[2], report.color(0), "num_names", dict(num_facts=BASE_FACTS)),
     ):
         seeds_X: dict[int, list[Mapping[str, Any]]] = {}
         for line in report.select(everywhere, **alike):
