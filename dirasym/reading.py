@@ -244,7 +244,8 @@ class Reading:
         )
 
     def _notes(self) -> list[str]:
-        few, first = [], self.of_sets[0] if self.of_sets else self
+        few: list[str] = []
+        first = self.of_sets[0] if self.of_sets else self
         for name, side in (("forward", first.forward), ("reverse", first.reverse)):
             asked = sum(not np.isnan(one.choice) for one in side.asked)
             if 0 < asked < side.count:
