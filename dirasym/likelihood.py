@@ -144,7 +144,7 @@ def likelihood(
     else:
         passes_E = np.full(len(ids), 1 if kind == "causal" else passes)
     num_bytes_E = np.array([len(text.encode()) for text in texts])
-    return Likelihood(*_checked(both_E2, texts).T, num_tokens_E, num_bytes_E, passes_E)
+    return Likelihood(*_columns(both_E2, texts), num_tokens_E, num_bytes_E, passes_E)
 
 
 def _check_how(kind: Kind, texts: Sequence[str], batch_size: int, passes: int) -> None:
@@ -184,13 +184,13 @@ def _check(kind, apply_fn, params, texts, ids, prefix, mask_id) -> None:
             raise ValueError(f"prefix holds {token}, which no text begins with")
 
 
-def _checked(both_E2: np.ndarray, texts: Sequence[str]) -> np.ndarray:
-    """The same, or ValueError for NaN; −infinity is that of a token which a model rules out."""
+def _columns(both_E2: np.ndarray, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Estimates, errors; ValueError for NaN. −infinity is of a token that a model rules out."""
     is_nan_E = np.isnan(both_E2[:, 0])
     if is_nan_E.any():
         text = texts[int(is_nan_E.argmax())]
         raise ValueError(f"the model's probabilities are NaN at {text!r}: see its parameters")
-    return both_E2
+    return both_E2[:, 0], both_E2[:, 1]
 
 
 def _batches(
