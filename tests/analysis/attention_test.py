@@ -171,6 +171,19 @@ def test_perfect_and_absent_correlation():
         attention.distance_correlation(scores[:, :2], other[:, :2])
 
 
+def test_distances_are_correlated_pair_by_pair():
+    """Each (Δ₁, Δ₂) by itself, where scores spread otherwise at every distance and way."""
+    rng = np.random.default_rng(3)
+    fwd_NID = rng.normal(size=(2, 7, 3)) * [1.0, 5.0, 0.2]
+    rev_NID = (fwd_NID[..., ::-1] + rng.normal(size=(2, 7, 3))) * [40.0, 1.0, 9.0]
+    got = attention.distance_correlation(fwd_NID, rev_NID, resamples=2)
+    for head in range(2):
+        one = np.corrcoef(fwd_NID[head], rev_NID[head], rowvar=False)[:3, 3:]
+        want = [one[0, 0], (one[0, 1] + one[1, 0]) / 2, (one[0, 2] + one[1, 1] + one[2, 0]) / 3]
+        want += [(one[1, 2] + one[2, 1]) / 2, one[2, 2]]
+        np.testing.assert_allclose(got.mean[head], want, rtol=1e-9)
+
+
 HOWS = [dict(resamples=400, seed=5, level=level) for level in (0.95, 0.8)]
 
 
