@@ -41,9 +41,12 @@ def block_diffusion(
       sum: nats, weighted. count: examples with a scored token. aux: as `masked_diffusion`.
 
     Raises:
-      ValueError: a block without tokens, or as `masked_diffusion`.
+      ValueError: a block without tokens, `per_token`, which would divide a block's sum by the
+        tokens of the block and not by those of the example, or as `masked_diffusion`.
     """
     check_mask_id(mask_id, apply_fn)
+    if how.get("per_token"):
+        raise ValueError("per_token counts the tokens of an example, not of a block: leave it out")
     num_blocks = -(-jnp.shape(batch.tokens_BL)[1] // max(block_size, 1))
 
     def of_block(block):

@@ -98,6 +98,11 @@ def test_bad_input():
         block_diffusion.block_diffusion(
             apply_fn, params, Batch.of([[1, 2]]), jax.random.key(0), block_size=0, mask_id=MASK
         )
+    how = dict(block_size=1, mask_id=MASK, per_token=True)
+    with pytest.raises(ValueError, match="per_token counts the tokens of an example"):
+        block_diffusion.block_diffusion(
+            apply_fn, params, Batch.of([[1, 2]]), jax.random.key(0), **how
+        )
 
 
 def test_blocks_are_of_tokens_and_hide_what_may_be_hidden():

@@ -23,7 +23,7 @@ import numpy as np
 from dirasym.analysis.precision import highest_precision
 from dirasym.models.layers import plane_angles, rotate
 from dirasym.models.transformer import TransformerConfig
-from dirasym.rows import check_mask_id
+from dirasym.rows import check_mask_id, check_read
 from dirasym.types import Array, Params
 
 BLOCKS = ("W_Q", "W_K", "W_V", "W_O")
@@ -75,8 +75,9 @@ class OneLayer:
           The parameters, and keywords of `theorem_b1`: target (as a row of W_O), angles, pairing.
 
         Raises:
-          ValueError: a model that is not the theorem's; names the fields that differ. A mask id
-            that it lacks.
+          ValueError: a model that is not the theorem's; names the fields that differ. A mask id,
+            context or target that it lacks, or a target that is [M]: of another row of W_O, all
+            products would be numbers of another token.
         """
         wanted = dict(
             num_layers=1, num_heads=1, num_kv_heads=1, head_dim=config.width, causal=False,
@@ -89,6 +90,12 @@ class OneLayer:
             says = ", ".join(f"{name}={wanted[name]}" for name in wrong)
             raise ValueError(f"Theorem B.1 is of a model with {says}")
         check_mask_id(mask_id, None, config.vocab_size)
+        for name, tokens in (("context", context), ("target", target)):
+            known = () if isinstance(tokens, jax.core.Tracer) else np.asarray(tokens).ravel()
+            for token in known:
+                check_read(name, token, None, config.vocab_size)
+                if name == "target" and token == mask_id:
+                    raise ValueError(f"target is {token}, [M], which is never predicted")
         block = params["blocks_0"] if not config.scan_layers else params["blocks"]["block"]
         attend = block["attention"]
         kernels = {name: attend[name]["kernel"] for name in ("query", "key", "value", "out")}

@@ -272,6 +272,14 @@ def test_a_model_that_is_not_the_theorems_is_refused():
             theorem_b1.OneLayer.from_transformer(
                 {}, replace(theorems, **{field: value}), mask_id=0, context=1, target=2
             )
+    for name, tokens, words in (
+        ("target", np.array([2, 0]), r"target is 0, \[M\], which is never predicted"),
+        ("target", 5, "target 5 is none of the model's 5 tokens"),
+        ("context", np.array([1, 9]), "context 9 is none of the model's 5 tokens"),
+    ):
+        asked = dict(mask_id=0, context=1, target=2) | {name: tokens}
+        with pytest.raises(ValueError, match=words):
+            theorem_b1.OneLayer.from_transformer({}, theorems, **asked)
 
 
 def test_bad_input_names_the_argument():
