@@ -59,6 +59,8 @@ def test_ranks_and_areas_are_the_definitions():
         effects.roc_area(y, happens).estimate == 1 and effects.roc_area(-y, happens).estimate == 0
     )
     assert np.isnan(effects.roc_area(x, x > 100)).all()
+    # In a third of the draws of three cells it never happens, or always: these say nothing.
+    assert effects.roc_area([1, 2, 3], [False, False, True]) == (1, 1, 1)
 
 
 def test_bounds_are_percentiles_over_cells_drawn_anew():

@@ -52,6 +52,10 @@ def test_bootstrap_interval():
     assert skewed.low < np.exp(3) < skewed.high
     assert intervals.bootstrap_interval(values, level=0.9) == got  # a seed of its own
     assert intervals.bootstrap_interval(values, level=0.9, seed=1) != got
+    # Sums of five draws are binomial: the ends are its own quantiles, not those mirrored.
+    for level, high in ((0.95, 0.6), (0.8, 0.4)):
+        assert intervals.bootstrap_interval([0, 0, 0, 0, 1], level=level) == (0.2, 0, high)
+    assert intervals.bootstrap_interval(values, level=0.9, resamples=50) != got
     assert intervals.bootstrap_interval(np.full(5, 7.0)) == (7, 7, 7)
     assert np.isnan(intervals.bootstrap_interval([7.0])[1:]).all()
     with pytest.raises(ValueError, match="no values"):

@@ -130,6 +130,14 @@ def test_lemma_b7_in_its_unconditional_form():
             result = lemmas.error_alignment(p, q, 2)
             assert (result.inner >= result.bound * (1 - 1e-12)).all()
             assert (result.cosine >= 0.5 - 1e-12).all()
+            errors = p - np.eye(6)[2], q - np.eye(6)[2]
+            sizes = [np.linalg.norm(e, axis=1) for e in errors]
+            inner = (errors[0] * errors[1]).sum(axis=1)
+            np.testing.assert_allclose(result.inner, inner, rtol=1e-9, atol=1e-14)
+            np.testing.assert_allclose(result.bound, errors[0][:, 2] * errors[1][:, 2], atol=1e-14)
+            sure = np.minimum(*sizes) > 1e-6  # else 1 − p_A has no digits
+            cosine = (inner / (sizes[0] * sizes[1]))[sure]
+            np.testing.assert_allclose(np.asarray(result.cosine)[sure], cosine, rtol=1e-6)
     # The extreme: the rest of p and q on different tokens, however near p_A is to 1.
     for rest in (0.9, 1e-3, 1e-7):
         p = np.array([1 - rest, rest, 0.0])

@@ -26,6 +26,18 @@ def test_a_fitted_matrix_is_the_least_squares_solution():
     assert np.linalg.norm(ridged) < np.linalg.norm(got)
 
 
+def test_without_a_ridge_what_no_person_tells_apart_has_no_weight():
+    """Of states in a plane of five dimensions: pseudo-inverses, by NumPy's own."""
+    rng = np.random.default_rng(4)
+    hidden_PD = (rng.normal(size=(12, 2)) @ rng.normal(size=(2, 5))).astype(np.float32)
+    subject_E, object_E = np.arange(6), np.array([3, 7, 0, 11, 9, 5])
+    first, second = (
+        np.linalg.pinv(x.astype(np.float64), rcond=1e-5) for x in (hidden_PD[:6], hidden_PD)
+    )
+    got = rescal.fit(hidden_PD, subject_E, object_E, ridge=0.0)
+    np.testing.assert_allclose(got, first @ second.T[object_E], atol=1e-5)
+
+
 def test_a_planted_bilinear_relation_is_found_on_persons_that_were_not_fitted():
     # h_s = (x, 1, 0) and h_o = (Qx, 0, 1): the relation turns x, and one kind into the other.
     rng = np.random.default_rng(1)

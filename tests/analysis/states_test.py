@@ -24,6 +24,13 @@ def test_items_are_found_by_direction_whatever_all_of_a_set_share():
     assert states.nearest(asked_XD, long_XD).all()
     unrelated = RNG.normal(size=(20, 8))
     assert states.nearest(items_XD, unrelated).mean() < 0.3
+    # Half alike: whose own is nearest of the others, not for whom it is the nearest item.
+    halfway = items_XD + 1.5 * unrelated
+    x_XD, y_XD = (z - z.mean(axis=0) for z in (items_XD, halfway))
+    cosine_XY = x_XD @ y_XD.T / np.linalg.norm(x_XD, axis=1)[:, None] / np.linalg.norm(y_XD, axis=1)
+    ways = [cosine_XY.argmax(axis=axis) == np.arange(20) for axis in (1, 0)]
+    assert (ways[0] != ways[1]).any()
+    np.testing.assert_array_equal(states.nearest(items_XD, halfway), ways[0])
 
 
 def test_a_probe_names_items_of_other_states_where_both_are_coded_alike():
@@ -41,11 +48,13 @@ def test_a_probe_is_the_ridge_solution():
     x_ED, item_E = RNG.normal(size=(40, 3)) * size_D, RNG.integers(4, size=40)
     x_ED = x_ED - x_ED.mean(0)
     asked_FD = RNG.normal(size=(50, 3))
-    shrink = 5.0 * 40 * (x_ED**2).mean()
-    rows = np.vstack([x_ED, np.sqrt(shrink) * np.eye(3)])
-    want = np.linalg.lstsq(rows, np.vstack([np.eye(4)[item_E], np.zeros((3, 4))]), rcond=None)[0]
-    named = np.argmax((asked_FD - asked_FD.mean(0)) @ want, axis=1)
-    np.testing.assert_array_equal(states.probe(x_ED, item_E, asked_FD, 4, ridge=5.0), named)
+    for how, ridge in ((dict(ridge=5.0), 5.0), ({}, 0.01)):
+        shrink = ridge * 40 * (x_ED**2).mean()
+        rows = np.vstack([x_ED, np.sqrt(shrink) * np.eye(3)])
+        known = np.vstack([np.eye(4)[item_E], np.zeros((3, 4))])
+        want = np.linalg.lstsq(rows, known, rcond=None)[0]
+        named = np.argmax((asked_FD - asked_FD.mean(0)) @ want, axis=1)
+        np.testing.assert_array_equal(states.probe(x_ED, item_E, asked_FD, 4, **how), named)
 
 
 def test_what_the_head_reads_is_captured():

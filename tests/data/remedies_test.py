@@ -52,6 +52,7 @@ def test_masked_copies_score_the_row_and_mask_at_a_uniform_rate():
 def test_a_mixture_has_its_share_and_goes_through_its_parts_evenly():
     got = remedies.mixed(ROWS, np.zeros((5, 8)), 0.25, 40)
     assert (got >= 3).sum() == 10 and len(got) == 40
+    assert (remedies.mixed(ROWS, ROWS, 0.3, 9) >= 3).sum() == 3  # of 2.7 the nearest
     counts = np.bincount(got, minlength=8)
     np.testing.assert_array_equal(counts, [10, 10, 10, 2, 2, 2, 2, 2])
     assert (remedies.mixed(ROWS, np.zeros((5, 8)), 0.25, 40, seed=1) != got).any()
