@@ -205,7 +205,7 @@ def test_no_token_is_chosen_where_the_logits_are_nan():
 def test_a_model_is_told_the_share_that_is_still_hidden():
     seen = []
 
-    def spy(params, tokens_BL, *, noise_B):
+    def spy(params, tokens_BL, *, noise_B, valid_BL=None):
         jax.debug.callback(lambda x: seen.append(x.tolist()), noise_B, ordered=True)
         return jnp.zeros((*tokens_BL.shape, VOCAB))
 
@@ -213,3 +213,8 @@ def test_a_model_is_told_the_share_that_is_still_hidden():
     decoding.unmask(spy, {}, [[2, MASK, MASK, MASK]], jax.random.key(0), **how)
     jax.effects_barrier()
     assert seen == [[0.75], [0.5], [0.25], [0.0]]
+    seen.clear()
+    how = dict(mask_id=MASK, num_new=2, num_steps=2, block_length=2)
+    decoding.remask(spy, {}, [[0, 2, 3]], np.array([[False, True, True]]), **how)
+    jax.effects_barrier()
+    assert seen == [[0.5], [0.25]]  # of the four tokens that are there

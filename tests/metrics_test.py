@@ -112,6 +112,28 @@ def test_target_probability_of_a_masked_model_leaves_the_mask_out():
     np.testing.assert_allclose(p[q.asked_EL], 1 / (case_pairs.VOCAB_SIZE - 1), rtol=1e-6)
 
 
+def test_a_model_of_few_bits_is_told_the_share_that_is_hidden_and_read_in_float32():
+    slope_V = jnp.array([0.0, 1.0, 2.5, -3.0, 7.0])  # of the share; token 4 is [M]
+
+    def told(params, tokens_BL, *, noise_B):
+        logits_BLV = noise_B[:, None, None] * slope_V[None, None]
+        shape = (*tokens_BL.shape, len(slope_V))
+        return jnp.broadcast_to(logits_BLV, shape).astype(jnp.bfloat16)
+
+    tokens_EL = np.array([[4, 1, 4, 2], [1, 2, 3, 4]])
+    logits_EV = np.asarray(np.outer([0.5, 0.25], slope_V[:4]).astype(jnp.bfloat16), float)
+    p_EV = np.exp(logits_EV) / np.exp(logits_EV).sum(axis=1, keepdims=True)
+    got_ELV = metrics.probabilities(told, {}, tokens_EL, excluded_id=4)
+    assert got_ELV.dtype == jnp.float32 and not got_ELV[..., 4].any()
+    np.testing.assert_allclose(got_ELV[..., :4], p_EV[:, None].repeat(4, axis=1), rtol=1e-6)
+    target_E = np.array([2, 3])
+    got_EL = metrics.target_probability(
+        told, {}, tokens_EL, target_E, tokens_EL == 4, excluded_id=4
+    )
+    want_EL = p_EV[[0, 1], target_E][:, None] * (tokens_EL == 4)
+    np.testing.assert_allclose(got_EL, want_EL, rtol=1e-6)
+
+
 def test_likelihoods_score_every_token_when_not_told():
     flat = lambda params, tokens: jnp.zeros((*tokens.shape, 5))  # noqa: E731
     tokens_BL = np.ones((2, 4), np.int32)

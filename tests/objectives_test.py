@@ -460,6 +460,7 @@ def test_levels_are_dealt_one_a_cell_unless_told_otherwise():
     jax.effects_barrier()
     for level_B in seen:
         np.testing.assert_array_equal(np.ceil(16 * level_B), np.arange(1, 17))
+        assert np.std(16 * level_B - np.arange(16)) > 0.1  # anywhere in its cell
     assert len(seen) == 2
 
 

@@ -99,7 +99,7 @@ def test_each_break_condition_breaks_it():
 def test_token_coordinates_are_the_flow_of_theta(symmetric):
     vocab, width = 8, 5
     model = models.Bilinear(vocab, width, symmetric)
-    pairs = np.array([[0, 4], [1, 5], [2, 6], [4, 0]])
+    pairs = np.array([[0, 4], [1, 5], [2, 6], [4, 0], [0, 5]])  # 0 goes on in two ways
     params = model.init(jax.random.key(1), pairs)["params"]
     times = np.append(0, np.logspace(0, 2, 5))
     embed = np.asarray(params["embed"], np.float64)

@@ -178,6 +178,19 @@ def test_monte_carlo_agrees_within_its_error(fwd, rev, rho):
         assert estimate.mean > rope.trace_bound(fwd, 16) - 4 * estimate.standard_error
 
 
+def test_the_error_of_a_simulation_is_the_spread_of_its_repeats():
+    """Of two queries each: their number and not that of keys, and n − 1, count."""
+    found = jax.jit(
+        jax.vmap(
+            lambda key: rope.monte_carlo_correlation(
+                key, 2, 9, 4, rho=0.3, num_queries=2, num_keys=64
+            )
+        )
+    )(jax.random.split(jax.random.key(3), 1000))
+    error = np.sqrt(np.mean(np.square(found.standard_error)))
+    np.testing.assert_allclose(error, np.std(found.mean), rtol=0.1)
+
+
 def test_bad_input_names_the_argument():
     for bad in (3, 0, -2):
         with pytest.raises(ValueError, match="head_dim"):

@@ -82,3 +82,8 @@ def test_intransitivity_of_a_solved_chain():
     assert weights.intransitivity(2 * eye, 3 * eye + 1, eye) == pytest.approx(0.5)
     assert weights.intransitivity(2 * eye, 3 * eye, 0 * eye) == 1
     assert weights.intransitivity(2 * eye, 3 * eye, -eye) > 1
+    # Means over prompts, of which no two are alike: 3.5, 7 and 1.75 by either order.
+    uneven = np.diag(np.arange(1.0, 7.0))
+    for pair in ((uneven, 2 * uneven), (2 * uneven, uneven)):
+        assert weights.intransitivity(*pair, uneven[::-1, ::-1] / 2) == pytest.approx(0.5)
+    assert weights.intransitivity(uneven, 4 * eye, 2 * eye) == pytest.approx(1 - 2 / 3.5)

@@ -42,6 +42,18 @@ def test_mask_queries_hide_the_lowercase_of_both_orders(length):
         assert (q.asked_EL.sum(axis=1) == 1).all()
 
 
+@pytest.mark.parametrize(("direction", "is_ahead"), [("forward", False), ("reverse", True)])
+def test_mask_queries_may_ask_for_the_uppercase(direction, is_ahead):
+    """Forward in the trained order: the lowercase is given, and [M] stands behind it."""
+    q = cp.mask_queries(5, direction, target="upper")
+    assert ((q.position_E < q.context_E) == is_ahead).all()
+    assert (q.tokens_EL[np.arange(len(q.target_E)), q.context_E] == q.letter_E).all()
+    assert (q.target_E == q.letter_E + 26).all()
+    filled = q.tokens_EL.copy()
+    filled[np.arange(len(filled)), q.position_E] = q.target_E
+    assert {tuple(row) for row in filled} == _brute_force(5, reverse=is_ahead)
+
+
 def test_prefix_queries_show_the_context_and_zeros_after_it():
     for direction, given in (("forward", cp.LOWER), ("reverse", cp.UPPER)):
         q = cp.prefix_queries(4, direction)
@@ -58,7 +70,7 @@ def test_prefix_queries_show_the_context_and_zeros_after_it():
 def test_prompts_and_text():
     q = cp.prompts(3, "reverse")
     assert cp.to_text(q.tokens_EL[3]) == ["D[M][M]"]
-    assert q.target_E[3] == 3
+    assert q.target_E[3] == 3 and q.asked_EL[3].tolist() == [False, True, True]
     assert cp.to_text(cp.prompts(3, "forward", fill=cp.PAD).tokens_EL[3]) == ["d00"]
 
 

@@ -115,6 +115,8 @@ def test_invented_facts_have_the_papers_shape():
     data = facts.invent_person_description()
     assert (len(data.train), len(data.forward), len(data.reverse)) == (300, 100, 100)
     assert len(set(data.train)) == 300
+    asked = {query.prompt for query in data.forward}
+    assert len(asked) == 100 and not asked & {statement.prompt for statement in data.train}
     triples = facts.invent_triples()
     assert len(triples) == 90 and len({t.relation for t in triples}) == 6
     data = facts.relation_facts(triples)

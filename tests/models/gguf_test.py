@@ -44,16 +44,12 @@ def _write(path, context=True, scaling=None, fields=None, **extra):
     writer.add_token_list([f"t{number}" for number in range(21)] + ["t1t2", "</s>"])
     for name, value in (fields or {}).items():
         getattr(writer, f"add_{name}")(value)
-    theirs = {name: short for short, name in gguf._NAMES.items()}
+    names = reference.get_tensor_name_map(reference.MODEL_ARCH.LLAMA, 2)
     for key, value in load_file(LLAMA / "model.safetensors").items():
         name = key.removesuffix(".weight")
-        layer = ""
-        if name.startswith("model.layers."):
-            _, _, number, name = name.split(".", 3)
-            layer = f"blk.{number}."
         if name.endswith(("q_proj", "k_proj")):
             value = value.reshape(4, 2, 2, 16).swapaxes(1, 2).reshape(16, 16)
-        writer.add_tensor(f"{layer}{theirs[name]}.weight", np.ascontiguousarray(value))
+        writer.add_tensor(f"{names.get_name(name)}.weight", np.ascontiguousarray(value))
     for name, value in extra.items():
         writer.add_tensor(name, value)
     writer.write_header_to_file()
@@ -172,3 +168,4 @@ def test_a_converted_file_keeps_its_weights_tokenizer_and_end_of_text(split, tmp
     assert special == [(22, "</s>")] and tokenizer["model"]["vocab"]["t1t2"] == 21
     splits = tokenizer["pre_tokenizer"].get("pretokenizers", [tokenizer["pre_tokenizer"]])
     assert [one["type"] for one in splits] == ["Digits"] * (split == "smollm") + ["ByteLevel"]
+    assert all(one["individual_digits"] for one in splits[:-1])

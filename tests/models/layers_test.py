@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from absl.testing import parameterized
 
+from dirasym import models
 from dirasym.models import layers
 
 
@@ -44,6 +45,19 @@ def test_llama3_scaling_slows_slow_planes_only():
     np.testing.assert_allclose(scaled[wavelength < 8192 / 4], plain[wavelength < 8192 / 4])
     np.testing.assert_allclose(scaled[wavelength > 8192], plain[wavelength > 8192] / 8)
     assert (np.diff(scaled) < 0).all()
+    # Half way between one and four turns a plane is slowed half way: (1 + 1/8) / 2.
+    for turns, want in ((2.5, 0.5625), (1.75, 0.34375)):
+        scaling = layers.RopeScaling(8.0, 1.0, 4.0, turns * 2 * np.pi)
+        np.testing.assert_allclose(layers.plane_angles(2, 1e4, scaling), want)
+
+
+@pytest.mark.parametrize(("norm", "center"), [("layernorm", 1.0), ("rmsnorm", 0.0)])
+def test_a_norm_adds_the_epsilon_of_its_configuration(norm, center):
+    config = models.TransformerConfig(5, 1, 4, 1, causal=True, norm=norm, norm_eps=0.5)
+    x = np.array([[3.0, -1.0, 2.0, 0.0]], np.float32)
+    got, _ = layers.make_norm(config).init_with_output(jax.random.key(0), x)
+    moved = x - center * x.mean()
+    np.testing.assert_allclose(got, moved / np.sqrt((moved**2).mean() + 0.5), rtol=1e-6)
 
 
 def test_alibi_slopes():
