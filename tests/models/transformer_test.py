@@ -161,6 +161,21 @@ def test_internals_are_sown_and_raw():
         np.testing.assert_allclose(diagonal, diagonal[0], rtol=1e-4, atol=1e-5)
 
 
+def test_internals_are_layer_by_layer_whether_scanned_or_not():
+    model, params, tokens = _init(_config())
+    _, sown = _apply(model, {"params": params}, tokens, mutable="intermediates")
+    blocks = [sown["intermediates"][f"blocks_{layer}"]["attention"] for layer in range(2)]
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), params["blocks_0"], params["blocks_1"])
+    scanned = {k: v for k, v in params.items() if not k.startswith("blocks_")}
+    scanned |= {"blocks": {"block": stacked}}
+    for config, held in ((_config(), params), (_config(scan_layers=True), scanned)):
+        got = jax.jit(models.make_internals_fn(models.Transformer(config)))(held, tokens)
+        for name in ("scores_BNLS", "weights_BNLS", "context_BLNH"):
+            want = np.stack([block[name][0] for block in blocks])
+            assert np.abs(want[0] - want[1]).max() > 0.01
+            np.testing.assert_allclose(got[name.split("_")[0]], want, atol=1e-5)
+
+
 @pytest.mark.slow
 def test_scan_and_remat_change_nothing():
     loop, params, tokens = _init(_config())
