@@ -370,6 +370,31 @@ def test_every_microbatch_drops_out_by_a_key_of_its_own():
     np.testing.assert_allclose(metrics["drawn"], sum(drawn), rtol=1e-5)
 
 
+def test_shares_under_a_mapped_axis_are_the_whole_with_dropout_of_their_own():
+    """Two shares of two rows, of one scored token and of five: the axis of `vmap` as of `pmap`."""
+
+    def objective(apply_fn, params, batch, key, *, rngs=None):
+        nats = params["w"].sum() * jnp.sum(batch.tokens_BL * batch.scored_BL)
+        drawn = dict(noise=jax.random.uniform(key), drawn=jax.random.uniform(rngs["dropout"]))
+        return nats, jnp.sum(batch.scored_BL).astype(jnp.float32), drawn
+
+    state = training.create_state(None, {"w": jnp.ones(1)}, optax.sgd(1.0), jax.random.key(0))
+    scored = np.array([[1, 0, 0], [0, 0, 0], [1, 1, 1], [0, 1, 1]], bool)
+    batch = Batch(np.arange(12).reshape(4, 3), np.arange(4), 4, scored_BL=scored)
+    shares = jax.tree.map(lambda x: x.reshape(2, 2, *x.shape[1:]), batch)
+    step = functools.partial(training.train_step, objective=objective, axis_name="data")
+    new, metrics = jax.vmap(step, (None, 0), axis_name="data")(state, shares)
+    mean = (0 + 6 + 7 + 8 + 10 + 11) / 6
+    np.testing.assert_allclose(new.params["w"], [[1 - mean]] * 2, rtol=1e-6)
+    for name, want in (("loss", mean), ("count", 6), ("grad_norm", mean)):
+        np.testing.assert_allclose(metrics[name], [want] * 2, rtol=1e-6)
+    noise_key, dropout_key = jax.random.split(jax.random.fold_in(state.key, 0))
+    np.testing.assert_allclose(metrics["noise"], 2 * jax.random.uniform(noise_key), rtol=1e-6)
+    keys = [jax.random.fold_in(jax.random.fold_in(dropout_key, n), 0) for n in (0, 1)]
+    drawn = sum(float(jax.random.uniform(key)) for key in keys)
+    np.testing.assert_allclose(metrics["drawn"], drawn, rtol=1e-6)
+
+
 def test_adam_forgets_by_its_two_rates():
     """Updates of a gradient that changes, by hand; 0.9 and 0.999 where nothing is said."""
     for how, b1, b2 in (({}, 0.9, 0.999), (dict(b1=0.5, b2=0.75), 0.5, 0.75)):
