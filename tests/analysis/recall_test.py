@@ -336,3 +336,11 @@ def test_rows_without_padding_are_those_filled_up_on_the_right():
     assert found == {(0,): [[5]], (1,): [[6, 7]]}
     with pytest.raises(ValueError, match="filled up on the right"):
         list(recall.of_one_length(Cloze.of(**rows, left=True)))
+
+
+def test_a_choice_is_asked_where_every_right_token_is_the_questions_own():
+    """Of two right answers one begins as another question's, or stands in the question."""
+    among = recall.choice_among([5, 7, 8], ["Ann", "Bo", "Ed"], None, [{6: "Cy"}, {6: "Di"}, {}])
+    assert among.is_asked_E.tolist() == [False, False, True]
+    among = recall.choice_among([5, 7], ["Ann", "Bo"], [[6], [6]], [{6: "Cy"}, {}])
+    assert among.is_asked_E.tolist() == [False, True]
