@@ -149,6 +149,7 @@ def test_likelihoods_score_every_token_when_not_told():
 
 def test_proportion_error():
     np.testing.assert_allclose(intervals.proportion_error(0.5, 2600), 0.0098, atol=1e-4)
+    np.testing.assert_allclose(intervals.proportion_error(0.2, 4), 0.2, rtol=1e-12)
 
 
 def test_one_target_for_several_rows_is_refused():
