@@ -116,8 +116,7 @@ def effects(of: Design, outcome_CS: Array, level: float = 0.95) -> dict[str, Bou
     known = {}
     for name, values_S in zip(of.names, found_XS, strict=True):
         if name not in unknown:
-            mean, half = student_interval(values_S, level)
-            known[name] = Bounds(mean, mean - half, mean + half)
+            known[name] = student_interval(values_S, level).bounds
     return known
 
 

@@ -9,19 +9,24 @@ import scipy.stats
 from dirasym.types import Array
 
 
-class Interval(NamedTuple):
-    """A mean with the half-width of its confidence interval (NaN for a single value)."""
-
-    mean: float
-    half_width: float
-
-
 class Bounds(NamedTuple):
     """An estimate and the ends of its confidence interval, which need not lie evenly."""
 
     estimate: float
     low: float
     high: float
+
+
+class Interval(NamedTuple):
+    """A mean with the half-width of its confidence interval (NaN for a single value)."""
+
+    mean: float
+    half_width: float
+
+    @property
+    def bounds(self) -> Bounds:
+        """The mean and the ends of the interval."""
+        return Bounds(self.mean, self.mean - self.half_width, self.mean + self.half_width)
 
 
 def student_interval(values: Array | Sequence[float], level: float = 0.95) -> Interval:

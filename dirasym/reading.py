@@ -300,7 +300,9 @@ def _over_sets(readings: Sequence[Reading]) -> Reading:
     attention = None
     if len(coupled) == len(readings):
         means = np.stack([one.mean for one in coupled])
-        bounds = np.apply_along_axis(lambda x: _student(x, level), 0, means)
+        bounds = np.apply_along_axis(
+            lambda x: intervals.student_interval(x, level).bounds, 0, means
+        )
         attention = DistanceCorrelation(coupled[0].total, *bounds)
     return Reading(
         first.kind,
@@ -334,18 +336,13 @@ def _page(reading: Reading) -> str:
     return "".join(parts)
 
 
-def _student(values: Sequence[float] | np.ndarray, level: float) -> Bounds:
-    mean, half_width = intervals.student_interval(values, level)
-    return Bounds(mean, mean - half_width, mean + half_width)
-
-
 def _combined(parts: Sequence[Any], level: float, **fixed: Any) -> Any:
     """One dataclass of the numbers of several: means over them with Student's intervals."""
 
     def mean(values):
         if any(value is None for value in values):
             return None
-        return _student([value.estimate for value in values], level)
+        return intervals.student_interval([value.estimate for value in values], level).bounds
 
     found: dict[str, Any] = dict(fixed)
     for field in dataclasses.fields(parts[0]):

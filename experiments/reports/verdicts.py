@@ -13,8 +13,7 @@ def bounds(values: Sequence[float]) -> Bounds:
     """Mean with Student's interval; NaN of no values."""
     if not values:
         return Bounds(math.nan, math.nan, math.nan)
-    mean, half = intervals.student_interval(values)
-    return Bounds(mean, mean - half, mean + half)
+    return intervals.student_interval(values).bounds
 
 
 def said(of: Bounds, digits: int = 2) -> str:
