@@ -13,7 +13,8 @@ import jax.numpy as jnp
 
 from dirasym import keys
 from dirasym.objectives import exclude
-from dirasym.rows import call, check_mask_id, check_read, hidden_share, takes
+from dirasym.precision import widened
+from dirasym.rows import behind, call, check_mask_id, check_read, hidden_share, takes
 from dirasym.types import ApplyFn, Array, Params
 
 Order = Literal["random", "left_to_right", "right_to_left"]
@@ -29,7 +30,7 @@ def top_k_sample(key: jax.Array, logits_V: jax.Array, top_k: int | None) -> jax.
     """
     if top_k is not None and not 1 <= top_k <= len(logits_V):
         raise ValueError(f"top_k must be in 1..{len(logits_V)}, got {top_k}")
-    logits_V = logits_V.astype(jnp.promote_types(logits_V.dtype, jnp.float32))
+    logits_V = widened(logits_V)
     if top_k is None:
         return _chosen(jax.random.categorical(key, logits_V), logits_V)
     best_K, token_K = jax.lax.top_k(logits_V, top_k)
@@ -68,7 +69,7 @@ def left_to_right(
     keys_B = _row_keys(key, num_rows, index_B)
 
     def fill(tokens_BL, position):
-        inputs_BL = jnp.pad(tokens_BL[:, :-1], ((0, 0), (1, 0)), constant_values=bos_id)
+        inputs_BL = behind(bos_id, tokens_BL)
         rows_B = jnp.arange(num_rows) * length + position
         logits_BV = call(apply_fn, params, inputs_BL, rows_R=rows_B)
         check_read("bos_id", bos_id, apply_fn, logits_BV.shape[-1])
@@ -335,7 +336,7 @@ def remask(
             step_keys_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, step)
             score_BP = jax.vmap(lambda k: jax.random.uniform(k, (block_length,)))(step_keys_B)
         else:
-            wide_BPV = logits_BPV.astype(jnp.promote_types(logits_BPV.dtype, jnp.float32))
+            wide_BPV = widened(logits_BPV)
             score_BP = jnp.max(jax.nn.log_softmax(wide_BPV, axis=-1), axis=-1)
             score_BP = jnp.nan_to_num(score_BP, nan=jnp.finfo(jnp.float32).min)
         is_open_BP = tokens_BP == mask_id

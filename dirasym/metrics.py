@@ -7,10 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dirasym.objectives import (
-    exclude,
-)
-from dirasym.rows import Capacity, call, check_read, hidden_share, read_at, reading
+from dirasym.objectives import exclude
+from dirasym.rows import Capacity, behind, call, check_read, hidden_share, read_at, reading
 from dirasym.types import ApplyFn, Array, Params
 
 
@@ -57,7 +55,6 @@ def target_probability(
     """
     chex.assert_shape(jnp.asarray(target_E), np.shape(tokens_EL)[:1])
     tokens_EL = _behind_bos(tokens_EL, bos_id)
-
     target_EL = jnp.broadcast_to(jnp.asarray(target_E)[:, None], tokens_EL.shape)
     asked_EL = jnp.asarray(asked_EL)
     asked = (tokens_EL, asked_EL, target_EL)
@@ -79,7 +76,7 @@ def _behind_bos(tokens_EL: Array, bos_id: int | None) -> jax.Array:
     check_read("bos_id", bos_id, None)
     if bos_id is None:
         return tokens_EL
-    return jnp.pad(tokens_EL[:, :-1], ((0, 0), (1, 0)), constant_values=bos_id)
+    return behind(bos_id, tokens_EL)
 
 
 def _softmax(logits: jax.Array, excluded_id: int | None) -> jax.Array:

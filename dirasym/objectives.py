@@ -23,7 +23,17 @@ import jax.numpy as jnp
 import optax
 
 from dirasym import keys
-from dirasym.rows import Capacity, PerRow, check_clean, check_mask_id, check_read, read_at, reading
+from dirasym.precision import widened
+from dirasym.rows import (
+    Capacity,
+    PerRow,
+    behind,
+    check_clean,
+    check_mask_id,
+    check_read,
+    read_at,
+    reading,
+)
 from dirasym.types import ApplyFn, Array, Batch, Params, Rngs
 
 Scalars = dict[str, jax.Array]
@@ -36,8 +46,7 @@ def token_nll(logits: jax.Array, tokens: Array, excluded_id: int | None = None) 
 
     `excluded_id` gets probability 0. float32, or what is wider of the logits.
     """
-    wide = jnp.promote_types(logits.dtype, jnp.float32)
-    logits = exclude(logits.astype(wide), excluded_id)
+    logits = exclude(widened(logits), excluded_id)
     return optax.softmax_cross_entropy_with_integer_labels(logits, jnp.asarray(tokens))
 
 
@@ -110,10 +119,9 @@ def _shifted(batch: Batch, bos_id: int | None):
         raise ValueError("next_token scores nothing in rows of one token: give a bos_id")
     if bos_id is None:
         return tokens_BL[:, :-1], tokens_BL[:, 1:], scored_BL[:, 1:], valid_BL
-    inputs_BL = jnp.pad(tokens_BL[:, :-1], ((0, 0), (1, 0)), constant_values=bos_id)
     if valid_BL is not None:
         valid_BL = jnp.pad(valid_BL, ((0, 0), (1, 0)), constant_values=True)
-    return inputs_BL, tokens_BL, scored_BL, valid_BL
+    return behind(bos_id, tokens_BL), tokens_BL, scored_BL, valid_BL
 
 
 def parallel_target(

@@ -169,6 +169,11 @@ def check_clean(batch: Batch, mask_id: Any, apply_fn: Any) -> None:
         raise ValueError(f"tokens_BL holds mask_id {mask_id} where it is scored: [M] is no word")
 
 
+def behind(bos_id: Any, tokens_BL: jax.Array) -> jax.Array:
+    """Rows as a causal model reads them to predict each token: BOS first, the last left out."""
+    return jnp.pad(tokens_BL[:, :-1], ((0, 0), (1, 0)), constant_values=bos_id)
+
+
 def hidden_share(tokens_BL: Array, mask_id: int | None, valid_BL: Array | None) -> jax.Array | None:
     """The share of each row's valid tokens that are [M]: float32 [B]; None without a mask id.
 

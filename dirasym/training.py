@@ -13,6 +13,7 @@ import optax
 from dirasym import keys, usage
 from dirasym.data import batching
 from dirasym.objectives import Objective
+from dirasym.precision import widened
 from dirasym.types import ApplyFn, Array, Batch, Params, check_scored
 
 Metrics = dict[str, jax.Array]
@@ -268,16 +269,13 @@ def _summed(state, batch, objective, microbatches, dropout, axis_name):
     if microbatches == 1:
         return grad(state.params, batch, 0)
 
-    def wide(x):  # sums of many bfloat16 gradients lose their small parts
-        return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
     def add_part(sums, part_and_index):
-        new = jax.tree.map(wide, grad(state.params, *part_and_index))
+        new = jax.tree.map(widened, grad(state.params, *part_and_index))
         return jax.tree.map(jnp.add, sums, new), None
 
     parts = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), batch)
     first = jax.tree.map(lambda x: x[0], parts)
-    shapes = jax.eval_shape(lambda p: jax.tree.map(wide, grad(p, first, 0)), state.params)
+    shapes = jax.eval_shape(lambda p: jax.tree.map(widened, grad(p, first, 0)), state.params)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     return jax.lax.scan(add_part, zeros, (parts, jnp.arange(microbatches)))[0]
 

@@ -9,6 +9,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 ORDER = (  # each imports those before it alone
     *("types", "usage", "files", "readers", "processes", "leaves", "results", "keys", "intervals"),
     "effects",
+    "precision",
     *(
         "data",
         "rows",

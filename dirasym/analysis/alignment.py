@@ -31,8 +31,8 @@ from dirasym.analysis.arguments import (
 from dirasym.analysis.blocks import BlockOf, Blocks
 from dirasym.analysis.cross import CrossMatrix, digest
 from dirasym.analysis.factored import Gradient, Loss
-from dirasym.analysis.precision import highest_precision
 from dirasym.analysis.problem import Problem
+from dirasym.precision import highest_precision, widened
 from dirasym.sharding import DATA, num_shares
 from dirasym.types import Array, Params
 
@@ -306,7 +306,7 @@ def first_order_transfer(
     check_losses(loss_fwd, loss_rev, 1)
     check_rates(learning_rates)
     Blocks.of(params, None)
-    params = jax.tree.map(lambda p: p.astype(jnp.promote_types(p.dtype, jnp.float32)), params)
+    params = jax.tree.map(widened, params)
     rates = jnp.atleast_1d(jnp.asarray(learning_rates))
     value, pull_back = jax.vjp(loss_fwd, params)
     _check_shape("loss_fwd", value)

@@ -27,6 +27,7 @@ from jax.extend import core
 from dirasym.analysis import programs
 from dirasym.analysis.taps import Tap, Walk
 from dirasym.analysis.views import Atoms, View
+from dirasym.precision import widened
 from dirasym.types import Params
 
 # The factors of each part are as wide as the whole: of queries, keys and values, or four gates.
@@ -191,7 +192,7 @@ def gradient(loss: Traced, plan: Plan, params: Params, *example: Any) -> Gradien
     gradients: list[Formed | Factors | None] = []
     for n, rows in enumerate(plan.rows):
         if rows is None:
-            gradients.append(Formed(_wide(formed[n]).reshape(1, -1)))
+            gradients.append(Formed(widened(formed[n]).reshape(1, -1)))
         elif uses[n]:
             num_layers = leaves[n].shape[0] if n in plan.stacked else 1
             gradients.append(_one_row_formed(_joined(uses[n], rows, num_layers)))
@@ -231,7 +232,7 @@ def _one_row_formed(factors: Factors) -> Factors | Formed:
     """The gradient of a single row, such as a bias, formed: it is no larger than a factor."""
     if factors.num_rows > 1 or factors.dense is None or factors.lookup is not None:
         return factors
-    left, right = (_wide(x) for x in factors.dense)
+    left, right = (widened(x) for x in factors.dense)
     return Formed(jnp.sum(left * right, axis=1).reshape(1, -1))
 
 
@@ -263,15 +264,11 @@ def _stacked(pieces: Sequence[tuple[int, jax.Array, jax.Array]], num_layers: int
 
 def _scaled(grads: Any) -> tuple[Any, jax.Array]:
     """Arrays over the power of 2 below their largest absolute entry, exactly, and that."""
-    largest = [jnp.max(jnp.abs(_wide(x)), initial=0) for x in jax.tree.leaves(grads)]
+    largest = [jnp.max(jnp.abs(widened(x)), initial=0) for x in jax.tree.leaves(grads)]
     size = functools.reduce(jnp.maximum, largest, jnp.zeros((), jnp.float32))  # of no arrays: 0
     size = jnp.ldexp(jnp.ones_like(size), jnp.frexp(size)[1] - 1)
     size = jnp.where((size > 0) & jnp.isfinite(size), size, 1)
-    return jax.tree.map(lambda x: (_wide(x) / size).astype(x.dtype), grads), size
-
-
-def _wide(x: jax.Array) -> jax.Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return jax.tree.map(lambda x: (widened(x) / size).astype(x.dtype), grads), size
 
 
 def _num_parts(walk: Walk, leaf: int) -> int:

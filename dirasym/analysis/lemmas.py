@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dirasym.analysis.precision import highest_precision
 from dirasym.analysis.theorem_b1 import (
     BlockProducts,
     OneLayer,
@@ -23,6 +22,7 @@ from dirasym.analysis.theorem_b1 import (
     theorem_b1,
     theorem_loss,
 )
+from dirasym.precision import highest_precision
 from dirasym.types import Array
 
 

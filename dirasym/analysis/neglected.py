@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dirasym.analysis.precision import highest_precision
 from dirasym.analysis.theorem_b1 import (
     BlockProducts,
     OneLayer,
@@ -19,6 +18,7 @@ from dirasym.analysis.theorem_b1 import (
     target_loss,
 )
 from dirasym.models.layers import rotate
+from dirasym.precision import highest_precision
 from dirasym.types import Array
 
 

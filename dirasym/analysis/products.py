@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from dirasym.analysis.factored import Factors, Formed, Use
+from dirasym.precision import widened
 
 Leaf = Formed | Factors | None
 # On CPUs, what stays in the cache: entries of each gradient multiplied at a time, and bytes of
@@ -67,7 +68,7 @@ def cross_products(
         ]
         first, last = one[0], one[-1]
         if isinstance(first, Formed):
-            return _blocked_product(_wide(first.value), gather(_wide(last.value)))
+            return _blocked_product(widened(first.value), gather(widened(last.value)))
         return _cross_layer(first, last, gather, limit)
 
     # A layer at a time is copied out, and not all of them, to have the examples beside it.
@@ -81,7 +82,7 @@ def _product(first: Leaf, second: Leaf) -> jax.Array:
     if first is None or second is None:
         return jnp.zeros(1)
     if isinstance(first, Formed) and isinstance(second, Formed):
-        return jnp.einsum("kn,kn->k", _wide(first.value), _wide(second.value))
+        return jnp.einsum("kn,kn->k", widened(first.value), widened(second.value))
     assert isinstance(first, Factors) and isinstance(second, Factors), "both or neither formed"
     products = [jax.vmap(_use_product)(a, b) for a in _uses(first) for b in _uses(second)]
     return functools.reduce(jnp.add, products)
@@ -102,9 +103,9 @@ def _left_products(left: jax.Array, other: jax.Array) -> jax.Array:
     if left.ndim == other.ndim == 1:
         return left[:, None] == other[None]
     if left.ndim == 1:
-        return _wide(other)[:, left].T
+        return widened(other)[:, left].T
     if other.ndim == 1:
-        return _wide(left)[:, other]
+        return widened(left)[:, other]
     return _dot("tc,sc->ts", left, other)
 
 
@@ -121,7 +122,7 @@ def _matrix(dense: Use | None, lookup: Use | None, num_rows: int) -> jax.Array:
         assert matrix is not None, "at least one use"
         return matrix
     if matrix is None:
-        right = _wide(lookup.right)
+        right = widened(lookup.right)
         matrix = jnp.zeros((num_rows, right.shape[-1]), right.dtype)
     return matrix.at[lookup.left].add(lookup.right.astype(matrix.dtype))
 
@@ -253,7 +254,3 @@ def _dot(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
     """Of the operands' own precision, summed in float32 or better."""
     dtype = jnp.promote_types(jnp.promote_types(a.dtype, b.dtype), jnp.float32)
     return jnp.einsum(spec, a, b, preferred_element_type=dtype)
-
-
-def _wide(x: jax.Array) -> jax.Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

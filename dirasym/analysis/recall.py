@@ -22,6 +22,7 @@ import numpy as np
 
 from dirasym.data import batching, text
 from dirasym.objectives import exclude, token_nll
+from dirasym.precision import widened
 from dirasym.rows import call, check_mask_id, hidden_share
 from dirasym.types import ApplyFn, Array, Params
 
@@ -122,8 +123,7 @@ def logits_at(
     logits = call(apply_fn, params, tokens_EL, rows_R=rows_E, **optional)
     if mask_id is not None:
         check_mask_id(mask_id, apply_fn, logits.shape[-1])
-    wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    return exclude(wide, mask_id)
+    return exclude(widened(logits), mask_id)
 
 
 def query_loss(
@@ -341,7 +341,7 @@ def judge(
 
     Arguments as the fields of `Among`.
     """
-    logits_BV = logits_BV.astype(jnp.promote_types(logits_BV.dtype, jnp.float32))
+    logits_BV = widened(logits_BV)
     row_B1 = jnp.arange(len(logits_BV))[:, None]
     is_right_BX = jnp.asarray(right_BX) >= 0
     filled_BX = jnp.where(is_right_BX, right_BX, right_BX[:, :1])

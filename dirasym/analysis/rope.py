@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.special
 
-from dirasym.analysis.precision import highest_precision
 from dirasym.models.layers import plane_angles
+from dirasym.precision import highest_precision
 from dirasym.types import Array
 
 DEFAULT_BASE = 10_000.0

@@ -20,9 +20,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dirasym.analysis.precision import highest_precision
 from dirasym.models.layers import plane_angles, rotate
 from dirasym.models.transformer import TransformerConfig
+from dirasym.precision import highest_precision
 from dirasym.rows import check_mask_id, check_read
 from dirasym.types import Array, Params
 

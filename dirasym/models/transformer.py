@@ -14,6 +14,7 @@ import numpy as np
 
 from dirasym import rows
 from dirasym.models import layers
+from dirasym.precision import widened
 from dirasym.types import ApplyFn, Params
 
 
@@ -323,8 +324,7 @@ class Transformer(nn.Module):
             x = self.final_norm(x)
         if c.head_transform:
             x = self.head_norm(nn.gelu(self.head_dense(x), approximate=False))
-        logits = self.embed.attend(x) if c.tied_head else self.head(x)
-        logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        logits = widened(self.embed.attend(x) if c.tied_head else self.head(x))
         if c.tied_head and c.head_bias:
             logits += self.head_bias.reshape((1,) * (x.ndim - 1) + (-1,))
         return logits

@@ -17,7 +17,7 @@ from dirasym.analysis import attention, blocks, case_recall
 from dirasym.data import case_pairs
 from dirasym.data.case_pairs import MASK, NUM_LETTERS, PAD, Queries
 from dirasym.models import token_table
-from dirasym.rows import PerRow, call, masked_share
+from dirasym.rows import PerRow, behind, call, masked_share
 from experiments.flags import flag
 
 POSITIONS = ("rope", "alibi", "sinusoidal", "learned", "none")
@@ -163,7 +163,7 @@ class Task:
         """Rows as the model reads them: behind BOS, if a token is read off what is before it."""
         tokens_EL = jnp.asarray(tokens_EL)
         if self.cell.reads_before:
-            return jnp.pad(tokens_EL[:, :-1], ((0, 0), (1, 0)), constant_values=MASK)
+            return behind(MASK, tokens_EL)
         return tokens_EL
 
     def logits(self, params, tokens_EL, position_E, apply_fn=None) -> jax.Array:
