@@ -36,7 +36,7 @@ MAX_PARTS = 4
 Loss = Callable[..., jax.Array]  # (params, example) -> scalar, or params -> scalar
 
 
-class Use(NamedTuple):
+class Product(NamedTuple):
     """Σ_t left_t rightᵀ_t of each layer; left as vectors [K, T, rows] or row numbers [K, T]."""
 
     left: jax.Array
@@ -53,8 +53,8 @@ class Formed(NamedTuple):
 class Factors:
     """A gradient [K, rows, columns] as a product with vectors, plus one with row numbers."""
 
-    dense: Use | None
-    lookup: Use | None
+    dense: Product | None
+    lookup: Product | None
     num_rows: int = flax.struct.field(pytree_node=False, default=0)
 
 
@@ -236,7 +236,7 @@ def _one_row_formed(factors: Factors) -> Factors | Formed:
     return Formed(jnp.sum(left * right, axis=1).reshape(1, -1))
 
 
-def _stacked(pieces: Sequence[tuple[int, jax.Array, jax.Array]], num_layers: int) -> Use | None:
+def _stacked(pieces: Sequence[tuple[int, jax.Array, jax.Array]], num_layers: int) -> Product | None:
     """Factors of some layers, as factors of all; layers that are in two pieces have more tokens."""
     lanes: list[list[tuple[int, jax.Array, jax.Array]]] = []
     for piece in sorted(pieces, key=lambda piece: piece[0]):
@@ -259,7 +259,7 @@ def _stacked(pieces: Sequence[tuple[int, jax.Array, jax.Array]], num_layers: int
         parts += [jnp.zeros_like(parts[-1], shape=(num_layers - at, *parts[-1].shape[1:]))]
         return jnp.concatenate([part for part in parts if part.shape[0]])
 
-    return Use(*(jnp.concatenate([filled(x, n) for x in lanes], axis=1) for n in (1, 2)))
+    return Product(*(jnp.concatenate([filled(x, n) for x in lanes], axis=1) for n in (1, 2)))
 
 
 def _scaled(grads: Any) -> tuple[Any, jax.Array]:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from dirasym.analysis.blocks import BlockOf, Blocks
-from dirasym.analysis.factored import Factors, Formed, Gradient, Plan, Traced, Use, gradient
+from dirasym.analysis.factored import Factors, Formed, Gradient, Plan, Product, Traced, gradient
 from dirasym.types import Params
 
 
@@ -103,8 +103,8 @@ class Problem:
             return x.reshape(-1, x.shape[2], math.prod(x.shape[3:]))
 
         num_rows = leaf.num_rows // (number if axis in sides[0] else 1)
-        use = Use(of_heads(left, sides[0]), of_heads(right, sides[1]))
-        return Factors(dense=use, lookup=None, num_rows=num_rows)
+        dense = Product(of_heads(left, sides[0]), of_heads(right, sides[1]))
+        return Factors(dense=dense, lookup=None, num_rows=num_rows)
 
     @property
     def identity(self) -> dict[str, Any]:

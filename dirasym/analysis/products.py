@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dirasym.analysis.factored import Factors, Formed, Use
+from dirasym.analysis.factored import Factors, Formed, Product
 from dirasym.precision import widened
 
 Leaf = Formed | Factors | None
@@ -35,7 +35,7 @@ FEW_COLUMNS = 16
 def three_products(fwd: Leaf, rev: Leaf) -> tuple[jax.Array, jax.Array, jax.Array]:
     """⟨fwd, rev⟩, ⟨fwd, fwd⟩ and ⟨rev, rev⟩ of each layer: [K] each."""
     known = [x for x in (fwd, rev) if isinstance(x, Factors)]
-    num_layers = _uses(known[0])[0].right.shape[0] if known else 0
+    num_layers = _products(known[0])[0].right.shape[0] if known else 0
     by_factors = num_layers * sum(
         _pair_cost(*pair) for pair in ((fwd, rev), (fwd, fwd), (rev, rev))
     )
@@ -84,15 +84,15 @@ def _product(first: Leaf, second: Leaf) -> jax.Array:
     if isinstance(first, Formed) and isinstance(second, Formed):
         return jnp.einsum("kn,kn->k", widened(first.value), widened(second.value))
     assert isinstance(first, Factors) and isinstance(second, Factors), "both or neither formed"
-    products = [jax.vmap(_use_product)(a, b) for a in _uses(first) for b in _uses(second)]
+    products = [jax.vmap(_inner)(a, b) for a in _products(first) for b in _products(second)]
     return functools.reduce(jnp.add, products)
 
 
-def _uses(factors: Factors) -> list[Use]:
-    return [use for use in (factors.dense, factors.lookup) if use is not None]
+def _products(factors: Factors) -> list[Product]:
+    return [x for x in (factors.dense, factors.lookup) if x is not None]
 
 
-def _use_product(first: Use, second: Use) -> jax.Array:
+def _inner(first: Product, second: Product) -> jax.Array:
     """Σ_ts (a_t·a'_s)(g_t·g'_s)."""
     rights = _dot("tf,sf->ts", first.right, second.right)
     return jnp.sum(_left_products(first.left, second.left) * rights)
@@ -115,11 +115,11 @@ def _formed(factors: Factors) -> jax.Array:
     return matrix.reshape(matrix.shape[0], -1)
 
 
-def _matrix(dense: Use | None, lookup: Use | None, num_rows: int) -> jax.Array:
+def _matrix(dense: Product | None, lookup: Product | None, num_rows: int) -> jax.Array:
     """[rows, columns] of one layer."""
     matrix = None if dense is None else _dot("tc,tf->cf", dense.left, dense.right)
     if lookup is None:
-        assert matrix is not None, "at least one use"
+        assert matrix is not None, "at least one product"
         return matrix
     if matrix is None:
         right = widened(lookup.right)
@@ -130,8 +130,8 @@ def _matrix(dense: Use | None, lookup: Use | None, num_rows: int) -> jax.Array:
 def _cross_layer(rows: Factors, columns: Factors, gather, limit: int) -> jax.Array:
     """[R, C] of one layer, by factors or by forming gradients, the cheaper way."""
     sides: tuple[Factors, ...] = (rows,) if rows is columns else (rows, columns)
-    num_rows, num_columns = (_uses(side)[0].right.shape[0] for side in (rows, columns))
-    width = _uses(rows)[0].right.shape[-1]
+    num_rows, num_columns = (_products(side)[0].right.shape[0] for side in (rows, columns))
+    width = _products(rows)[0].right.shape[-1]
     forming = sum(map(_forming_cost, sides)) + num_rows * num_columns * rows.num_rows * width
     if num_rows * num_columns * _pair_cost(rows, columns) < forming:
         return _factored_cross(rows, jax.tree.map(gather, columns))
@@ -150,8 +150,8 @@ def _cross_layer(rows: Factors, columns: Factors, gather, limit: int) -> jax.Arr
 
 def _formed_cross(sides: tuple[Factors, ...], gather, limit: int) -> jax.Array:
     """[R, C] of one layer, by forming some columns of all gradients at a time."""
-    num_rows, num_columns = (_uses(x)[0].right.shape[0] for x in (sides[0], sides[-1]))
-    width = _uses(sides[0])[0].right.shape[-1]
+    num_rows, num_columns = (_products(x)[0].right.shape[0] for x in (sides[0], sides[-1]))
+    width = _products(sides[0])[0].right.shape[-1]
     if all(side.lookup is None for side in sides) and sides[0].num_rows > width:
         # ⟨G, G'⟩ = ⟨Gᵀ, G'ᵀ⟩: what is taken in blocks is the longer side.
         sides, width = tuple(map(_transposed, sides)), sides[0].num_rows
@@ -168,7 +168,7 @@ def _formed_cross(sides: tuple[Factors, ...], gather, limit: int) -> jax.Array:
 def _transposed(factors: Factors) -> Factors:
     assert factors.dense is not None and factors.lookup is None, "row numbers are of rows"
     left, right = factors.dense
-    return Factors(dense=Use(right, left), lookup=None, num_rows=right.shape[-1])
+    return Factors(dense=Product(right, left), lookup=None, num_rows=right.shape[-1])
 
 
 def _some_columns(factors: Factors, start: Any, size: int) -> jax.Array:
@@ -176,8 +176,8 @@ def _some_columns(factors: Factors, start: Any, size: int) -> jax.Array:
 
     def one(factors):
         dense, lookup = (
-            use and use._replace(right=jax.lax.dynamic_slice_in_dim(use.right, start, size, 1))
-            for use in (factors.dense, factors.lookup)
+            x and x._replace(right=jax.lax.dynamic_slice_in_dim(x.right, start, size, 1))
+            for x in (factors.dense, factors.lookup)
         )
         return _matrix(dense, lookup, factors.num_rows)
 
@@ -190,9 +190,9 @@ def _factored_cross(rows: Factors, columns: Factors, but_dense: bool = False) ->
 
     def row(one):
         products = [
-            jax.vmap(_use_product, in_axes=(None, 0))(a, b)
-            for a in _uses(one)
-            for b in _uses(columns)
+            jax.vmap(_inner, in_axes=(None, 0))(a, b)
+            for a in _products(one)
+            for b in _products(columns)
             if not (but_dense and a is one.dense and b is columns.dense)
         ]
         return functools.reduce(jnp.add, products)
@@ -233,7 +233,7 @@ def _forming_cost(factors: Factors) -> int:
 
 def _num_entries(factors: Factors) -> int:
     """Of all gradients of these factors."""
-    right = _uses(factors)[0].right
+    right = _products(factors)[0].right
     return right.size // right.shape[-2] * factors.num_rows
 
 
@@ -242,8 +242,8 @@ def _pair_cost(first: Leaf, second: Leaf) -> int:
     if not isinstance(first, Factors) or not isinstance(second, Factors):
         return 0
     cost = 0
-    for a in _uses(first):
-        for b in _uses(second):
+    for a in _products(first):
+        for b in _products(second):
             is_dense = a is first.dense and b is second.dense
             lefts = first.num_rows if is_dense else 1
             cost += a.right.shape[-2] * b.right.shape[-2] * (lefts + a.right.shape[-1])

@@ -17,7 +17,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from dirasym.analysis import alignment, cross, products
-from dirasym.analysis.factored import Factors, Use
+from dirasym.analysis.factored import Factors, Product
 
 HERE = pathlib.Path(__file__).parent
 ROWS, COLUMNS, TOKENS = 5, 7, 6
@@ -258,9 +258,11 @@ def test_heads_are_blocks():
 def _factors(tokens, rows, columns, lookup):
     rng = np.random.default_rng(tokens)
     normal = lambda *shape: jnp.asarray(rng.normal(size=(3, 1, *shape)), jnp.float32)  # noqa: E731
-    dense = Use(normal(tokens, rows), normal(tokens, columns))
+    dense = Product(normal(tokens, rows), normal(tokens, columns))
     numbers = jnp.asarray(rng.integers(0, rows, (3, 1, tokens)))
-    return Factors(dense, Use(numbers, normal(tokens, columns)) if lookup else None, num_rows=rows)
+    return Factors(
+        dense, Product(numbers, normal(tokens, columns)) if lookup else None, num_rows=rows
+    )
 
 
 @pytest.mark.parametrize("lookup", [False, True])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dirasym.analysis import products
-from dirasym.analysis.factored import Factors, Formed, Use
+from dirasym.analysis.factored import Factors, Formed, Product
 
 
 def _factors(lead, num_rows, num_columns, dense=0, lookup=0):
@@ -19,7 +19,7 @@ def _factors(lead, num_rows, num_columns, dense=0, lookup=0):
 
     def use(tokens, *rows):
         left = jnp.ones((*lead, tokens, *rows), jnp.float32 if rows else jnp.int32)
-        return Use(left, jnp.ones((*lead, tokens, num_columns))) if tokens else None
+        return Product(left, jnp.ones((*lead, tokens, num_columns))) if tokens else None
 
     return Factors(use(dense, num_rows), use(lookup), num_rows=num_rows)
 
@@ -157,8 +157,8 @@ def _random_factors(rng, num, tokens, lookups):
     formed = np.einsum("nktc,nktf->nkcf", left, right)
     for n, k, t in np.ndindex(numbers.shape):
         formed[n, k, numbers[n, k, t]] += read[n, k, t]
-    lookup = Use(jnp.asarray(numbers), jnp.asarray(read)) if lookups else None
-    return Factors(Use(jnp.asarray(left), jnp.asarray(right)), lookup, num_rows=40), formed
+    lookup = Product(jnp.asarray(numbers), jnp.asarray(read)) if lookups else None
+    return Factors(Product(jnp.asarray(left), jnp.asarray(right)), lookup, num_rows=40), formed
 
 
 @pytest.mark.parametrize("lookups", [(4, 4), (4, 0), (0, 4)])
