@@ -1,7 +1,6 @@
 """Facts told in the prompt and one asked back, where no sentence comes twice: one cell's run."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -10,11 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dirasym import models, objectives, runs, training
+from dirasym import runs, training
 from dirasym.data import relations
-from dirasym.rows import PerRow
-from dirasym.types import Batch
-from experiments.systems.relations import Config
+from experiments.systems.relations import Config, learner
 
 ANSWERED = 0.9  # accuracy on withheld sentences from which on they count as answered
 EVALUATIONS = 20  # of a run
@@ -37,32 +34,15 @@ class InContext:
         self.data = relations.fresh_in_context(
             prompts.num_names, num_facts=prompts.num_facts, seed=c.data_seed, **how
         )
-        self.prompts, self.c, self.num_steps = prompts, c, num_steps
-        self.eval_every = num_steps // EVALUATIONS
-        length = self.data.train_EL.shape[1]
-        self.network = network = models.Transformer(c.transformer(self.data.vocab_size, length))
-        optimizer = training.make_optimizer(c.lr, weight_decay=c.weight_decay, clip_norm=None)
-        self.init = training.initializer(
-            network, models.make_apply_fn(network), optimizer, length=length
-        )
+        self.prompts, self.eval_every = prompts, num_steps // EVALUATIONS
+        once = dataclasses.replace(c, num_epochs=1, eval_every=1)
+        self.learner = learner(once, data=self.data)
 
     def run(self, identity: Mapping[str, Any]) -> runs.Run:
         """Its training, for any seed."""
-        tokens_EL = self.data.train_EL
-        data = {"tokens_BL": tokens_EL, "scored_BL": self.data.last_word(tokens_EL)}
-        step = functools.partial(training.train_step, objective=_last_word, dropout=False)
-        return runs.Run(
-            identity,
-            data=lambda seed: data,
-            step=step,
-            num_steps=self.num_steps,
-            eval_every=self.eval_every,
-            batch_size=self.c.batch_size,
-            init=self.init,
-            network=self.network,
-            evaluate=jax.jit(self.evaluate),
-            summarize=self.summarize,
-        )
+        asked = dict(evaluate=jax.jit(self.evaluate), summarize=self.summarize)
+        run = self.learner.run(identity)
+        return dataclasses.replace(run, eval_every=self.eval_every, **asked)
 
     def evaluate(self, state: training.TrainState) -> dict[str, jax.Array]:
         """NLL in nats and accuracy on withheld sentences, by the place F of the fact asked for."""
@@ -92,8 +72,3 @@ class InContext:
             "num_sentences": len(self.data.train_EL),
             "num_validation_sentences": len(self.data.validation_EL),
         }
-
-
-def _last_word(apply_fn, params, batch: Batch, key=None, *, rngs=None):
-    """The next token, of which each sentence scores one."""
-    return objectives.next_token(apply_fn, params, batch, key, capacity=PerRow(1), rngs=rngs)

@@ -91,6 +91,7 @@ class Config:
             raise ValueError(f"{names}: {error}") from None
 
 
+@blamed()
 def sentences(c: Config, num_train: int | None) -> relations.Relations:
     """Of the task. Raises ValueError for a vocabulary that is too small."""
     vocab_size, seed = c.vocab_size or (400 if c.task == "icl" else 800), c.data_seed
@@ -103,10 +104,9 @@ def sentences(c: Config, num_train: int | None) -> relations.Relations:
     return getattr(relations, c.task)(vocab_size, c.word_size, seed=seed)  # reversal, chain
 
 
-def learner(c: Config, num_train: int | None = None) -> LastWord:
-    """The network of a family, AdamW and the sentences: `num_train` triples of chain_related."""
-    with blamed():
-        data = sentences(c, num_train)
+def learner(c: Config, num_train: int | None = None, data: Any = None) -> LastWord:
+    """The network of a family, AdamW, and `data` or sentences of the task (`num_train` triples)."""
+    data = sentences(c, num_train) if data is None else data
     vocab_size, length = data.vocab_size, data.train_EL.shape[1]
     mask_id = vocab_size if c.family == "masked" else None  # a token after all others
     make_apply_fn: Any = models.make_tokens_apply_fn

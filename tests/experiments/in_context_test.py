@@ -40,7 +40,7 @@ def _cell():
 
 def test_answers_are_counted_by_the_place_of_the_fact_asked():
     cell = _cell()
-    state = cell.init(0)
+    state = cell.learner.init(0)
     got = cell.evaluate(state.replace(apply_fn=_nearest))
     other = math.log(7 + 22)
     np.testing.assert_allclose(got["nll_by_place"], [other] * 3 + [other - math.log(7)], rtol=1e-5)
@@ -64,7 +64,7 @@ def test_a_result_line_says_the_last_evaluation_and_when_it_answered():
     cell = _cell()
     line = cell.summarize(history)
     assert (line["num_facts"], line["num_names"], line["num_asked"]) == (4, 10, None)
-    sizes = models.sizes(cell.run({"value": 1}).network, cell.init(0).params)
+    sizes = models.sizes(cell.run({"value": 1}).network, cell.learner.init(0).params)
     assert (sizes["layers"], sizes["width"], sizes["heads"]) == (1, 8, 2)
     embeddings, norms, attention, mlp = (23 + 16) * 8, 3 * 16, 4 * 72, 288 + 264
     assert sizes["total_params"] == embeddings + norms + attention + mlp
