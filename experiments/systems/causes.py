@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dirasym import block_diffusion, models, objectives, runs, training
-from dirasym.analysis import attention, blocks, case_recall
+from dirasym.analysis import attention, blocks, case_recall, recall
 from dirasym.data import case_pairs
 from dirasym.data.case_pairs import MASK, NUM_LETTERS, PAD, Queries
 from dirasym.models import token_table
@@ -195,11 +195,17 @@ class Task:
         }
 
     def probabilities(self, params) -> dict[str, jax.Array]:
-        """`p_NAME`, `choice_NAME` over all placements, in percent; of blocks, within and across."""
+        """`p_NAME`, `choice_NAME` over all placements, in percent; of blocks, within and across.
+
+        P(target), and whether it is the most probable letter of its case.
+        """
         values = {}
         for name, asked in self.questions.items():
             logits_EV = self.logits(params, asked.tokens_EL, asked.position_E)
-            p_E, choice_E = true_and_chosen(logits_EV, asked.target_E)
+            true_E1 = asked.target_E[:, None]
+            p_E, _, _, choice_E = recall.judge(
+                logits_EV, np.unique(asked.target_E), aside_BX=true_E1, right_BX=true_E1
+            )
             for where, share_E in self.shares(asked).items():
                 values[f"p_{name}{where}"] = 100 * p_E @ share_E
                 values[f"choice_{name}{where}"] = 100 * choice_E @ share_E
@@ -387,19 +393,6 @@ def one_a_letter(letter_E: np.ndarray, allowed_E: np.ndarray) -> np.ndarray:
     return np.array(
         [rng.choice(np.flatnonzero((letter_E == x) & allowed_E)) for x in range(NUM_LETTERS)]
     )
-
-
-def true_and_chosen(logits_EV: jax.Array, target_E) -> tuple[jax.Array, jax.Array]:
-    """P(target), and whether it is the most probable letter of its case: float32 [E] each."""
-    p_EV = jax.nn.softmax(logits_EV.astype(jnp.float32), axis=-1)
-    target_E = jnp.asarray(target_E)
-    true_E = jnp.take_along_axis(p_EV, target_E[:, None], axis=1)[:, 0]
-    token_1V, target_E1 = jnp.arange(p_EV.shape[1])[None], target_E[:, None]
-    same_case_EV = (token_1V < PAD) & (token_1V // NUM_LETTERS == target_E1 // NUM_LETTERS)
-    is_rival_EV = same_case_EV & (token_1V != target_E1)
-    rival_E = jnp.max(jnp.where(is_rival_EV, logits_EV, -jnp.inf), axis=1)
-    own_E = jnp.take_along_axis(logits_EV, target_E[:, None], axis=1)[:, 0]
-    return true_E, (own_E > rival_E).astype(jnp.float32)
 
 
 def with_correlation(values: Mapping[str, jax.Array]) -> dict[str, Any]:
