@@ -10,7 +10,6 @@ Expected  See docs/causes.md, where predictions stood before results.
 """
 
 import functools
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dirasym import files, models, report, runs, training
+from dirasym import models, report, results, runs, training
 from dirasym.analysis import states
 from dirasym.data.case_pairs import NUM_LETTERS
 from dirasym.workdir import WorkDir
@@ -150,8 +149,7 @@ def write(workdir: WorkDir, config: page.Config, all_runs: Sequence[runs.Run]) -
     """Writes report.md, and prints its tables."""
     del all_runs
     lines, before = workdir.results(), untrained(config)
-    kept = "".join(json.dumps(line) + "\n" for line in before)
-    files.write_atomically(workdir.path / "untrained.jsonl", kept)
+    results.replace_results(workdir.path / "untrained.jsonl", before, (*causes.FACTORS, "seed"))
     parts = [table(lines), verdicts.table(claims(lines)), "Before training:", table(before)]
     text = "\n\n".join(parts)
     head = f"# One entry or two\n\n{config.data}, {config.steps} steps; words: docs/causes.md."

@@ -1,12 +1,11 @@
 """Tables and figure of `patching`: what each part of the weights holds, by docs/causes.md."""
 
 import functools
-import json
 from collections.abc import Sequence
 
 import numpy as np
 
-from dirasym import files, report
+from dirasym import report, results
 from dirasym.intervals import Bounds
 from dirasym.workdir import WorkDir
 from experiments.reports import verdicts
@@ -174,8 +173,8 @@ def figure(lines: Sequence[Line]):
 
 def write(workdir: WorkDir, config, lines: Sequence[Line]) -> None:
     """Keeps the exchanges in patches.jsonl; writes report.md, prints its tables."""
-    kept = "".join(json.dumps(line) + "\n" for line in lines)
-    files.write_atomically(workdir.path / "patches.jsonl", kept)
+    keys = ("pair", "into", "giver", "seed")
+    results.replace_results(workdir.path / "patches.jsonl", lines, keys)
     parts = [network_table(workdir.results()), part_table(lines), claim_table(lines)]
     printed = "\n\n".join(parts)
     head = f"# Which part holds a direction\n\n{config.data}, {config.steps} steps of "
