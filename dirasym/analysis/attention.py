@@ -271,17 +271,3 @@ def distance_correlation(
     boot = np.stack([by_total(counts) for counts in draws])
     low, high = np.nanpercentile(boot, [50 - 50 * level, 50 + 50 * level], axis=0)
     return DistanceCorrelation(total, by_total(np.ones(items)), low, high)
-
-
-def track_weights(
-    internals: Internals,
-    trajectory: Sequence[Params],
-    tokens_EL: Array,
-    query_E: Array,
-    key_E: Array,
-) -> np.ndarray:
-    """Mean softmaxed weight from query to key at each time: [times, layers, heads]."""
-    mean = jax.jit(
-        lambda params: attention_to(internals, params, tokens_EL, query_E, key_E).weights.mean(-1)
-    )
-    return np.stack([np.asarray(mean(params)) for params in trajectory])

@@ -228,8 +228,3 @@ def merge(params: Params, adapters: Params, config: LoRAConfig) -> Params:
         update = config.scale * (a @ b)
         flat[(*layer, "kernel")] = (kernel + update.reshape(kernel.shape)).astype(kernel.dtype)
     return flax.traverse_util.unflatten_dict(flat)
-
-
-def num_adapter_params(adapters: Params) -> int:
-    """Trainable parameters, as PEFT counts them."""
-    return sum(leaf.size for leaf in jax.tree.leaves(adapters))

@@ -220,11 +220,3 @@ def test_bad_input_names_the_argument():
     for name, where in (("query_E", ([0, LENGTH], [1, 1])), ("key_E", ([0, 1], [1]))):
         with pytest.raises(ValueError, match=name):
             attention.attention_to(internals, params, tokens_EL, *map(np.array, where))
-
-
-def test_weights_over_training():
-    _, internals, params = _model()
-    trajectory = [params, jax.tree.map(np.zeros_like, params)]
-    tracked = attention.track_weights(internals, trajectory, *_queries("forward"))
-    assert tracked.shape == (2, 1, 2)
-    np.testing.assert_allclose(tracked[1], 1 / LENGTH, rtol=1e-5)
