@@ -1,39 +1,32 @@
 """What a run trains, beside its identity: so that another's results are not taken for its own."""
 
-import hashlib
 import json
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from dirasym import files, run_arguments
+from dirasym import digests, files, run_arguments
 from dirasym.training import Data
 from dirasym.types import Batch
 from dirasym.workdir import WorkDir, WorkDirError, full_name, made_with
 
-STEP = "step"  # the program of one: model, objective and optimizer
+PROGRAM = "program"  # of a step: model, objective and optimizer
 
 
 def recipe(run: Any, seed: int) -> dict[str, Any]:
     """What determines a `Run`, its identity, data and initial values apart.
 
-    The step is known by a digest of its jaxpr, in which learning rates and the like are constants.
+    The step is known by `digests.of_program`: learning rates and the like are its constants.
     """
     state, batch = abstract(run, seed)
-    closed = jax.make_jaxpr(run.step)(state, batch)
-    text = re.sub(r"0x[0-9a-f]+", "", str(closed.jaxpr))  # of functions, others in each process
-    hashed = hashlib.sha256(text.encode())
-    for constant in closed.consts:
-        array = np.asarray(constant)
-        hashed.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
+    program = digests.of_program(jax.make_jaxpr(run.step)(state, batch))
     sizes = {
         name: getattr(run, name)
         for name in ("num_steps", "eval_every", "batch_size", "whole_epochs")
     }
-    return sizes | {STEP: hashed.hexdigest()[:16]}
+    return sizes | {PROGRAM: program[:16]}
 
 
 def abstract(run: Any, seed: int) -> tuple[Any, Batch]:
@@ -81,11 +74,11 @@ def _check(workdir: WorkDir, run: Any, seeds: Sequence[int]) -> None:
         files.check_regular(path)
         found = json.loads(path.read_text(encoding="utf-8"))
         is_known = all(found[name] == version for name, version in versions.items())
-        differing = [name for name, x in wanted.items() if is_known and found[name] != x]
+        differing = [name for name, x in wanted.items() if is_known and found.get(name, x) != x]
     except (OSError, ValueError, TypeError, KeyError):
         return  # of a directory that was begun without one
     if differing:
-        what = [f"{STEP} (model, objective or optimizer)" if n == STEP else n for n in differing]
+        what = ["step (model, objective or optimizer)" if n == PROGRAM else n for n in differing]
         raise WorkDirError(
             f"{workdir.path}: {run.name} was trained with another {', '.join(what)}: put what you "
             "vary into its identity, or begin another directory"

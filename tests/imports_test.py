@@ -10,6 +10,7 @@ ORDER = (  # each imports those before it alone
     *("types", "usage", "files", "readers", "processes", "leaves", "results", "keys", "intervals"),
     "effects",
     "precision",
+    "digests",
     *(
         "data",
         "rows",

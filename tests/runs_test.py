@@ -15,6 +15,7 @@ import types
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -563,6 +564,23 @@ def test_another_optimizer_or_number_of_steps_under_one_name_is_refused(finished
     note.write_text(note.read_text().replace('"jax": "', '"jax": "0.'))
     assert _sweep([with_rate(2e-2)], [0], tmp_path) == lines[:1]  # other versions: unknown
     assert _sweep([with_rate(2e-2)], [7], tmp_path / "new")[0]["seed"] == 7
+
+
+def test_another_constant_of_what_the_step_compiles_within_is_refused(tmp_path):
+    def run(last):
+        weight_2 = jnp.array([1.0, last])
+        weigh = jax.jit(lambda nll: (nll * weight_2).sum())
+
+        def objective(*args, **kwargs):
+            nll, count, aux = _objective(*args, **kwargs)
+            return weigh(nll), count, aux
+
+        return _run(step=functools.partial(STEP.func, objective=objective, dropout=False))
+
+    lines = _sweep([run(2.0)], [0], tmp_path)
+    assert _sweep([run(2.0)], [0], tmp_path) == lines
+    with pytest.raises(WorkDirError, match="another step"):
+        _sweep([run(3.0)], [0], tmp_path)
 
 
 def test_names_are_short_and_differ():

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from dirasym import files
+from dirasym import digests, files
 from dirasym.analysis import products, programs
 from dirasym.analysis.factored import Gradient
 from dirasym.analysis.problem import Problem
@@ -303,7 +303,7 @@ def digest(*trees: Any) -> str:
     """Of the contents of all arrays."""
     found = hashlib.blake2b()
     for leaf in jax.tree.leaves(trees):
-        programs.feed_array(leaf, found.update)
+        digests.feed_array(leaf, found.update)
     return found.hexdigest()
 
 

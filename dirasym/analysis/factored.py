@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-from dirasym.analysis import programs
+from dirasym import digests
 from dirasym.analysis.taps import Tap, Walk
 from dirasym.analysis.views import Atoms, View
 from dirasym.precision import widened
@@ -90,13 +90,13 @@ class Traced:
         return cls(closed)
 
     def gradient_digest(self, number: int) -> str:
-        """Of the gradient by the first `number` arguments, see `programs.digest`.
+        """Of the gradient by the first `number` arguments, see `digests.of_program`.
 
         Of the loss alone a custom rule's gradient could not be told from another one's.
         """
         loss = lambda leaves, rest: core.jaxpr_as_fun(self.closed)(*leaves, *rest)[0]  # noqa: E731
         avals = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in self.closed.in_avals]
-        return programs.digest(jax.make_jaxpr(jax.grad(loss))(avals[:number], avals[number:]))
+        return digests.of_program(jax.make_jaxpr(jax.grad(loss))(avals[:number], avals[number:]))
 
     @property
     def num_bytes(self) -> int:

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dirasym import digests
 from dirasym.analysis import programs
 from dirasym.analysis.factored import Traced
 
@@ -101,7 +102,7 @@ def test_the_least_used_program_is_dropped():
 
 
 def _digest(function, x=1.0):
-    return programs.digest(jax.make_jaxpr(function)(x))
+    return digests.of_program(jax.make_jaxpr(function)(x))
 
 
 @jax.custom_vjp
