@@ -30,7 +30,7 @@ from dirasym.analysis.arguments import (
 )
 from dirasym.analysis.blocks import BlockOf, Blocks
 from dirasym.analysis.cross import CrossMatrix, digest
-from dirasym.analysis.factored import Gradient, Loss
+from dirasym.analysis.factored import Gradient, Loss, check_loss
 from dirasym.analysis.problem import Problem
 from dirasym.precision import highest_precision, widened
 from dirasym.sharding import DATA, num_shares
@@ -309,10 +309,10 @@ def first_order_transfer(
     params = jax.tree.map(widened, params)
     rates = jnp.atleast_1d(jnp.asarray(learning_rates))
     value, pull_back = jax.vjp(loss_fwd, params)
-    _check_shape("loss_fwd", value)
+    check_loss("loss_fwd", value)
     (step,) = pull_back(jnp.ones_like(value))
     start, slope = jax.jvp(loss_rev, (params,), (step,))
-    _check_shape("loss_rev", start)
+    check_loss("loss_rev", start)
 
     def after(rate):
         return loss_rev(jax.tree.map(lambda p, g: p - rate * g, params, step))
@@ -407,13 +407,6 @@ def _shapes(*trees: Any) -> Any:
 def _from_shapes(shapes: Any) -> Any:
     structure, leaves = shapes
     return structure.unflatten(leaves)
-
-
-def _check_shape(name: str, shape: Any) -> None:
-    if not hasattr(shape, "shape") or shape.shape != ():
-        raise ValueError(f"{name} must return a scalar, got {shape}")
-    if not jnp.issubdtype(shape.dtype, jnp.floating):
-        raise ValueError(f"{name} must return a float, got {shape.dtype}")
 
 
 def _is_not_finite(x: np.ndarray) -> np.ndarray:

@@ -65,6 +65,14 @@ class Gradient(NamedTuple):
     size: jax.Array
 
 
+def check_loss(name: str, value: Any) -> None:
+    """Raises ValueError, naming the loss, unless what it returned is a scalar float."""
+    if not hasattr(value, "shape") or value.shape != ():
+        raise ValueError(f"{name} must return a scalar, got {value}")
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        raise ValueError(f"{name} must return a float, got {value.dtype}")
+
+
 @dataclasses.dataclass(frozen=True)
 class Traced:
     """A loss as a jaxpr of the parameters' leaves and of an example's."""
@@ -81,10 +89,7 @@ class Traced:
         # JAX keeps the trace of a function by its identity, whatever became of what it reads.
         anew = lambda *args: loss(*args)  # noqa: E731
         closed, shape = jax.make_jaxpr(anew, return_shape=True)(params, *example)
-        if not hasattr(shape, "shape") or shape.shape != ():
-            raise ValueError(f"{name} must return a scalar, got {shape}")
-        if not jnp.issubdtype(shape.dtype, jnp.floating):
-            raise ValueError(f"{name} must return a float, got {shape.dtype}")
+        check_loss(name, shape)
         if effects := [str(x) for x in closed.effects if type(x).__name__ != "NamedAxisEffect"]:
             raise ValueError(f"{name} must have no side effects, and has {', '.join(effects)}")
         return cls(closed)
