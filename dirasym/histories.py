@@ -1,6 +1,6 @@
 """What a run logs, as it grows: arrays by name, those of steps and of evaluations."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -14,6 +14,22 @@ def extended(history: History, arrays: Mapping[str, np.ndarray]) -> History:
         for key, x in arrays.items()
     }
     return {**history, **longer}
+
+
+def side_by_side(
+    of_seeds: Sequence[History],
+    shared: tuple[str, ...] = ("eval_step",),
+    seeds_first: tuple[str, ...] = (),
+) -> History:
+    """Histories of several seeds as one; see `WorkDir.stacked`."""
+    stacked = {}
+    for key, first in of_seeds[0].items():
+        if key in shared:
+            stacked[key] = first
+        else:
+            axis = 0 if first.ndim == 0 or key.startswith(seeds_first) else 1
+            stacked[key] = np.stack([history[key] for history in of_seeds], axis=axis)
+    return stacked
 
 
 def scalars(history: History) -> dict[str, float]:

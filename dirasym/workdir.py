@@ -27,7 +27,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from dirasym import files, results
+from dirasym import files, histories, results
 from dirasym.checkpoints import Checkpoints, History, jax_settings
 from dirasym.usage import UsageError, check_path, listed
 
@@ -224,15 +224,8 @@ class WorkDir:
           shared: keys that all seeds have alike; the first's are taken.
           seeds_first: prefixes of keys without a time axis, which become [seed, ..].
         """
-        runs = [self.curves(run, seed) for seed in seeds]
-        stacked = {}
-        for key, first in runs[0].items():
-            if key in shared:
-                stacked[key] = first
-            else:
-                axis = 0 if first.ndim == 0 or key.startswith(seeds_first) else 1
-                stacked[key] = np.stack([run[key] for run in runs], axis=axis)
-        return stacked
+        of_seeds = [self.curves(run, seed) for seed in seeds]
+        return histories.side_by_side(of_seeds, shared, seeds_first)
 
     def checkpoints(
         self, run: Known, seed: int, *, keep: int | None = 2, digest: str = ""

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from dirasym import report, results
+from dirasym import histories, report, results
 from dirasym.usage import UsageError
 from experiments import gradient_alignment, rope_bounds, toy_reversal, toy_study
 from experiments import relations as relations_page
@@ -352,13 +352,8 @@ def curves_of(folder: str, name: str) -> dict[str, np.ndarray]:
 
 def stacked(folder: str, run: str, seeds: Iterable[int], first: tuple[str, ...] = ()) -> dict:
     """The curves of several seeds, as `WorkDir.stacked` has them."""
-    of_seed = [curves_of(folder, f"{run},seed={seed}") for seed in seeds]
-    found = {}
-    for key, one in of_seed[0].items():
-        axis = 0 if key.startswith(first) else 1
-        is_shared = key == "eval_step" or one.ndim == 0
-        found[key] = one if is_shared else np.stack([curves[key] for curves in of_seed], axis)
-    return found
+    of_seeds = [curves_of(folder, f"{run},seed={seed}") for seed in seeds]
+    return histories.side_by_side(of_seeds, seeds_first=first)
 
 
 def _lines(folder: str, *files: str) -> list[dict]:
