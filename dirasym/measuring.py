@@ -312,9 +312,7 @@ class Measurement:
         first = [row for cloze in asked for row in rows(cloze.tokens_EL, cloze.valid_EL)]
         return first == rows(q.tokens_EL, q.valid_EL)
 
-    def _causal_answers(
-        self, params, counted
-    ) -> tuple[Sequence[str], dict[str, recall.TokenRecall]]:
+    def _causal_answers(self, params, counted) -> Answers:
         """Both from one reading of the prompts."""
         q, said, token = self.questions, [], {}
         for name, side in q.sides.items():

@@ -81,8 +81,7 @@ def parse(text: str) -> Cell:
 
 def core() -> tuple[Cell, ...]:
     """Attention × objective × predicted, RoPE, depth 1: all that can be."""
-    factors = [levels for levels in list(causes.FACTORS.values())[:3]]
-    cells = [Cell(*values) for values in itertools.product(*factors)]
+    cells = [Cell(*values) for values in itertools.product(*list(causes.FACTORS.values())[:3])]
     return tuple(cell for cell in cells if cell.why_not(2) is None)
 
 

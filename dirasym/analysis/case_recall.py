@@ -139,7 +139,7 @@ def evaluate(
       `panel_wrong_NAME` [L], for each NAME in `weights`.
     """
     prompts = both(functools.partial(case_pairs.prompts, length))
-    asked = jax.tree.map(lambda *x: np.stack(x), *queries(length, kind).values())
+    asked = both(queries(length, kind).__getitem__)
     keys = jax.random.split(key)
 
     def of_weights(params):

@@ -218,8 +218,7 @@ class HuggingFace:
         """Ids of each text. Raises ValueError for one that they do not give back.
 
         Case, white space, marks that nobody sees and Unicode's ways of writing one letter
-        (`normalise`) aside. Text
-        that spells a special token is such a text.
+        (`normalise`) aside. Text that spells a special token is such a text.
         """
         ids = [one.ids for one in self._encode(texts)]
         for text, back in zip(texts, self._tokenizer.decode_batch(ids), strict=True):

@@ -64,7 +64,7 @@ def from_linen(
         raise TypeError(f"variables must be what model.init returns, got {variables!r:.80}")
     names = _names(model.__call__, keywords)
     _check_settings("from_linen", model.__call__, names, settings, when_training)
-    has_collections = isinstance(variables, Mapping) and "params" in variables
+    has_collections = "params" in variables
     params = variables["params"] if has_collections else variables
     others = {k: v for k, v in variables.items() if k != "params"} if has_collections else {}
 

@@ -136,8 +136,7 @@ def claims(lines: Sequence[Line], transplants: Sequence[Line] = ()) -> list[list
         )
         text = f"reverse, A only over both: {said(ratio)}; storage cosine *order*: {said(cosine)}"
         rows.append(["1. order is shared", text, word])
-    of_B = [line for line in report.select(lines, **base, predicted="B")]
-    if of_B:
+    if of_B := report.select(lines, **base, predicted="B"):
         found = {
             objective: (interval(of, "percent_reverse"), interval(of, "choice_reverse"))
             for objective in causes.FACTORS["objective"]

@@ -237,9 +237,9 @@ class Task:
         )
 
     def evaluate(self, state: training.TrainState) -> dict[str, Any]:
-        """Answers and first tokens both ways (see `Recalled.summary`), of single questions too;
+        """Answers and first tokens both ways (`Recalled.summary`), of single questions too.
 
-        of the paired queries the probability of the true token, and the gradients, compared.
+        Of the paired queries the probability of the true token, and their gradients, compared.
         """
         params = state.variables(state.params)
         key = jax.random.fold_in(state.key, training.EVAL_STREAM)

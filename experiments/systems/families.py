@@ -75,7 +75,7 @@ class ClosureLearner:
     Args:
       c: the configuration.
       graph: the facts.
-      model: `network(c, width)`; learners of one model and optimizer share what is compiled.
+      model: the network; learners of one model and optimizer share what is compiled.
       apply_fn: the model as an ApplyFn.
       optimizer: `decayed_adamw(c.lr)`.
     """

@@ -2,8 +2,9 @@
 
 A page of docs/ says `cog.outl(..)` in a comment, and `cog` writes the result below it:
 
-    python -m cogapp -r docs/*.md docs/claims/*.md README.md        # write
-    python -m cogapp --check docs/*.md docs/claims/*.md README.md   # as the tests do
+    PAGES="README.md docs/*.md docs/claims/*.md docs/results/README.md"
+    python -m cogapp -r $PAGES        # write
+    python -m cogapp --check $PAGES   # as the tests do
 """
 
 import functools
