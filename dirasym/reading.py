@@ -207,10 +207,7 @@ class Reading:
         Raises:
           ImportError: pandas is missing; says which extra has it.
         """
-        try:
-            import pandas
-        except ImportError as error:
-            raise ImportError(f"frames need pandas: {usage.install('frames')}") from error
+        pandas = usage.optional("pandas", "frames")
         rows = [(part, name, *bounds) for part, name, bounds in self._numbers()]
         return pandas.DataFrame(rows, columns=["part", "name", "estimate", "low", "high"])
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import importlib
 import itertools
 import numbers
 import os
@@ -31,6 +32,20 @@ def install(extra: str) -> str:
       "in the clone: pip install -e '.[hf]'"
     """
     return f"in the clone: pip install -e '.[{extra}]'"
+
+
+def optional(name: str, extra: str) -> Any:
+    """A package of an extra, imported late; of `package.module` both, and the package is given.
+
+    Raises:
+      ImportError: it is missing; says what to type.
+    """
+    package = name.partition(".")[0]
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        raise ImportError(f"{package} is missing: {install(extra)}") from None
+    return sys.modules[package]
 
 
 @contextlib.contextmanager

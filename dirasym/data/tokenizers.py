@@ -248,15 +248,6 @@ def _num_tokens(tokenizer: Any) -> int:
     return 1 + max(tokenizer.get_vocab().values(), default=-1)  # some leave ids out
 
 
-def _library() -> Any:
-    """The library `tokenizers`, imported late: an optional dependency."""
-    try:
-        import tokenizers
-    except ImportError:
-        raise ImportError(f"tokenizers is missing: {usage.install('hf')}") from None
-    return tokenizers
-
-
 def gpt2(merges: str | os.PathLike | None = None) -> HuggingFace:
     """GPT-2's byte-level BPE: the 256 byte symbols, 50,000 merges, then `<|endoftext|>` 50256.
 
@@ -268,7 +259,7 @@ def gpt2(merges: str | os.PathLike | None = None) -> HuggingFace:
       ValueError: no merges (says the three ways), or a file that does not hold 50,000 of them.
       ImportError: the library `tokenizers` is missing.
     """
-    tokenizers = _library()
+    tokenizers = usage.optional("tokenizers", "hf")
     path = pathlib.Path(merges) if merges else next(_installed_merges(), None)
     if path is None or not path.is_file():
         raise ValueError(
@@ -311,10 +302,9 @@ def _open(path: pathlib.Path) -> Any:
     """The library's tokenizer of a tokenizer.json. Raises ValueError, naming the file."""
     if not path.is_file():
         raise ValueError(f"no tokenizer at {path}")
+    tokenizers = usage.optional("tokenizers", "hf")
     try:
-        return _library().Tokenizer.from_file(str(path))
-    except ImportError:
-        raise
+        return tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing more specific
         reason = " ".join(str(error).split())
         raise ValueError(f"{path} is not a tokenizer.json: {reason}") from None

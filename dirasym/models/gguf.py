@@ -101,10 +101,7 @@ def convert_gguf(path: str | os.PathLike, directory: str | os.PathLike) -> None:
 
 def _tokenizer(fields: dict[str, Any]) -> Any:
     """The tokenizer of a GGUF file's fields. Raises ValueError if it is of another kind."""
-    try:
-        import tokenizers
-    except ImportError:
-        raise ImportError(f"tokenizers is missing: {usage.install('hf')}") from None
+    tokenizers = usage.optional("tokenizers", "hf")
     kind, split = fields["tokenizer.ggml.model"], fields["tokenizer.ggml.pre"]
     if kind != "gpt2":
         raise ValueError(f"tokenizer {kind!r} is not implemented")

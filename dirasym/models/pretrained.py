@@ -259,7 +259,7 @@ def read_safetensors(path: pathlib.Path) -> Iterator[tuple[str, np.ndarray]]:
 @contextlib.contextmanager
 def _opened(path: pathlib.Path) -> Iterator[Any]:
     """A safetensors file. Raises ValueError, naming it."""
-    safetensors = _safetensors()
+    safetensors = usage.optional("safetensors.numpy", "hf")
     try:
         files.check_regular(path)
         with safetensors.safe_open(path, framework="numpy") as tensors:
@@ -279,16 +279,8 @@ def _tensor(path: pathlib.Path, tensors: Any, key: str) -> np.ndarray:
 
 def write_safetensors(path: pathlib.Path, tensors: dict[str, np.ndarray]) -> None:
     """Writes the file as transformers and peft expect it."""
-    _safetensors().numpy.save_file(tensors, path, metadata={"format": "pt"})
-
-
-def _safetensors():
-    """The library, imported late: an optional dependency."""
-    try:
-        import safetensors.numpy
-    except ImportError:
-        raise ImportError(f"safetensors is missing: {usage.install('hf')}") from None
-    return safetensors
+    safetensors = usage.optional("safetensors.numpy", "hf")
+    safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"})
 
 
 def _keys_by_file(directory: pathlib.Path) -> dict[pathlib.Path, set[str]]:
