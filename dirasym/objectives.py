@@ -191,7 +191,8 @@ def masked_diffusion(
       "k"       k ~ U{1..n}, M a uniform k-subset;                 (n/k) Σ_M -log p(x_i | x^M)
 
     (Ou et al., 2025: λ-DCE, t-DCE, and k-DCE, which is the any-order autoregressive loss.)
-    A set of k of n tokens weighs (k-1)!(n-k)!/n! in each, if `schedule` runs from 0 to 1.
+    A set of k of n tokens weighs (k-1)!(n-k)!/n! in each, if `schedule` runs from 0 to 1, as
+    `linear_schedule` and `cosine_schedule` do and `llada_schedule` all but does.
     `stratified` deals the examples of the global batch that are there (`batch.size_B`) one each
     of as many equal cells of (0, 1], in an order drawn with `key`, and draws a level in each cell.
     An example's level is uniform as before; the variance of their mean is less.
