@@ -22,18 +22,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dirasym import keys
+from dirasym import keys, rows
 from dirasym.precision import widened
-from dirasym.rows import (
-    Capacity,
-    PerRow,
-    behind,
-    check_clean,
-    check_mask_id,
-    check_read,
-    read_at,
-    reading,
-)
+from dirasym.rows import Capacity, PerRow, check_clean, check_mask_id, check_read, read_at, reading
 from dirasym.types import ApplyFn, Array, Batch, Params, Rngs
 
 Scalars = dict[str, jax.Array]
@@ -121,7 +112,7 @@ def _shifted(batch: Batch, bos_id: int | None):
         return tokens_BL[:, :-1], tokens_BL[:, 1:], scored_BL[:, 1:], valid_BL
     if valid_BL is not None:
         valid_BL = jnp.pad(valid_BL, ((0, 0), (1, 0)), constant_values=True)
-    return behind(bos_id, tokens_BL), tokens_BL, scored_BL, valid_BL
+    return rows.behind(bos_id, tokens_BL), tokens_BL, scored_BL, valid_BL
 
 
 def parallel_target(
