@@ -40,6 +40,11 @@ class Floor(NamedTuple):
         """Σ floor / Σ tokens: the least mean loss per token."""
         return self.nats_per_string / self.tokens_per_target
 
+    @property
+    def bits_per_string(self) -> float:
+        """The same floor in bits."""
+        return self.nats_per_string / math.log(2)
+
 
 def exact_floor(
     sources: Sequence[Hashable],

@@ -362,6 +362,19 @@ def epoch_indices(
     return orders[step_T // epoch_steps - first_epoch, step_T % epoch_steps]
 
 
+def batch_at(arrays: Any, key: jax.Array, step: jax.Array | int, batch_size: int) -> Any:
+    """Rows of step `step`: every array of the pytree `arrays` [n, ...] as [batch_size, ...].
+
+    Runs on the device, under jit, with a traced `step`. The same (key, step) gives the
+    same rows on any machine; see `batch_indices` for the order.
+
+    Raises:
+      ValueError: arrays of unequal length, none at all, an empty batch, or a step below 0.
+    """
+    rows = batch_indices(key, step, 1, count_examples(arrays), batch_size)[0]
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows], arrays)
+
+
 def count_examples(arrays: Any) -> int:
     """The leading size that all arrays of a pytree share.
 

@@ -236,6 +236,11 @@ def test_a_floor_of_what_are_no_pairs_is_refused(sources, targets, message):
             excess.exact_floor(sources, targets, kind)
 
 
+def test_a_floor_is_in_bits_too():
+    floor = excess.exact_floor("aaaa", ["xx", "yy", "xx", "yy"], "parallel")
+    assert floor.bits_per_string == pytest.approx(2)  # each of two letters is a fair guess
+
+
 def test_a_gap_has_the_interval_of_its_level():
     forward, inverse = [1.0, 2.0, 4.0], [1.5, 3.5, 4.0]
     for level in (0.95, 0.8):

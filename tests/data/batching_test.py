@@ -7,14 +7,14 @@ import pytest
 from absl.testing import parameterized
 
 from dirasym.data import batching, facts, tokenizers
-from dirasym.data.batching import batch_indices, count_examples, epoch_indices
+from dirasym.data.batching import batch_at, batch_indices, epoch_indices
 
 
-class BatchIndicesTest(chex.TestCase):
+class BatchAtTest(chex.TestCase):
     @chex.variants(with_jit=True, without_jit=True)
     @parameterized.parameters((12, 4), (10, 4), (7, 3), (3, 8), (5, 5), (1, 1))
     def test_every_epoch_sees_every_example_once(self, n, b):
-        at = self.variant(lambda key, step: batch_indices(key, step, 1, n, b)[0])
+        at = self.variant(lambda key, step: batch_at({"x": np.arange(n)}, key, step, b)["x"])
         epochs = 6
         steps = -(-epochs * n // b)
         stream = np.concatenate([at(jax.random.key(0), t) for t in range(steps)])
@@ -65,18 +65,21 @@ def test_many_examples_in_large_batches_do_not_overflow():
     np.testing.assert_array_equal(got[: n - slot], order[slot:])
 
 
-def test_keys_change_the_order():
-    one, other = (np.asarray(batch_indices(jax.random.key(n), 2, 1, 40, 16)) for n in (3, 4))
-    assert (one != other).any()
+def test_keys_change_the_order_and_pytrees_stay_aligned():
+    arrays = {"a": np.arange(40), "b": -np.arange(40)[:, None]}
+    batch = batch_at(arrays, jax.random.key(3), 2, 16)
+    np.testing.assert_array_equal(batch["a"], -batch["b"][:, 0])
+    other = batch_at(arrays, jax.random.key(4), 2, 16)
+    assert (np.asarray(batch["a"]) != np.asarray(other["a"])).any()
 
 
 def test_bad_input():
     with pytest.raises(ValueError, match="leading size"):
-        count_examples({"a": np.arange(3), "b": np.arange(4)})
+        batch_at({"a": np.arange(3), "b": np.arange(4)}, jax.random.key(0), 0, 2)
     with pytest.raises(ValueError, match="leading size"):
-        count_examples({"a": 3.0})
+        batch_at({"a": 3.0}, jax.random.key(0), 0, 2)
     with pytest.raises(ValueError, match="batch"):
-        batch_indices(jax.random.key(0), 0, 1, 3, 0)
+        batch_at(np.arange(3), jax.random.key(0), 0, 0)
     for order in (batching.batch_indices, batching.epoch_indices):
         with pytest.raises(ValueError, match="from 0, got -1"):
             order(jax.random.key(0), -1, 1, 3, 2)

@@ -53,7 +53,7 @@ check("apply_fn: valid_BL [3, 3]", lambda: f(p, tok, valid_BL=jnp.ones((3, 3), b
 check("apply_fn: rows_R [3, 3]", lambda: f(p, tok, rows_R=jnp.ones((3, 3), int)).shape)
 check("masked_diffusion: global_size=0", lambda: md(f, p, Batch(tok, jnp.arange(2), 0), key)[0])
 check("masked_diffusion: 3 indices", lambda: md(f, p, Batch(tok, jnp.arange(3), 3), key)[0])
-check("batch_indices: step=-1", lambda: batching.batch_indices(key, -1, 1, 2, 2))
+check("batch_at: step=-1", lambda: batching.batch_at(tok, key, -1, 2))
 for length in (-1, 5):
     check(
         f"left_to_right: prompt_length={length}",
