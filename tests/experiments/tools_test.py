@@ -274,12 +274,15 @@ def test_dying_counts_changes_of_its_directory_and_dies_before_the_one_asked_for
 
 
 def test_the_fastest_call_of_each_contender_counts(monkeypatch):
-    clock = iter([0, 5, 10, 11, 20, 22, 30, 37])  # start and end, a and b, two rounds
+    # Start and end, a and b: first calls, which do not count where there are rounds, then two.
+    clock = iter([0, 1, 3, 3.5, 10, 15, 20, 21, 30, 32, 40, 47])
     monkeypatch.setattr(common.time, "perf_counter", lambda: next(clock))
     calls = []
     contenders = {name: lambda name=name: calls.append(name) for name in "ab"}
     assert common.alternate(contenders, rounds=2) == {"a": 2, "b": 1}
-    assert calls == ["a", "b"] * 3  # once untimed
+    assert calls == ["a", "b"] * 3
+    clock = iter([0, 1, 3, 3.5])
+    assert common.alternate(contenders, rounds=0) == {"a": 1, "b": 0.5}
 
 
 def test_ratios_are_to_the_faster_pytorch():
