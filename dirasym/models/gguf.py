@@ -43,6 +43,25 @@ _REQUIRED = (
     "llama.context_length",
     "llama.attention.layer_norm_rms_epsilon",
 )
+# Further fields of a LLaMA with the values that are implemented; absent ones mean these.
+_FIXED: dict[str, tuple] = {
+    "llama.rope.scaling.type": ("none",),
+    "llama.rope.scaling.attn_factor": (1.0,),
+    "llama.attention.causal": (True,),
+    "llama.expert_count": (0,),
+    "llama.expert_used_count": (0,),
+}
+# llama.cpp takes a factor without a type for a linear stretch, and 0 for none.
+_STRETCHES = dict.fromkeys(("llama.rope.scaling.factor", "llama.rope.scale_linear"), (0.0, 1.0))
+_HEAD_DIMS = (
+    "llama.attention.key_length", "llama.attention.value_length", "llama.rope.dimension_count",
+)  # fmt: skip
+# Fields whose value is read, or that no logit depends on.
+_FREE = {*_REQUIRED, *(f"llama.{name}" for name in (
+    "attention.head_count_kv", "rope.freq_base", "vocab_size", "tensor_data_layout",
+    "attention.layer_norm_epsilon", "rope.scaling.original_context_length",
+    "rope.scaling.finetuned",
+))}  # fmt: skip
 _OF_TOKENIZER = [f"tokenizer.ggml.{name}" for name in (
     "model", "pre", "tokens", "token_type", "merges", "eos_token_id",
 )]  # fmt: skip
@@ -124,6 +143,9 @@ def _tokenizer(fields: dict[str, Any]) -> Any:
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
     control = [token for token, kind in zip(tokens, types, strict=True) if kind == 3]
     tokenizer.add_special_tokens(control)
+    # Those of its user are found in a text before it is split, as special ones are.
+    own = [token for token, kind in zip(tokens, types, strict=True) if kind == 4]
+    tokenizer.add_tokens([tokenizers.AddedToken(token, normalized=False) for token in own])
     return tokenizer
 
 
@@ -206,12 +228,13 @@ def _config(reader) -> dict[str, Any]:
     if fields.get("llama.rope.scaling.type", "none") != "none":
         kind = fields["llama.rope.scaling.type"]
         raise ValueError(f"RoPE scaling of type {kind!r} is not implemented")
-    optional = {
+    optional: dict[str, Any] = {
         "llama.attention.head_count_kv": fields.get("llama.attention.head_count"),
         "llama.rope.freq_base": 10_000.0,
-        "llama.rope.dimension_count": None,  # width / heads
     }
     fields = optional | _fields(reader, _REQUIRED)
+    head_dim = next((fields[name] for name in _HEAD_DIMS if name in fields), None)
+    _check_fields(fields, head_dim)
     return {
         "model_type": "llama",
         "vocab_size": len(fields["tokenizer.ggml.tokens"]),
@@ -220,12 +243,25 @@ def _config(reader) -> dict[str, Any]:
         "num_hidden_layers": fields["llama.block_count"],
         "num_attention_heads": fields["llama.attention.head_count"],
         "num_key_value_heads": fields["llama.attention.head_count_kv"],
-        "head_dim": fields["llama.rope.dimension_count"],
+        "head_dim": head_dim,  # width / heads when None
         "max_position_embeddings": fields["llama.context_length"],
         "rms_norm_eps": fields["llama.attention.layer_norm_rms_epsilon"],
         "rope_theta": fields["llama.rope.freq_base"],
         "tie_word_embeddings": not any(t.name == "output.weight" for t in reader.tensors),
     }
+
+
+def _check_fields(fields: dict[str, Any], head_dim: int | None) -> None:
+    """Raises ValueError, naming it, for a field of a LLaMA that is not known or not implemented."""
+    allowed = _FIXED | dict.fromkeys(_HEAD_DIMS, (head_dim,))
+    if "llama.rope.scaling.type" not in fields:
+        allowed |= _STRETCHES
+    free = _FREE | _STRETCHES.keys()
+    for name in sorted(fields):
+        if not name.startswith("llama.") or (name in free and name not in allowed):
+            continue
+        if fields[name] not in allowed.get(name, ()):
+            raise ValueError(f"{name}={fields[name]!r} is not implemented")
 
 
 def _tensors(

@@ -478,6 +478,9 @@ def _read_rope(
     scaling.pop(_ORIGINAL, None)
     for theirs in scaling:
         _typed(scaling, theirs, float)
+    low, high = scaling.get("low_freq_factor", 0.0), scaling.get("high_freq_factor", math.inf)
+    if low >= high:  # no plane lies between them
+        raise ValueError(f"config.json: low_freq_factor={low} is not below high_freq_factor={high}")
     try:
         return base, RopeScaling(original_max_len=original, **scaling)
     except TypeError as error:

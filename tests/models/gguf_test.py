@@ -142,6 +142,51 @@ def test_a_header_says_the_whole_configuration():
     assert gguf._config(_reader(bare)) == want
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("rope.scaling.factor", 2.0),  # without a type: llama.cpp stretches linearly
+        ("rope.scale_linear", 4.0),  # its old name
+        ("rope.scaling.attn_factor", 0.5),
+        ("attention.scale", 0.3),
+        ("attention.causal", False),
+        ("attention.sliding_window", 8),
+        ("attention.value_length", 3),
+        ("attention.key_length", 8),  # of which RoPE would turn 4
+        ("expert_count", 8),
+        ("logit_scale", 2.0),
+        ("residual_scale", 2.0),
+    ],
+)
+def test_fields_that_change_the_computation_are_refused(name, value):
+    message = rf"^llama\.(rope\.dimension_count=4|{name}={value}) is not implemented"
+    with pytest.raises(ValueError, match=message):
+        gguf._config(_reader(HEADER | {f"llama.{name}": value}))
+
+
+def test_fields_that_change_nothing_are_read_over():
+    want = gguf._config(_reader(HEADER))
+    same = {
+        "rope.scaling.type": "none", "rope.scaling.factor": 2.0, "attention.key_length": 4,
+        "attention.value_length": 4, "expert_count": 0, "vocab_size": 3,
+    }  # fmt: skip
+    assert gguf._config(_reader(HEADER | {f"llama.{k}": x for k, x in same.items()})) == want
+    for factor in (0.0, 1.0):
+        fields = HEADER | {"llama.rope.scaling.factor": factor}
+        assert gguf._config(_reader(fields)) == want
+    bare = {k: x for k, x in HEADER.items() if k != "llama.rope.dimension_count"}
+    assert gguf._config(_reader(bare | {"llama.attention.key_length": 4})) == want
+
+
+def test_a_token_of_the_user_is_found_whole_in_a_text():
+    pytest.importorskip("tokenizers")
+    letters = [*"abc", "<a>", *"<>"]
+    types_of = [1, 1, 1, 4, 1, 1]
+    fields = dict(model="gpt2", pre="gpt-2", tokens=letters, token_type=types_of, merges=[])
+    tokenizer = gguf._tokenizer({f"tokenizer.ggml.{name}": x for name, x in fields.items()})
+    assert tokenizer.encode("b<a>c").ids == [1, 3, 2]
+
+
 def test_keys_of_fewer_heads_than_queries_are_put_back_in_order(tmp_path):
     plain = np.arange(24, dtype=np.float32).reshape(8, 3)  # two heads of four
     stored = plain.reshape(2, 2, 2, 3).swapaxes(1, 2).reshape(8, 3)

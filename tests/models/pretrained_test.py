@@ -548,6 +548,18 @@ def test_bad_directories_are_named(tmp_path):
             {"rope_scaling": {"rope_type": "llama3", "original_max_position_embeddings": "x"}},
             "original_max_position_embeddings='x' is not of type int",
         ),
+        (
+            "llama",
+            {
+                "rope_scaling": {
+                    "rope_type": "llama3",
+                    "factor": 8,
+                    "low_freq_factor": 4,
+                    "high_freq_factor": 1,
+                }
+            },
+            "low_freq_factor=4 is not below high_freq_factor=1",
+        ),
         ("llama", {"num_hidden_layers": 10**6}, "1000000 layers, but 21 tensors"),
     ],
 )
