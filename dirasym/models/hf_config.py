@@ -296,6 +296,8 @@ def _read_rest(architecture: str, fields: Mapping[str, Any], config: dict[str, A
         return _read_modernbert(fields, config)
     if architecture in _ROPE:
         config["rope_base"], config["rope_scaling"] = _read_rope(fields, config["max_len"])
+        if config.get("window") and not config["causal"]:
+            config["window"] += 1  # both ways, transformers counts the distance itself in
         named = fields.get("layer_types") or () if architecture in _LAYER_TYPES else ()
         if set(named) - {"full_attention"}:
             shown = _shown(fields, "layer_types")
@@ -395,6 +397,8 @@ def write(config: TransformerConfig) -> dict[str, Any]:
         fields |= _modernbert_fields(config)
     if architecture in _ROPE:
         fields["rope_theta"] = config.rope_base
+        if config.window and not config.causal and "sliding_window" in fields:
+            fields["sliding_window"] = config.window - 1
         fields["rope_scaling"] = None
         if config.rope_scaling is not None:
             scaling = dataclasses.asdict(config.rope_scaling)

@@ -65,8 +65,8 @@ def _make_models():
 
 
 VARIANTS = (
-    "mistral_whole mistral_one qwen3_biased qwen3_tied dream_tied bert_untied bert_one_layer "
-    "roberta_untied roberta_eps modernbert_biased modernbert_untied"
+    "mistral_whole mistral_one mistral_both_ways qwen3_biased qwen3_tied dream_tied bert_untied "
+    "bert_one_layer roberta_untied roberta_eps modernbert_biased modernbert_untied"
 ).split()
 
 
@@ -152,7 +152,7 @@ def test_saving_leaves_the_files_of_others(tmp_path):
     assert all((tmp_path / name).read_bytes() == b"precious" for name in kept)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen2"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "mistral", "qwen2"])
 def test_a_model_that_looks_both_ways_keeps_its_type(name, tmp_path):
     model, params = models.load_pretrained(FIXTURES / name, causal=False)
     models.save_pretrained(tmp_path, model, params)
@@ -724,6 +724,11 @@ LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_fac
         ("llama", dict(attention_dropout=0.4), DROPOUTS | dict(dropout=0.0, embed_dropout=0.0)),
         ("modernbert", dict(embedding_dropout=0.3), dict(dropout=0.0, embed_dropout=0.3)),
         ("mistral", dict(num_key_value_heads=2, sliding_window=None), dict(window=None)),
+        (
+            "mistral",
+            dict(num_key_value_heads=2, sliding_window=5, is_causal=False),
+            dict(window=6, causal=False),  # transformers counts in the distance itself
+        ),
         (
             "qwen3",
             dict(num_key_value_heads=None, head_dim=None),
