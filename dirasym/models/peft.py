@@ -71,7 +71,7 @@ def load_adapters(directory: str | os.PathLike, model: Transformer) -> tuple[LoR
         alpha=alpha,
         targets="(" + "|".join(path for params in kinds for path in params) + ")$",
         dropout=dropout,
-        fused=lora.QKV if any(len(params) > 1 for params in kinds) else (),
+        fused=tuple(name for params in kinds for name in _fused(params)),
     )
     shapes = _adapter_shapes(model, config)
     stacked: dict[str, dict[int, np.ndarray]] = {}
@@ -160,15 +160,17 @@ def save_adapters(
             key = f"base_model.model.{module.layer}.lora_{side}.weight"
             tensors[key] = np.ascontiguousarray(joined.T)
         names.add(".".join(module.layer.split(f".{module.number}.")[1:]))
+    theirs = hf_config.write(model.config)
+    is_encoder = theirs["architectures"][0].endswith("ForMaskedLM")
     fields = {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": None if is_encoder else "CAUSAL_LM",  # which asks for a generator
         "r": config.rank,
         "lora_alpha": config.alpha,
         "lora_dropout": config.dropout,
         "target_modules": sorted(names),
         "bias": "none",
-        "fan_in_fan_out": hf_config.write(model.config)["model_type"] == "gpt2",
+        "fan_in_fan_out": theirs["model_type"] == "gpt2",
         "inference_mode": True,
     }
     directory.mkdir(parents=True, exist_ok=True)
@@ -193,8 +195,8 @@ def _modules(model: Transformer, flat: Mapping[str, Any]) -> list[_Module]:
             continue
         for path in (*sources["a"], *sources["b"]):
             if path not in flat:
-                fused = lora.QKV if len(params) > 1 else ()
-                raise ValueError(f"adapter {path} is missing: {layer} needs fused={fused}")
+                needed = f"{layer} needs fused={_fused(params)}"
+                raise ValueError(f"adapter {path} is missing: {needed}")
         modules.append(_Module(layer, number, sources))
     used = {path for module in modules for paths in module.sources.values() for path in paths}
     for path in sorted(flat.keys() - used):
@@ -213,6 +215,11 @@ def _layers(model: Transformer) -> dict[str, tuple[tuple[str, ...], int]]:
                 key = row.key.removesuffix(".weight").format(n=number)
                 layers[hf_layout.PREFIX[architecture] + key] = (params, number)
     return layers
+
+
+def _fused(params: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of our layers that are one layer in transformers, where they are several."""
+    return tuple(path.rpartition("/")[2] for path in params) if len(params) > 1 else ()
 
 
 def _paths(model: Transformer, params: tuple[str, ...], number: int, name: str) -> list[str]:

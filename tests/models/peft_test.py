@@ -19,6 +19,11 @@ TARGETS = {
         (),
         ["q_proj", "v_proj", "gate_proj"],
     ),
+    "modernbert": (
+        "attention/(query|key|value|out)$|mlp/",
+        (*lora.QKV, "gate", "up"),
+        ["Wqkv", "Wi", "Wo"],
+    ),
 }
 
 
@@ -31,7 +36,10 @@ def _adapted(name, scan_layers=False):
     return model, params, config, moved
 
 
-@pytest.mark.parametrize(("name", "scan_layers"), [("gpt2", True), ("llama_grouped_scaled", False)])
+@pytest.mark.parametrize(
+    ("name", "scan_layers"),
+    [("gpt2", True), ("llama_grouped_scaled", False), ("modernbert", False)],
+)
 def test_adapters_come_back(name, scan_layers, tmp_path):
     model, _, config, adapters = _adapted(name, scan_layers)
     models.save_adapters(tmp_path, model, adapters, config)
@@ -42,13 +50,15 @@ def test_adapters_come_back(name, scan_layers, tmp_path):
     modules = {
         "gpt2": ["attn.c_attn", "attn.c_proj", "mlp.c_proj"],
         "llama_grouped_scaled": ["mlp.gate_proj", "self_attn.q_proj", "self_attn.v_proj"],
+        "modernbert": ["attn.Wo", "attn.Wqkv", "mlp.Wi", "mlp.Wo"],
     }
     assert fields["target_modules"] == modules[name]
     assert fields["fan_in_fan_out"] == (name == "gpt2")  # stored [in, out]
+    assert fields["task_type"] == (None if name == "modernbert" else "CAUSAL_LM")
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("name", ["gpt2", "llama_grouped_scaled"])
+@pytest.mark.parametrize("name", ["gpt2", "llama_grouped_scaled", "modernbert"])
 def test_peft_reads_ours_and_we_read_pefts(name, tmp_path):
     import peft
     import torch
@@ -59,13 +69,16 @@ def test_peft_reads_ours_and_we_read_pefts(name, tmp_path):
     variables = {"params": params, "lora": adapters}
     ours = jax.jit(models.LoRA(model, config).apply)(variables, tokens)
     models.save_adapters(tmp_path / "ours", model, adapters, config)
-    base = transformers.AutoModelForCausalLM.from_pretrained(FIXTURES / name)
+    auto = transformers.AutoModelForCausalLM
+    if name == "modernbert":
+        auto = transformers.AutoModelForMaskedLM
+    base = auto.from_pretrained(FIXTURES / name)
     theirs = peft.PeftModel.from_pretrained(base, tmp_path / "ours").eval()
     with torch.no_grad():
         logits = theirs(torch.tensor(tokens)).logits.numpy()
     np.testing.assert_allclose(logits, ours, atol=1e-4)
 
-    base = transformers.AutoModelForCausalLM.from_pretrained(FIXTURES / name)
+    base = auto.from_pretrained(FIXTURES / name)
     settings = peft.LoraConfig(
         r=2, lora_alpha=3, target_modules=TARGETS[name][2], init_lora_weights=False,
         fan_in_fan_out=name == "gpt2",
