@@ -73,7 +73,7 @@ def load_adapters(directory: str | os.PathLike, model: Transformer) -> tuple[LoR
         dropout=dropout,
         fused=tuple(name for params in kinds for name in _fused(params)),
     )
-    shapes = _adapter_shapes(model, config)
+    shapes = _shapes_of(directory / _CONFIG, model, config)
     stacked: dict[str, dict[int, np.ndarray]] = {}
     for layer, (params, number) in layers.items():
         if params not in kinds:
@@ -228,6 +228,14 @@ def _paths(model: Transformer, params: tuple[str, ...], number: int, name: str) 
     if name == "a" and len(params) > 1:
         return [f"{block}/{params[0].rpartition('/')[0]}/{lora.FUSED_A}"]
     return [f"{block}/{path}/{name}" for path in params]
+
+
+def _shapes_of(path: pathlib.Path, model: Transformer, config: LoRAConfig) -> dict[str, Any]:
+    """`_adapter_shapes`. Raises ValueError, naming the file, for a rank beyond a layer's sizes."""
+    try:
+        return _adapter_shapes(model, config)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def _adapter_shapes(model: Transformer, config: LoRAConfig) -> dict[str, Any]:

@@ -119,6 +119,7 @@ def test_what_is_wrong_is_named(tmp_path):
         ({"lora_dropout": None}, "lora_dropout=None cannot be"),
         ({"lora_dropout": 1.0}, "lora_dropout=1.0 cannot be"),
         ({"r": 4}, r"lora_A.weight has shape \(3, 16\), the model needs \(4, 16\)"),
+        ({"r": 17}, r"adapter_config\.json: LoRA rank 17 exceeds blocks_0/attention/"),
     ):
         path.write_text(json.dumps(fields | change))
         with pytest.raises(ValueError, match=message):
