@@ -257,9 +257,9 @@ class Transformer(nn.Module):
             return self.logits(layers.take_rows(x_BLD, row_R))
         *before, last = self.blocks
         for layer, (block, key) in enumerate(zip(before, layer_keys[:-1], strict=True)):
-            x_BLD = block(x_BLD, position_BL, self._in_layer(layer, readable_BLS), key)
+            x_BLD = block(x_BLD, position_BL, self._in_layer(layer, readable_BLS, position_BL), key)
         # Never recomputed, even with `remat`: its backward pass comes first.
-        readable_BLS = self._in_layer(c.num_layers - 1, readable_BLS)
+        readable_BLS = self._in_layer(c.num_layers - 1, readable_BLS, position_BL)
         return self.logits(last.at_rows(x_BLD, position_BL, readable_BLS, row_R, layer_keys[-1]))
 
     def extend(self, tokens_BL, start, valid_BS):
@@ -279,25 +279,25 @@ class Transformer(nn.Module):
         if c.max_len is not None and num_slots > c.max_len:
             raise ValueError(f"sequence of {num_slots} tokens is longer than max_len {c.max_len}")
         slot_L = start + jnp.arange(tokens_BL.shape[1])
-        position_BL = jnp.maximum(jnp.cumsum(valid_BS, axis=1) - 1, 0)[:, slot_L]
-        readable_LS = jnp.arange(num_slots)[None] <= slot_L[:, None]
-        readable_BLS = readable_LS[None] & valid_BS[:, None]
-        x_BLD = self._embed(tokens_BL, position_BL, None, None)
+        position_BS = jnp.maximum(jnp.cumsum(valid_BS, axis=1) - 1, 0)
+        readable_1LS = jnp.arange(num_slots)[None, None] <= slot_L[None, :, None]
+        x_BLD = self._embed(tokens_BL, position_BS[:, slot_L], None, None)
         no_keys = None if c.scan_layers else [None] * c.num_layers
-        return self.logits(self._blocks(x_BLD, position_BL, readable_BLS, no_keys, start))
+        told = position_BS[:, slot_L], readable_1LS & valid_BS[:, None], no_keys
+        return self.logits(self._blocks(x_BLD, *told, start, position_BS))
 
     def readable(self, shape: tuple[int, int], valid_BL=None):
         """Whether position s may be read from l: bool [B, L, S]."""
         return _readable(self.config, shape, valid_BL)
 
-    def _in_layer(self, layer: int, readable_BLS, start=None):
-        """What one layer reads: only the slots within its window, if it has one."""
+    def _in_layer(self, layer: int, readable_BLS, position_BL, position_BS=None):
+        """What one layer reads: within its window, if it has one, which counts valid tokens."""
         window = self.config.window
         if window is None or not self.config.has_window(layer):
             return readable_BLS
-        slot_L, slot_S = (jnp.arange(size) for size in readable_BLS.shape[1:])
-        from_LS = (0 if start is None else start) + slot_L[:, None] - slot_S[None]
-        return readable_BLS & (jnp.abs(from_LS) < window)[None]
+        position_BS = position_BL if position_BS is None else position_BS
+        from_BLS = position_BL[:, :, None] - position_BS[:, None]
+        return readable_BLS & (jnp.abs(from_BLS) < window)
 
     def _source_rows(self, row_R, length: int, valid_BL):
         """Where the logits of rows are read with `shift_logits`: a text's first token at itself."""
@@ -329,13 +329,13 @@ class Transformer(nn.Module):
             logits += self.head_bias.reshape((1,) * (x.ndim - 1) + (-1,))
         return logits
 
-    def _blocks(self, x_BLD, position_BL, readable_BLS, layer_keys, start=None):
+    def _blocks(self, x_BLD, position_BL, readable_BLS, layer_keys, start=None, position_BS=None):
         if self.config.scan_layers:
-            readable_BLS = self._in_layer(0, readable_BLS, start)
+            readable_BLS = self._in_layer(0, readable_BLS, position_BL, position_BS)
             x_BLD, _ = self.blocks(x_BLD, position_BL, readable_BLS, layer_keys, start)
             return x_BLD
         for layer, (block, key) in enumerate(zip(self.blocks, layer_keys, strict=True)):
-            near_BLS = self._in_layer(layer, readable_BLS, start)
+            near_BLS = self._in_layer(layer, readable_BLS, position_BL, position_BS)
             x_BLD = block(x_BLD, position_BL, near_BLS, key, start)
         return x_BLD
 

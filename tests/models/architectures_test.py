@@ -98,6 +98,26 @@ def test_a_window_reads_positions_nearer_than_it(causal, want):
     assert _sees(apply_fn, 4) == list(range(5 if causal else 9))  # the first layer has none
 
 
+@pytest.mark.parametrize("name", ["mistral", "modernbert"])
+def test_a_window_does_not_count_padding(name):
+    """Prompts are filled up before what is generated, so that padding may stand in the middle."""
+    model, params, apply_fn = _load(name)
+    is_there = np.isin(np.arange(13), [0, 1, 2, 7, 8, 9, 10, 11, 12])
+    tokens, valid = np.full((2, 13), 5), np.tile(is_there, (2, 1))
+    tokens[:, is_there] = TOKENS[:2, :9]
+    want = apply_fn(TOKENS[:2, :9])
+    got = apply_fn(tokens, valid_BL=valid)[:, is_there]
+    chex.assert_trees_all_close(got, want, atol=1e-5)
+    rows = np.flatnonzero(valid)
+    got = apply_fn(tokens, valid_BL=valid, rows_R=rows).reshape(want.shape)
+    chex.assert_trees_all_close(got, want, atol=1e-5)
+    if model.config.causal:
+        extend = models.make_extend_fn(model)
+        _, cache = extend(params, {}, tokens[:, :7], 0, valid)
+        got, _ = extend(params, cache, tokens[:, 7:], 7, valid)
+        chex.assert_trees_all_close(got, want[:, 3:], atol=1e-5)
+
+
 def test_shifted_logits_are_read_where_the_token_before_stands():
     model, params, apply_fn = _load("dream")
     plain = models.Transformer(dataclasses.replace(model.config, shift_logits=False))
