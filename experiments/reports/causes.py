@@ -192,7 +192,9 @@ def mechanism_figure(lines: Sequence[Line]):
             of = {c: x for c, x in by_cell(lines).items() if c[2] == predicted}
             x = [mean(cell, MEASURES[name]) for cell in of.values()]
             y = [np.mean([line["percent_reverse"] for line in cell]) for cell in of.values()]
-            style = dict(color=report.color(number), marker="os^"[number], ms=4, ls="none")
+            style = dict(
+                color=report.color(number), marker="os^"[number], ms=4, mfc="none", ls="none"
+            )
             ax.plot(x, y, label=f"predicted: {predicted}", **style)
         ax.set_xlabel(f"{name.replace('*', '')}\nat 20 % of training")
     axes[0, 0].set(ylabel="reverse accuracy (%)")
