@@ -392,5 +392,8 @@ def test_flag_errors(capsys):
         _parse("--test_modes=a,c")
 
 
-def test_every_flag_is_a_field_of_its_configuration():
-    assert np.all([field.metadata["help"] for field in dataclasses.fields(_Config)])
+@pytest.mark.parametrize("config", list(_configurations()))
+def test_every_field_of_a_configuration_has_bounds_and_says_what_it_is(config):
+    for field in dataclasses.fields(config):
+        assert field.metadata["help"].strip(), field.name
+        assert len(field.metadata["bounds"]) == 2, field.name
