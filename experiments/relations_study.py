@@ -4,9 +4,9 @@ Question  The questions that arXiv 2405.04669 leaves open, on its own reversal s
           at a time around a small network; does the withheld direction come nearer, and do the
           weights become less asymmetric?
 Command   python -m experiments.relations_study --preset=quick|paper
-Cost      quick (2 layers × 64, 3 seeds, 200 epochs): 9 minutes on one core, most of it
-          compilation: --seeds_together=yes is faster here. --factors=family for one factor;
-          in_context_fresh: 25 minutes of one core.
+Cost      quick (2 layers × 64, 3 seeds, 200 epochs): 11 minutes on one of two shared cores with
+          --seeds_together=yes, which compiles once for three seeds. --factors=family for one
+          factor; in_context_fresh: 25 minutes of one core.
 Expected  The withheld direction stays above a uniform guess under every factor but one: a masked
           network in which any token may be the masked one learns it.
 """
