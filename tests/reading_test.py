@@ -18,7 +18,7 @@ from dirasym.data.pairs import Pairs
 from dirasym.data.tokenizers import Characters, Words
 from dirasym.measuring import measure
 from dirasym.progress import Parts
-from dirasym.reading import MEASURES, SHARES, Direction, Reading
+from dirasym.reading import MEASURES, SHARES, Asked, Direction, Reading
 
 PAIRS = Pairs(
     (("Ann Bo", "Cy"), ("Dee", "Ed Fay"), ("Gil", "Hal"), ("Ivy", "Jo")),
@@ -136,6 +136,15 @@ def test_every_share_has_its_wilson_interval(read):
         for side, count in zip(("forward", "reverse"), counts, strict=True):
             want = intervals.wilson_interval(count, 4, 0.9)
             np.testing.assert_allclose(getattr(getattr(read, side), name), want)
+
+
+def test_a_share_is_of_the_questions_that_have_one():
+    of = dict(prompt="", answers=(), said="", accuracy=1.0, begun=1.0, copied=0.0, p_true=0.5,
+              nll=0.7, rank=1.0)  # fmt: skip
+    asked = [Asked(**of, choice=x) for x in (1.0, 0.0, np.nan, np.nan, np.nan)]
+    found = Direction.of(asked, 0.9)
+    np.testing.assert_allclose(found.choice, intervals.wilson_interval(1, 2, 0.9))
+    np.testing.assert_allclose(found.accuracy, intervals.wilson_interval(5, 5, 0.9))
 
 
 def test_probabilities_and_ranks_are_the_known_ones_with_bootstrap_intervals(read):
