@@ -112,7 +112,7 @@ def test_entropies_of_a_small_table_by_hand():
 
 
 def test_floors_of_the_benchmark():
-    """SPEC 3: a parallel model's floor is about 12.3 nats a string at K=5 and 15.6 at K=8."""
+    """Of arXiv 2511.19997's maps: a parallel model's is 12.3 nats a string at K=5, 15.6 at K=8."""
     for K, want in ((5, 12.3), (8, 15.6)):
         first, second = string_maps.generate_pairs(K, 40_000, 8, 42 + K)
         assert string_maps.parallel_floor(second, first) == pytest.approx(want, abs=0.05)

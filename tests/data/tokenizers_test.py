@@ -53,7 +53,7 @@ def test_gpt2_equals_transformers(tmp_path):
 
 @needs_gpt2
 def test_target_tokens_of_world_a():
-    """SPEC 3: targets of 3 to 8 tokens, 5.8 on average; the space belongs to the target."""
+    """Of arXiv 2511.19997: 3 to 8 tokens, 5.8 on average; the space belongs to the target."""
     gpt2 = tokenizers.gpt2()
     first, second = string_maps.generate_pairs(5, 5000, 8, 47)
     prompts, answers = string_maps.texts(second, first)
