@@ -86,6 +86,21 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
     return value
 
 
+def read_model_config(directory: str | os.PathLike) -> dict[str, Any]:
+    """The config.json of a Hugging Face directory. Raises ValueError, as `read_json` does.
+
+    Where there is no such directory, it may be the name of a model on the Hub: the message says
+    that nothing is downloaded.
+    """
+    path = pathlib.Path(directory) / "config.json"
+    if not path.parent.exists():
+        raise ValueError(
+            f"{path}: no such directory, and nothing is downloaded "
+            "(`hf download NAME --local-dir DIR` makes one)"
+        )
+    return read_json(path)
+
+
 def read_json_lines(path: str | os.PathLike, encoding: str = "utf-8") -> list[tuple[int, Any]]:
     """(line number, value) of each line that is not blank; the first line is 1.
 

@@ -354,7 +354,7 @@ def from_directory(directory: str | os.PathLike, *, mask_id: int | None = None) 
     """
     directory = pathlib.Path(directory)
     config = directory / "config.json"
-    fields = readers.read_json(config)
+    fields = readers.read_model_config(directory)
     size = fields.get("embedding_size") or fields.get("vocab_size")
     if not isinstance(size, int):
         raise ValueError(f"{config} has no vocab_size")

@@ -64,7 +64,7 @@ def load_pretrained(
         twice, of the wrong shape or not of floats. The message names it; of missing keys, all.
     """
     directory = pathlib.Path(directory)
-    fields = readers.read_json(directory / _CONFIG)
+    fields = readers.read_model_config(directory)
     keys = _keys_by_file(directory)
     return assemble(
         fields,

@@ -467,6 +467,9 @@ def test_bad_weights_are_named(message, tmp_path):
 def test_bad_directories_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"config\.json"):
         models.load_pretrained(tmp_path / "nowhere")
+    for read in (models.load_pretrained, tokenizers.from_directory):
+        with pytest.raises(ValueError, match=r"^gpt2/config\.json: .*nothing is downloaded"):
+            read("gpt2")  # a name on the Hub, which is no directory here
     directory = _copy("gpt2", tmp_path)
     weights = directory / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
