@@ -83,6 +83,9 @@ def test_a_space_that_is_a_token_takes_one_of_the_answers_places():
         assert row[: len(known) + 3].tolist() == [*known, *[letters.mask_id] * 3]
         assert (row == letters.mask_id).sum() == 3
         assert letters.encode([answer])[0][0] in asked.target_E
+    for num_new in (1, 2):  # one place is left for the answer, whatever the space takes
+        few, _ = queries.first_token_questions(FACTS.forward, letters, masked=True, num_new=num_new)
+        assert ((few.tokens_EL == letters.mask_id).sum(axis=1) == 1).all()
 
 
 @pytest.mark.parametrize("left", [False, True])

@@ -323,6 +323,9 @@ def test_the_figure_of_two_letters_draws_cosines_blocks_and_assumptions():
         full = c[f"full/{block}"].mean((1, 2))
         (dotted,) = (x for x in blocks.get_lines() if np.allclose(x.get_ydata(), full))
         assert dotted.get_linestyle() == ":" and dotted.get_color() == report.color(number)
+        for seed in (0, 1):
+            want = c[f"theorem/{block}"].mean(axis=2)[:, seed]
+            assert any(np.allclose(x.get_ydata(), want) for x in blocks.get_lines())
     words = ("(i) not saturated", "(ii) signals aligned", "(iii) margins agree", "(iv) RoPE pos")
     for row, (band, text, name, word) in enumerate(
         zip(assumptions.collections, assumptions.texts, tracking.ASSUMPTIONS, words, strict=True)

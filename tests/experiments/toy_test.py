@@ -94,6 +94,17 @@ def test_the_table_says_mean_interval_seeds_and_the_papers_cell(reported, capsys
         assert float(cell.split(" ± ")[0]) == pytest.approx(np.mean(values), abs=0.01)
 
 
+def test_of_one_moment_the_table_has_one_column(reported, capsys):
+    workdir, all_runs = reported
+    tables.write(workdir, CONFIG, all_runs, PAPER)
+    both = capsys.readouterr().out.splitlines()
+    config = dataclasses.replace(CONFIG, steps=CONFIG.shown_step)
+    tables.write(workdir, config, all_runs, PAPER)
+    once = capsys.readouterr().out.splitlines()
+    heads = [next(x for x in of if x.startswith("| L ")).split(" | ") for of in (both, once)]
+    assert heads[1] == [*heads[0][:-2], heads[0][-2] + " |"] and heads[1][-1].startswith("raw")
+
+
 def test_the_figures_hold_the_curves(reported):
     pytest.importorskip("matplotlib")
     workdir, all_runs = reported

@@ -202,6 +202,8 @@ def test_figures_hold_the_curves(cases):
     for ax, key in zip(figure.axes, ("epsilon", "reverse_deviation", "asymmetry"), strict=True):
         want = [np.mean([x[key] for x in LINES if x["width"] == w]) for w in SMALL.widths]
         np.testing.assert_allclose(ax.containers[0][0].get_ydata(), want)
+    (within,) = (x for x in figure.axes[1].get_lines() if x.get_label() == "1 %")
+    assert set(within.get_ydata()) == {dynamics_report.WITHIN} == {0.01}
 
     just_curves = {case: curves for case, (_, curves) in cases.items()}
     left, right = dynamics_report.one_layer_figure(just_curves).axes
