@@ -212,6 +212,20 @@ def test_a_case_has_the_floor_of_its_scored_tokens_and_may_know_their_number():
         assert case.floor == ("joint", pytest.approx(floor), 1.5)
 
 
+def test_a_runs_last_epoch_is_what_counts_in_every_unit():
+    of = string_maps.StringMap(5, 40, 8, seed=0)
+    case = excess.Case(of, "inverse", {}, excess.exact_floor(*of.oriented("inverse"), "joint"))
+    found = excess.in_all_units(
+        case, np.array([6.0, 5.0, 3.0]), np.array([50.0, 40.0, 20.0]), np.array([60.0, 30.0, 10.0])
+    )
+    least = case.floor.nats_per_string
+    assert found["excess_loss"] == pytest.approx(3 - math.log(5))
+    assert found["excess_nats_per_string"] == pytest.approx(20 - least)
+    assert found["eval_excess_nats_per_string"] == pytest.approx(10 - least)
+    per_bit = (10 - least) / math.log(2) / of.bits_to_store("inverse")
+    assert found["excess_bits_per_stored_bit"] == pytest.approx(per_bit)
+
+
 def test_gap_is_paired_by_seed():
     gap = excess.directional_gap([1.0, 2.0, 3.0], [1.5, 2.5, 3.5])
     assert gap.mean == 0.5 and gap.half_width == pytest.approx(0, abs=1e-12)
