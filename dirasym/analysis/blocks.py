@@ -168,6 +168,7 @@ class Blocks:
         """
         flat, _ = jax.tree_util.tree_flatten_with_path(params)
         paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in flat]
+        paths = [path or "params" for path in paths]  # an array alone has no path
         shapes = [_float_shape(path, leaf) for path, (_, leaf) in zip(paths, flat, strict=True)]
         if not paths:
             raise ValueError("params has no arrays")

@@ -15,7 +15,7 @@ import operator
 import pathlib
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -249,7 +249,10 @@ class MatrixFiles:
         if path.exists():
             if not path.is_file():
                 raise ValueError(f"out: {path} is no file")
-            found = json.loads(path.read_text(encoding="utf-8"))
+            try:
+                found = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError:
+                raise _damaged(path) from None
             wanted = json.loads(json.dumps(dict(identity)))
             differing = sorted(k for k in wanted if found.get(k) != wanted[k])
             if differing:
@@ -259,6 +262,8 @@ class MatrixFiles:
             files.write_atomically(path, json.dumps(dict(identity)))
         self._shape = tuple(identity["shape"])
         self._tile = tuple(identity["tile"])
+        named = {name for of_leaf in identity["blocks"] for name in of_leaf if name is not None}
+        self._names = sorted({*named, "total"})
 
     def is_done(self, rows: slice, columns: slice) -> bool:
         """Whether a tile is there."""
@@ -279,11 +284,13 @@ class MatrixFiles:
 
     def matrices(self) -> dict[str, np.ndarray]:
         """Block name, and "total", to the matrix, mapped read-only."""
-        paths = sorted(self.directory.glob("block-*.npy"))
-        return {
-            urllib.parse.unquote(path.stem.removeprefix("block-")): np.load(path, mmap_mode="r")
-            for path in paths
-        }
+        found: dict[str, np.ndarray] = {}
+        for name in self._names:
+            path = self._path(name)
+            if not path.exists():
+                raise _damaged(path)
+            found[name] = _loaded(path, "r")
+        return found
 
     def _number(self, rows: slice, columns: slice) -> tuple[int, int]:
         return rows.start // self._tile[0], columns.start // self._tile[1]
@@ -295,8 +302,13 @@ class MatrixFiles:
         return self._done
 
     def _file(self, name: str, dtype: Any) -> np.memmap:
-        quoted = urllib.parse.quote(name, safe="")
-        return _mapped(self.directory / f"block-{quoted}.npy", self._shape, dtype)
+        path = self._path(name)
+        if not path.exists() and self._marks().any():
+            raise _damaged(path)  # a new one would have zeros where tiles are said to be done
+        return _mapped(path, self._shape, dtype)
+
+    def _path(self, name: str) -> pathlib.Path:
+        return self.directory / f"block-{urllib.parse.quote(name, safe='')}.npy"
 
 
 def digest(*trees: Any) -> str:
@@ -307,10 +319,21 @@ def digest(*trees: Any) -> str:
     return found.hexdigest()
 
 
+def _damaged(path: pathlib.Path) -> ValueError:
+    return ValueError(f"out: {path} is missing or damaged: remove {path.parent} to begin again")
+
+
+def _loaded(path: pathlib.Path, mode: Literal["r", "r+"]) -> np.memmap:
+    try:
+        return np.load(path, mmap_mode=mode)
+    except (ValueError, EOFError):  # cut short, or empty
+        raise _damaged(path) from None
+
+
 def _mapped(path: pathlib.Path, shape: tuple[int, ...], dtype: Any) -> np.memmap:
     """An array in a file of zeros, or as it was left."""
     if path.exists():
-        return np.load(path, mmap_mode="r+")
+        return _loaded(path, "r+")
     part = path.with_suffix(".part")
     array = np.lib.format.open_memmap(part, mode="w+", dtype=dtype, shape=shape)
     array.flush()

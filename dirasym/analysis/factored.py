@@ -137,7 +137,7 @@ class Plan:
     @classmethod
     def of(cls, params: Params, *losses: Traced) -> "Plan":
         """The plan for losses of the same parameters."""
-        leaves = [View.of(_aval(leaf), n) for n, leaf in enumerate(jax.tree.leaves(params))]
+        leaves = [_viewed(_aval(leaf), n) for n, leaf in enumerate(jax.tree.leaves(params))]
         walks = [Walk() for _ in losses]
         for walk, loss in zip(walks, losses, strict=True):
             loss.walk(walk, leaves)
@@ -178,7 +178,7 @@ def gradient(loss: Traced, plan: Plan, params: Params, *example: Any) -> Gradien
     leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(params)]
 
     def args(direct):
-        return [direct[n] if n in direct else View.of(leaf, n) for n, leaf in enumerate(leaves)]
+        return [direct[n] if n in direct else _viewed(leaf, n) for n, leaf in enumerate(leaves)]
 
     def perturbed(direct, zeros):
         walk = Walk(iter(zeros))
@@ -287,6 +287,11 @@ def _num_bytes(jaxpr: Any) -> int:
         own = sum(math.prod(x.aval.shape) * x.aval.dtype.itemsize for x in eqn.outvars)
         total += eqn.params.get("length", 1) * inner if inner else own
     return total
+
+
+def _viewed(leaf: Any, number: int) -> Any:
+    """A view; what has no entries is as an array, and as one that is not used."""
+    return View.of(leaf, number) if math.prod(leaf.shape) else leaf
 
 
 def _aval(x: Any) -> jax.ShapeDtypeStruct:

@@ -207,6 +207,8 @@ def _blocked_product(a: jax.Array, b: jax.Array) -> jax.Array:
         parts = [jax.lax.dynamic_slice_in_dim(x, start, size, 1) for x in (a, b)]
         return parts[0] @ parts[1].T
 
+    if not a.shape[1]:
+        return a @ b.T
     return _sum_blocks(some, a.shape[1], BLOCK if _on_cpu() else a.shape[1])
 
 

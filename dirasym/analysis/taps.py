@@ -158,7 +158,11 @@ class Walk:
         if name == "scan":
             return self._scan(eqn, args)
         if len(at) == 1:
-            use = USES[name](eqn.params, at[0], args) if name in USES else None
+            # Of a complex product the gradient by a real parameter is the real part alone.
+            is_real = not any(
+                jnp.issubdtype(x.aval.dtype, jnp.complexfloating) for x in eqn.outvars
+            )
+            use = USES[name](eqn.params, at[0], args) if is_real and name in USES else None
             arrays = [_value(x) for x in args]
             outs = self._bind(eqn, arrays)
             if use is not None:

@@ -56,7 +56,7 @@ def _lookup(p: dict[str, Any], at: int, args: Sequence[Any]) -> Use | None:
     at_index, last = numbers.start_index_map.index(axis), view.shape[axis] - 1
 
     def left(_, indices):
-        row = indices[..., at_index].reshape(-1)
+        row = _wide(indices[..., at_index]).reshape(-1)
         if mode == jax.lax.GatherScatterMode.CLIP:
             return jnp.clip(row, 0, last)
         return jnp.where((row < 0) | (row > last), -1, row)  # read as NaN; no gradient
@@ -74,9 +74,15 @@ def _one_row(p: dict[str, Any], at: int, args: Sequence[Any]) -> Use | None:
     columns = _atoms(view, [n for n in range(len(view.axes)) if n != axis])
 
     def left(_, *starts):
-        return jnp.clip(starts[axis], 0, view.shape[axis] - 1).reshape(1)
+        return jnp.clip(_wide(starts[axis]), 0, view.shape[axis] - 1).reshape(1)
 
     return Use(view.axes[axis], columns, [], left, is_lookup=True)
+
+
+def _wide(numbers: jax.Array) -> jax.Array:
+    """Row numbers of which the type counts all rows: int8 and uint8 would wrap."""
+    numbers = jnp.asarray(numbers)
+    return numbers.astype(jnp.int32) if numbers.dtype.itemsize < 4 else numbers
 
 
 def _row_axis(p: dict[str, Any], view: View) -> int | None:

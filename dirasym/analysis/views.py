@@ -79,6 +79,7 @@ class View:
       layers: (first, number) of the layers that this is, on the leaf's first axis; None where
         that axis is whole, and one of `axes`.
       size: entries of the leaf, or of a layer of it.
+      length: of the leaf's first axis.
       scan: what tells the scan that walks over these layers, if one does.
       part: the entries of an axis that are left after a slice, of more than one.
     """
@@ -87,6 +88,7 @@ class View:
     leaf: int
     axes: tuple[Atoms, ...]
     size: int
+    length: int = 1
     layers: tuple[int, int] | None = None
     scan: object | None = None
     part: Part | None = None
@@ -99,12 +101,12 @@ class View:
             () if size == 1 else (Atom(int(stride), size),)
             for stride, size in zip(strides, value.shape, strict=False)
         )
-        return cls(value, leaf, axes, math.prod(value.shape))
+        return cls(value, leaf, axes, math.prod(value.shape), *value.shape[:1])
 
     def moved(self, name: str, params: dict[str, Any], value: Any) -> "View | None":
         """The view after a primitive, with its outcome; None if entries are changed or lost."""
         if name == "convert_element_type":
-            axes = self.axes if np.issubdtype(_kind(value), np.inexact) else None
+            axes = self.axes if np.issubdtype(_kind(value), np.floating) else None
         elif name == "copy":
             axes = self.axes
         elif name == "transpose":
@@ -173,8 +175,8 @@ class View:
         return not first <= stride < first * self.part.number
 
     def _first_is_whole(self) -> bool:
-        """Whether the first axis is the leaf's own."""
-        if not self.axes or len(self.axes[0]) > 1:
+        """Whether the first axis is the leaf's own: a part of it, or more, is no layer."""
+        if not self.axes or len(self.axes[0]) > 1 or self.shape[0] != self.length:
             return False
         first = self.axes[0] or (Atom(self.size, 1),)
         return first[0].stride * first[0].size == self.size

@@ -311,6 +311,34 @@ def test_bfloat16_is_summed_in_float32():
     _assert_close(got["total"], _by_hand(LOSSES, wide, rows, columns), 0.1)
 
 
+@pytest.mark.parametrize(
+    ("name", "harm"),
+    [
+        ("block-total.npy", "cut"),
+        ("block-total.npy", "gone"),
+        ("done.npy", "cut"),
+        ("identity.json", "cut"),
+    ],
+)
+@pytest.mark.parametrize("is_begun", [True, False])
+def test_damaged_files_are_named(tmp_path, name, harm, is_begun):
+    """Never filled with zeros, which would pass for tiles that are done."""
+    identity = dict(shape=(4, 4), tile=(2, 4), blocks=[["a"]])
+    files = cross.MatrixFiles(tmp_path, identity)
+    tiles = [(slice(n, n + 2), slice(0, 4)) for n in (0, 2)]
+    for rows, columns in tiles[: 1 if is_begun else 2]:
+        files.write(rows, columns, {"a": np.ones((2, 4)), "total": np.ones((2, 4))}, mirror=False)
+    path = tmp_path / name
+    path.unlink() if harm == "gone" else path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(ValueError, match=f"{name} is missing or damaged: remove"):
+        again = cross.MatrixFiles(tmp_path, identity)
+        for rows, columns in tiles:
+            if not again.is_done(rows, columns):
+                values = {"a": np.ones((2, 4)), "total": np.ones((2, 4))}
+                again.write(rows, columns, values, mirror=False)
+        again.matrices()
+
+
 def test_files_are_resumed(tmp_path, monkeypatch):
     params, rows, columns = _params(), _examples(ROWS), _examples(COLUMNS, seed=1)
     run = functools.partial(
