@@ -82,7 +82,7 @@ def _one_row(p: dict[str, Any], at: int, args: Sequence[Any]) -> Use | None:
 def _wide(numbers: jax.Array) -> jax.Array:
     """Row numbers of which the type counts all rows: int8 and uint8 would wrap."""
     numbers = jnp.asarray(numbers)
-    return numbers.astype(jnp.int32) if False else numbers
+    return numbers.astype(jnp.int32) if numbers.dtype.itemsize < 4 else numbers
 
 
 def _row_axis(p: dict[str, Any], view: View) -> int | None:
