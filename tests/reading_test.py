@@ -348,7 +348,7 @@ def test_json_goes_both_ways(read, tmp_path):
     ("change", "says"),
     [
         (dict(kind="foo"), "kind must be one of causal, masked, got 'foo'"),
-        (dict(level=3), "level must be between 0 and 1, got 3"),
+        (dict(level=1.5), "level must be between 0 and 1, got 1.5"),
         (dict(level="x"), "level must be between 0 and 1, got 'x'"),
         (dict(over=7), "over must be one of pairs, sets, got 7"),
         (dict(forward=None), "forward must hold the measures of a direction, got None"),
