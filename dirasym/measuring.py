@@ -150,10 +150,10 @@ def measure(
 
     Raises:
       ValueError: the kind is not given, or is not the model's (an `ApplyFn` that is called causal
-        is asked whether its logits depend on a later token); an `ApplyFn` that gives
-        probabilities in place of logits; the tokenizer has more tokens than
-        the model, or no [M] for a masked one; questions that do not fit the context; probabilities
-        that are NaN; or as `Questions.of`, `alignment` and `Settings`.
+        is asked whether its logits depend on a later token); an `ApplyFn` that gives probabilities
+        in place of logits; the tokenizer has more tokens than the model, or no [M] for a masked
+        one; questions that do not fit the context; probabilities that are NaN; or as
+        `Questions.of`, `alignment` and `Settings`.
       TypeError: an `ApplyFn` that needs a keyword which is not known here; it is named.
     """
     return prepare(

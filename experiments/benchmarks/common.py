@@ -35,7 +35,7 @@ def torch_device():
 
 
 def alternate(contenders: Mapping[str, Contender], rounds: int) -> dict[str, float]:
-    """Fastest wall time in seconds of each contender, after one call each; of no rounds, that's."""
+    """Fastest wall time of each contender in seconds, after a first call; without rounds, its."""
 
     def finish(call) -> float:
         start = time.perf_counter()

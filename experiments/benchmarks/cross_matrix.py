@@ -111,16 +111,21 @@ def time_all(workdir: WorkDir, config: Config, planned: list) -> None:
         return run
 
     calls = {NAMES[x]: kept(x, call) for x, call in ours(config, params, loss, rows, columns)}
-    backward = jax.jit(jax.grad(lambda params: jax.vmap(loss, (None, 0))(params, rows).sum()))
     if "backward" in config.ways:
-        calls[NAMES["backward"]] = lambda: jax.block_until_ready(backward(params)) and None
+        backward = jax.jit(jax.grad(lambda params: jax.vmap(loss, (None, 0))(params, rows).sum()))
+        calls[NAMES["backward"]] = lambda: jax.block_until_ready(backward(params))
+    tools = {
+        tool: scores
+        for tool, scores in {KRONFLUENCE: _kronfluence, BERGSON: _bergson}.items()
+        if tool in config.ways
+        and all(map(importlib.util.find_spec, (tool, "torch", "transformers")))
+    }
     with tempfile.TemporaryDirectory() as directory:
-        for tool, scores in {KRONFLUENCE: _kronfluence, BERGSON: _bergson}.items():
-            modules = (tool, "torch", "transformers")
-            if tool in config.ways and all(map(importlib.util.find_spec, modules)):
-                models.save_pretrained(directory, model, params)
-                call = scores(directory, rows, columns, config)
-                calls[tool] = kept(tool, lambda call=call: {"linear": call()})
+        if tools:
+            models.save_pretrained(directory, model, params)
+        for tool, scores in tools.items():
+            call = scores(directory, rows, columns, config)
+            calls[tool] = kept(tool, lambda call=call: {"linear": call()})
         seconds = common.alternate(calls, config.rounds)
     gigabytes = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9
     difference = largest_difference(found, loss, params, rows, columns)
