@@ -4,7 +4,7 @@ Question  The cells of `causes`, on invented facts: "Now Ann's child is Bob" is 
           parent is" is asked. Names of one word or of several. See docs/causes.md.
 Command   python -m experiments.causes_facts --preset=quick|paper [--name_words=2]
           --cells as of `causes`.
-Cost      quick: 4 cells, 2 seeds: 4 minutes on one CPU core. paper: 22 cells, 5 seeds.
+Cost      quick: 4 cells, 2 seeds: 4 minutes on one CPU core. paper: 60 cells, 5 seeds.
 Expected  Masked diffusion of both names reverses; next token, and B alone, do not.
 """
 
@@ -24,7 +24,7 @@ PRESETS = {
                   batch_size=6, heads=2, cells=["bidirectional", "causal/next_token"]),
     "quick": dict(seeds=[0, 1], steps=2000, eval_every=400, batch_size=60, warmup_steps=100,
                   width=128, learning_rate=1e-3, cells=["leading"]),
-    "paper": dict(cells=["core"], steps=6000, eval_every=600),
+    "paper": dict(steps=6000, eval_every=600),
 }  # fmt: skip
 
 
