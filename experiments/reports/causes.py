@@ -16,6 +16,7 @@ from experiments.systems import causes
 
 Line = Mapping[str, Any]
 INTERACTIONS = (("attention", "objective"), ("attention", "predicted"))
+BASE = tuple(levels[0] for levels in causes.FACTORS.values())
 CELL_COLUMNS = {
     "forward %": "percent_forward",
     "reverse %": "percent_reverse",
@@ -197,6 +198,27 @@ def mechanism_figure(lines: Sequence[Line]):
             )
             ax.plot(x, y, label=f"predicted: {predicted}", **style)
         ax.set_xlabel(f"{name.replace('*', '')}\nat 20 % of training")
+    axes[0, 0].set(ylabel="reverse accuracy (%)")
+    handles = axes[0, 0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside upper center", ncols=3, fontsize=report.SMALL)
+    return figure
+
+
+def further_figure(lines_by_data: Mapping[str, Sequence[Line]]):
+    """Reverse accuracy of masked diffusion of both by positions, a panel a depth, a mark a data."""
+    figure, axes = report.new_figure(1, len(causes.DEPTHS))
+    for ax, depth in zip(axes[0], causes.DEPTHS, strict=True):
+        for number, (name, lines) in enumerate(lines_by_data.items()):
+            found = {
+                place: interval(of, "percent_reverse")
+                for place, positions in enumerate(causes.POSITIONS)
+                if (of := by_cell(lines).get((*BASE[:3], positions, depth)))
+            }
+            place = [x + 0.2 * (number - (len(lines_by_data) - 1) / 2) for x in found]
+            style = dict(color=report.color(number), fmt="os^"[number], mfc="none")
+            report.plot_bounds(ax, place, [*found.values()], name, **style)
+        ax.set_xticks(range(len(causes.POSITIONS)), causes.POSITIONS, rotation=45, ha="right")
+        ax.set(title=f"{depth} layer{'s' * (depth > 1)}", ylim=(-4, 104))
     axes[0, 0].set(ylabel="reverse accuracy (%)")
     handles = axes[0, 0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside upper center", ncols=3, fontsize=report.SMALL)

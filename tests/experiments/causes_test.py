@@ -460,6 +460,29 @@ def test_the_figures_of_causes_draw_the_cells():
     assert means == [[[0, 0], [10, 10]], [[1, 1], [11, 11]], [[1.5, 7.5], [2.5, 8.5]]]
 
 
+def test_the_figure_of_positions_and_depth_draws_masked_diffusion_of_both():
+    pytest.importorskip("matplotlib")
+    cells = {Cell(): 60.0, Cell(positions="none"): 10.0, Cell(positions="learned", layers=4): 20.0}
+    other = {Cell(objective="any_order"): 50.0, Cell("causal", positions="none"): 90.0}
+    one = [_line(c, seed, x) for c, x in (cells | other).items() for seed in (0, 2)]
+    two = [_line(Cell(layers=2), seed, 30.0) for seed in (0, 2)]
+    axes = tables.further_figure({"one": one, "two": two}).axes
+    marks = [
+        {bar.get_label(): bar[0].get_xydata().round(6).tolist() for bar in ax.containers}
+        for ax in axes
+    ]
+    # `_line` adds 0 and 2 to the value of seeds 0 and 2: a mean of 1, an interval of 12.7 each way.
+    assert marks[0] == {"one": [[-0.1, 61.0], [3.9, 11.0]], "two": []}
+    assert marks[1] == {"one": [], "two": [[0.1, 31.0]]}
+    assert marks[2] == {"one": [[2.9, 21.0]], "two": []}
+    (low, high) = axes[1].containers[1].lines[2][0].get_segments()[0][:, 1]
+    np.testing.assert_allclose([low, high], [31 - 12.706, 31 + 12.706], atol=1e-3)
+    ticks = [[x.get_text() for x in ax.get_xticklabels()] for ax in axes]
+    assert ticks == [["rope", "alibi", "sinusoidal", "learned", "none"]] * 3
+    assert [artists.words(ax)[0] for ax in axes] == ["1 layer", "2 layers", "4 layers"]
+    assert artists.words(axes[0])[2] == "reverse accuracy (%)"
+
+
 def test_the_figure_of_training_draws_the_first_six_cells(tmp_path, monkeypatch):
     drawn = artists.of_report(monkeypatch, tables.report)
     for part in ("cell_table", "effect_table", "mechanism_table", "claim_table"):
