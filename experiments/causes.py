@@ -4,7 +4,7 @@ Question  Papers compare a whole causal model with a whole masked-diffusion mode
           pairs of arXiv 2602.02133 (§5) are learned by one network with one ingredient changed
           at a time; does the gradients' alignment predict who reverses? See docs/causes.md.
 Command   python -m experiments.causes --preset=quick|paper
-          --cells: names of sets (leading, core, further, fraction) or cells such as
+          --cells: names of sets (leading, core, positions, depth, fraction) or cells as
           causal/next_token/both/rope/1; what is left out at the end is the base's.
 Cost      quick: 4 cells, 2 seeds, 500 steps of batch 64; under 3 minutes on one CPU core.
           paper: the fraction of 60 cells, 5 seeds, 3000 steps: an hour on an accelerator.
@@ -50,7 +50,8 @@ class Cells:
     @functools.cached_property
     def parsed(self) -> list[Cell]:
         """Each cell once, in the order given."""
-        named = {"leading": LEADING, "core": core(), "further": further(), "fraction": fraction()}
+        named = {"leading": LEADING, "core": core(), "positions": positions(), "depth": depth(),
+                 "fraction": fraction()}  # fmt: skip
         found = [named.get(text) or (parse(text),) for text in self.cells]
         return list(dict.fromkeys(itertools.chain.from_iterable(found)))
 
@@ -85,21 +86,30 @@ def core() -> tuple[Cell, ...]:
     return tuple(cell for cell in cells if cell.why_not(2) is None)
 
 
+FIVE = (  # what positions and depth are changed of
+    BASE,
+    Cell("causal", "next_token"),
+    Cell(objective="uniform_rate"),
+    Cell(objective="fixed_rate"),
+    Cell(predicted="A"),
+)
+
+
+def positions() -> tuple[Cell, ...]:
+    """Other positions than RoPE at depth 1."""
+    change = dataclasses.replace
+    return tuple(change(cell, positions=p) for cell in FIVE for p in causes.POSITIONS[1:])
+
+
+def depth() -> tuple[Cell, ...]:
+    """More layers, with RoPE."""
+    return tuple(dataclasses.replace(cell, layers=n) for n in causes.DEPTHS[1:] for cell in FIVE)
+
+
 def fraction() -> tuple[Cell, ...]:
     """The 60 cells of docs/causes.md, fixed before any result."""
-    return *core(), *further()
-
-
-def further() -> tuple[Cell, ...]:
-    """The 38 of them with other positions or depths than the core's, costlier ones behind."""
-    others = Cell("causal", "next_token"), Cell(objective="uniform_rate")
-    five = BASE, *others, Cell(objective="fixed_rate"), Cell(predicted="A")
-    change, positions, depths = dataclasses.replace, causes.POSITIONS[1:], causes.DEPTHS[1:]
-    return (
-        *(change(cell, positions=p) for cell in five for p in positions),
-        *(change(cell, layers=n) for n in depths for cell in five),
-        *(change(BASE, positions=p, layers=n) for n in depths for p in positions),
-    )
+    both = [Cell(positions=p, layers=n) for n in causes.DEPTHS[1:] for p in causes.POSITIONS[1:]]
+    return *core(), *positions(), *depth(), *both
 
 
 def plan(config: Config, workdir: pathlib.Path) -> list[runs.Run]:

@@ -236,6 +236,10 @@ def test_the_fraction_is_sixty_of_the_cells_that_can_be():
     can_be = [cell for cell in every if cell.why_not(10) is None]
     assert len(can_be) == 330 and len(page.core()) == 22
     assert len(page.fraction()) == 60 and set(page.fraction()) < set(can_be)
+    named = page.Cells(cells=("positions", "depth")).parsed
+    assert named[:20] == [*page.positions()] and {cell.layers for cell in named[:20]} == {1}
+    assert {(cell.positions, cell.layers) for cell in named[20:]} == {("rope", 2), ("rope", 4)}
+    assert len(named) == 30 and not {*named} & {*page.core()} and {*named} < {*page.fraction()}
     assert page.parse("causal/next_token") == Cell("causal", "next_token")
     assert page.parse("bidirectional/fixed_rate/B/none/4") in can_be
     with pytest.raises(ValueError, match="'down' of"):
