@@ -41,7 +41,8 @@ PROMPTS = [[1, 2, 3], [4, 5], [6, 1, 8, 2]]
 
 
 @pytest.mark.parametrize(
-    ("scan_layers", "positions"), [members.slow((False, "rope")), (True, "learned")]
+    ("scan_layers", "positions"),
+    [members.slow((False, "rope")), (True, "learned"), (True, "alibi")],
 )
 def test_greedy_is_the_argmax_of_the_whole_model_whatever_the_padding(scan_layers, positions):
     model, params = _model(True, scan_layers=scan_layers, positions=positions)

@@ -252,12 +252,15 @@ class Attention(nn.Module):
         c = self.config
         q_BLNH = self._rotated(self.queries(x_BLD), position_BL)
         k_BSKH, v_BSKH = self._rotated(self.keys(x_BLD), position_BL), self.value(x_BLD)
+        position_BS = position_BL
         if cache_start is not None:
             num_slots = readable_BLS.shape[-1]
+            if c.positions == "alibi":  # the others put them into the keys or the residual stream
+                position_BS = self._with_cache("position_BS", position_BL, cache_start, num_slots)
             k_BSKH = self._with_cache("key_BSKH", k_BSKH, cache_start, num_slots)
             v_BSKH = self._with_cache("value_BSKH", v_BSKH, cache_start, num_slots)
         scores_BNLS = _scores(q_BLNH, k_BSKH)
-        weights_BNLS = self._weights(scores_BNLS, position_BL, position_BL, readable_BLS)
+        weights_BNLS = self._weights(scores_BNLS, position_BL, position_BS, readable_BLS)
         self.sow("intermediates", "scores_BNLS", scores_BNLS)
         self.sow("intermediates", "weights_BNLS", weights_BNLS)
         weights_BNLS = dropout(weights_BNLS, c.attention_dropout, dropout_key)
@@ -302,14 +305,14 @@ class Attention(nn.Module):
             biased_BNLS -= slopes_1N11 * distance_B1LS.astype(slopes_1N11.dtype)
         return masked_softmax(biased_BNLS, readable_BLS[:, None])
 
-    def _with_cache(self, name: str, new_BLKH, start, num_slots: int):
-        """What the cache holds, with new entries in their slots."""
-        batch, _, *sizes = new_BLKH.shape
-        zeros_BSKH = jnp.zeros((batch, num_slots, *sizes), new_BLKH.dtype)
-        old_BSKH = self.get_variable("cache", name, zeros_BSKH)
-        new_BSKH = jax.lax.dynamic_update_slice_in_dim(old_BSKH, new_BLKH, start, axis=1)
-        self.put_variable("cache", name, new_BSKH)
-        return new_BSKH
+    def _with_cache(self, name: str, new_BL, start, num_slots: int):
+        """What the cache holds, [B, S, ...], with new entries in their slots."""
+        batch, _, *sizes = new_BL.shape
+        zeros_BS = jnp.zeros((batch, num_slots, *sizes), new_BL.dtype)
+        old_BS = self.get_variable("cache", name, zeros_BS)
+        new_BS = jax.lax.dynamic_update_slice_in_dim(old_BS, new_BL, start, axis=1)
+        self.put_variable("cache", name, new_BS)
+        return new_BS
 
 
 def _scores(q_BLNH: jax.Array, k_BSKH: jax.Array) -> jax.Array:

@@ -270,12 +270,12 @@ class Transformer(nn.Module):
         a token, as `valid_BL` does in a call of the whole; its logits are these.
 
         Raises:
-          ValueError: a bidirectional model, ALiBi, or S beyond `max_len`.
+          ValueError: a bidirectional model, or S beyond `max_len`.
         """
         c = self.config
         num_slots = valid_BS.shape[1]
-        if not c.causal or c.positions == "alibi":
-            raise ValueError("a cache needs a causal model without ALiBi")
+        if not c.causal:
+            raise ValueError("a cache needs a causal model")
         if c.max_len is not None and num_slots > c.max_len:
             raise ValueError(f"sequence of {num_slots} tokens is longer than max_len {c.max_len}")
         slot_L = start + jnp.arange(tokens_BL.shape[1])

@@ -1,5 +1,6 @@
 """Every number of causes_facts is that of models, gradients and histories that are known."""
 
+import dataclasses
 import types
 
 import jax
@@ -230,3 +231,15 @@ def test_a_page_says_what_its_cells_learn_and_refuses_what_cannot_be():
     with pytest.raises(ValueError, match="next token needs causal attention"):
         _config(cells=("bidirectional/next_token",))
     assert causes_facts.OPENING == "Now"
+
+
+@pytest.mark.parametrize("positions", causes.POSITIONS)
+@pytest.mark.parametrize("first", [Cell(), Cell("causal", "next_token")])
+def test_every_kind_of_positions_can_be_asked(first, positions):
+    """ALiBi under a causal mask was refused by the cache, once it was trained."""
+    task = Task(dataclasses.replace(first, positions=positions), _config(name_words=2))
+    tokens, key = jax.ShapeDtypeStruct((4, 6), jnp.int32), jax.random.key(0)
+    params = jax.eval_shape(lambda: task.model.init(key, jnp.zeros((1, 6), int))["params"])
+    valid = jax.ShapeDtypeStruct((4, 6), bool)
+    said = jax.eval_shape(task.generate, params, key, tokens, valid)
+    assert said.shape == (4, task.questions.num_new)
