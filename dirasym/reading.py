@@ -242,7 +242,7 @@ class Reading:
 
     def _notes(self) -> list[str]:
         few: list[str] = []
-        first = self.of_sets[0] if self.of_sets else self
+        first, *_ = self.of_sets or [self]  # all are asked the same
         for name, side in (("forward", first.forward), ("reverse", first.reverse)):
             asked = sum(not np.isnan(one.choice) for one in side.asked)
             if 0 < asked < side.count:
@@ -342,16 +342,18 @@ def _combined(parts: Sequence[Any], level: float, **fixed: Any) -> Any:
         return intervals.student_interval([value.estimate for value in values], level).bounds
 
     found: dict[str, Any] = dict(fixed)
-    for field in dataclasses.fields(parts[0]):
+    one, *_ = parts
+    for field in dataclasses.fields(one):
         values = [getattr(part, field.name) for part in parts]
         if field.name in fixed:
             continue
-        if isinstance(values[0], dict):
-            names = [name for name in values[0] if all(name in value for value in values)]
+        first, *_ = values
+        if isinstance(first, dict):
+            names = [name for name in first if all(name in value for value in values)]
             found[field.name] = {name: mean([v[name] for v in values]) for name in names}
         else:
-            found[field.name] = values[0] if field.name == "count" else mean(values)
-    return type(parts[0])(**found)
+            found[field.name] = first if field.name == "count" else mean(values)
+    return type(one)(**found)
 
 
 def _shown(bounds: Bounds | None, name: str) -> str:

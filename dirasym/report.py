@@ -273,8 +273,9 @@ def gradients(panels: Mapping[str, Mapping[str, np.ndarray]]):
         products as their mean too. Cosines have one scale, inner products each panel's own.
     """
     figure, axes = new_figure(3, len(panels), (3.6, 2.2))
-    for ax in axes[0, 1:]:
-        ax.sharey(axes[0, 0])
+    first, *others = axes[0]
+    for ax in others:
+        ax.sharey(first)
     for (above, middle, below), (title, curves) in zip(axes.T, panels.items(), strict=True):
         step = curves["eval_step"]
         cosine, inner = (

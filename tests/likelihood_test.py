@@ -1,6 +1,7 @@
 """The likelihood of texts against a table of a model's answers, by every order of revealing."""
 
 import functools
+import inspect
 import itertools
 import math
 
@@ -206,6 +207,8 @@ def test_rows_are_as_long_as_the_next_multiple_of_32_and_32_at_a_time():
 
 def test_as_many_draws_as_in_the_paper_by_default():
     """Nie et al. (2025) take 128."""
+    given = inspect.signature(likelihood.likelihood).parameters
+    assert [given[name].default for name in ("passes", "seed", "batch_size")] == [128, 0, 32]
     how = dict(tokenizer=LETTERS, mask_id=MASK)
     even = lambda params, tokens_BL: jnp.zeros((*tokens_BL.shape, VOCAB + 1))  # noqa: E731
     for kind, passes in (("monte_carlo", [128] * 2), ("stratified", [128] * 2)):
@@ -219,6 +222,14 @@ def test_as_many_draws_as_in_the_paper_by_default():
     got, want = ask(), ask(num_samples=128, counts="stratified")
     np.testing.assert_array_equal(got, want)
     assert not np.allclose(got, ask(num_samples=129), rtol=1e-6)
+
+
+def test_orders_come_as_near_to_the_passes_as_they_can_and_are_two_at_least():
+    even = lambda params, tokens_BL: jnp.zeros((*tokens_BL.shape, VOCAB + 1))  # noqa: E731
+    for passes, orders in ((1, 2), (2, 2), (7, 2), (8, 3), (9, 3), (128, 43)):
+        how = dict(tokenizer=LETTERS, mask_id=MASK, passes=passes)
+        found = likelihood.likelihood(even, {}, ["aéa"], "random_order", **how)
+        assert found.passes_E == [3 * orders]
 
 
 def test_a_model_that_asks_for_its_noise_is_told_the_share_that_is_hidden():

@@ -60,11 +60,66 @@ STYLE = {  # keywords of plots that no reader measures by; limits: report_test, 
     "markersize", "ms", "ncol", "ncols", "nrows", "right", "rotation", "rows", "s", "sharex",
     "sharey", "size", "top", "va", "ha", "width", "wspace", "xlim", "ylim", "yticks", "zorder",
     "ensure_ascii", "indent", "encoding", "strict",
+    "base",  # of a logarithmic axis, whose points and named ticks lie the same at any
 }  # fmt: skip
-LAYOUT = (  # calls about places on paper
+PAPER = "SMALL", "STYLE", "room"  # assigned: a size of letters, matplotlib's settings, widths
+LAYOUT = (  # calls about places on paper, and of progress
     "rcParams.update", "new_figure", "new_panels", "label_ends", "legend", "margins", "set_xlim",
     "set_ylim",
+    "beside",  # how far marks of one value stand apart; the value is in their data
+    "grid",  # lines behind the data
+    "parts.part",  # how long a bar of progress is
 )  # fmt: skip
+# Faults that change no number that is reported, and why: (file, its line, before, after, proof).
+EQUIVALENT = [
+    ("dirasym/analysis/products.py",
+     "return _product(fwd, rev), _product(fwd, fwd), _product(rev, rev)",
+     "_product(fwd, rev)", "_product(rev, fwd)", "an inner product is symmetric"),
+    ("dirasym/analysis/products.py",
+     "products = [jax.vmap(_inner)(a, b) for a in _products(first) for b in _products(second)]",
+     "jax.vmap(_inner)(a, b)", "jax.vmap(_inner)(b, a)", "an inner product is symmetric"),
+    ("dirasym/analysis/products.py", "if isinstance(first, Formed):  # and so is the second",
+     "first", "second",
+     "both are formed or neither is: `three_products` sees to it, and the next line asserts it"),
+    ("dirasym/analysis/products.py",
+     "if num_rows * num_columns * _pair_cost(rows, columns) < forming:",
+     "_pair_cost(rows, columns)", "_pair_cost(columns, rows)",
+     "tokens of one times tokens of the other, of one shape: the cost is symmetric"),
+    ("dirasym/analysis/products.py", "BLOCK = 4096", "4096", "4097",
+     "entries summed at a time on CPUs: the sum is that of all (test: blocks cover a length once)"),
+    ("dirasym/analysis/products.py", "ENTRY_COST = 32", "32", "33",
+     "which of two ways to one number is taken (test: formed or not the products are the same)"),
+    ("dirasym/analysis/products.py", "FEW_COLUMNS = 16", "16", "17",
+     "which of two ways to one number is taken (test: formed or not the products are the same)"),
+    ("dirasym/analysis/products.py", "if formed < by_factors:", "formed < by_factors",
+     "formed <= by_factors", "of two ways to one number that cost the same, the other"),
+    ("dirasym/analysis/cross.py", "self._rev = self._fwd", "self._fwd", "self._rev",
+     "the loss is one: its gradients are compiled twice, and are the same"),
+    ("dirasym/analysis/queries.py",
+     "asked = [(n, answer) for n, query in enumerate(queries) for answer in query.answers[1:]]",
+     "1:", "1 - 1:", "the first answer begins with the target, which `choice_among` sets anew"),
+    ("dirasym/measuring.py", "PAIRS_AT_A_TIME = 8  # whose gradients are compared", "8", "9",
+     "each pair is compared by itself, however many at a time"),
+    ("dirasym/measuring.py",
+     "groups = [(np.arange(len(pairs[0].target_E)), network.of_rows(*pairs))]",
+     "0", "1", "`paired_queries` gives as many questions of one side as of the other"),
+    ("dirasym/report.py",
+     'curves[f"gradient_{name}_total"].reshape(len(step), -1) for name in ("cosine", "inner")',
+     "1", "2", "NumPy takes any number below zero in a shape for −1"),
+    ("dirasym/report.py",
+     'ax.plot(total, heads_SNT.reshape(-1, len(total)).T, ".", color=shades[layer], ms=2)',
+     "1", "2", "NumPy takes any number below zero in a shape for −1"),
+    ("experiments/reports/causes.py",
+     "rows.append((name, effects.rank_correlation(score, outcome), area))",
+     "effects.rank_correlation(score, outcome)", "effects.rank_correlation(outcome, score)",
+     "a correlation is symmetric"),
+    ("experiments/reports/cures.py", "lambda _, x: x.estimate > 10, lambda _, x: "
+     "round(x.estimate, 6) < 3),", "6", "7",
+     "a mean of n thousandths of a point is 3, or 0.001 / n away from it"),
+    ("experiments/reports/cures_facts.py", "lambda _, x: x.estimate > 10, lambda _, x: "
+     "round(x.estimate, 6) < 3),", "6", "7",
+     "a mean of n thousandths of a point is 3, or 0.001 / n away from it"),
+]  # fmt: skip
 DIRECTIONS = [("forward", "reverse"), ("fwd", "rev"), ("forward", "inverse"), ("first", "second")]
 TESTS = [  # of what measures: quick ones with oracles, not those that run a whole experiment
     "tests/analysis",
@@ -145,8 +200,9 @@ def _faults(node, words):
             yield "index", _shift_index
         case ast.keyword(arg="axis", value=ast.Constant(value=int())):
             yield "axis", lambda node: setattr(node.value, "value", int(node.value.value == 0))
-        case ast.Call(args=[ast.Name(id=one), ast.Name(id=other), *_]):
-            if not {one, other} & {"apply_fn", "float", "int", "str", "path"}:
+        case ast.Call(func=func, args=[ast.Name(id=one), ast.Name(id=other), *_]):
+            same = one == other or ast.unparse(func) in ("min", "max")  # no fault, either way
+            if not same and not {one, other} & {"apply_fn", "float", "int", "str", "path"}:
                 yield "swap", _swap_arguments
         case ast.Call(func=ast.Attribute(attr="sqrt" | "abs"), args=[_]):
             yield "normalisation", lambda node: _become(node, node.args[0])
@@ -202,12 +258,19 @@ def _measured(node):
                 continue
             if isinstance(child, ast.Call) and ast.unparse(child.func).endswith(LAYOUT):
                 continue
+            if isinstance(child, ast.Assign | ast.AnnAssign) and _assigned(child) in PAPER:
+                continue
             if isinstance(node, ast.arguments) and isinstance(child, ast.Tuple):
                 continue  # the default of a figure's size
             yield child
             is_axis = isinstance(child, ast.keyword) and child.arg == "axis"
             if not (is_axis and isinstance(child.value, ast.Constant)):
                 yield from _measured(child)
+
+
+def _assigned(statement):
+    (target, *_) = getattr(statement, "targets", None) or [statement.target]
+    return ast.unparse(target)
 
 
 def _places(source):
@@ -437,7 +500,8 @@ class Trial:
         self.tree, self.log, self.path = tree, log, tree / mutant["file"]
         self.source, self.times = self.path.read_text(encoding="utf-8"), self.path.stat()
         broken, line, before, after = mutate(self.source, mutant["number"], mutant["which"])
-        self.mutant = mutant | dict(line=line, before=before, after=after, num_tests=0)
+        text = self.source.splitlines()[line - 1].strip()
+        self.mutant = mutant | dict(line=line, text=text, before=before, after=after, num_tests=0)
         self.parts = choose(mutant, line, baseline)
         self.start = time.monotonic()
         self.path.write_text(broken, encoding="utf-8")
@@ -494,8 +558,28 @@ def judge(mutants, baseline, trees, workdir):
         yield trial.end(code)
 
 
+def key_of(result):
+    """What an entry of `EQUIVALENT` begins with."""
+    return tuple(result.get(name) for name in ("file", "text", "before", "after"))
+
+
+def matches(entry):
+    """How many mutants of the tree as it is are those of an entry of `EQUIVALENT`."""
+    file, text, *_ = entry
+    source = (ROOT / file).read_text(encoding="utf-8")
+    lines, (_, nodes, words), found = source.splitlines(), _places(source), 0
+    for number, node in enumerate(nodes):
+        line = min((n.lineno for n in ast.walk(node) if hasattr(n, "lineno")), default=0)
+        if lines[line - 1].strip() == text:
+            for which, _ in enumerate(_faults(node, words)):
+                _, _, before, after = mutate(source, number, which)
+                found += entry[:4] == (file, text, before, after)
+    return found
+
+
 def summary(results):
-    """A line for each file, the total and the survivors."""
+    """A line for each file, the total, what changes nothing, and the other survivors."""
+    reasons = {entry[:4]: entry[4] for entry in EQUIVALENT}
     counts = collections.defaultdict(collections.Counter)
     for result in results:
         for name in (result["file"], "all"):
@@ -504,11 +588,23 @@ def summary(results):
         count = counts[name]
         share = 100 * count["killed"] / count.total()
         yield f"{name}: {count['killed']} of {count.total()} killed ({share:.0f} %)"
-    for result in sorted(results, key=lambda r: (r["file"], r["line"])):
-        if result["outcome"] != "killed":
-            place = f"{result['file']}:{result['line']}"
-            yield f"  {place} {result['kind']}, {result['outcome']}: {result['before']}"
-            yield f"    became {result['after']}"
+    left = [result for result in results if result["outcome"] != "killed"]
+    same = [result for result in left if key_of(result) in reasons]
+    killed = counts["all"]["killed"]
+    yield (
+        f"of the others {len(same)} change nothing, each with its reason: without them "
+        f"{killed} of {len(results) - len(same)} killed "
+        f"({100 * killed / max(1, len(results) - len(same)):.0f} %)"
+    )
+    for result in sorted(left, key=lambda r: (r in same, r["file"], r["line"])):
+        place = f"{result['file']}:{result['line']}"
+        yield f"  {place} {result['kind']}, {result['outcome']}: {result['before']}"
+        yield f"    became {result['after']}"
+        if result in same:
+            yield f"    changes nothing: {reasons[key_of(result)]}"
+    for result in results:
+        if result["outcome"] == "killed" and key_of(result) in reasons:
+            yield f"killed, so it does change something: {key_of(result)}"
 
 
 def main():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 import re
 import types
 
@@ -331,6 +332,10 @@ def test_bars_name_the_set_where_there_are_several(num_sets, monkeypatch):
     measure(_model("causal", True), sets, PAIRS, WORDS, kind="causal", progress=False)
     wanted = [""] if num_sets == 1 else [", set 1 of 2", ", set 2 of 2"]
     assert titles == [(False, title) for title in wanted]
+
+
+def test_json_says_the_format_of_files_that_are_there(read):
+    assert read.to_json()["format"] == 1
 
 
 def test_json_goes_both_ways(read, tmp_path):
@@ -877,6 +882,17 @@ def test_blocks_are_summed_and_stand_in_the_order_of_their_numbers():
 def test_settings_have_a_description_each():
     documented = measuring.Settings.__doc__
     assert all(name in documented for name in measuring.Settings.__dataclass_fields__)
+
+
+def test_settings_are_those_of_published_numbers_unless_they_are_given():
+    for function in (measure, measuring.prepare):
+        given = inspect.signature(function).parameters
+        assert (given["level"].default, given["attention"].default) == (0.95, False)
+    assert dataclasses.asdict(measuring.Settings()) == dict(
+        answers="any", num_new=0, decode_steps=0, block_length=0, remasking="low_confidence",
+        left=False, chunk_size=64, gradient_pairs=None, roles=measuring.block_names.role,
+        attention_names=64, attention_distance=8, seed=0,
+    )  # fmt: skip
 
 
 def test_a_masked_model_answers_as_its_settings_say(monkeypatch):

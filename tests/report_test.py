@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from dirasym import intervals, report, usage
+from experiments.reports import alignment, toy
+from experiments.reports import facts as facts_report
 from experiments.tables import facts
 from experiments.tools import redraw
 
@@ -25,6 +27,13 @@ def test_with_interval():
 
 def test_colors_begin_anew_after_seven():
     assert [report.color(n) for n in (0, 6, 7, 8)] == [report.COLORS[n] for n in (0, 6, 0, 1)]
+
+
+def test_forward_is_blue_and_reverse_is_red_in_every_report():
+    colors = {"forward": "#0072B2", "reverse": "#D55E00"}
+    assert (report.FORWARD, report.REVERSE) == tuple(colors.values())
+    for tables in (alignment, facts_report, toy):
+        assert colors == tables.COLORS
 
 
 def test_select():
@@ -46,6 +55,9 @@ def test_every_seed_is_drawn_and_their_mean():
     _, axes = report.new_figure()
     x_T, y_TS = np.array([0, 10, 30]), np.array([[1.0, 4.0], [2.0, 8.0], [5.0, 7.0]])
     report.plot_seeds(axes[0, 0], x_T, y_TS, "two seeds", ls="--")
+    _, alone = report.new_figure()
+    report.plot_seeds(alone[0, 0], x_T, y_TS[:, :1], "one seed")
+    assert [list(line.get_ydata()) for line in alone[0, 0].get_lines()] == [[1, 2, 5]]
     mean, first, second = axes[0, 0].get_lines()
     for line, want in ((mean, [2.5, 5.0, 6.0]), (first, [1, 2, 5]), (second, [4, 8, 7])):
         np.testing.assert_array_equal(line.get_xdata(), x_T)
@@ -305,12 +317,25 @@ def test_a_figure_is_no_wider_than_a_page_and_its_spare_panels_are_gone():
     np.testing.assert_allclose(figure.get_size_inches(), [report.WIDTH, 2.0])
 
 
+def test_eight_layers_are_still_named_and_have_their_heads():
+    pytest.importorskip("matplotlib")
+    mean = np.random.default_rng(0).normal(size=(1, 8, 2, 3))
+    curves = {"attention_mean": mean, "attention_total": np.arange(3)[None]}
+    (ax,) = report.attention({"one": curves}).axes
+    assert len(ax.get_lines()) == 8 * 3 + 1  # each with its two heads, and zero
+    assert sorted(text.get_text() for text in ax.texts) == [f"layer {n}" for n in range(8)]
+
+
 def test_many_layers_are_shades_with_a_bar():
     pytest.importorskip("matplotlib")
     mean = np.random.default_rng(0).normal(size=(1, 9, 2, 3))
     curves = {"attention_mean": mean, "attention_total": np.arange(3)[None]}
     ax, bar = report.attention({"one": curves}).axes
     assert len(ax.get_lines()) == 10 and bar.get_ylabel() == "layer, 0 the first"
+    scale = ax.figure.axes[1]._colorbar.mappable  # the bar shows layers as the lines have them
+    assert scale.get_clim() == (0, 8)
+    for layer, line in enumerate(ax.get_lines()[:9]):
+        np.testing.assert_allclose(scale.to_rgba(layer), line.get_color())
     assert (
         len(
             {

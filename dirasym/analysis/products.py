@@ -81,7 +81,8 @@ def _product(first: Leaf, second: Leaf) -> jax.Array:
     """⟨first, second⟩ of each layer: [K]."""
     if first is None or second is None:
         return jnp.zeros(1)
-    if isinstance(first, Formed) and isinstance(second, Formed):
+    if isinstance(first, Formed):  # and so is the second
+        assert isinstance(second, Formed), "both or neither formed"
         return jnp.einsum("kn,kn->k", widened(first.value), widened(second.value))
     assert isinstance(first, Factors) and isinstance(second, Factors), "both or neither formed"
     products = [jax.vmap(_inner)(a, b) for a in _products(first) for b in _products(second)]

@@ -10,6 +10,8 @@ from dirasym.data import batching, text, tokenizers
 from dirasym.data.facts import FactSet, Query, Statement
 from dirasym.data.tokenizers import Tokenizer
 
+Parts = tuple[Ids, Ids, Ids]  # of a question: what is before, what is asked, what is after
+
 
 def paired_queries(
     data: FactSet, tokenizer: Tokenizer, *, masked: bool, limit: int | None = None
@@ -37,8 +39,7 @@ def paired_queries(
       ValueError: a masked model without [M], or as `batching.split_answers`.
     """
     tokenizers.check(tokenizer, masked=masked)
-    forward: list[tuple[Ids, Ids, Ids]] = []  # what is before, what is asked, what is after
-    reverse: list[tuple[Ids, Ids, Ids]] = []
+    pairs: list[tuple[Parts, Parts]] = []  # the forward and the reverse question
     for query, name, statement in itertools.islice(_told(data), limit):
         (prompt, asked), (answer, entity) = batching.split_answers(
             tokenizer,
@@ -51,9 +52,9 @@ def paired_queries(
             (place, *_) = (match.span() for match in text.name_pattern([name]).finditer(whole))
             start, stop = batching.token_span(offsets, *place)
             row = [*prompt, *answer]
-            forward.append((*_after_blanks(tokenizer, row[:start], row[start:stop]), row[stop:]))
+            forward = (*_after_blanks(tokenizer, row[:start], row[start:stop]), row[stop:])
         else:
-            forward.append((*_after_blanks(tokenizer, prompt, answer), []))
+            forward = (*_after_blanks(tokenizer, prompt, answer), [])
         tail: Ids = []
         if masked and name != query.answers[0]:
             whole = f"{query.prompt} {query.answers[0]}"
@@ -61,13 +62,13 @@ def paired_queries(
             place = len(query.prompt) + 1, len(query.prompt) + 1 + len(name)
             size = batching.token_span(offsets, *place)[1] - len(asked)
             entity, tail = entity[:size], entity[size:]
-        reverse.append((*_after_blanks(tokenizer, asked, entity), tail))
-    if not forward:
+        pairs.append((forward, (*_after_blanks(tokenizer, asked, entity), tail)))
+    if not pairs:
         return None
     mask_id = tokenizer.mask_id if masked else None
     first, second = (
         Cloze.of(*zip(*side, strict=True), pad_id=tokenizer.pad_id, mask_id=mask_id)
-        for side in (forward, reverse)
+        for side in zip(*pairs, strict=True)
     )
     return first, second
 

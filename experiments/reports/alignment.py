@@ -10,7 +10,7 @@ from dirasym.analysis.tracking import ASSUMPTIONS, STEP_LENGTHS
 from dirasym.workdir import WorkDir
 
 DEPTH = {"median_cosine_last": "median cosine", "score_correlation_mean": "Corr(S_fwd, S_rev)"}
-COLORS = {"forward": report.COLORS[0], "reverse": report.COLORS[1]}
+COLORS = {"forward": report.FORWARD, "reverse": report.REVERSE}
 ASSUMED = "(i) not saturated", "(ii) signals aligned", "(iii) margins agree", "(iv) RoPE positive"
 PAPER = {"minimal": "0.999", "full": "> 0.6"}  # cosine of the gradients, at one layer
 COLUMNS = {

@@ -82,7 +82,8 @@ def claims(lines: Lines) -> list[list[str]]:
     }
 
     def share(of: Lines, key: str = "reverse_accuracy") -> Bounds:
-        return bounds([100 * line[key] for line in of])
+        # Shares of answers, whose float32 is off by 1e-6: a tie with a threshold is a tie.
+        return bounds([round(100 * line[key], 3) for line in of])
 
     learned = {c: of for c, of in found.items() if share(of, "train_accuracy").estimate >= 95}
 
@@ -90,8 +91,8 @@ def claims(lines: Lines) -> list[list[str]]:
         values = ({line["seed"]: line["reverse_accuracy"] for line in learned.get(cell, ())}
                   for cell in (one, other))  # fmt: skip
         more, fewer = values
-        seeds = sorted(more.keys() & fewer)  # rounded: a tie with a threshold is a tie
-        return bounds([round(100 * (more[seed] - fewer[seed]), 6) for seed in seeds])
+        seeds = sorted(more.keys() & fewer)
+        return bounds([round(100 * (more[seed] - fewer[seed]), 3) for seed in seeds])
 
     reverse = {cell: share(of) for cell, of in learned.items()}
     isolated, whole = (

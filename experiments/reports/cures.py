@@ -136,6 +136,6 @@ def figure(lines: Lines):
         ax.set_xlim(-0.6, places - 0.4)
         ax.set(title=f"equal {matching}", ylim=(-5, 105))
     axes[0, 0].set(ylabel="share of answers (%)")
-    handles = axes[0, 0].get_legend_handles_labels()
+    handles = ax.get_legend_handles_labels()  # those of every panel
     drawn.legend(*handles, loc="outside upper center", ncols=3, fontsize=report.SMALL)
     return drawn

@@ -54,7 +54,7 @@ def claims(lines: Sequence[Line]) -> list[list[str]]:
     """(claim, statistic, verdict) by the thresholds of docs/causes.md, of what was run."""
     cells, rows = by_cell(lines), []
     for (placed, block), of_cell in cells.items():
-        if placed == "anywhere" and {"p_reverse_across", "p_reverse_within"} <= of_cell[0].keys():
+        if placed == "anywhere" and {"p_reverse_across", "p_reverse_within"}.issubset(of_cell[0]):
             ratio = border_ratio(of_cell)
             for claim, holds, fails in (
                 ("dies across borders", ratio.high < 0.25, ratio.low > 0.25),
@@ -78,26 +78,26 @@ def claim_table(lines: Sequence[Line]) -> str:
 def figure(lines: Sequence[Line]):
     """Accuracy, P(true) within and across, and the theorem's gradient, against block size."""
     drawn, axes = report.new_figure(3, 1, (7.2, 1.9))
-    for ax in axes[1:, 0]:
-        ax.sharex(axes[0, 0])
+    first, *others = axes[:, 0]
+    for ax in others:
+        ax.sharex(first)
     panels = {
         "accuracy (%)": ["percent_forward", "percent_reverse"],
         "reverse: P(true) (%)": ["p_reverse_within", "p_reverse_across"],
         "storage cosine, order": ["cosine_order_within_storage", "cosine_order_across_storage"],
     }
     for ax, (label, keys) in zip(axes[:, 0], panels.items(), strict=True):
-        first = 0 if "percent_forward" in keys else 2
-        for number, key in enumerate(keys, first):
+        for number, key in enumerate(keys, 0 if "percent_forward" in keys else 2):
             draw_curves(ax, lines, key, number)
         top = 1 if "cosine" in label else 100
         ax.set(ylabel=label, ylim=(-0.05 * top, 1.05 * top))
         ax.set_xticks(sorted({line["block"] for line in lines}))
-    axes[-1, 0].set_xlabel("block size (tokens)")
+    ax.set_xlabel("block size (tokens)")  # of the last panel
     names = ["forward", "reverse", "asked within a block", "asked across a border"]
     color = report.color
-    keys = [axes[1, 0].plot([], [], color=color(n), label=name) for n, name in enumerate(names)]
+    keys = [ax.plot([], [], color=color(n), label=name) for n, name in enumerate(names)]
     keys += [
-        axes[1, 0].plot([], [], style, color="gray", label=f"trained on pairs {placed}")
+        ax.plot([], [], style, color="gray", label=f"trained on pairs {placed}")
         for placed, style in MARKS.items()
     ]
     handles = [key[0] for key in keys]

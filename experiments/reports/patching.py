@@ -166,7 +166,7 @@ def figure(lines: Sequence[Line]):
             ax.set_xticks(range(len(PARTS)), PARTS, fontsize=report.SMALL)
             ax.set_title(f"{pair}: {QUESTIONS[pair][into]}", fontsize=report.SMALL)
             ax.set(ylim=(-4, 104), ylabel="choice (%)" if into == 0 else None)
-    handles = axes[0, 0].get_legend_handles_labels()
+    handles = ax.get_legend_handles_labels()  # those of every panel
     drawn.legend(*handles, loc="outside upper center", ncols=4, fontsize=report.SMALL)
     return drawn
 

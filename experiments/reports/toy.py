@@ -9,7 +9,7 @@ from dirasym import intervals, report, runs
 from dirasym.workdir import WorkDir
 
 LABELS = {"mdm": "masked diffusion (MDM)", "arm": "autoregressive (ARM)"}
-COLORS = {"forward": report.COLORS[0], "reverse": report.COLORS[1]}
+COLORS = {"forward": report.FORWARD, "reverse": report.REVERSE}
 DIRECTIONS = tuple(COLORS)
 
 

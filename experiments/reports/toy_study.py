@@ -34,7 +34,7 @@ def figure(lines: Lines, inits: Sequence[str], orders: Sequence[str]):
         row[0].set_ylabel("reverse (%)")
     for ax in axes[-1]:
         ax.set_xlabel("step")
-    handles = axes[0, 0].get_legend_handles_labels()
+    handles = ax.get_legend_handles_labels()  # those of every panel
     drawn.legend(*handles, loc="outside upper center", ncols=4, fontsize=report.SMALL)
     return drawn
 

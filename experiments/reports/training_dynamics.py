@@ -128,14 +128,15 @@ def one_layer_table(results) -> str:
 def loss_figure(config, bilinear):
     shown = [config.widths[0], config.widths[len(config.widths) // 2], config.widths[-1]]
     figure, axes = report.new_figure(1, len(shown), (2.4, 2.8))
-    for ax in axes[0, 1:]:
-        ax.sharex(axes[0, 0])
-        ax.sharey(axes[0, 0])
+    first, *others = axes.flat
+    for ax in others:
+        ax.sharex(first)
+        ax.sharey(first)
     for ax, width in zip(axes[0], shown, strict=True):
         for seed in config.seeds:
-            c, first = bilinear[width, seed], seed == config.seeds[0]
-            for key, color in (("loss", report.COLORS[0]), ("reverse_loss", report.COLORS[1])):
-                label = {"loss": "forward", "reverse_loss": "reverse"}[key] if first else None
+            c, is_first = bilinear[width, seed], seed == config.seeds[0]
+            for key, color in (("loss", report.FORWARD), ("reverse_loss", report.REVERSE)):
+                label = {"loss": "forward", "reverse_loss": "reverse"}[key] if is_first else None
                 ax.plot(c["time"], c[key], color=color, label=label, lw=1)
         ax.axhline(np.log(config.vocab_size), color="black", ls=":", label="ln M, a guess")
         ax.set(title=f"width {width}", xscale="log", yscale="log", xlabel=TIME)

@@ -78,8 +78,9 @@ def figure(lines: Sequence[Line]):
     drawn, axes = report.new_figure(1, len(models), (4.6, 3.4))
     named: dict[str, Any] = {}
     strings = sorted({key[1:4] for key in kinds(lines)}, reverse=True)
-    for ax in axes[0, 1:]:
-        ax.sharey(axes[0, 0])
+    first, *others = axes.flat
+    for ax in others:
+        ax.sharey(first)
     for ax, model in zip(axes[0], models, strict=True):
         mine = kinds(report.select(lines, model=model))
         for marker, (letters, length, pairs) in zip(MARKERS, strings, strict=False):

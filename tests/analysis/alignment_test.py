@@ -1,4 +1,5 @@
 import functools
+import inspect
 import re
 
 import chex
@@ -167,6 +168,18 @@ def test_cosines_do_not_underflow(exponent, method):
     scaled = jax.tree.map(lambda x: x * 10.0**exponent, want.inner)
     chex.assert_trees_all_close(got.inner, scaled, rtol=1e-5)
     assert got.undefined == {}
+
+
+@pytest.mark.parametrize("exponent", [-30, 30])
+@pytest.mark.parametrize("method", ["direct", "factored"])
+def test_entries_below_zero_alone_do_not_underflow_either(exponent, method):
+    """The size of a gradient is that of its largest entry, whatever its sign."""
+    params, x_EI = {"w": jnp.ones((2, 1))}, np.array([[1.0, 2.0], [2.0, 2.0]], np.float32)
+    loss = lambda p, x: -(10.0**exponent) * jnp.sum(x @ p["w"])  # noqa: E731
+    rev = lambda p, x: jnp.sum(x[::-1] @ p["w"])  # noqa: E731
+    got = alignment.alignment(loss, rev, params, examples=x_EI, method=method)
+    np.testing.assert_allclose(got.cosine["w"], [-0.8, -1], rtol=1e-6)
+    np.testing.assert_allclose(got.norm_fwd["w"], 10.0**exponent * np.sqrt([5, 8]), rtol=1e-6)
 
 
 def test_a_gradient_that_is_not_finite_is_named():
@@ -444,6 +457,14 @@ def test_small_row_numbers_count_the_rows_of_a_large_table(is_clipped):
         loss, loss, table, rows_ET, method="factored", strict=True
     ).inner["total"]
     np.testing.assert_allclose(found, grads @ grads.T, rtol=1e-5, atol=1e-6)
+
+
+def test_defaults_are_those_of_the_docs():
+    given = inspect.signature(alignment.alignment).parameters
+    assert [given[name].default for name in ("heads", "strict", "chunk_size")] == [False, False, 8]
+    given = inspect.signature(alignment.cross_alignment).parameters
+    assert [given[name].default for name in ("heads", "strict")] == [False, False]
+    assert given["memory_limit"].default == 2 * 1024**3  # two GiB
 
 
 def test_a_training_loop_traces_once():

@@ -185,3 +185,21 @@ def test_bad_blocks():
     ):
         with pytest.raises(ValueError, match=f"blocks.*{reason}"):
             Blocks.of({"w": jnp.ones(2)}, how)
+
+
+@pytest.mark.parametrize(
+    ("path", "ndim", "want"),
+    [
+        ("attention/query/kernel", 3, -2),  # [width, heads, head width]
+        ("attention/value/bias", 2, -2),
+        ("attention/query/kernel", 2, None),  # heads and their widths are one axis
+        ("attention/value/bias", 1, None),
+        ("attention/out/kernel", 3, -3),  # [heads, head width, width]
+        ("attention/out/kernel", 2, None),
+        ("attention/out/bias", 1, None),
+        ("attention/query_norm/scale", 1, None),
+        ("mlp/up/kernel", 3, None),
+    ],
+)
+def test_heads_have_their_axis(path, ndim, want):
+    assert blocks.head_axis(f"blocks_0/{path}", ndim) == want

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dirasym.analysis import products
+from dirasym.analysis import factored, products
 from dirasym.analysis.factored import Formed
 from dirasym.analysis.problem import Problem
 
@@ -134,3 +134,27 @@ def test_factors_are_the_gradient(found, name):
 
 def test_all_of_these_are_factored(found):
     assert found[2] == {}
+
+
+def test_pieces_of_layers_lie_one_behind_another_where_they_can():
+    """A layer's matrix is the sum of its pieces'; tokens are added for what overlaps alone."""
+    rng = np.random.default_rng(0)
+
+    def piece(first, layers, tokens):
+        return first, *(rng.normal(size=(layers, tokens, n)).astype(np.float32) for n in (2, 3))
+
+    for pieces, num_tokens in (
+        ([piece(0, 1, 4), piece(1, 1, 4)], 4),  # the second begins where the first ends
+        ([piece(2, 1, 4), piece(0, 1, 4)], 4),  # between them a layer is empty
+        ([piece(0, 2, 4), piece(1, 1, 4)], 8),  # both are of layer 1
+        ([piece(0, 1, 4), piece(0, 1, 4)], 8),
+        ([piece(0, 1, 4), piece(1, 1, 5)], 9),  # of other numbers of tokens
+        ([piece(0, 1, 4), piece(0, 1, 5), piece(1, 1, 4), piece(2, 1, 5)], 9),
+    ):
+        want = np.zeros((3, 2, 3), np.float32)
+        for first, left, right in pieces:
+            want[first : first + len(left)] += np.einsum("ktc,ktf->kcf", left, right)
+        left, right = factored._stacked(pieces, 3)
+        assert left.shape[:2] == right.shape[:2] == (3, num_tokens)
+        np.testing.assert_allclose(np.einsum("ktc,ktf->kcf", left, right), want, rtol=1e-5)
+    assert factored._stacked([], 3) is None

@@ -231,6 +231,10 @@ def test_what_a_choice_is_made_among():
     among = recall.choice_among(targets, answers, [[9], [9, 10], [4, 9], [], [1]])
     np.testing.assert_array_equal(among.first_C, [1, 4, 6])
     np.testing.assert_array_equal(among.is_asked_E, [False, False, False, True, True])
+    np.testing.assert_array_equal(among.aside_EX, [[9, 1], [9, 10], [4, 9], [6, 6], [1, 6]])
+    np.testing.assert_array_equal(among.right_EX, [[1], [1], [4], [6], [6]])
+    none = recall.choice_among(targets, answers)  # no aside: one column, of targets
+    np.testing.assert_array_equal(none.aside_EX, [[1], [1], [4], [6], [6]])
     p = [_p(t1=0.5, t6=0.3, t4=0.2)] * 5
     model = _table_model([[e + 1] for e in range(5)], [0] * 5, p)
     questions = Cloze.of([[e + 1] for e in range(5)], [[t] for t in targets], pad_id=PAD)
@@ -341,6 +345,7 @@ def test_rows_without_padding_are_those_filled_up_on_the_right():
 def test_a_choice_is_asked_where_every_right_token_is_the_questions_own():
     """Of two right answers one begins as another question's, or stands in the question."""
     among = recall.choice_among([5, 7, 8], ["Ann", "Bo", "Ed"], None, [{6: "Cy"}, {6: "Di"}, {}])
+    assert among.right_EX.tolist() == [[5, 6], [7, 6], [8, -1]]  # filled up by −1
     assert among.is_asked_E.tolist() == [False, False, True]
     among = recall.choice_among([5, 7], ["Ann", "Bo"], [[6], [6]], [{6: "Cy"}, {}])
     assert among.is_asked_E.tolist() == [False, True]

@@ -433,6 +433,32 @@ def test_measures_that_differ_by_rounding_alone_are_ties():
     assert rank.estimate == pytest.approx(np.corrcoef([3.5, 3.5, 2, 1], [4, 2, 2, 2])[0, 1])
 
 
+def test_measures_are_ranked_to_nine_digits():
+    """Sums of five numbers differ by less; what differs by more is no tie."""
+    cells = {Cell(): 60, Cell("causal"): 0, Cell(predicted="B"): 0}
+    for apart, want in ((3e-10, 0.75), (3e-9, 1.0)):
+        lines = [
+            _line(cell, seed, reverse) | {"early_attention_correlation": value}
+            for (cell, reverse), value in zip(cells.items(), (0.5 + apart, 0.5, 0.1), strict=True)
+            for seed in (0, 2)
+        ]  # fmt: skip
+        *_, (_, _, area) = tables.mechanism(lines)
+        assert area.estimate == pytest.approx(want)
+
+
+def test_a_cell_reverses_above_half_of_its_forward_accuracy():
+    """Of the area under the curve: on the half itself it does not."""
+    cells = {Cell(): 60.0, Cell("causal"): 45.0, Cell(predicted="B"): 0.0}
+    lines = [
+        _line(cell, seed, 0.0) | {"percent_reverse": reverse, "percent_forward": 90.0}
+        | {"early_attention_correlation": value}
+        for (cell, reverse), value in zip(cells.items(), (0.5, 0.9, 0.1), strict=True)
+        for seed in (0, 2)
+    ]  # fmt: skip
+    *_, (_, _, area) = tables.mechanism(lines)
+    assert area.estimate == pytest.approx(0.5)  # 0.5 is above 0.1 and below 0.9
+
+
 def test_the_figures_of_causes_draw_the_cells():
     pytest.importorskip("matplotlib")
     cells = {Cell(): 60.0, Cell(predicted="B"): 10.0, Cell("causal"): 20.0}
@@ -444,7 +470,8 @@ def test_the_figures_of_causes_draw_the_cells():
     assert [set(x.get_xdata()) for x in chart.get_lines() if x.get_color() == "gray"] == [{0}]
     assert [x.get_text() for x in chart.get_yticklabels()] == ["attention: causal", "predicted: B"]
     np.testing.assert_allclose(chart.containers[0][0].get_xydata(), [[-40, 0], [-50, 1]])
-    *_, correlation = tables.mechanism_figure(lines).axes
+    *others, correlation = tables.mechanism_figure(lines).axes
+    assert [ax.get_ylabel() for ax in (*others, correlation)] == ["reverse accuracy (%)", "", ""]
     drawn = {line.get_label(): line.get_xydata() for line in correlation.get_lines()}
     np.testing.assert_allclose(drawn["predicted: both"], [[0.6, 61.0], [0.2, 21.0]])
     np.testing.assert_allclose(drawn["predicted: B"], [[0.1, 11.0]])
@@ -528,6 +555,9 @@ def test_the_figure_of_the_dial_draws_each_kind_of_pairs():
     assert colors == [blue, red, green, pink]  # as the curves have them
     assert [ax.get_ylim()[1] for ax in (accuracy, p, cosine)] == [105, 105, 1.05]
     assert list(accuracy.get_xticks()) == [2, 5]
+    assert [ax.get_xlabel() for ax in (accuracy, p, cosine)] == ["", "", "block size (tokens)"]
+    assert accuracy.get_shared_x_axes().joined(accuracy, p)
+    assert accuracy.get_shared_x_axes().joined(accuracy, cosine)
     assert [c[0].get_color() for c in cosine.containers] == [green, green, pink, pink]
 
 

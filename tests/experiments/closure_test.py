@@ -229,6 +229,7 @@ def test_the_figures_hold_the_numbers():
     artists.hides_nothing(isolated.figure)
     ax = closure_report.phase_figure(LINES).axes[0]
     np.testing.assert_allclose(ax.images[0].get_array(), [[5, 15], [25, 85]])
+    assert ax.images[0].get_clim() == (0, 100)  # the bar is read in percent
     written = {(text.get_position(), text.get_text()) for text in ax.texts}
     assert written == {((0, 0), "5"), ((1, 0), "15"), ((0, 1), "25"), ((1, 1), "85")}
     assert [[x.get_text() for x in labels] for labels in
@@ -262,6 +263,36 @@ def test_a_tie_with_a_threshold_decides_nothing(claim, changes, want):
         for cell, share in shares.items() for seed in range(3)
     ]  # fmt: skip
     assert closure_report.claims(lines)[claim - 1][2] == want
+    shares = [key for key in lines[0] if key.endswith(("accuracy", "hits"))]  # as they are kept
+    kept = [line | {key: float(np.float32(line[key])) for key in shares} for line in lines]
+    assert closure_report.claims(kept)[claim - 1][2] == want
+
+
+def test_cells_are_compared_by_the_seeds_that_both_have():
+    cells = [(6, "3", 0, 0.9), (6, "3", 1, 0.8), (6, "3", 5, 0.0)]  # points: 80 and 60
+    cells += [(0, "3", 7, 0.99), (0, "3", 1, 0.2), (0, "3", 0, 0.1)]
+    cells += [(6, "0", seed, 0.5) for seed in (1, 0)]
+    lines = [_line(64, *cell, train_accuracy=1.0, reverse_accuracy=share, probe_hits=share)
+             for *cell, share in cells]  # fmt: skip
+    told = closure_report.claims(lines)[2][1]
+    assert told.startswith("closure 6, decay 3, less closure 0: 70.0 (")
+    assert "; less decay 0: 35.0 (" in told
+
+
+def test_a_cell_says_a_share_in_percent_and_all_else_as_it_is():
+    lines = [{"asymmetry": 0.25, "reverse_choice": 0.25}, {"asymmetry": 0.25}]
+    assert closure_report.cell(lines, "asymmetry") == "0.25 ± 0.00"
+    assert closure_report.cell(lines, "reverse_choice") == "25.0"
+    assert closure_report.cell(lines, "probe_hits") == "none"
+
+
+def test_numbers_of_the_diagram_are_white_on_dark_and_black_on_light():
+    pytest.importorskip("matplotlib")
+    shares = {"0": 0.594, "1": 0.6, "3": 0.604}
+    lines = [_line(64, 0, decay, 0, reverse_accuracy=x) for decay, x in shares.items()]
+    ax = closure_report.phase_figure(lines).axes[0]
+    written = [(text.get_text(), text.get_color()) for text in ax.texts]
+    assert written == [("59", "white"), ("60", "black"), ("60", "black")]
 
 
 def test_a_rank_correlation_needs_three_cells_that_have_learned():

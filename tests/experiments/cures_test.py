@@ -245,6 +245,40 @@ def test_a_tie_with_a_threshold_decides_nothing(claim, values, want):
     assert row[0].startswith(f"{claim}.") and row[2] == want
 
 
+def test_cells_are_compared_by_the_seeds_that_both_have():
+    """In whatever order their lines stand; a seed of one cell alone has nothing to be less than."""
+
+    def line(remedy, seed, reverse):
+        return {"matching": "compute", "remedy": remedy, "seed": seed, "reverse": reverse}
+
+    lines = [line("a", 0, 50.0), line("a", 1, 70.0), line("a", 2, 1.0)]
+    lines += [line("b", 3, 99.0), line("b", 1, 20.0), line("b", 0, 10.0)]
+    cells = ("compute", "a"), ("compute", "b")
+    got = cures_report.points_more(lines, "reverse", *cells)  # 50 − 10 and 70 − 20
+    np.testing.assert_allclose(got, [45, 45 - 63.531, 45 + 63.531], atol=1e-3)
+    less = cures_report.points_more(lines, "reverse", *cells[::-1])
+    np.testing.assert_allclose(less, [-45, -45 - 63.531, -45 + 63.531], atol=1e-3)
+    assert np.isnan(cures_report.points_more(lines[:3], "reverse", *cells)).all()
+    for more, want in ((60.0004, 50), (60.0006, 50.001)):  # to a thousandth of a point
+        tie = [line("a", 0, more), line("b", 0, 10.0)]
+        assert cures_report.points_more(tie, "reverse", *cells).estimate == want
+
+
+def test_a_claim_says_its_numbers_to_a_tenth():
+    lines = remedy_lines.known({"reversed": 90.04, "exposure": 79.9}, system.REMEDIES)
+    rows = cures_report.claims(lines)
+    assert rows[0][1] == "`reversed` 90.0 (90.0 to 90.0)"
+    told = "at equal exposure 79.9 (79.9 to 79.9); points less 10.1 (10.1 to 10.1)"
+    assert rows[5][1] == told
+
+
+def test_a_cell_of_one_seed_has_a_mean_and_no_interval():
+    """A study that is still running, of which the first seed is there."""
+    first = [line for line in LINES if line["seed"] == LINES[0]["seed"]]
+    rows = [row.strip("| ").split(" | ") for row in cures_report.table(first).splitlines()]
+    assert rows[2][:5] == ["compute", "none", "0.50", "8", "1"] and "±" not in "".join(rows[2])
+
+
 def test_claims_go_by_the_thresholds_of_the_page():
     known = {
         ("none", "compute"): dict(reverse=1.0, incorrect=2.0),

@@ -340,6 +340,11 @@ def test_the_figure_of_two_letters_draws_cosines_blocks_and_assumptions():
         assert text.get_text().endswith(f": {share[-1]:.0%}")
         assert -row < text.get_position()[1] < 0.9 - row
     artists.hides_nothing(rise.figure)
+    equal = {"cosine/total": np.ones_like(c["cosine/total"])}  # float32 may say 1, and more
+    curves["minimal", "mdm", 2, 1] |= equal
+    cosine = tables.minimal_figure(curves).axes[1]
+    assert set(_line(cosine, "median letter").get_ydata()) == {1e-8}
+    assert set(_line(cosine, "furthest letter").get_ydata()) == {1e-8}
 
 
 def test_a_report_draws_what_was_run(reported, monkeypatch):

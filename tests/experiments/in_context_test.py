@@ -125,10 +125,29 @@ def test_three_panels_show_facts_distance_and_names():
     assert dotted == [[[1, 0.5], [2, 0.5]], [[n, 0.25] for n in (1, 2, 3, 4)]]
     base = [[12, 0.505], [50, 0.105], [800, 0.605]]
     np.testing.assert_allclose(drawn[2]["asked at any place"], base)
+    assert [ax.get_ylabel() for ax in figure.axes] == ["accuracy, withheld sentences", "", ""]
+    told = ["2 told", "4 told", "4 told, nearest 2 trained"]
+    assert sorted(artists.entries(distance.get_legend())) == sorted([*told, "guess among the told"])
+    colors = {c.get_label(): c[0].get_color() for c in distance.containers}
+    apart = number.containers[0][0].get_color(), names.containers[0][0].get_color()
+    assert apart[1] == colors["2 told"] and apart[0] not in colors.values()
     guesses = [ax.get_lines()[-1].get_ydata() for ax in (number, names)]
     np.testing.assert_allclose(guesses[0], [1, 1 / 2, 1 / 4, 1 / 8])
     np.testing.assert_allclose(guesses[1], [1 / 2] * 3)
     artists.hides_nothing(figure)
+
+
+def test_one_seed_of_fresh_facts_is_shown_as_it_is():
+    first = [line for line in _lines() if line["accuracy"] * 100 % 2 < 0.5]
+    assert len(first) == 7
+    table = study_report.fresh_table(first[2:3], FRESH, ["4 50 None"]).splitlines()[-1]
+    assert table == "| 4 50 None | 2.000 | 2.500 | 0.200 | 1.386 | 0.250 |"
+    pytest.importorskip("matplotlib")
+    number, distance, _ = study_report.fresh_figure(first, FRESH, ()).axes
+    told = [[1, 0], [2, 0.1], [4, 0.2], [8, 0.3]]
+    np.testing.assert_allclose(number.containers[0][0].get_xydata(), told)
+    np.testing.assert_allclose(number.get_lines()[-1].get_ydata(), [1, 1 / 2, 1 / 4, 1 / 8])
+    np.testing.assert_allclose(distance.containers[0][0].get_xydata(), [[1, 0.11], [2, 0.1]])
 
 
 def test_heads_of_fresh_facts_say_what_stands_under_them():

@@ -354,6 +354,11 @@ def test_the_figure_draws_the_own_question_of_each_receiver():
     assert artists.entries(drawn.legends[0]) == list(tables.GIVERS)
     titles = [ax.get_title() for ax in drawn.axes]
     assert titles == ["order: source", "order: reverse", "target: forward", "target: source"]
+    chance = [[line for line in ax.get_lines() if line.get_linestyle() == ":"] for ax in drawn.axes]
+    assert [set(line.get_ydata()) for (line,) in chance] == [{100 / 26}] * 4
+    assert [ax.get_ylabel() for ax in drawn.axes] == ["choice (%)", ""] * 2
+    named = [x.get_text() for x in drawn.axes[0].get_xticklabels()]
+    assert named == list(tables.PARTS)
     for ax, other in zip(drawn.axes, (81, 81, 31, 31), strict=True):
         heights = [list(of.lines[0].get_ydata()) for of in ax.containers]
         assert heights == [[x] * len(tables.PARTS) for x in (other, 91, 21, 6)]

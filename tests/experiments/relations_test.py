@@ -460,6 +460,13 @@ def test_the_study_tells_its_factors_and_values_apart():
     figure = study_report.figure([told, *_study_lines(), told], "dropout", ("0.0", "0.3"))
     (guess,) = [x for x in figure.axes[0].get_lines() if x.get_label() == "uniform guess"]
     assert set(guess.get_ydata()) == {2.0}
+    first = [line for line in _study_lines() if line["factor"] == "dropout" and not line["seed"]]
+    figure = study_report.figure(first[:1], "dropout", ("0.0",))  # one seed of one value
+    nll, asymmetry = figure.axes
+    assert nll.containers[0][0].get_xydata().tolist() == [[0, 0]]
+    drawn = [[x.get_label() for x in ax.get_lines()].count("uniform guess") for ax in figure.axes]
+    assert drawn == [1, 0] and nll.get_ylabel() == "NLL (nats)"
+    assert asymmetry.get_ylabel() == "asymmetry"
 
 
 def test_the_values_of_a_category_are_drawn_beside_one_another_and_not_joined():

@@ -97,6 +97,19 @@ def test_the_figure_holds_the_reverse_curves():
     assert {ax.get_xlabel() for ax in axes[-2:]} == {"step"} == {axes[-1].get_xlabel()}
 
 
+def test_one_seed_of_one_initialisation_is_shown_as_it_is():
+    pytest.importorskip("matplotlib")
+    one = [LINES[0]]
+    assert "| default | at_once | ema | 70.0 | 30.0 | 30 to 30 |" in (
+        tables.table([LINES[0] | {f"{d}/at_once/ema": [1, x, x] for d, x in
+                                  (("forward", 70), ("reverse", 30))}], ["default"], ORDERS)
+    )  # fmt: skip
+    raw, ema = tables.figure(one, ["default"], ORDERS).axes
+    assert [ax.get_ylabel() for ax in (raw, ema)] == ["reverse (%)", ""]
+    assert [ax.get_xlabel() for ax in (raw, ema)] == ["step", "step"]
+    assert list(raw.get_lines()[0].get_ydata()) == [0, 0.25, 0.5]
+
+
 def test_short_names_of_initialisations_say_what_differs():
     size = {0.0: "", 0.02: "small embedding", 1.0: "unit embedding"}
     assert list(tables.NAMES) and set(tables.NAMES) == set(toy_study.INITS)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import scipy.special
 
+from dirasym import report
 from dirasym.analysis import row_dynamics
 from dirasym.workdir import WorkDir
 from experiments import training_dynamics
@@ -167,12 +168,16 @@ def test_the_bilinear_table_holds_means_and_intervals():
     assert header[:3] == ["width", "ε", "final L"]
     # Student's t of one degree of freedom: 12.706 · half the difference.
     assert first[:4] == ["8", "1.3000 ± 6.3531", "0.00050 ± 0.00635", "2.500 ± 6.353"]
+    assert first[4:6] == ["0.5000 ± 0.0006", "0.250 ± 0.000"]
+    assert [len(x.split(" ± ")[0]) for x in second[1:6]] == [6, 7, 5, 6, 5]  # as many digits
     assert first[-1] == "not reached" and second[-1] == "1.62"  # of 1.5 and 1.75
     assert second[:2] == ["12", "1.7000 ± 6.3531"] and second[-2] == "0.250 ± 0.000"
 
 
 def test_the_sentence_names_the_width_from_which_all_seeds_stay():
     assert "From width 12 on" in dynamics_report.within_sentence(SMALL, LINES)
+    on_it = [line | {"reverse_deviation": 0.01} for line in LINES[-1:]]  # within means up to
+    assert "From width 12 on" in dynamics_report.within_sentence(SMALL, LINES[:-1] + on_it)
     moved = [line | {"reverse_deviation": 0.0101} for line in LINES[-1:]]
     assert "At no width" in dynamics_report.within_sentence(SMALL, LINES[:-1] + moved)
 
@@ -230,6 +235,15 @@ def test_figures_hold_the_curves(cases):
         np.testing.assert_array_equal(image, curves["weights"])
     limits = {ax.images[0].get_clim() for ax in figure.axes if ax.images}
     assert limits == {(-limit, limit) for limit in [max(np.abs(x).max() for x in shown)]}
+
+    # Of three widths the first and the last are shown, of three seeds the first.
+    config = dataclasses.replace(SMALL, widths=(8, 10, 12), seeds=(5, 0, 7))
+    known = {(w, s): {"weights": np.eye(3) * -(w + s / 10)} for w in (8, 10, 12) for s in (5, 0, 7)}
+    axes = dynamics_report.weight_figure(config, known, just_curves).axes
+    assert [ax.get_title() for ax in axes[:2]] == ["bilinear, width 8", "bilinear, width 12"]
+    np.testing.assert_allclose([ax.images[0].get_array().min() for ax in axes[:2]], [-8.5, -12.5])
+    low, high = axes[0].images[0].get_clim()  # the largest may be below zero
+    assert -low == high == max([12.5, *(np.abs(x).max() for x in shown[2:])])
 
 
 KEYS = (
@@ -309,7 +323,15 @@ def test_the_figure_of_losses_shows_the_first_the_middle_and_the_last_width():
     axes = dynamics_report.loss_figure(config, bilinear).axes
     assert [ax.get_title() for ax in axes] == ["width 8", "width 12", "width 16"]
     assert artists.entries(axes[-1].get_legend()) == ["forward", "reverse", "ln M, a guess"]
+    assert [ax.get_ylabel() for ax in axes] == ["loss (nats)", "", ""]
+    alone = dataclasses.replace(config, seeds=(1,))
+    (*_, ax) = dynamics_report.loss_figure(alone, bilinear).axes
+    assert artists.entries(ax.get_legend()) == ["forward", "reverse", "ln M, a guess"]
     for ax in axes:
+        assert ax.get_shared_x_axes().joined(ax, axes[0])
+        assert ax.get_shared_y_axes().joined(ax, axes[0])
+        colors = {line.get_color() for line in ax.get_lines() if line.get_label() == "forward"}
+        assert colors == {report.FORWARD}
         (guess,) = (x for x in ax.get_lines() if x.get_linestyle() == ":")
         np.testing.assert_allclose(guess.get_ydata(), np.log(8))
 
@@ -333,6 +355,8 @@ def test_the_closed_forms_and_intervals_are_drawn_beside_the_flow(cases):
     styles = {line.get_label(): line.get_linestyle() for line in ax.get_lines()}
     assert styles["1/M"] == ":" and styles[dynamics.CASES["symmetric"]] == "-"
     assert styles[dynamics.CASES["one_way"]] == "--"
+    (limit,) = (line for line in right.get_lines() if line.get_linestyle() == ":")
+    assert set(limit.get_ydata()) == {1e-4}  # what docs/training_dynamics.md allows
     (guess,) = (line for line in ax.get_lines() if line.get_label() == "1/M")
     assert set(guess.get_ydata()) == {1 / dynamics.ONE_LAYER_VOCAB}
     axes = dynamics_report.width_figure(SMALL, LINES).axes

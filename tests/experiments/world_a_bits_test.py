@@ -87,6 +87,8 @@ def test_the_figure_draws_means_over_maps_at_their_bits():
     points = {bar.get_label(): bar[0].get_xydata().tolist() for bar in ax.containers}
     assert points["36 × 4, 10 pairs, one answer"] == [[20.0, pytest.approx(2.25)]]
     assert "6 × 4, 10 pairs, one answer" in points and len(points) == 2
+    marks = {bar.get_label()[:2]: bar[0].get_marker() for bar in ax.containers}
+    assert [marks["36"], marks["6 "]] == list(report.MARKERS[:2])  # the most letters first
     assert report.figure(LINES[:4]).axes[0].containers[0][0].get_color() == COLORS[0]
     of_K = {"K": 5, "direction": "B->A", "bits_to_store_per_pair": 12.0}
     (ax,) = report.figure([line | of_K for line in LINES[:4]]).axes
@@ -105,6 +107,7 @@ def test_a_kind_of_strings_has_one_marker_in_both_panels():
     few = [line | {"letters": 6} for line in LINES[:4]]
     gpt2 = [line | {"model": "gpt2"} for line in LINES[:4]]  # which did not learn of few letters
     first, second = report.figure([*LINES[:4], *few, *gpt2]).axes
+    assert first.get_shared_y_axes().joined(first, second)  # epochs of both are compared
     (alone,), both = first.containers, {x.get_label()[:6]: x for x in second.containers}
     assert alone[0].get_marker() == both["36 × 4"][0].get_marker() != both["6 × 4,"][0].get_marker()
     only = [*few, *gpt2]  # each panel has one kind, and not the same
