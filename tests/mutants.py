@@ -113,6 +113,12 @@ EQUIVALENT = [
      "rows.append((name, effects.rank_correlation(score, outcome), area))",
      "effects.rank_correlation(score, outcome)", "effects.rank_correlation(outcome, score)",
      "a correlation is symmetric"),
+    ("experiments/reports/closure.py",
+     'hits = [round(share(of, "probe_hits").estimate, 6) for of in learned.values()]', "6", "7",
+     "means of n thousandths are equal, or 0.001 / n apart"),
+    ("experiments/reports/closure.py",
+     "rank = effects.rank_correlation(hits, [round(x.estimate, 6) for x in reverse.values()])",
+     "6", "7", "means of n thousandths are equal, or 0.001 / n apart"),
     ("experiments/reports/cures.py", "lambda _, x: x.estimate > 10, lambda _, x: "
      "round(x.estimate, 6) < 3),", "6", "7",
      "a mean of n thousandths of a point is 3, or 0.001 / n away from it"),

@@ -103,10 +103,11 @@ def claims(lines: Lines) -> list[list[str]]:
     free = whole.get(0.0, none)
     decayed = [x for decay, x in whole.items() if decay >= 1]
     against = [less((6, 3.0), other) for other in ((0, 3.0), (6, 0.0))]
-    hits = [share(of, "probe_hits").estimate for of in learned.values()]
+    # Ranked are means of thousandths, rounded: in another order their sum may be another.
+    hits = [round(share(of, "probe_hits").estimate, 6) for of in learned.values()]
     rank = none
     if len(hits) > 2:
-        rank = effects.rank_correlation(hits, [x.estimate for x in reverse.values()])
+        rank = effects.rank_correlation(hits, [round(x.estimate, 6) for x in reverse.values()])
 
     def stated(of: Mapping[float, Bounds]) -> str:
         return "; ".join(f"decay {decay:g}: {said(x, 1)}" for decay, x in of.items())

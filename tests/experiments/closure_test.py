@@ -1,6 +1,7 @@
 """Closure: known answers through the code that reports them, and what is refused."""
 
 import dataclasses
+import itertools
 import subprocess
 import sys
 import types
@@ -243,6 +244,7 @@ def test_the_figures_hold_the_numbers():
         (1, {(0, "0"): 0.099}, "holds"),
         (1, {(0, "3"): 0.2}, "undecided"),
         (1, {(0, "3"): 0.201}, "fails"),
+        (1, {(0, "3"): 0.200004}, "undecided"),  # to a thousandth of a point
         (2, {(6, "0"): 0.3}, "undecided"),
         (2, {(6, "0"): 0.299}, "holds"),
         (2, {(6, "1"): 0.5}, "undecided"),
@@ -253,6 +255,7 @@ def test_the_figures_hold_the_numbers():
         (3, {(0, "3"): 0.549, (6, "0"): 0.0}, "holds"),
         (3, {(0, "3"): 0.0, (6, "0"): 0.85}, "undecided"),
         (3, {(0, "3"): 0.0, (6, "0"): 0.851}, "fails"),
+        (3, {(0, "3"): 0.0, (6, "0"): 0.850004}, "undecided"),
     ],
 )
 def test_a_tie_with_a_threshold_decides_nothing(claim, changes, want):
@@ -322,6 +325,23 @@ def test_the_rank_correlation_is_of_means_and_not_of_the_ends_of_intervals(monke
     ((hits, reverse),) = told
     np.testing.assert_allclose(hits, [5, 15, 25])
     np.testing.assert_allclose(reverse, [20, 30, 70])
+
+
+def test_cells_of_the_same_answers_are_ties_whichever_seed_gave_them(monkeypatch):
+    """As their lines keep them, in float32, and summed in any order."""
+    told = []
+    spy = lambda *given: told.append(given) or closure_report.Bounds(0.5, 0.4, 0.6)  # noqa: E731
+    monkeypatch.setattr(closure_report.effects, "rank_correlation", spy)
+    shares = [float(np.float32(share)) for share in (26 / 27, 11 / 27, 1 / 27)]
+    cells = [(0, "0"), (0, "3"), (2, "0"), (2, "3"), (6, "0"), (6, "3")]
+    lines = [
+        _line(64, *cell, seed, train_accuracy=1.0, reverse_accuracy=share, probe_hits=share)
+        for cell, order in zip(cells, itertools.permutations(shares), strict=True)
+        for seed, share in enumerate(order)
+    ]  # fmt: skip
+    closure_report.claims(lines)
+    ((hits, reverse),) = told
+    assert len(hits) == 6 and len(set(hits)) == len(set(reverse)) == 1
 
 
 def test_a_tie_of_the_rank_correlation_decides_nothing(monkeypatch):
