@@ -219,6 +219,11 @@ def test_noised_positions_may_be_more_than_scored_ones():
     masked = seen[0] == MASK
     assert masked[:, 0].any()
     assert aux["tokens"] == masked[:, 3].sum()
+    how = dict(mask_id=MASK, rate=0.5, keep=0, random=0)
+    total, count, _ = objectives.masked_lm(spy, {}, whole, jax.random.key(0), **how)
+    masked = seen[1] == MASK
+    assert masked[:, 0].any() and count == masked[:, 3].sum()
+    np.testing.assert_allclose(total, count * math.log(VOCAB - 1), rtol=1e-5)
 
 
 def test_padding_is_not_noised_whatever_may_be():
@@ -299,6 +304,31 @@ def test_masked_lm_shares():
         spy, {}, _batch(tokens[:, :40]), jax.random.key(0), mask_id=5, vocab_size=5, random=0.9
     )
     assert set(np.unique(seen[1])) == {*range(5), 7}
+
+
+def test_a_token_that_is_replaced_by_any_word_is_asked_for_what_stood_there():
+    """[M] stands among the words: it is drawn for none, and each other one as often."""
+    seen = []
+
+    def spy(params, tokens):
+        seen.append(np.asarray(tokens))
+        return jnp.broadcast_to(jnp.log(params), (*tokens.shape, 6))
+
+    p_V, how = jnp.array([0.1, 0.4, 0.2, 0.1, 0.1, 0.1]), dict(rate=1, keep=0, random=1)
+    total, count, _ = objectives.masked_lm(
+        spy, p_V, _batch(np.ones((20, 1000))), jax.random.key(0), mask_id=2, vocab_size=6, **how
+    )
+    shares = np.bincount(seen[0].ravel(), minlength=6) / 20_000
+    np.testing.assert_allclose(shares, [0.2, 0.2, 0, 0.2, 0.2, 0.2], atol=0.015)
+    np.testing.assert_allclose(total / count, -math.log(0.4 / 0.8), rtol=1e-5)  # [M] apart
+
+
+def test_no_level_and_no_place_is_zero(monkeypatch):
+    """0 may be drawn, and is 1 then: 1/λ of 0 is infinite."""
+    monkeypatch.setattr(jax.random, "uniform", lambda key, shape: jnp.zeros(shape))
+    keys_B = jax.random.split(jax.random.key(0), 2)
+    for drawn in objectives.uniforms(_batch(np.ones((2, 3))), keys_B):
+        np.testing.assert_array_equal(drawn, np.ones(drawn.shape))
 
 
 def test_a_uniform_rate_hides_sets_of_every_size_alike():

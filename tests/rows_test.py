@@ -399,3 +399,16 @@ def test_the_hidden_share_is_of_what_is_no_padding():
     np.testing.assert_allclose(rows.hidden_share(tokens, MASK, valid), [1 / 2, 1 / 3])
     np.testing.assert_allclose(rows.hidden_share(tokens, MASK, None), [3 / 4, 1 / 4])
     np.testing.assert_array_equal(rows.hidden_share(tokens, MASK, valid & False), [0, 0])
+
+
+def test_no_position_is_lost_where_a_share_holds_one_fewer():
+    @jax.jit
+    def read(wanted_BL):
+        return rows.read_at(
+            lambda logits, targets: logits[..., 0], lambda params, x: jnp.ones((*x.shape, 2)), {},
+            *(TOKENS[:1], wanted_BL, TOKENS[:1]), capacity=0.5,
+        )  # fmt: skip
+
+    for wanted in range(7):  # of three that are computed
+        wanted_BL = np.arange(6)[None] < wanted
+        np.testing.assert_array_equal(read(wanted_BL), wanted_BL)

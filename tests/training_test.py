@@ -231,6 +231,21 @@ def test_decay_is_beside_the_update_or_in_the_gradient():
     np.testing.assert_allclose(update(l2=0.4, clip_norm=0.5, eps=1e4), wanted, rtol=1e-3)
 
 
+def test_the_optimizer_is_adam_behind_a_clip_at_one_unless_told_otherwise():
+    """An entry of the size of ε, and a gradient beyond the clip at every second step."""
+    made = training.make_optimizer(0.1)
+    plain = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.1, 0.9, 0.999, eps=1e-8))
+    params, found = {"w": jnp.ones(2)}, []
+    for optimizer in (made, plain):
+        state, moved = optimizer.init(params), []
+        for size in (3.0, -0.5, 2.0, 0.1):
+            grads = {"w": size * jnp.float32([1, 1e-8])}
+            updates, state = optimizer.update(grads, state, params)
+            moved.append(updates["w"])
+        found.append(moved)
+    np.testing.assert_allclose(*found, rtol=1e-5)
+
+
 def test_an_optimizer_that_cannot_be_is_refused():
     for name, value in dict(
         learning_rate=np.nan, weight_decay=-1.0, l2=-1.0, eps=np.inf, clip_norm=-1.0, b1=2.0, b2=1.0

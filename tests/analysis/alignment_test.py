@@ -622,6 +622,22 @@ def test_a_step_from_bfloat16_is_taken_and_measured_in_float32():
     np.testing.assert_allclose(transfer.predicted[1], -1e-4 * (4 * w**2).sum(), rtol=1e-5)
 
 
+@pytest.mark.parametrize("method", ["direct", "factored"])
+def test_every_product_is_of_the_highest_precision(method):
+    """Accelerators round the factors of float32 products unless they are told."""
+    x_EI, params = np.ones((3, 2, 4), np.float32), {"w": jnp.ones((4, 2))}
+    loss = lambda p, x: ((x @ p["w"]) ** 2).sum()  # noqa: E731
+    alone = lambda p: loss(p, x_EI[0])  # noqa: E731
+    for call in (
+        lambda p: alignment.alignment(loss, loss, p, examples=x_EI, method=method),
+        lambda p: alignment.cross_alignment(loss, loss, p, x_EI, method=method),
+        lambda p: alignment.first_order_transfer(alone, alone, p, [0.1]),
+    ):
+        text = str(jax.make_jaxpr(call)(params))
+        assert "dot_general" in text and "precision=None" not in text
+        assert text.count("dot_general[") == text.count("precision=(Precision.HIGHEST")
+
+
 def test_update_ratios_by_hand():
     params = {"a": jnp.array([3.0, 4.0]), "b": {"c": jnp.full(4, 6.0), "d": jnp.array(5.0)}}
     updates = {"a": jnp.array([0.0, -0.5]), "b": {"c": jnp.full(4, 0.3), "d": jnp.array(0.8)}}

@@ -100,6 +100,16 @@ def test_the_panel_is_of_the_reverse_and_leaves_zero_out():
     np.testing.assert_allclose(wrong, 0, atol=1e-6)  # `0` has the rest, and [M] is excluded
 
 
+def test_the_panel_has_the_likeliest_wrong_letter_of_each():
+    """Of a, A: 0.2. Of b, B: 0.3. Of all others: 0.3; and `0`, with a half, is none."""
+    p_V = np.zeros(VOCAB_SIZE)
+    p_V[[LOWER[0], LOWER[1], PAD]] = 0.3, 0.2, 0.5
+    known = lambda params, x: jnp.broadcast_to(jnp.log(p_V), (*x.shape, VOCAB_SIZE))  # noqa: E731
+    right, wrong = case_recall.reverse_panel(known, {}, 4, kind="masked")
+    np.testing.assert_allclose(right, 0.5 / 26, rtol=1e-5)
+    np.testing.assert_allclose(wrong, (0.2 + 25 * 0.3) / 26, rtol=1e-5)
+
+
 def test_evaluate_names_each_weight_and_direction():
     def apply_fn(params, tokens_BL):
         return _known(0.0)({}, tokens_BL) * params["scale"]
@@ -147,6 +157,15 @@ def test_a_masked_model_is_asked_in_its_order_and_blocks(order, monkeypatch):
     case_recall.generation_percent(None, {}, prompts, jax.random.key(0), **how)
     steps = dict(order="random", num_steps=1) if order == "at_once" else dict(order=order)
     assert told == dict(num_steps=None, mask_id=MASK, top_k=5, block_size=2) | steps
+
+
+def test_a_causal_model_is_asked_behind_its_letter_among_the_most_probable(monkeypatch):
+    told = {}
+    write = lambda apply_fn, params, tokens_BL, key, **how: told.update(how) or tokens_BL  # noqa: E731
+    monkeypatch.setattr(case_recall.decoding, "left_to_right", write)
+    prompts, key = case_pairs.prompts(4, "forward"), jax.random.key(0)
+    case_recall.generation_percent(None, {}, prompts, key, kind="causal", generations=2, top_k=5)
+    assert told == dict(prompt_length=1, bos_id=MASK, top_k=5)
 
 
 def test_attention_is_from_the_mask_to_the_uppercase_and_correlated_over_letters():

@@ -172,16 +172,18 @@ def test_any_order_has_the_expectation_of_masked_diffusion():
 
 
 def test_clean_loss_does_not_depend_on_its_batches():
+    """Nor do levels that are dealt out: a cell for each example of the whole data set."""
     data = {"tokens_BL": np.arange(12).reshape(6, 2) % 5}  # all scored, as in a `Batch`
-    objective = functools.partial(objectives.any_order, mask_id=5)
     table = jax.random.normal(KEY, (6, 6))
-    losses = [
-        excess.clean_loss(
-            objective, lambda params, x: table[x], None, data, KEY, batch_size=batch_size
-        )
-        for batch_size in (1, 4, 6, 8)
-    ]
-    np.testing.assert_allclose(losses, losses[0], rtol=1e-5)
+    for objective in (objectives.any_order, objectives.masked_diffusion):
+        losses = [
+            excess.clean_loss(
+                functools.partial(objective, mask_id=5), lambda params, x: table[x], None, data,
+                KEY, batch_size=batch_size,
+            )
+            for batch_size in (1, 4, 6, 8)
+        ]  # fmt: skip
+        np.testing.assert_allclose(losses, losses[0], rtol=1e-5)
 
 
 def test_a_clean_loss_of_fields_that_do_not_fit_is_refused():

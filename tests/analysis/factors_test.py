@@ -33,6 +33,7 @@ SHAPES = {
     "fused bias": (2 * WIDTH,),
     "columns/kernel": (LAYERS, WIDTH, 3 * WIDTH),
     "inputs": (2 * WIDTH, WIDTH),
+    "nested/scale": (LAYERS, WIDTH),
     "unused": (3,),
 }
 
@@ -91,7 +92,11 @@ def _loss(p, tokens_T):
     first, others = jnp.split(p["thirds"], [1])
     x_TD = x_TD @ first.reshape(WIDTH, WIDTH)
     x_TD, _ = jax.lax.scan(lambda x_TD, w: (jnp.tanh(x_TD @ w), None), x_TD, others)
-    x_TD, _ = jax.lax.scan(lambda x_TD, b: (jnp.tanh(x_TD - b[None]), None), x_TD, p["middle"][1:3])
+    middle = lambda x_TD, b: (jnp.tanh(x_TD - b[None]), None)  # noqa: E731
+    x_TD, _ = jax.lax.scan(middle, x_TD, p["middle"][1:3], reverse=True)
+    inner = lambda scale: lambda c, x_D: (c, jnp.sin(x_D * scale))  # noqa: E731
+    nested = lambda x_TD, scale: (jax.lax.scan(inner(scale), 0.0, x_TD)[1], None)  # noqa: E731
+    x_TD, _ = jax.lax.scan(nested, x_TD, p["nested/scale"])
     halves_T2D = jnp.tanh(jnp.einsum("td,dij->tij", x_TD, p["split"].reshape(WIDTH, 2, WIDTH)))
     x_TD = x_TD + halves_T2D[:, 0] * halves_T2D[:, 1]
     logits_TV = _split(p, x_TD) @ p["table"].T

@@ -113,6 +113,16 @@ def _ruled(x):
 _ruled.defvjp(lambda x: (x, None), lambda _, g: (2 * g,))
 
 
+def _one_of_two(number):
+    """Of the results of one operation."""
+
+    def function(x):
+        step = lambda c, _: ((c[0] * x, c[1] + x), None)  # noqa: E731
+        return jax.lax.scan(step, (x, x), None, 2)[0][number]
+
+    return function
+
+
 def test_a_digest_is_of_operations_and_constants_wherever_they_are():
     inner = lambda array: lambda x: jax.jit(lambda x: array * x)(x)  # noqa: E731
     scan = lambda n: lambda x: jax.lax.scan(lambda c, _: (c * x, None), x, None, n)[0]  # noqa: E731
@@ -122,6 +132,7 @@ def test_a_digest_is_of_operations_and_constants_wherever_they_are():
     kinds = [inner(ones), inner(others), inner(ones[:2]), scan(2), scan(3), jnp.sin, jnp.cos]
     kinds += [lambda x: x * 2, lambda x: x * -2, lambda x: jax.nn.relu(x), lambda x: jnp.float32(0)]
     kinds += [lambda x: x - x * x, lambda x: x * x - x, lambda x: (x, x * x), lambda x: (x * x, x)]
+    kinds += [_one_of_two(0), _one_of_two(1)]
     found = [_digest(lambda x, f=f: f(x)) for f in kinds]
     assert len(set(found)) == len(kinds)
     assert found == [_digest(lambda y, f=f: f(y)) for f in kinds]

@@ -171,6 +171,20 @@ def test_last_word():
     assert data.last_word(data.train_EL[:2]).tolist() == [[False, False, False, True, True]] * 2
 
 
+def test_ids_are_those_of_the_vocabulary_behind_the_relations():
+    for make, reserved in (
+        (relations.reversal, 2),
+        (relations.chain, 2),
+        (relations.chain_related, 2),
+        (relations.in_context, 3),
+    ):
+        data = make(700)
+        assert data.vocab_size == 700 + reserved
+    data = relations.in_context(20, num_first=16, num_second=4)  # every token is an entity
+    rows = np.concatenate([data.train_EL, data.validation_EL])
+    assert set(np.unique(rows)) == set(range(data.vocab_size))
+
+
 def test_the_seed_decides_everything():
     for make in (
         relations.reversal,

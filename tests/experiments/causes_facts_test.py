@@ -217,6 +217,11 @@ def test_a_cell_is_trained_as_it_says():
     masked = Task(Cell(), config).run({}).step.keywords["objective"]
     assert masked.func is causes.objectives.masked_diffusion
     assert masked.keywords["mask_id"] == task.config.tokenizer.mask_id
+    one_side = Task(Cell(predicted="B"), config)
+    rows = one_side.run({}).data(3)
+    assert rows.keys() == one_side.rows.keys() and not rows["scored_BL"].all()
+    for name, x in one_side.rows.items():
+        np.testing.assert_array_equal(rows[name], x)
     network = task.model.config
     assert network.causal and not Task(Cell(), config).model.config.causal
     assert (network.num_heads, network.width, network.max_len) == (2, 8, 9)
@@ -228,6 +233,7 @@ def test_a_page_says_what_its_cells_learn_and_refuses_what_cannot_be():
     assert _config().data.endswith("names of 1 word")
     runs = page.plan(config, None)
     assert len(runs) == 22 and runs[0].identity == page.toy.identity(config.parsed[0])
+    assert [run.summarize.args for run in runs] == [(cell.predicted,) for cell in config.parsed]
     with pytest.raises(ValueError, match="next token needs causal attention"):
         _config(cells=("bidirectional/next_token",))
     assert causes_facts.OPENING == "Now"

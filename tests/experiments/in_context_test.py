@@ -1,5 +1,6 @@
 """Facts told in the prompt and drawn anew: what is measured and shown of them."""
 
+import dataclasses
 import math
 
 import artists
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from dirasym import models
+from dirasym.data.relations import fresh_in_context
 from experiments import relations_study
 from experiments.reports import relations_study as study_report
 from experiments.systems import relations
@@ -75,6 +77,21 @@ def test_a_result_line_says_the_last_evaluation_and_when_it_answered():
     assert line["uniform_nll"] == math.log(10) and line["num_sentences"] == 80
     assert line["num_validation_sentences"] == 2000
     assert _cell().summarize(history | {"accuracy": np.zeros(4)})["steps_to_answer"] is None
+    longer = InContext(Prompts(num_facts=4, num_names=10), TINY, 60)  # of which 3 are a twentieth
+    losses = np.array([9.0, 9, 6, 2, 1])
+    assert longer.summarize(history | {"loss": losses})["train_nll"] == 3
+
+
+def test_a_cells_sentences_are_of_its_prompts_and_of_the_data_seed():
+    told = []
+    for num_asked, seed in ((None, 0), (None, 5), (2, 0)):
+        c = dataclasses.replace(TINY, data_seed=seed)
+        data = InContext(Prompts(4, 10, num_asked), c, 20).data
+        want = fresh_in_context(10, num_facts=4, num_asked=num_asked, num_train=80, seed=seed)
+        np.testing.assert_array_equal(data.train_EL, want.train_EL)
+        np.testing.assert_array_equal(data.validation_EL, want.validation_EL)
+        told.append(data.train_EL)
+    assert (told[0] != told[1]).any() and (told[0] != told[2]).any()
 
 
 def test_a_cell_trains_on_last_words_with_the_network_of_its_flags(tmp_path):

@@ -109,6 +109,7 @@ def test_who_gives_which_part_to_whom(monkeypatch):
 
     monkeypatch.setattr(causes.Task, "probabilities", probabilities)
     lines = list(page.exchanges(config, weights))
+    num_params = sum(x.size for x in jax.tree.leaves(_filled(0)))
     assert len(lines) == 2 * 2 * 3 * len(tables.GIVERS)
     by = {(x["pair"], x["into"], x["giver"], x["seed"]): x for x in lines}
     for pair, other_of in (("target", (2000, 1000)), ("answer", (2100, 1000))):
@@ -120,6 +121,7 @@ def test_who_gives_which_part_to_whom(monkeypatch):
                 }  # fmt: skip
                 for giver, number in given.items():
                     line = by[pair, into, giver, seed]
+                    assert line["total_params"] == num_params
                     mine = own + 10 + seed
                     assert line["own_storage"] == line["own_ends"] == mine
                     assert line["own_all"] == line["value_all"] == number
@@ -159,6 +161,7 @@ def test_all_of_another_network_is_that_network(tmp_path):
         other = own["B", "own", seed]
         assert by[1, "other", seed]["p_reverse_all"] == pytest.approx(other["p_reverse"], abs=1e-3)
     text = (workdir.path / "report.md").read_text(encoding="utf-8")
+    assert "L = 4, 20 steps of 8; words and thresholds" in text
     assert "| answer | forward | values |" in text and "9. distinct entries by direction" in text
 
 
@@ -302,6 +305,28 @@ def test_a_row_of_parts_says_each_giver_under_its_head():
     assert rows[-1][1:3] == ["reverse", "all"] and rows[-1][-1] == "50 (50 to 50)"
 
 
+def test_each_part_has_numbers_of_its_own_in_the_table_and_the_figure():
+    """Each part is one above the one before it; what is gained is told apart by giver too."""
+    lines = _lines("target")
+    for line in lines:
+        question, gained = tables.QUESTIONS["target"][:: 1 - 2 * line["into"]]
+        for number, part in enumerate(tables.PARTS):
+            line[f"choice_{question}_{part}"] += number
+            line[f"choice_{gained}_{part}"] += number + 7 * tables.GIVERS.index(line["giver"])
+    head, _, *rows = (x.strip("| ").split(" | ") for x in tables.part_table(lines).splitlines())
+    for row, values in enumerate(rows):
+        said = dict(zip(head, values, strict=True))
+        into, number = divmod(row, len(tables.PARTS))
+        for giver, value in zip(tables.GIVERS, (81, 91, 21, 6), strict=True):
+            assert said[f"{giver} %"].startswith(f"{value + number} (")
+        own = 40 + 10 * into + number
+        assert said["gained %"] == f"{own} ({own} to {own})"
+    pytest.importorskip("matplotlib")
+    for ax in tables.figure(lines).axes:
+        heights = [np.asarray(of.lines[0].get_ydata(), float) for of in ax.containers]
+        np.testing.assert_allclose(heights, np.add.outer([81, 91, 21, 6], np.arange(6)))
+
+
 def test_a_row_of_what_is_said_has_P_true_of_the_storage_and_a_verdict_a_part():
     """P(true) of the own question is 40 but where it is said; no twin of so little drifts."""
     lines = _lines("target")
@@ -362,3 +387,5 @@ def test_the_figure_draws_the_own_question_of_each_receiver():
     for ax, other in zip(drawn.axes, (81, 81, 31, 31), strict=True):
         heights = [list(of.lines[0].get_ydata()) for of in ax.containers]
         assert heights == [[x] * len(tables.PARTS) for x in (other, 91, 21, 6)]
+        (chance,) = [line for line in ax.get_lines() if line.get_linestyle() == ":"]
+        assert set(chance.get_ydata()) == {100 / 26}

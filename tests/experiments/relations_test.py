@@ -69,6 +69,16 @@ def test_the_nll_is_that_of_the_last_word_and_the_network_need_not_see_it(family
     np.testing.assert_allclose(got["validation_nll"], nll_E.mean(), rtol=1e-5)
 
 
+def test_a_word_of_several_tokens_costs_all_of_them():
+    task = _task(word_size=2)
+    size = task.data.vocab_size
+    flat = lambda params, tokens_BL: jnp.zeros((*tokens_BL.shape, size))  # noqa: E731
+    state = types.SimpleNamespace(apply_fn=flat, params={}, key=jax.random.key(0))
+    got = task.evaluate(state)
+    for part in ("train", "validation"):
+        np.testing.assert_allclose(got[f"{part}_nll"], 2 * math.log(size), rtol=1e-6)
+
+
 def test_frozen_embeddings_stay_and_the_rest_moves_and_all_tokens_train_when_asked():
     task = _task(freeze_wte_wpe=True, weight_decay=0.5, lr=0.1, loss_whole_sequence=True)
     before = jax.device_get(task.init(0).params)
