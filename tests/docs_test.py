@@ -71,8 +71,6 @@ def _sizes(folder, line):
     kinds = {line.get(key) for key in ("arch", "model", "family", "value")}
     if kinds & {"mlp", "gru"}:
         return SIZES - {"heads"}
-    if folder in ("facts_smollm2_24", "facts_smollm2_40"):  # the adapters' rank is not recorded
-        return SIZES - {"total_params"}
     return SIZES
 
 
