@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from dirasym.data import facts_files
 from experiments import facts as page
 from experiments.tables.common import (
     Line,
@@ -143,6 +144,12 @@ def other_table() -> str:
     header = "facts, forward %: each seed, reverse %: each seed, choice %: each seed"
     more = ", median rank: reverse, median cosine at the end, score correlation"
     return table(header + more, rows)
+
+
+def reverse_guess(data: facts_files.PaperSet) -> float:
+    """Percent of invented facts' reverse questions where a guess of the choice is right."""
+    asked = facts_files.paper_set(data).reverse
+    return 100 / len({query.answers[0].partition(" ")[0] for query in asked})
 
 
 def paired(model: str, direction: str, moment: int) -> list[float]:

@@ -1,6 +1,7 @@
 """Tables of docs/world_a.md."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -225,16 +226,36 @@ def lower(K: int, of: int, epoch: int) -> float:
 
 def lengths_table(*lengths: int) -> str:
     """The MLP on strings of several lengths: bits, and epochs until half is learned."""
-    rows = []
-    for length in lengths:
-        of = lines(f"world_a_mlp_lengths/len{length}")
-        for K in sorted({line["K"] for line in of}):
-            for direction, arrow in ARROWS.items():
-                mine = [x for x in of if (x["K"], x["direction"]) == (K, arrow)]
-                half = [excess.half_learned(x["eval_epochs"], x[f"{CLEAN}_curve"]) for x in mine]
-                stored = f"{mine[0]['bits_to_store_per_pair']:.1f}"
-                rows.append([length, f"K = {K} {direction}", stored, mean(half, 1)])
+    rows = [
+        [length, f"K = {K} {direction}", f"{stored:.1f}", mean(half, 1)]
+        for length in lengths
+        for (K, direction), (stored, half) in of_length(length).items()
+    ]
     return table(["characters", "task", "bits per pair", "epochs until half is learned"], rows)
+
+
+class Pace(NamedTuple):
+    """Of one task: bits a pair, and the epochs until half of the excess is gone, a seed each."""
+
+    bits: float
+    epochs: list[float]
+
+
+def of_length(length: int) -> dict[tuple[int, str], Pace]:
+    """The MLP on strings of one length, by K and direction."""
+    found = {}
+    of = lines(f"world_a_mlp_lengths/len{length}")
+    for K in sorted({line["K"] for line in of}):
+        for direction, arrow in ARROWS.items():
+            mine = [x for x in of if (x["K"], x["direction"]) == (K, arrow)]
+            half = [excess.half_learned(x["eval_epochs"], x[f"{CLEAN}_curve"]) for x in mine]
+            found[K, direction] = Pace(mine[0]["bits_to_store_per_pair"], half)
+    return found
+
+
+def saved(slow: Pace, fast: Pace) -> float:
+    """The share of one task's epochs that another does without; of means over seeds."""
+    return 1 - float(np.mean(fast.epochs) / np.mean(slow.epochs))
 
 
 def bits_study(**values) -> list[Line]:
