@@ -6,6 +6,8 @@ Links stay as GitHub reads them. In the site they lead to copies under files/, s
 no pages of it. A folder is shown by the first of its files that says what it holds.
 
 Formulas between dollars, which GitHub sets too, become MathML: no script is needed to read them.
+Those on lines of their own scroll where they are wider than the page. Names in tables may break
+at their joints, so that a narrow column does not cut them anywhere; site.css has the rest.
 
 What is wrong with the built pages is warned of, which ends a strict build.
 """
@@ -26,6 +28,8 @@ from mkdocs.utils import get_relative_url
 ROOT = pathlib.Path(__file__).parent.parent
 LINK = re.compile(r"(?<!!)\[([^\[\]]*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
+CELL = re.compile(r"<t[dh]\b.*?</t[dh]>", re.DOTALL)
+NAME = re.compile(r"<code>([^<]*)</code>")
 SHOWN = ("README.md", "about.json", "report.md", "results.jsonl", "__init__.py")
 copied: set[str] = set()
 
@@ -66,12 +70,18 @@ def on_page_markdown(markdown, page, config, files):
 
 
 def on_page_content(content, page, config, files):
-    """Sets the formulas that pymdownx.arithmatex has found."""
+    """Sets the formulas that pymdownx.arithmatex has found, and lets names in tables break."""
 
     def mathml(formula):
         display = "block" if formula[1] == "div" else "inline"
-        return latex2mathml.converter.convert(html.unescape(formula[2]).strip(), display=display)
+        text = html.unescape(formula[2]).strip()
+        found = latex2mathml.converter.convert(text, display=display)
+        return f'<div class="formula">{found}</div>' if display == "block" else found
 
+    def breakable(name):
+        return f"<code>{re.sub(r'(?<=[_./=,])(?=[A-Za-z])', '<wbr>', name[1])}</code>"
+
+    content = CELL.sub(lambda cell: NAME.sub(breakable, cell[0]), content)
     return FORMULA.sub(mathml, content)
 
 
