@@ -7,7 +7,8 @@ no pages of it. A folder is shown by the first of its files that says what it ho
 
 Formulas between dollars, which GitHub sets too, become MathML: no script is needed to read them.
 Those on lines of their own scroll where they are wider than the page. Names in tables may break
-at their joints, so that a narrow column does not cut them anywhere; site.css has the rest.
+at their joints, so that a narrow column does not cut them anywhere, and a flag stays with its
+dashes; site.css has the rest. Comments, which would end a list, are left out.
 
 What is wrong with the built pages is warned of, which ends a strict build.
 """
@@ -28,8 +29,9 @@ from mkdocs.utils import get_relative_url
 ROOT = pathlib.Path(__file__).parent.parent
 LINK = re.compile(r"(?<!!)\[([^\[\]]*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
+COMMENT = re.compile(r"^[ \t]*<!--.*?-->[ \t]*\n", re.DOTALL | re.MULTILINE)
 CELL = re.compile(r"<t[dh]\b.*?</t[dh]>", re.DOTALL)
-NAME = re.compile(r"<code>([^<]*)</code>")
+CODE = re.compile(r"<code>(?:[^<]|<wbr>)*</code>")
 SHOWN = ("README.md", "about.json", "report.md", "results.jsonl", "__init__.py")
 copied: set[str] = set()
 
@@ -47,7 +49,10 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Rewrites the links that leave the pages; those that lead nowhere are left to mkdocs."""
+    """Leaves comments out, and rewrites the links that leave the pages.
+
+    Links that lead nowhere are left to mkdocs.
+    """
     here = pathlib.Path(config.docs_dir, page.file.src_uri).parent
     pages = {file.src_uri for file in files.documentation_pages()}
 
@@ -66,11 +71,11 @@ def on_page_markdown(markdown, page, config, files):
         url = f"files/{path.relative_to(ROOT)}"
         return f'<a href="{get_relative_url(url, page.url)}">{text}</a>'
 
-    return LINK.sub(rewritten, markdown)
+    return LINK.sub(rewritten, COMMENT.sub("", markdown))
 
 
 def on_page_content(content, page, config, files):
-    """Sets the formulas that pymdownx.arithmatex has found, and lets names in tables break."""
+    """Sets the formulas that pymdownx.arithmatex has found, and says where code may break."""
 
     def mathml(formula):
         display = "block" if formula[1] == "div" else "inline"
@@ -78,10 +83,14 @@ def on_page_content(content, page, config, files):
         found = latex2mathml.converter.convert(text, display=display)
         return f'<div class="formula">{found}</div>' if display == "block" else found
 
-    def breakable(name):
-        return f"<code>{re.sub(r'(?<=[_./=,])(?=[A-Za-z])', '<wbr>', name[1])}</code>"
+    def breakable(code):
+        return re.sub(r"(?<=[_./=,])(?=[A-Za-z])", "<wbr>", code[0])
 
-    content = CELL.sub(lambda cell: NAME.sub(breakable, cell[0]), content)
+    def with_whole_flags(code):
+        return re.sub(r"--\w+", r'<span class="flag">\g<0></span>', code[0])
+
+    content = CELL.sub(lambda cell: CODE.sub(breakable, cell[0]), content)
+    content = CODE.sub(with_whole_flags, content)
     return FORMULA.sub(mathml, content)
 
 

@@ -1,4 +1,4 @@
-"""What is wrong with the built site: pictures that are not there, formulas that are not set."""
+"""What is wrong with the built site: pictures not there, formulas not set, emphasis not read."""
 
 import html
 import pathlib
@@ -29,6 +29,11 @@ def unknown_commands(page: pathlib.Path) -> list[str]:
     return [command for formula in formulas for command in re.findall(r"\\\w*", formula)]
 
 
+def unread_marks(page: pathlib.Path) -> list[str]:
+    """What Markdown put in the place of marks that it did not come back to."""
+    return re.findall("klzzwxh", page.read_text(encoding="utf-8"))
+
+
 def faults(site: pathlib.Path) -> list[str]:
     """A line a fault, with its page."""
     found = []
@@ -39,4 +44,5 @@ def faults(site: pathlib.Path) -> list[str]:
         found += [f"{name}: no picture {source}" for source in missing_images(page)]
         found += [f"{name}: a formula is not set: {text}" for text in bare_formulas(page)]
         found += [f"{name}: a formula has {text}" for text in unknown_commands(page)]
+        found += [f"{name}: emphasis is not read" for _ in unread_marks(page)]
     return found

@@ -28,13 +28,14 @@ def test_a_missing_picture_and_a_bare_formula_are_seen(site_faults, tmp_path):
     page.write_text(
         '<img alt="" src="../a%20b.png"><img src="https://x.org/c.png"><img src="../d.png">'
         "<script>$x</script><code>$HOME</code><math><mi>\\foo</mi><annotation>$y$</annotation></math>"
-        "<p>costs $z$</p>"
+        "<p><em>a \x02klzzwxh</em>0111\x03</p><p>costs $z$</p>"
     )
     assert site_faults.faults(tmp_path) == [
         "page/index.html: no picture ../d.png",
         "page/index.html: a formula is not set: $z",
         "page/index.html: a formula is not set: $",
         "page/index.html: a formula has \\foo",
+        "page/index.html: emphasis is not read",
     ]
 
 

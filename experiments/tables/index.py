@@ -27,9 +27,10 @@ def device(about: Mapping[str, Any]) -> str:
 
 def index_table() -> str:
     """A row a folder."""
-    rows = []
+    rows, escaped = [], r"\*"  # a name may stand for several: *_at_once
     for name, about in folders().items():
-        commands = "<br>".join(f"*{k}*: `{v}`" for k, v in about["commands"].items())
+        said = about["commands"].items()
+        commands = "<br>".join(f"*{k.replace('*', escaped)}*: `{v}`" for k, v in said)
         dates = sorted(x["date"].partition(" ")[0] for x in about["recorded_in"].values())
         when = " to ".join(dict.fromkeys((dates[0], dates[-1])))
         rows.append([f"[{name}]({name})", commands, when, device(about), about.get("notes", "")])
