@@ -1,8 +1,10 @@
 """A transformer as it is trained and read: from scratch, from weights, or adapters on them.
 
-trained = Trainable(model, training.make_optimizer(1e-4), base=params, adapters=LoRAConfig(..))
-state = trained.state(seed=0)                              # trains the adapters alone
-logits_BLV = trained.apply_fn(state.variables(state.params), tokens_BL)
+In use:
+
+    trained = Trainable(model, training.make_optimizer(1e-4), base=params, adapters=LoRAConfig(..))
+    state = trained.state(seed=0)                              # trains the adapters alone
+    logits_BLV = trained.apply_fn(state.variables(state.params), tokens_BL)
 """
 
 import dataclasses

@@ -91,12 +91,12 @@ def likelihood(
 ) -> Likelihood:
     """The log likelihood of each text under a causal or a masked model, by one of these:
 
-      "causal"         exact, 1 pass
-      "left_to_right"  a masked model's, in this one order: exact, a pass for each token
-      "random_order"   the mean over orders by the chain rule in random ones, at least two of
-                       them: a pass for each order and token
-      "stratified"     the same mean by `masked_log_likelihood` at stratified levels
-      "monte_carlo"    and at independent ones, as Nie et al. (2025) do with 128 draws
+        "causal"         exact, 1 pass
+        "left_to_right"  a masked model's, in this one order: exact, a pass for each token
+        "random_order"   the mean over orders by the chain rule in random ones, at least two of
+                         them: a pass for each order and token
+        "stratified"     the same mean by `masked_log_likelihood` at stratified levels
+        "monte_carlo"    and at independent ones, as Nie et al. (2025) do with 128 draws
 
     At equal passes "stratified" had 0.22 of the variance of "monte_carlo" (docs/models.md).
 

@@ -1,14 +1,16 @@
 """`measure`: all that the library can say of one model on one set of pairs, in one call.
 
-pairs = dirasym.Pairs.from_csv("capitals.csv", a="country", b="capital",
-                               forward="The capital of {a} is {b}",
-                               reverse="{b} is the capital of {a}")
-reading = dirasym.measure(model, params, pairs, tokenizer, blocks="module", attention=True)
-print(reading)                            # forward and reverse: value (low, high)
-reading.forward.accuracy.estimate, reading.alignment.cosine["blocks_3/attention"].estimate
-reading.storage, reading.routing          # the cosine of values, output and MLP; of queries, keys
-reading.attention_correlation             # [layer, head, total distance]
-reading.to_frame(); reading.figure("reading.png"); reading.save("reading.json")
+In use:
+
+    pairs = dirasym.Pairs.from_csv("capitals.csv", a="country", b="capital",
+                                   forward="The capital of {a} is {b}",
+                                   reverse="{b} is the capital of {a}")
+    reading = dirasym.measure(model, params, pairs, tokenizer, blocks="module", attention=True)
+    print(reading)                            # forward and reverse: value (low, high)
+    reading.forward.accuracy.estimate, reading.alignment.cosine["blocks_3/attention"].estimate
+    reading.storage, reading.routing          # cosines of values, output and MLP; of queries, keys
+    reading.attention_correlation             # [layer, head, total distance]
+    reading.to_frame(); reading.figure("reading.png"); reading.save("reading.json")
 """
 
 import dataclasses

@@ -177,9 +177,9 @@ def masked_diffusion(
 
     Per example with n noisable tokens, of which the set M is replaced by [M]:
 
-      "lambda"  λ ~ U(0, 1], each token in M with probability λ;   (1/λ) Σ_M -log p(x_i | x^M)
-      "t"       t ~ U(0, 1], λ = schedule(t);                (λ'(t)/λ(t)) Σ_M -log p(x_i | x^M)
-      "k"       k ~ U{1..n}, M a uniform k-subset;                 (n/k) Σ_M -log p(x_i | x^M)
+        "lambda"  λ ~ U(0, 1], each token in M with probability λ;   (1/λ) Σ_M -log p(x_i | x^M)
+        "t"       t ~ U(0, 1], λ = schedule(t);                (λ'(t)/λ(t)) Σ_M -log p(x_i | x^M)
+        "k"       k ~ U{1..n}, M a uniform k-subset;                 (n/k) Σ_M -log p(x_i | x^M)
 
     (Ou et al., 2025: λ-DCE, t-DCE, and k-DCE, which is the any-order autoregressive loss.)
     A set of k of n tokens weighs (k-1)!(n-k)!/n! in each, if `schedule` runs from 0 to 1, as

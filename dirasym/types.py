@@ -2,13 +2,13 @@
 
 Array names end in their axes, one letter each, as in `logits_BLV`:
 
-  B  batch                          D  width of the residual stream
-  L  position in the sequence       F  hidden width of the MLP
-  S  position attended to (key)     V  vocabulary
-  N  query heads                    R  rows: positions picked out of the B·L
-  K  key/value heads                T  steps
-  G  query heads per K (N = K·G)    E  examples, or queries put to a model
-  H  width of one head              P  pairs, or placements of a pair
+    B  batch                          D  width of the residual stream
+    L  position in the sequence       F  hidden width of the MLP
+    S  position attended to (key)     V  vocabulary
+    N  query heads                    R  rows: positions picked out of the B·L
+    K  key/value heads                T  steps
+    G  query heads per K (N = K·G)    E  examples, or queries put to a model
+    H  width of one head              P  pairs, or placements of a pair
 
 A letter stands for one size within a function; `S` equals `L` in self-attention
 without a cache.

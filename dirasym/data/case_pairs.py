@@ -4,9 +4,10 @@ A sequence of length L holds one letter twice: lowercase at i, uppercase at j, z
 elsewhere. Training sequences all have i < j ("A is B"); the other order never occurs.
 
 Two notions of direction live here, and are named apart:
-  generation     forward asks for the uppercase given the lowercase, reverse the opposite;
-  theory         the target is always the lowercase and the context the uppercase: the
-                 forward query is `[M] B` (an order seen in training), the reverse `B [M]`.
+
+    generation     forward asks for the uppercase given the lowercase, reverse the opposite;
+    theory         the target is always the lowercase and the context the uppercase: the
+                   forward query is `[M] B` (an order seen in training), the reverse `B [M]`.
 """
 
 from typing import Literal, NamedTuple

@@ -6,11 +6,13 @@ one B, so that forward is a function and inverse is one of K; `exchangeable_pair
 control, in which both directions have the same law.
 
 Three numbers belong to a direction, and they are not the same number:
-  joint floor     H(target | source) of a whole string: the least loss of a model that can
-                  represent any distribution, such as a causal one;
-  parallel floor  Σ_p H(target_p | source): the least loss of a model that predicts all
-                  positions at once, independently given the source;
-  bits to store   log₂ of how many maps the direction could have been.
+
+    joint floor     H(target | source) of a whole string: the least loss of a model that can
+                    represent any distribution, such as a causal one;
+    parallel floor  Σ_p H(target_p | source): the least loss of a model that predicts all
+                    positions at once, independently given the source;
+    bits to store   log₂ of how many maps the direction could have been.
+
 Entropies are those of the data set itself, in nats per string.
 """
 
