@@ -27,7 +27,7 @@ def _draw_shares(reading: Any, ax: Any, names: Sequence[str]) -> None:
         )
     ax.set_xticks(range(len(names)), names)
     ax.set(ylim=(-0.02, 1.02), ylabel="share of the questions")
-    ax.legend(frameon=False)
+    report.legend(ax, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)  # hides no interval
 
 
 def _draw_cosines(reading: Any, ax: Any) -> None:
@@ -45,4 +45,4 @@ def _draw_attention(reading: Any, ax: Any) -> None:
     ax.axhline(0, color="gray", lw=0.8)
     ax.set(xlabel="total distance Δ₁ + Δ₂ (tokens)", ylabel="Corr(S_fwd, S_rev), mean of heads")
     if len(reading.attention.mean) <= 8:
-        ax.legend(frameon=False)
+        report.legend(ax, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4)

@@ -219,7 +219,7 @@ def wrapped(text: str) -> str:
     )
 
 
-def plot_seeds(axes, x_T: np.ndarray, y_TS: np.ndarray, label: str, **style: Any) -> None:
+def plot_seeds(axes, x_T: np.ndarray, y_TS: np.ndarray, label: str | None, **style: Any) -> None:
     """The mean over seeds as a line, and every seed as a faint one."""
     (line,) = axes.plot(x_T, y_TS.mean(axis=1), label=label, **style)
     if y_TS.shape[1] > 1:
@@ -270,7 +270,8 @@ def gradients(panels: Mapping[str, Mapping[str, np.ndarray]]):
     Args:
       panels: from a title to "gradient_cosine_total" and "gradient_inner_total" [time, seed,
         example], and "eval_step" [time]. Both are drawn as boxes over examples and seeds, inner
-        products as their mean too. Cosines have one scale, inner products each panel's own.
+        products as their mean too, of all and of each seed. Cosines have one scale, inner products
+        each panel's own.
     """
     figure, axes = new_figure(3, len(panels), (3.6, 2.2))
     first, *others = axes[0]
@@ -283,7 +284,7 @@ def gradients(panels: Mapping[str, Mapping[str, np.ndarray]]):
         )
         plot_boxes(above, step, cosine)
         plot_boxes(middle, step, inner)
-        below.plot(step, inner.mean(axis=1))
+        plot_seeds(below, step, curves["gradient_inner_total"].mean(axis=2), None)
         for ax in (above, middle, below):
             ax.axhline(0, color="gray", lw=0.8)
         above.set(title=title, ylabel="cosine")

@@ -228,9 +228,11 @@ def test_gradients_are_drawn_as_boxes_over_examples_and_seeds():
     two = report.gradients({"one": curves, "other": curves}).axes
     assert two[1].get_shared_y_axes().joined(two[0], two[1])  # cosines are compared
     assert not two[3].get_shared_y_axes().joined(two[2], two[3])
-    inner = below.get_lines()[0]
+    inner, *seeds = below.get_lines()[:-1]  # the last is 0
     np.testing.assert_array_equal(inner.get_xdata(), curves["eval_step"])
     np.testing.assert_allclose(inner.get_ydata(), curves["gradient_inner_total"].mean(axis=(1, 2)))
+    means_TS = curves["gradient_inner_total"].mean(axis=2)
+    np.testing.assert_allclose(np.stack([line.get_ydata() for line in seeds], axis=1), means_TS)
 
 
 def test_attention_is_drawn_by_layer_and_head():

@@ -19,6 +19,7 @@ QUESTIONS = {  # of the two networks of a pair
     "next_token": ("forward", "reverse"),
 }
 PARTS = "values", "mlp", "storage", "routing", "ends", "all"
+NAMES = {"mlp": "MLP", "next_token": "next token"}  # in a figure
 GIVERS = "other", "twin", "untrained", "stranger"
 CLAIMS = {  # by pair: the claim, and the verdict of both receivers that it needs
     "order": ("7. one storage for both orders", "shared"),
@@ -163,8 +164,10 @@ def figure(lines: Sequence[Line]):
                 found = [interval(of, key + part) for part in PARTS]
                 report.plot_bounds(ax, range(len(PARTS)), found, giver, ms=4, **style)
             ax.axhline(100 / 26, color="gray", lw=0.8, ls=":")
-            ax.set_xticks(range(len(PARTS)), PARTS, fontsize=report.SMALL)
-            ax.set_title(f"{pair}: {QUESTIONS[pair][into]}", fontsize=report.SMALL)
+            parts = [NAMES.get(part, part) for part in PARTS]
+            ax.set_xticks(range(len(PARTS)), parts, fontsize=report.SMALL)
+            title = f"{NAMES.get(pair, pair)}: {QUESTIONS[pair][into]}"
+            ax.set_title(title, fontsize=report.SMALL)
             ax.set(ylim=(-4, 104), ylabel="choice (%)" if into == 0 else None)
     handles = ax.get_legend_handles_labels()  # those of every panel
     drawn.legend(*handles, loc="outside upper center", ncols=4, fontsize=report.SMALL)

@@ -114,7 +114,7 @@ def training_figure(curves, config, measure: str):
 def panel_figure(curves, config):
     """Figure 11: at each position, the right lowercase against the best wrong token."""
     figure, axes = report.new_figure(len(config.lengths), len(config.models), (3.6, 2.2))
-    lines = ("right", "right lowercase", report.REVERSE), ("wrong", "best wrong but `0`", "black")
+    lines = ("right", "right lowercase", report.REVERSE), ("wrong", "best wrong but 0", "black")
     for row, model in enumerate(config.models):
         for ax, length in zip(axes[:, row], config.lengths, strict=True):
             weights = "ema" if model == "mdm" else "raw"
