@@ -31,7 +31,7 @@ LINK = re.compile(r"(?<!!)\[([^\[\]]*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 COMMENT = re.compile(r"^[ \t]*<!--.*?-->[ \t]*\n", re.DOTALL | re.MULTILINE)
 CELL = re.compile(r"<t[dh]\b.*?</t[dh]>", re.DOTALL)
-CODE = re.compile(r"<code>(?:[^<]|<wbr>)*</code>")
+CODE = re.compile(r"(?<=<code>)(?:[^<]|<wbr>)*(?=</code>)")
 SHOWN = ("README.md", "about.json", "report.md", "results.jsonl", "__init__.py")
 copied: set[str] = set()
 

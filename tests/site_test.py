@@ -78,5 +78,8 @@ def test_the_built_site_is_whole(site_faults, tmp_path):
     done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(list(tmp_path.rglob("*.png"))) > 40 and not site_faults.faults(tmp_path)
+    for page in tmp_path.rglob("*.html"):
+        text = re.sub(r"<script.*?</script>", "", page.read_text("utf-8"), flags=re.DOTALL)
+        assert text.count("<code") == text.count("</code>"), page
     for page, least in {"index.html": 1, "glossary/index.html": 9, "theory/index.html": 30}.items():
         assert (tmp_path / page).read_text("utf-8").count("<math") >= least
