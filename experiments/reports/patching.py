@@ -56,7 +56,7 @@ def judged(
     return found, word_of(found["twin"], need, found["lean"], least)
 
 
-def word_of(twin: Bounds, need: Bounds, lean: Bounds, least: float = 50) -> str:
+def word_of(twin: Bounds, need: Bounds, lean: Bounds, least: float) -> str:
     """The verdict of docs/causes.md; undecided where a statistic has no interval."""
     if not np.isfinite([*twin, *need, *lean]).all():
         return "undecided"

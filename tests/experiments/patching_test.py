@@ -241,6 +241,18 @@ def test_verdicts_are_those_of_the_thresholds(changes, want):
         assert word == want
 
 
+def test_an_interval_that_ends_on_its_threshold_decides_nothing():
+    def word(twin, need=(20, 15, 25), lean=(5, 1, 9), least=50):
+        return tables.word_of(*(tables.Bounds(*x) for x in (twin, need, lean)), least)
+
+    on_it, below = (47, 44, 50), (47, 44, 49.9)
+    assert word(on_it) == "shared" and word(below) == "drifts" == word(on_it, least=51)
+    assert word(on_it, need=(6, 2, 10)) == "undecided" != word(on_it, need=(6, 2, 9.9))
+    assert word(on_it, need=(20, 10, 30)) == "undecided" != word(on_it, need=(20, 10.1, 30))
+    assert word(on_it, lean=(5, 0, 10)) == "undecided" == word(on_it, lean=(-5, -10, 0))
+    assert word(on_it, lean=(-5, -10, -0.1)) == "distinct"
+
+
 @pytest.mark.parametrize(
     ("pair", "words", "want"),
     [
