@@ -36,6 +36,15 @@ def test_forward_is_blue_and_reverse_is_red_in_every_report():
         assert colors == tables.COLORS
 
 
+def test_wrapping_breaks_lines_at_blanks_alone():
+    long = "https://" + 120 * "x"
+    assert report.wrapped(f"see {long} there").split("\n") == ["see", long, "there"]
+    hyphens = 40 * "one-way-"
+    assert report.wrapped(f"a {hyphens} b").split("\n") == ["a", hyphens, "b"]
+    rows = "| " + 60 * "cell " + "|\n# " + 60 * "head "
+    assert report.wrapped(rows) == rows
+
+
 def test_select():
     lines = [{"model": "mdm", "seed": 0}, {"model": "arm", "seed": 0}]
     assert report.select(lines, model="arm", seed=0) == lines[1:]

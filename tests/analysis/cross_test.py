@@ -115,6 +115,24 @@ def test_tiles_are_a_loop_in_a_trace_alone(is_traced, is_looped, monkeypatch):
         _assert_close(got.inner["total"], want)
 
 
+@pytest.mark.parametrize(("tile", "looped"), [((4, 3), 0), ((4, 2), 1), ((2, 3), 1), ((2, 2), 1)])
+def test_two_tiles_are_a_loop_already(tile, looped, monkeypatch):
+    """Of a trace: one after the other, and not both at once."""
+    found = []
+    function = cross.CrossMatrix._looped
+    note = lambda *args: found.append(1) or function(*args)  # noqa: E731
+    monkeypatch.setattr(cross.CrossMatrix, "_looped", note)
+    monkeypatch.setattr(cross, "_tile", lambda *args: tile)
+    rng = np.random.default_rng(0)
+    x_EI, y_EI = (rng.normal(size=(n, 2)).astype(np.float32) for n in (4, 3))
+    scale = 10.0 * tile[0] + tile[1]  # another loss, which is traced anew
+    losses = [lambda p, x, k=k: k * jnp.sum(x @ p["w"]) for k in (1.0, scale)]
+    run = jax.jit(functools.partial(alignment.cross_alignment, *losses))
+    got = run({"w": jnp.ones((2, 1))}, x_EI, examples_rev=y_EI)
+    assert len(found) == looped
+    _assert_close(got.inner["total"], scale * x_EI @ y_EI.T)
+
+
 TILES = [  # rows and columns, bytes of their factors, limit, devices: height and width
     ((3, 5), (10, 7), 65, 1, (3, 5)),  # 3·10 + 5·7 bytes: all
     ((3, 5), (10, 7), 64, 1, (3, 3)),  # 32 bytes of each: 3 and 4 fit, and 5 are two tiles of 3
