@@ -81,16 +81,19 @@ def test_a_learner_trains_and_measures_by_the_objectives_that_it_is_given():
 def test_gradients_are_those_of_what_is_trained():
     def steep(slope):
         return lambda apply_fn, params, batch, key, *, rngs=None: (
-            slope * batch.scored_BL.any(axis=1).sum() * params["table"].sum(),
+            slope
+            * (batch.tokens_BL[:, 0] * batch.scored_BL.any(axis=1)).sum()
+            * params["table"].sum(),
             1.0 * batch.scored_BL.sum(),
             {},
         )
 
     case = _case(string_maps.StringMap(5, 10, 3, seed=1), "forward")
     learner = world_a.Learner(_init, steep(2.0), 1, 4, clean_objective=steep(3.0), blocks="table")
-    got = learner.run(case, {}, probe=(case.data, case.data)).evaluate(_init(0))
-    for way in string_maps.DIRECTIONS:  # of 36 · 36 entries
-        np.testing.assert_allclose(got[f"norm_{way}/total"], 2 * 36, rtol=1e-5)
+    probe = [case.data | {"tokens_BL": np.full_like(case.data["tokens_BL"], x)} for x in (1, 3)]
+    got = learner.run(case, {}, probe=tuple(probe)).evaluate(_init(0))
+    for way, token in zip(string_maps.DIRECTIONS, (1, 3), strict=True):  # of 36 · 36 entries
+        np.testing.assert_allclose(got[f"norm_{way}/total"], 2 * token * 36, rtol=1e-5)
 
 
 def test_the_loss_of_a_line_is_that_of_the_last_epoch():

@@ -650,6 +650,34 @@ def test_update_ratios_by_hand():
         alignment.update_ratios({"a": updates["a"]}, params)
 
 
+def test_steps_of_two_losses_are_compared_each_with_its_own_numbers():
+    """Momentum keeps 0.9 of the gradient before, (1, 0) of a."""
+    params = {"a": jnp.array([3.0, 4.0]), "b": jnp.array([2.0])}
+    fwd = lambda p: p["a"] @ jnp.array([1.0, 2.0]) + 3 * p["b"][0]  # noqa: E731
+    rev = lambda p: 2 * p["a"][0] - p["b"][0]  # noqa: E731
+    optimizer, before = (
+        optax.sgd(0.1, momentum=0.9),
+        {"a": jnp.array([1.0, 0.0]), "b": jnp.zeros(1)},
+    )
+    _, state = optimizer.update(before, optimizer.init(params))
+    found = alignment.compare_steps(fwd, rev, params, optimizer, state)
+    want = {
+        "cosine/a": 2 / np.sqrt(5 * 4), "cosine/b": -1.0, "cosine/total": -1 / np.sqrt(14 * 5),
+        "norm_forward/a": np.sqrt(5), "norm_forward/b": 3.0, "norm_forward/total": np.sqrt(14),
+        "norm_inverse/a": 2.0, "norm_inverse/b": 1.0, "norm_inverse/total": np.sqrt(5),
+        "update_forward/a": 0.1 * np.sqrt(1.9**2 + 4) / 5, "update_forward/b": 0.3 / 2,
+        "update_forward/total": 0.1 * np.sqrt(1.9**2 + 4 + 9) / np.sqrt(29),
+        "update_inverse/a": 0.1 * 2.9 / 5, "update_inverse/b": 0.1 / 2,
+        "update_inverse/total": 0.1 * np.sqrt(2.9**2 + 1) / np.sqrt(29),
+    }  # fmt: skip
+    chex.assert_trees_all_close(found, want, rtol=1e-5)
+    assert set(alignment.compare_steps(fwd, rev, params, optimizer, state, blocks="b")) == {
+        f"{name}/{block}"
+        for name in {key.split("/")[0] for key in want}
+        for block in ("b", "total")
+    }
+
+
 def test_bad_input():
     params, ints = {"w": jnp.ones(3)}, {"w": jnp.ones(3, jnp.int32)}
 

@@ -750,6 +750,23 @@ def test_a_cell_is_optimized_at_the_rate_and_warm_up_of_its_flags(monkeypatch):
     assert asked == [((0.5,), dict(warmup_steps=7))]
 
 
+@pytest.mark.parametrize(
+    "cell",
+    [
+        Cell(positions="alibi", layers=2),
+        Cell("causal", "next_token", positions="learned"),
+        Cell("blocks", layers=4, block=2),
+    ],
+)
+def test_a_network_has_what_its_cell_and_its_flags_name(cell):
+    config = dataclasses.replace(CONFIG, length=6, dropout=0.25, width=16)
+    network = Task(cell, config).network
+    assert (network.positions, network.num_layers) == (cell.positions, cell.layers)
+    assert (network.causal, network.block_size) == (cell.attention == "causal", cell.block or None)
+    assert (network.dropout, network.width, network.max_len) == (0.25, 16, 6)
+    assert network.vocab_size == case_pairs.VOCAB_SIZE
+
+
 def test_a_cell_is_averaged_with_the_decay_of_its_flag():
     run = Task(Cell(), dataclasses.replace(CONFIG, ema_decay=0.5)).run({})
     assert run.step.keywords["ema_decay"] == 0.5

@@ -391,6 +391,16 @@ def test_remedies_are_trained_by_their_objective_and_decay(monkeypatch):
     assert told["uniform_masked"].keywords == dict(mask_id=MASK, rate=None, keep=0, random=0)
 
 
+@pytest.mark.parametrize("remedy", system.REMEDIES)
+def test_networks_differ_in_dropout_and_in_what_they_read_alone(remedy):
+    network = system.Task(remedy, "compute", TINY).model.config
+    assert (network.width, network.num_layers, network.num_heads) == (TINY.width, 1, 1)
+    assert network.causal == (remedy not in ("diffusion", "diffusion_reversed"))
+    assert network.dropout == (0.3 if remedy == "dropout" else 0.02)
+    if network.causal:  # a copy stands before the row
+        assert network.max_len == TINY.length * (1 + (remedy == "copies"))
+
+
 def test_the_chance_of_a_choice_is_one_in_the_pairs(monkeypatch):
     said = []
     spy = lambda path, text, *_, **__: said.append(text)  # noqa: E731
