@@ -250,6 +250,9 @@ def test_the_mlps_pace_by_length_of_strings(on_file):
         "| 4 | K = 5 forward | 9.5 | 2.5 ± 6.4 |",  # 2 and 3
         "| 4 | K = 5 inverse | 9.5 | 3.0 |",
     ]
+    forward, inverse = (world_a.of_length(4)[5, direction] for direction in world_a.ARROWS)
+    assert forward == (9.5, [3.0, 2.0]) and inverse == (9.5, [3.0])
+    assert world_a.saved(inverse, forward) == pytest.approx(1 / 6)
 
 
 def test_halves_of_the_bits_study_are_of_one_kind_of_map(on_file):
@@ -357,6 +360,15 @@ def test_scatter_is_over_evaluations_from_step_500(on_file):
     np.testing.assert_allclose(toy.scatter(), [(10, 1)])
 
 
+def test_reverse_accuracy_from_a_step_on(on_file):
+    on_file["toy_study/results_3000_steps"] = [_study(seed, [], [30, seed, 7]) for seed in (1, 0)]
+    assert toy.over_steps(250) == [[0, 7], [1, 7]]
+
+
+def test_generations_have_a_standard_error_over_26_letters():
+    assert toy.sampling_error(25) == pytest.approx(100 * 0.5 / 650**0.5)
+
+
 def test_accuracy_of_facts_has_its_wilson_interval(on_file):
     line = {"forward_percent": 96.8, "reverse_percent": 0.4, "forward_p": 0.5, "reverse_p": 0.01}
     line |= {"forward_rank": 1.0, "reverse_rank": 20.5}
@@ -448,14 +460,21 @@ def test_positions_and_other_facts_stand_in_their_rows(on_file, monkeypatch):
     assert rows[4] == "| RoPE | 1800 | 94, 94 | 0, 10 | 50, 50 |"
     for place, data in enumerate(("trex", "p2d")):
         of = dict.fromkeys(("forward_percent", "reverse_percent", "reverse_choice_percent"), place)
-        on_file[f"facts_other/{data}"] = [of | {"seed": 1, "reverse_rank": 9.0}]
+        ranks = [{"seed": 1, "reverse_rank": 9.0}, {"seed": 0, "reverse_rank": 2.5}]
+        on_file[f"facts_other/{data}"] = [of | rank for rank in ranks]
     cosine_TE = np.array([[9.0, 9.0, 9.0], [0.1, 0.2, 0.9]])
     known = {"gradient_cosine_total": cosine_TE, "attention_mean": np.array([[[0.25, np.nan]]])}
     monkeypatch.setattr(facts, "curves", lambda path: known)
     rows = facts.other_table().splitlines()[2:]
     same = "0.20, 0.20, 0.20 | 0.25, 0.25, 0.25 |"
-    assert rows == [f"| T-REx-shaped | 0 | 0 | 0 | 9 | {same}",
-                    f"| Person–description | 1 | 1 | 1 | 9 | {same}"]  # fmt: skip
+    assert rows == [f"| T-REx-shaped | 0, 0 | 0, 0 | 0, 0 | 2.5, 9 | {same}",
+                    f"| Person–description | 1, 1 | 1, 1 | 1, 1 | 2.5, 9 | {same}"]  # fmt: skip
+    assert facts.rank_span([9.0, 2.5, 3.0]) == "2.5 to 9"
+
+
+def test_a_guess_is_among_the_first_words_of_the_reverse_answers():
+    assert facts.reverse_guess("trex") == pytest.approx(100 / 90)  # each fact has a subject of its own
+    assert facts.reverse_guess("p2d") == 10  # ten persons
 
 
 def test_cosines_of_facts_leave_out_step_0():

@@ -1,7 +1,7 @@
 """Tables of docs/facts.md."""
 
 import collections
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -135,11 +135,12 @@ def other_table() -> str:
     rows = []
     for data, name in (("trex", "T-REx-shaped"), ("p2d", "Person–description")):
         of = lines(f"facts_other/{data}")
-        keys = ("forward_percent", "reverse_percent", "reverse_choice_percent", "reverse_rank")
+        keys = ("forward_percent", "reverse_percent", "reverse_choice_percent")
+        ranks = ", ".join(f"{rank:g}" for rank in column(of, "reverse_rank"))
         each_of = curves_of_seeds("facts_other", "mdm", data)
         cosine = [float(np.median(x["gradient_cosine_total"][-1])) for x in each_of]
         scores = [float(np.nanmean(x["attention_mean"])) for x in each_of]
-        cells = [each(column(of, key), 0) for key in keys]
+        cells = [*(each(column(of, key), 0) for key in keys), ranks]
         rows.append([name, *cells, each(cosine, 2), each(scores, 2)])
     header = "facts, forward %: each seed, reverse %: each seed, choice %: each seed"
     more = ", median rank: reverse, median cosine at the end, score correlation"
@@ -150,6 +151,11 @@ def reverse_guess(data: facts_files.PaperSet) -> float:
     """Percent of invented facts' reverse questions where a guess of the choice is right."""
     asked = facts_files.paper_set(data).reverse
     return 100 / len({query.answers[0].partition(" ")[0] for query in asked})
+
+
+def rank_span(values: Sequence[float]) -> str:
+    """`129.5 to 140.5`: a median of an even number of ranks may end in a half."""
+    return f"{min(values):g} to {max(values):g}"
 
 
 def paired(model: str, direction: str, moment: int) -> list[float]:
