@@ -7,7 +7,8 @@ Command   python -m experiments.causes --preset=quick|paper
           --cells: names of sets (leading, core, positions, depth, fraction) or cells as
           causal/next_token/both/rope/1; what is left out at the end is the base's.
 Cost      quick: 4 cells, 2 seeds, 500 steps of batch 64; under 3 minutes on one CPU core.
-          paper: the fraction of 60 cells, 5 seeds, 3000 steps: an hour on an accelerator.
+          paper: the fraction of 60 cells, 5 seeds, 3000 steps: an hour on an accelerator by
+          reckoning, not run.
 Expected  Masked diffusion of both letters reverses; next token, and B alone, do not.
 """
 

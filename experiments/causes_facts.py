@@ -4,7 +4,8 @@ Question  The cells of `causes`, on invented facts: "Now Ann's child is Bob" is 
           parent is" is asked. Names of one word or of several. See docs/causes.md.
 Command   python -m experiments.causes_facts --preset=quick|paper [--name_words=2]
           --cells as of `causes`.
-Cost      quick: 4 cells, 2 seeds: 4 minutes on one CPU core. paper: 60 cells, 5 seeds.
+Cost      quick: 4 cells, 2 seeds: 4 minutes on one CPU core.
+          paper: 60 cells, 5 seeds, 6000 steps: not timed.
 Expected  Masked diffusion of both names reverses; next token, and B alone, do not.
 """
 

@@ -6,7 +6,7 @@ Question  docs/training_dynamics.md: weight decay does not reduce the asymmetry 
           composing relations, under AdamW's weight decay 0 to 6.
 Command   python -m experiments.closure --preset=quick|paper
 Cost      quick: 3 decays × 2 closures, width 64, 2 seeds: under 5 minutes on 2 CPU cores. paper:
-          9 × 4 × 3 sizes, 3 seeds: an hour on an accelerator (--dry_run says what here).
+          9 × 4 × 3 sizes, 3 seeds: an hour on an accelerator is expected; not run.
 Expected  See docs/closure.md, where predictions stood before results.
 """
 

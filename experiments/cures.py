@@ -6,7 +6,8 @@ Question  Papers report each remedy in a setting of its own. Here all are traine
           rows (2510.09885), a uniform-rate masked LM on a causal network (2406.05183), masked
           diffusion without and with reversed rows (2601.07347), weight decay, dropout.
 Command   python -m experiments.cures --preset=quick|paper
-Cost      quick: 5 cells, 2 seeds: 2 minutes on 2 CPU cores. paper: 17 cells, 5 seeds.
+Cost      quick: 5 cells, 2 seeds: 2 minutes on 2 CPU cores. paper: 17 cells, 5
+          seeds: 18 minutes on an accelerator by reckoning, not run.
 Expected  See docs/cures.md, where predictions stood before results.
 """
 

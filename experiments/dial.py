@@ -6,7 +6,8 @@ Question  Large diffusion models are block-causal. With the toy pairs of `causes
           Prediction and thresholds: docs/causes.md.
 Command   python -m experiments.dial --preset=quick|paper
 Cost      quick: blocks 1, 5, 10, 2 seeds, 500 steps of batch 64; under 3 minutes on one CPU core.
-          paper: 8 cells, 5 seeds, 3000 steps: minutes on an accelerator.
+          paper: 8 cells, 5 seeds, 3000 steps: minutes on an accelerator are
+          expected; not run.
 Expected  Block 1 never reverses, block L as masked diffusion does.
 """
 

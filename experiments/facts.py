@@ -11,7 +11,8 @@ Command   python -m experiments.facts --preset=smoke|quick
 Cost      smoke: 2 layers, 12 invented pairs; under 60 s on 2 CPU cores.
           quick: from scratch on 60 invented pairs seen one way and 60 seen both ways, 3 seeds;
           about 3 minutes on 2 CPU cores.
-          paper: LoRA on the weights in DIR; an accelerator.
+          paper: LoRA on the weights in DIR; an accelerator. Not timed at 8 billion parameters;
+          SmolLM2-135M, 300 epochs, 3 seeds in one program: 3 minutes a model on an H100.
 Expected  forward > 90 % for both; reverse near chance for the causal model, clearly above it
           for the masked one.
 """

@@ -5,7 +5,8 @@ Question  arXiv 2604.04943 takes distances of representations and linear probes 
           of `causes`, for questions that share the target, the order or nothing but the pair.
 Command   python -m experiments.geometry --preset=quick|paper
           --cells as of `causes`.
-Cost      quick: 4 cells, 2 seeds: 2 minutes on one CPU core. paper: 4 cells, 5 seeds.
+Cost      quick: 4 cells, 2 seeds: 2 minutes on one CPU core. paper: 4 cells, 5
+          seeds, 3000 steps: not timed.
 Expected  See docs/causes.md, where predictions stood before results.
 """
 

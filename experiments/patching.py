@@ -6,7 +6,7 @@ Question  arXiv 2602.02133 (v2) has one storage that both directions use, 2604.0
           values, MLP, storage, queries and keys, or embedding and head, both ways.
 Command   python -m experiments.patching --preset=quick|paper
 Cost      quick: 3 networks and their twins, 2 seeds: 2 minutes on one CPU core. paper: 7 networks,
-          5 seeds, 3000 steps.
+          5 seeds, 3000 steps: not timed.
 Expected  See docs/causes.md, where predictions stood before results.
 """
 

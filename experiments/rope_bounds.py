@@ -4,7 +4,7 @@ Question  Theorem 4.1 of arXiv 2602.02133 in numbers: its Cantelli bound (Table 
           at finite widths beside the integral and the 0.435 line, the correlation sampled
           under its assumptions beside the exact one, and unequal distances.
 Command   python -m experiments.rope_bounds --preset=quick
-Cost      seconds on a CPU.
+Cost      quick: seconds on a CPU.
 Expected  All 60 cells of Table 3; the trace below 0.435 at widths up to 256; sampled and exact
           correlations within their standard error; the bound broken at unequal distances.
 """

@@ -4,7 +4,8 @@ Question  §3 and §4 of arXiv 2405.04669. Bilinear: does the reverse loss stay 
           loss falls, L_rev(t)/L_rev(0) ≥ (L(t)/L(0))^ε, and with what ε at each width? One layer:
           does gradient flow follow the closed form, and what breaks the curse?
 Command   python -m experiments.training_dynamics --preset=quick|paper
-Cost      quick: 8 widths × 5 seeds, about 2 minutes on 2 CPU cores; paper: 20 seeds.
+Cost      quick: 8 widths × 5 seeds, about 2 minutes on 2 CPU cores; paper: 20 seeds,
+          not timed.
 Expected  The one-layer flow agrees with the closed form to 1e-4 and the reverse probability is
           1/M to machine precision. ε falls with the width; each break condition breaks it.
 """

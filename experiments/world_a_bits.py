@@ -7,8 +7,9 @@ Question  In World A (arXiv 2511.19997) the inverse of a K-to-1 map differs from
           for the MLP, over several maps.
 Command   python -m experiments.world_a_bits --preset=quick
           python -m experiments.world_a_bits --preset=quick --models=gpt2 --Ks=1,5
-Cost      quick, the MLP: 5 minutes on 2 CPU cores; its GPT-2 takes 20 seconds a run.
-          paper: the original's sizes, for an accelerator.
+Cost      quick, the MLP: 135 runs, 7 minutes on 2 shared CPU cores; its GPT-2 takes 12 to 20
+          seconds a run.
+          paper: the original's sizes, for an accelerator; not timed.
 Expected  see docs/world_a.md, whose predictions are older than the results.
 """
 

@@ -5,8 +5,8 @@ Question  The MLP baseline of arXiv 2511.19997: all characters of a string from 
           per character − ln K), and in nats per string above the floor that such a model
           has, Σ_p H(character p | source).
 Command   python -m experiments.world_a_mlp --preset=quick|paper
-Cost      quick: about 2 minutes on 2 CPU cores; paper (40000 pairs, 50 epochs, K = 1, 5, 8):
-          see docs/world_a.md.
+Cost      quick: about 2 minutes on 2 CPU cores. paper (40000 pairs, 50 epochs, K = 1, 5, 8): 6
+          runs a seed, 90 seconds to 10 minutes each on 2 shared CPU cores.
 Expected  paper's convention: gap 0.22 at K = 5, about 0.1 at K = 8, 0 at K = 1.
 """
 

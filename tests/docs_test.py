@@ -17,6 +17,7 @@ from dirasym import models
 from dirasym.analysis import queries
 from dirasym.data import tokenizers
 from dirasym.models import frameworks
+from experiments import __main__ as main
 from experiments import measure
 from experiments.tables import claims, common, index
 
@@ -53,6 +54,27 @@ def test_every_folder_of_results_says_where_it_is_from():
     assert f"| [world_a](world_a) | *results*: `{found['world_a']['commands']['results']}`" in (
         index.index_table()
     )
+
+
+def test_seconds_on_file_are_the_sums_of_the_lines():
+    """As far as they are known: of results that a command timed, to the second."""
+    rows = {row.split("|")[1].strip(): row for row in index.index_table().splitlines()}
+    for name in ("world_a", "world_a_mlp", "closure"):
+        took = sum(common.column(common.lines(f"{name}/results"), "run_wall_time_sec"))
+        (said,) = re.findall(r"\| \*results\*: (\d+)(?:<br>.*?)? \|", rows[f"[{name}]({name})"])
+        assert abs(int(said) - took) < 2
+
+
+def test_the_table_of_costs_is_in_each_files_own_words(monkeypatch, tmp_path):
+    """A row an experiment, the paragraph of its docstring and no other."""
+    pages = re.findall(r"^\| `(\w+)` \| .+ \|$", index.costs_table(), re.MULTILINE)
+    assert pages == list(main.first_sentences("")) and len(pages) > 20
+    (tmp_path / "experiments").mkdir()
+    for name in pages:
+        text = '"""Why?\n\nCost      quick: a\n          minute.\nExpected  No\n\nMore."""\n'
+        (tmp_path / f"experiments/{name}.py").write_text(text)
+    monkeypatch.setattr(index, "ROOT", tmp_path)
+    assert index.costs_table().splitlines()[2] == f"| `{pages[0]}` | quick: a minute. |"
 
 
 NO_MODEL = {  # folders, or files, whose lines are of no model

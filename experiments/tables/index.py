@@ -1,10 +1,13 @@
-"""The table of docs/results/README.md, from the `about.json` of each folder."""
+"""What is on file, by the `about.json` of each folder, and what each experiment costs."""
 
+import ast
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.tables.common import RESULTS, table
+from experiments.__main__ import first_sentences
+from experiments.tables.common import RESULTS, ROOT, table
 
 NEEDED = "commands", "commit", "recorded_in", "device", "versions", "sum_of_run_wall_time_sec"
 
@@ -33,5 +36,27 @@ def index_table() -> str:
         commands = "<br>".join(f"*{k.replace('*', escaped)}*: `{v}`" for k, v in said)
         dates = sorted(x["date"].partition(" ")[0] for x in about["recorded_in"].values())
         when = " to ".join(dict.fromkeys((dates[0], dates[-1])))
-        rows.append([f"[{name}]({name})", commands, when, device(about), about.get("notes", "")])
-    return table("folder, files and commands, recorded, device, notes", rows)
+        took = "<br>".join(f"*{k}*: {v}" for k, v in about["sum_of_run_wall_time_sec"].items())
+        notes = about.get("notes", "")
+        rows.append([f"[{name}]({name})", commands, when, device(about), took, notes])
+    return table("folder, files and commands, recorded, device, seconds of all runs, notes", rows)
+
+
+def cost(docstring: str) -> str:
+    """The paragraph `Cost` of an experiment's first lines, on one line.
+
+    Examples:
+      >>> cost("Why?\\n\\nCost      quick: a\\n          minute.\\nExpected  Yes.")
+      'quick: a minute.'
+    """
+    (found,) = re.findall(r"^Cost +(.*(?:\n +.*)*)", docstring, re.MULTILINE)
+    return " ".join(found.split())
+
+
+def costs_table() -> str:
+    """A row an experiment, in the words of its own file."""
+    rows = []
+    for name in first_sentences(""):
+        source = (ROOT / "experiments" / f"{name}.py").read_text(encoding="utf-8")
+        rows.append([f"`{name}`", cost(ast.get_docstring(ast.parse(source)) or "")])
+    return table("experiment, what a preset costs", rows)
