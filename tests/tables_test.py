@@ -1,13 +1,16 @@
 """The docs' tables say what result lines that are known by hand say."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dirasym import models
 from experiments.tables import (
     closure,
     common,
     dynamics,
     facts,
+    gradients,
     kills,
     likelihood,
     theory,
@@ -620,3 +623,20 @@ def test_how_far_variances_are_known(on_file, monkeypatch):
     on_file["likelihood/results"] = [{"kind": "stratified", "repeats": 51}]
     monkeypatch.setattr(likelihood, "TEXTS", 4)
     assert likelihood.draws() == 51 and likelihood.known_to() == 10.0
+
+
+def test_what_a_matrix_of_gradients_takes_is_counted_by_hand():
+    """T·(C + F) entries a kernel, in bfloat16; a norm's scale in float32; T rows and T ids."""
+    T, D, M, V, layers = 5, 8, 12, 30, 3
+    shape = dict(num_layers=layers, width=D, num_heads=2, num_kv_heads=1, mlp_width=M, max_len=T)
+    lowest = dict(scan_layers=True, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
+    config = models.llama(V, rope_scaling=None, **shape, **lowest)
+    found = gradients.sizes(config, T, (40, 40), (2**14, 2**20))
+    kernels = layers * (2 * (D + D) + 2 * (D + D // 2) + 3 * (D + M)) + (D + V) + D
+    scales = D * (2 * layers + 1)
+    assert found.entries == T * kernels + T + scales + 1  # and the unit of its size
+    assert found.bytes == 2 * T * kernels + 4 * (T + scales + 1)
+    assert found.parameters == 2 * D * V + scales + layers * (3 * D * D + 3 * D * M)
+    side = 3 * 2**14 // 4 // (2 * found.bytes)
+    rows = -(-40 // side)  # strips of equal height
+    assert found.tiles == {2**14: (-(-40 // rows),) * 2, 2**20: (40, 40)}

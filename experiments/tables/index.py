@@ -43,10 +43,10 @@ def index_table() -> str:
 
 
 def cost(docstring: str) -> str:
-    """The paragraph `Cost` of an experiment's first lines, on one line.
+    r"""The paragraph `Cost` of an experiment's first lines, on one line.
 
     Examples:
-      >>> cost("Why?\\n\\nCost      quick: a\\n          minute.\\nExpected  Yes.")
+      >>> cost("Why?\n\nCost      quick: a\n          minute.\nExpected  Yes.")
       'quick: a minute.'
     """
     (found,) = re.findall(r"^Cost +(.*(?:\n +.*)*)", docstring, re.MULTILINE)
