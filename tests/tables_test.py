@@ -368,6 +368,22 @@ def test_reverse_accuracy_from_a_step_on(on_file):
     assert toy.over_steps(250) == [[0, 7], [1, 7]]
 
 
+def test_the_panel_is_read_at_the_end_from_the_second_position_on(monkeypatch):
+    def of(path):
+        assert path.startswith("toy_reversal/curves/model=") and ",length=20,seed=" in path
+        shown, other = ("ema", "raw") if "model=mdm" in path else ("raw", "ema")
+        seed = int(path[-1])
+        right, wrong = np.array([[0, 0, 0], [0.5, 0.6, 0.1 + seed]]), np.full((2, 3), 0.2)
+        found = {f"panel_right_{shown}": right, f"panel_wrong_{shown}": wrong}
+        return found | {f"panel_{name}_{other}": 1 - wrong for name in ("right", "wrong")}
+
+    monkeypatch.setattr(toy, "curves", of)
+    monkeypatch.setattr(toy, "PANEL_SEEDS", {"mdm": (0, 1), "arm": (1,)})
+    assert toy.preferred("mdm") == [1, 2] and toy.preferred("arm") == [2]
+    np.testing.assert_allclose(toy.right_over_wrong("mdm"), [3, 0.5, 3, 5.5])
+    np.testing.assert_allclose(toy.right_over_wrong("arm"), [3, 5.5])
+
+
 def test_generations_have_a_standard_error_over_26_letters():
     assert toy.sampling_error(25) == pytest.approx(100 * 0.5 / 650**0.5)
 
@@ -475,8 +491,16 @@ def test_positions_and_other_facts_stand_in_their_rows(on_file, monkeypatch):
     assert facts.rank_span([9.0, 2.5, 3.0]) == "2.5 to 9"
 
 
+def test_correlations_of_scores_are_counted_after_a_mean_over_heads(monkeypatch):
+    mean_NHD = np.array([[[0.3, -0.1, 0.5], [-0.1, -0.1, -0.6]], [[0.1, 0, 0], [0.1, 0.2, 0]]])
+    paths = []
+    monkeypatch.setattr(facts, "curves", lambda x: paths.append(x) or {"attention_mean": mean_NHD})
+    assert facts.correlated("somewhere", 42) == (3, 6)
+    assert paths == ["somewhere/curves/data=p2c,model=mdm,seed=42"]
+
+
 def test_a_guess_is_among_the_first_words_of_the_reverse_answers():
-    assert facts.reverse_guess("trex") == pytest.approx(100 / 90)  # each fact has a subject of its own
+    assert facts.reverse_guess("trex") == pytest.approx(100 / 90)  # a subject each
     assert facts.reverse_guess("p2d") == 10  # ten persons
 
 

@@ -108,6 +108,15 @@ def attention_by_layer() -> np.ndarray:
     return of["attention_mean"].mean(axis=(1, 2))
 
 
+def correlated(folder: str, seed: int) -> tuple[int, int]:
+    """At how many pairs of layer and total distance scores correlate positively, and of how many.
+
+    Forward against reverse, a mean over heads, in a masked model of one seed.
+    """
+    of = curves(f"{folder}/curves/data=p2c,model=mdm,seed={seed}")["attention_mean"].mean(axis=1)
+    return int((of > 0).sum()), of.size
+
+
 POSITIONS = {  # folder and file: how positions enter
     "facts_positions/none": "none",
     "facts_positions/alibi": "ALiBi",

@@ -3,8 +3,19 @@
 import numpy as np
 
 from dirasym import intervals
-from experiments.tables.common import Line, column, each, groups, lines, mean, number, span, table
-from experiments.toy_reversal import PAPER_TABLE_2
+from experiments.tables.common import (
+    Line,
+    column,
+    curves,
+    each,
+    groups,
+    lines,
+    mean,
+    number,
+    span,
+    table,
+)
+from experiments.toy_reversal import HEADLINE, PAPER_TABLE_2
 
 LENGTHS = tuple(PAPER_TABLE_2)
 DIRECTIONS = "forward", "reverse"
@@ -19,6 +30,7 @@ INITS = {  # of the study: what they are called, and where the longest run is
 }
 AT_ONCE = tuple(INITS)[:3]  # these start to learn at once
 ZERO_HEADS = tuple(INITS)[4:]
+PANEL_SEEDS = {"mdm": (0, 1), "arm": (0,)}  # of the runs at L = 20
 LEARNED = 50  # percent forward: below it a run is on the plateau
 
 
@@ -124,6 +136,28 @@ def excess_of_paper() -> tuple[float, float]:
     ours = {n: np.mean(longer(n, "final_reverse_percent")) for (n,) in of}
     apart = [float(x - PAPER_TABLE_2[n][1]) for n, x in ours.items()]
     return min(apart), max(apart)
+
+
+def reverse_panel(model: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Figure 11 at L = 20: P of the right lowercase, and of the best wrong token, by position.
+
+    At the end, of the weights that Table 2 shows, from the first position that is asked for on.
+    """
+    of = curves(f"toy_reversal/curves/model={model},length=20,seed={seed}")
+    right, wrong = (of[f"panel_{name}_{HEADLINE[model]}"][-1, 1:] for name in ("right", "wrong"))
+    return right, wrong
+
+
+def preferred(model: str) -> list[int]:
+    """At how many positions the right lowercase is the likelier, a seed each."""
+    both = [reverse_panel(model, seed) for seed in PANEL_SEEDS[model]]
+    return [int((right > wrong).sum()) for right, wrong in both]
+
+
+def right_over_wrong(model: str) -> list[float]:
+    """Ratio of the two probabilities, of every position and seed."""
+    both = [reverse_panel(model, seed) for seed in PANEL_SEEDS[model]]
+    return [float(ratio) for right, wrong in both for ratio in right / wrong]
 
 
 def study(init: str) -> list[Line]:

@@ -37,6 +37,7 @@ from experiments.reports import training_dynamics as dynamics_report
 from experiments.reports import world_a as world_a_report
 from experiments.reports import world_a_bits as world_a_bits_report
 from experiments.systems import relations, toy, training_dynamics
+from experiments.tables import toy as toy_tables
 from experiments.tables import world_a as world_a_tables
 from experiments.tools import command
 
@@ -89,14 +90,19 @@ def figures() -> dict[str, Callable[[], Any]]:
     equal = report.select(_lines("rope_bounds", "results"), what="equal")
     depth = _lines("gradient_alignment", "depth")
     quick = toy.Config(**toy_reversal.PRESETS["quick"])
+    longer = dataclasses.replace(quick, lengths=(20,), steps=600, eval_every=200)
     along = {
         (model, 10): stacked("toy_reversal", f"model={model},length=10", quick.seeds)
         for model in quick.models
     }
+    by_position = {
+        (model, 20): stacked("toy_reversal", f"model={model},length=20", seeds)
+        for model, seeds in toy_tables.PANEL_SEEDS.items()
+    }
     part = functools.partial
     return {
         "toy_reversal": part(toy_report.training_figure, along, quick, "p"),
-        "toy_reverse_panel": part(toy_report.panel_figure, along, quick),
+        "toy_reverse_panel": part(toy_report.panel_figure, by_position, longer),
         "toy_accuracy": part(toy_report.accuracy_bars, bars, table_2, toy_reversal.PAPER_TABLE_2),
         "toy_study": part(study_figure, toy_study.Config().inits),
         "toy_study_3000": part(

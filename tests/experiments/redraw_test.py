@@ -96,6 +96,19 @@ def test_gradients_of_world_a_are_of_the_direction_that_is_named(drawn):
             )
 
 
+def test_the_reverse_panel_shows_the_end_of_the_runs_of_its_command(drawn):
+    curves, config = drawn["toy_reverse_panel"]
+    command = ABOUT["toy_reversal"]["commands"]["length_20"]
+    assert f"--lengths={config.lengths[0]} --steps={config.shown_step} " in command
+    for model in config.models:
+        of = curves[model, config.lengths[0]]
+        moment = config.shown_step // config.eval_every
+        assert of["eval_step"][moment] == of["eval_step"][-1] == config.shown_step
+        lines = _lines("toy_reversal/length_20", model=model)
+        for key in ("p_forward_raw", "p_reverse_raw"):
+            np.testing.assert_allclose(of[key][moment], _last(lines, key), rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("figure", "folder", "models", "seeds"),
     [
