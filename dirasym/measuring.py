@@ -156,7 +156,8 @@ def measure(
         in place of logits; the tokenizer has more tokens than the model, or no [M] for a masked
         one; questions that do not fit the context; probabilities that are NaN; or as
         `Questions.of`, `alignment` and `Settings`.
-      TypeError: an `ApplyFn` that needs a keyword which is not known here; it is named.
+      TypeError: an `ApplyFn` that needs a keyword which is not known here, or a tokenizer without
+        a member of `tokenizers.Tokenizer` (`mask_id` is one, None without [M]); it is named.
     """
     return prepare(
         model,

@@ -159,7 +159,8 @@ def write(config: Config) -> None:
         "Written by `python -m experiments.tools.scaling`; see there how each number is made. "
         f"A LoRA step (rank {RANK} on the attention projections) of {BATCH_PER_DATA} sequences of "
         f"{LENGTH} tokens for each place on the data axis; base weights bfloat16 and frozen, "
-        "adapters and Adam's moments float32, layers rematerialised. Activations come on top."
+        "adapters and Adam's moments float32, layers rematerialised. Activations come on top. "
+        "A GB has 10⁹ bytes."
     )
     below = (
         "Parameters are split over the axis `model` by name (`dirasym/sharding.py`) and repeated "
