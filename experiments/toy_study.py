@@ -4,7 +4,8 @@ Question  Table 2's reverse column runs from 34 to 56 % without an interval. Her
           is trained from several initialisations, and at every evaluation the same weights
           generate in several orders.
 Command   python -m experiments.toy_study --preset=quick|paper
-Cost      paper (L = 10, 6 × 3 runs of 3000 steps): 4 minutes a run on one CPU core.
+Cost      quick: 2 runs of 500 steps, not timed.
+          paper (L = 10, 6 × 3 runs of 3000 steps): 4 minutes a run on one CPU core.
 Expected  Forward stays near 100 %; reverse moves by tens of points with each factor.
 """
 
