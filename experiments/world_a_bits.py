@@ -54,6 +54,7 @@ class Config:
     )
     Ks: tuple[int, ...] = flag((1, 5, 25), "Branching factors K.", 1)
     n_pairs: tuple[int, ...] = flag((1000,), "Pairs of strings.", 1, 10**6)
+    directions: tuple[Direction, ...] = flag(string_maps.DIRECTIONS, "Which to train at K > 1.")
     maps: int = flag(3, "Maps of each kind.", 1, 1000)
     seeds: tuple[int, ...] = flag((0, 1, 2), "One run each, on every map.", kind="seed")
     epochs: int = flag(40, "Passes over the pairs.", 1)
@@ -112,7 +113,7 @@ def _runs(
     known = {"model": model, "letters": letters, "length": length, "pairs": n_pairs}
     for K in c.Ks:
         # A bijection is one task both ways.
-        for direction in string_maps.DIRECTIONS[: 1 if K == 1 else 2]:
+        for direction in string_maps.DIRECTIONS[:1] if K == 1 else c.directions:
             for number in range(c.maps):
                 case = make(string_map(shape, n_pairs, K, number), direction)
                 yield learner.run(case, known | {"map": number}, {"map_seed": case.of.seed})
