@@ -281,6 +281,39 @@ def test_halves_of_the_bits_study_are_of_one_kind_of_map(on_file):
     assert world_a.half_of("gpt2", 36, 1, 25).mean == pytest.approx(3.0)
 
 
+def test_gpt2_by_the_number_of_pairs(on_file):
+    def line(pairs, number, K, arrow, epoch, **more):
+        of = {"letters": 36, "length": 8, "K": K, "direction": arrow, "pairs": pairs}
+        of |= {"map": number, "floor_nats_per_string": 0.0, "batch_size": 64}
+        curve = [16 * np.log(36), 0.0]  # half of a guess's, 4 ln 36, at 3/4 of the way
+        return of | {"eval_epochs": [0, epoch / 0.75], f"{world_a.CLEAN}_curve": curve} | more
+
+    on_file["world_a_bits/gpt2"] = [
+        line(1000, 0, 1, "A->B", 12.0),
+        line(1000, 0, 1, "A->B", 99.0, letters=6),
+        line(1000, 0, 5, "A->B", 8.0),
+        line(1000, 0, 5, "A->B", 99.0, length=4),
+    ]
+    on_file["world_a_bits/gpt2_pairs"] = [
+        line(500, 0, 1, "A->B", 5.0),
+        line(500, 1, 1, "A->B", 7.0),
+        line(2000, 0, 1, "A->B", 24.0),
+        line(2000, 0, 5, "B->A", 9.0),
+    ]
+    on_file["world_a_bits/gpt2_steps"] = [line(500, 0, 1, "A->B", 3.0)]
+    assert world_a.pairs_half(1, "forward", 500) == pytest.approx(6.0)
+    assert world_a.pairs_half(1, "forward", 1000) == pytest.approx(12.0)
+    assert world_a.pairs_half(5, "inverse", 2000) == pytest.approx(9.0)
+    assert world_a.pairs_half(5, "forward", 1000) == pytest.approx(8.0)
+    in_steps = dict(measure=world_a.world_a_bits.half_steps)  # of 8 and 16 an epoch
+    assert world_a.pairs_half(1, "forward", 500, **in_steps) == pytest.approx(48.0)
+    assert world_a.pairs_half(1, "forward", 1000, "gpt2_steps", **in_steps) == pytest.approx(192.0)
+    assert world_a.pairs_exponent(1, "forward", 500, 1000) == pytest.approx(1.0)
+    assert world_a.pairs_exponent(1, "forward", 1000, 2000) == pytest.approx(1.0)
+    of_steps = world_a.pairs_exponent(1, "forward", 500, 1000, file="gpt2_steps")
+    assert of_steps == pytest.approx(2.0)
+
+
 def test_bits_that_adapters_stored(on_file):
     line = {"lora_r": 4, "lr": 3e-3, "n_pairs": 1000, "lora_trainable_params": 2000}
     on_file["world_a_lora/long"] = [line | {world_a.CLEAN: 20.0}]

@@ -56,11 +56,37 @@ def entropy(line: Line) -> float:
     return 0.0 if line["direction"] == "A->B" else math.log(line["K"])
 
 
+def targets(line: Line) -> int:
+    """Distinct ones of a map: its images forward, a string a pair inverse."""
+    return line["pairs"] // line["K"] if line["direction"] == "A->B" else line["pairs"]
+
+
+def steps_an_epoch(line: Line) -> int:
+    """Updates; the last may see fewer pairs."""
+    return -(-line["pairs"] // line["batch_size"])
+
+
+def half_steps(line: Line) -> float:
+    """Updates until half is learned, as `half` has it in epochs."""
+    return half(line) * steps_an_epoch(line)
+
+
+def exponent(lines: Sequence[Line], measure=half) -> float:
+    """The e of half ∝ pairs^e, from the fewest pairs to the most, of means over maps."""
+    few, many = (pick(line["pairs"] for line in lines) for pick in (min, max))
+    ends = (over_maps(report.select(lines, pairs=pairs), measure).mean for pairs in (many, few))
+    return math.log(np.divide(*ends)) / math.log(many / few)
+
+
+def _task(K: int, direction: str) -> str:
+    return f"K = {K} {NAMES[direction]}" if K > 1 else "K = 1"
+
+
 def table(lines: Sequence[Line]) -> str:
     """A row a kind of map."""
     rows = []
     for (model, letters, length, pairs, K, direction), of in kinds(lines).items():
-        what = f"K = {K} {NAMES[direction]}" if K > 1 else "K = 1"
+        what = _task(K, direction)
         one, maps = of[0], len({line["map"] for line in of})
         known = [f"{one['bits_to_store_per_pair']:.1f}", f"{entropy(one):.2f}"]
         found = over_maps(of)
@@ -69,6 +95,31 @@ def table(lines: Sequence[Line]) -> str:
         runs = f"{maps} × {len(of) // maps}"
         rows.append([model, f"{letters} × {length}", pairs, what, *known, half_at, rest, runs])
     header = "model,letters × length,pairs,task,bits per pair,entropy,half learned,left %,runs"
+    return report.table(header.split(","), rows)
+
+
+def pairs_table(lines: Sequence[Line]) -> str:
+    """A row a task, number of pairs and number of epochs, of one model and kind of strings."""
+    groups: dict[tuple, list[Line]] = {}
+    keys = "K", "direction", "pairs", "epochs"
+    for line in sorted(lines, key=lambda line: tuple(line[key] for key in keys)):
+        groups.setdefault(tuple(line[key] for key in keys), []).append(line)
+    rows = []
+    for (K, direction, pairs, epochs), of in groups.items():
+        maps = len({line["map"] for line in of})
+        found = [over_maps(of, measure) for measure in (half, half_steps)]
+        halves = [
+            report.with_interval(*x, digits) if np.isfinite(x.mean) else "–"
+            for x, digits in zip(found, (1, 0), strict=True)
+        ]
+        known = [targets(of[0]), f"{of[0]['bits_to_store_per_pair']:.1f}"]
+        rest = report.with_interval(*over_maps(of, left), 1)
+        times = [steps_an_epoch(of[0]), epochs, *halves, rest]
+        rows.append([_task(K, direction), pairs, *known, *times, f"{maps} × {len(of) // maps}"])
+    header = (
+        "task,pairs,targets,bits per pair,steps an epoch,epochs in all,half learned,in steps,"
+        "left %,runs"
+    )
     return report.table(header.split(","), rows)
 
 
@@ -104,6 +155,27 @@ def figure(lines: Sequence[Line]):
     style = dict(ncols=3, fontsize=report.SMALL, columnspacing=1, handletextpad=0.4)
     labels = sorted(named)
     drawn.legend([named[label] for label in labels], labels, loc="outside upper center", **style)
+    return drawn
+
+
+def pairs_figure(lines: Sequence[Line]):
+    """When half is learned against the number of pairs, in epochs and in steps: a line a task."""
+    drawn, axes = report.new_figure(1, 2, (3.6, 3.0))
+    tasks = sorted({(line["K"], line["direction"]) for line in lines})
+    for ax, (unit, measure) in zip(
+        axes[0], {"epochs": half, "steps": half_steps}.items(), strict=True
+    ):
+        for number, (K, direction) in enumerate(tasks):
+            mine = report.select(lines, K=K, direction=direction)
+            pairs = sorted({line["pairs"] for line in mine})
+            found = [over_maps(report.select(mine, pairs=x), measure) for x in pairs]
+            ax.errorbar(
+                pairs, [i.mean for i in found], np.nan_to_num([i.half_width for i in found]),
+                fmt=f"{MARKERS[number]}-", ms=5, capsize=3, color=report.color(number),
+                label=_task(K, direction),
+            )  # fmt: skip
+        ax.set(xscale="log", yscale="log", xlabel="pairs", ylabel=f"{unit} until half is learned")
+    report.legend(axes[0, 0])
     return drawn
 
 

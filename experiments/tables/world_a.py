@@ -273,6 +273,24 @@ def bits_pairs_table() -> str:
     return world_a_bits.table(lines("world_a_bits/mlp_pairs"))
 
 
+def gpt2_pairs(file: str = "gpt2_pairs", **values) -> list[Line]:
+    """GPT-2 of 36 × 8 by the number of pairs: of 40 epochs, or of 640 steps (1000 pairs: both)."""
+    names = [f"world_a_bits/{name}" for name in ("gpt2", file)]
+    return lines(*names, letters=36, length=8, **values)
+
+
+def pairs_half(K: int, direction: str, pairs: int, file: str = "gpt2_pairs", **how) -> float:
+    """GPT-2's epochs, or what is measured, until half is learned: mean over maps."""
+    of = gpt2_pairs(file, K=K, direction=ARROWS[direction], pairs=pairs)
+    return world_a_bits.over_maps(of, **how).mean
+
+
+def pairs_exponent(K: int, direction: str, *pairs: int, file: str = "gpt2_pairs") -> float:
+    """Of those epochs, in the number of pairs."""
+    of = gpt2_pairs(file, K=K, direction=ARROWS[direction])
+    return world_a_bits.exponent([line for line in of if line["pairs"] in pairs])
+
+
 def half_of(model: str, letters: int, length: int, K: int = 1, direction: str = "forward"):
     """Epochs until half is learned: mean and interval over maps."""
     shape = dict(letters=letters, length=length, K=K, direction=ARROWS[direction])

@@ -81,6 +81,78 @@ def test_the_table_averages_over_seeds_then_maps():
     assert "| K = 5 inverse | 19.5 | 1.61 | –" in inverse
 
 
+def _of_pairs(pairs, half, number=0, **more):
+    """A line whose half, of a guess of 4 ln 36, is learned at `half` epochs."""
+    curve, at = [2 * GUESS, 0.0], [0, half / 0.75]
+    line = _line(number, 0, curve, pairs=pairs, batch_size=64, epochs=40, eval_epochs=at)
+    return line | more
+
+
+FORWARD, INVERSE = ({"K": 5, "direction": way} for way in ("A->B", "B->A"))
+PAIRS = [
+    _of_pairs(500, 4.0),
+    _of_pairs(500, 6.0, 1),
+    _of_pairs(2000, 10.0),
+    _of_pairs(500, 9.0, epochs=80),
+    _of_pairs(1000, 3.0, **FORWARD, bits_to_store_per_pair=14.25),
+    _of_pairs(1000, 7.0, **INVERSE, eval_excess_nats_per_string_curve=[2 * GUESS, 1.5 * GUESS]),
+]
+
+
+def test_steps_and_targets_of_a_number_of_pairs():
+    # 500 pairs are 7 batches of 64 and one of 52; 640 are ten whole ones.
+    assert [report.steps_an_epoch(_of_pairs(n, 1.0)) for n in (1, 64, 500, 640)] == [1, 1, 8, 10]
+    assert [report.half_steps(line) for line in PAIRS[:3]] == pytest.approx([32.0, 48.0, 320.0])
+    assert [report.targets(PAIRS[n]) for n in (0, 4, 5)] == [500, 200, 1000]
+
+
+def test_the_exponent_is_of_means_over_maps_and_from_the_fewest_to_the_most():
+    assert report.exponent(PAIRS[:3]) == pytest.approx(0.5)  # 5 to 10 epochs, 4 times the pairs
+    assert report.exponent(PAIRS[2::-1]) == pytest.approx(0.5)
+    between = _of_pairs(1000, 1.0)  # is not asked
+    assert report.exponent([*PAIRS[:3], between]) == pytest.approx(0.5)
+    in_steps = report.exponent(PAIRS[:3], report.half_steps)  # 8 steps an epoch, then 32
+    assert in_steps == pytest.approx(1.5)
+
+
+def test_the_table_by_pairs_has_epochs_and_steps():
+    header, _, *rows = report.pairs_table(PAIRS).splitlines()
+    assert header.split(" | ")[6:8] == ["half learned", "in steps"]
+    cells = [[x.strip() for x in row.strip("|").split("|")] for row in rows]
+    few, longer, many, forward, inverse = cells
+    # 4 and 6 epochs on two maps: ± 12.706.
+    assert few == ["K = 1", "500", "500", "20.0", "8", "40", "5.0 ± 12.7", "40 ± 102", "0.0 ± 0.0",
+                   "2 × 1"]  # fmt: skip
+    assert longer[:2] + longer[5:8] == ["K = 1", "500", "80", "9.0", "72"]
+    assert many[1:3] + many[4:8] == ["2000", "2000", "32", "40", "10.0", "320"]
+    assert forward[:4] == ["K = 5 forward", "1000", "200", "14.2"]
+    assert inverse[0] == "K = 5 inverse" and inverse[2] == "1000" and inverse[6:9] == [
+        "–", "–", "150.0"]  # fmt: skip
+
+
+def test_the_figure_by_pairs_draws_epochs_and_steps():
+    pytest.importorskip("matplotlib")
+    lines = [*PAIRS[:3], PAIRS[4], PAIRS[5]]
+    epochs, steps = report.pairs_figure(lines).axes
+    drawn = [{x.get_label(): x[0].get_xydata().tolist() for x in ax.containers}
+             for ax in (epochs, steps)]  # fmt: skip
+    assert drawn[0]["K = 1"] == [[500, pytest.approx(5.0)], [2000, pytest.approx(10.0)]]
+    assert drawn[1]["K = 1"] == [[500, pytest.approx(40.0)], [2000, pytest.approx(320.0)]]
+    assert drawn[0]["K = 5 forward"] == [[1000, pytest.approx(3.0)]]
+    assert set(drawn[1]) == {"K = 1", "K = 5 forward", "K = 5 inverse"}
+    low, high = epochs.containers[0][2][0].get_segments()[0][:, 1]
+    np.testing.assert_allclose([low, high], [5 - 12.706, 5 + 12.706], atol=1e-2)
+    named = [artists.words(ax) for ax in (epochs, steps)]
+    assert named == [("", "pairs", "epochs until half is learned"),
+                     ("", "pairs", "steps until half is learned")]  # fmt: skip
+
+
+def test_a_direction_may_be_asked_for_alone(tmp_path):
+    asked = dataclasses.replace(SMALL, models=("mlp",), directions=("inverse",))
+    found = [(run.identity["K"], run.identity["direction"]) for run in page.plan(asked, tmp_path)]
+    assert set(found) == {(1, "A->B"), (5, "B->A")} and len(found) == 8
+
+
 def test_the_figure_draws_means_over_maps_at_their_bits():
     pytest.importorskip("matplotlib")
     (ax,) = report.figure([*LINES[:4], _line(0, 0, [GUESS, 0.4 * GUESS, 0.0], letters=6)]).axes
