@@ -71,6 +71,12 @@ def half_steps(line: Line) -> float:
     return half(line) * steps_an_epoch(line)
 
 
+def at_least(line: Line) -> float:
+    """`half`, or all epochs of a run that had too few of them."""
+    found = half(line)
+    return line["eval_epochs"][-1] if math.isnan(found) else found
+
+
 def exponent(lines: Sequence[Line], measure=half) -> float:
     """The e of half ∝ pairs^e, from the fewest pairs to the most, of means over maps."""
     few, many = (pick(line["pairs"] for line in lines) for pick in (min, max))

@@ -285,10 +285,10 @@ def pairs_half(K: int, direction: str, pairs: int, file: str = "gpt2_pairs", **h
     return world_a_bits.over_maps(of, **how).mean
 
 
-def pairs_exponent(K: int, direction: str, *pairs: int, file: str = "gpt2_pairs") -> float:
+def pairs_exponent(K: int, direction: str, *pairs: int, file: str = "gpt2_pairs", **how) -> float:
     """Of those epochs, in the number of pairs."""
     of = gpt2_pairs(file, K=K, direction=ARROWS[direction])
-    return world_a_bits.exponent([line for line in of if line["pairs"] in pairs])
+    return world_a_bits.exponent([line for line in of if line["pairs"] in pairs], **how)
 
 
 def half_of(model: str, letters: int, length: int, K: int = 1, direction: str = "forward"):

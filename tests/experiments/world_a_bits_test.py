@@ -103,6 +103,7 @@ def test_steps_and_targets_of_a_number_of_pairs():
     # 500 pairs are 7 batches of 64 and one of 52; 640 are ten whole ones.
     assert [report.steps_an_epoch(_of_pairs(n, 1.0)) for n in (1, 64, 500, 640)] == [1, 1, 8, 10]
     assert [report.half_steps(line) for line in PAIRS[:3]] == pytest.approx([32.0, 48.0, 320.0])
+    assert [report.at_least(PAIRS[n]) for n in (2, 5)] == pytest.approx([10.0, 7.0 / 0.75])
     assert [report.targets(PAIRS[n]) for n in (0, 4, 5)] == [500, 200, 1000]
 
 
