@@ -104,6 +104,14 @@ def table(lines: Sequence[Line]) -> str:
     return report.table(header.split(","), rows)
 
 
+def _cell(of: Sequence[Line], digits: int, times: float = 1) -> str:
+    """When half is learned, or, where some runs had too few epochs, what the mean is over."""
+    mean, half_width = over_maps(of)
+    if np.isfinite(mean):
+        return report.with_interval(times * mean, times * half_width, digits)
+    return f"over {times * over_maps(of, at_least).mean:.{digits}f}"
+
+
 def pairs_table(lines: Sequence[Line]) -> str:
     """A row a task, number of pairs and number of epochs, of one model and kind of strings."""
     groups: dict[tuple, list[Line]] = {}
@@ -113,11 +121,7 @@ def pairs_table(lines: Sequence[Line]) -> str:
     rows = []
     for (K, direction, pairs, epochs), of in groups.items():
         maps = len({line["map"] for line in of})
-        found = [over_maps(of, measure) for measure in (half, half_steps)]
-        halves = [
-            report.with_interval(*x, digits) if np.isfinite(x.mean) else "–"
-            for x, digits in zip(found, (1, 0), strict=True)
-        ]
+        halves = [_cell(of, 1), _cell(of, 0, steps_an_epoch(of[0]))]
         known = [targets(of[0]), f"{of[0]['bits_to_store_per_pair']:.1f}"]
         rest = report.with_interval(*over_maps(of, left), 1)
         times = [steps_an_epoch(of[0]), epochs, *halves, rest]

@@ -127,8 +127,8 @@ def test_the_table_by_pairs_has_epochs_and_steps():
     assert longer[:2] + longer[5:8] == ["K = 1", "500", "80", "9.0", "72"]
     assert many[1:3] + many[4:8] == ["2000", "2000", "32", "40", "10.0", "320"]
     assert forward[:4] == ["K = 5 forward", "1000", "200", "14.2"]
-    assert inverse[0] == "K = 5 inverse" and inverse[2] == "1000" and inverse[6:9] == [
-        "–", "–", "150.0"]  # fmt: skip
+    assert inverse[0] == "K = 5 inverse" and inverse[2] == "1000"
+    assert inverse[6:9] == ["over 9.3", "over 149", "150.0"]  # of 9.33 epochs of 16 steps
 
 
 def test_the_figure_by_pairs_draws_epochs_and_steps():
