@@ -297,7 +297,7 @@ def test_gpt2_by_the_number_of_pairs(on_file):
     on_file["world_a_bits/gpt2_pairs"] = [
         line(500, 0, 1, "A->B", 5.0),
         line(500, 1, 1, "A->B", 7.0),
-        line(2000, 0, 1, "A->B", 24.0),
+        line(2000, 0, 1, "A->B", 36.0),
         line(2000, 0, 5, "B->A", 9.0),
     ]
     on_file["world_a_bits/gpt2_steps"] = [line(500, 0, 1, "A->B", 3.0)]
@@ -309,7 +309,7 @@ def test_gpt2_by_the_number_of_pairs(on_file):
     assert world_a.pairs_half(1, "forward", 500, **in_steps) == pytest.approx(48.0)
     assert world_a.pairs_half(1, "forward", 1000, "gpt2_steps", **in_steps) == pytest.approx(192.0)
     assert world_a.pairs_exponent(1, "forward", 500, 1000) == pytest.approx(1.0)
-    assert world_a.pairs_exponent(1, "forward", 1000, 2000) == pytest.approx(1.0)
+    assert world_a.pairs_exponent(1, "forward", 1000, 2000) == pytest.approx(np.log2(3))
     of_steps = world_a.pairs_exponent(1, "forward", 500, 1000, file="gpt2_steps")
     assert of_steps == pytest.approx(2.0)
 

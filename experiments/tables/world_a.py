@@ -279,6 +279,11 @@ def gpt2_pairs(file: str = "gpt2_pairs", **values) -> list[Line]:
     return lines(*names, letters=36, length=8, **values)
 
 
+def pairs_table() -> str:
+    """A row a task and number of pairs of GPT-2."""
+    return world_a_bits.pairs_table(gpt2_pairs())
+
+
 def pairs_half(K: int, direction: str, pairs: int, file: str = "gpt2_pairs", **how) -> float:
     """GPT-2's epochs, or what is measured, until half is learned: mean over maps."""
     of = gpt2_pairs(file, K=K, direction=ARROWS[direction], pairs=pairs)
