@@ -169,23 +169,30 @@ def figure(lines: Sequence[Line]):
 
 
 def pairs_figure(lines: Sequence[Line]):
-    """When half is learned against the number of pairs, in epochs and in steps: a line a task."""
+    """When half is learned against the number of pairs, in epochs and in steps: a line a task.
+
+    Hollow where some runs had too few epochs: all of these count for them, without a bar.
+    """
     drawn, axes = report.new_figure(1, 2, (3.6, 3.0))
     tasks = sorted({(line["K"], line["direction"]) for line in lines})
-    for ax, (unit, measure) in zip(
-        axes[0], {"epochs": half, "steps": half_steps}.items(), strict=True
-    ):
-        for number, (K, direction) in enumerate(tasks):
+    numbers = sorted({line["pairs"] for line in lines})
+    for ax, unit in zip(axes[0], ("epochs", "steps"), strict=True):
+        for place, (K, direction) in enumerate(tasks):
             mine = report.select(lines, K=K, direction=direction)
-            pairs = sorted({line["pairs"] for line in mine})
-            found = [over_maps(report.select(mine, pairs=x), measure) for x in pairs]
+            pairs = [n for n in numbers if report.select(mine, pairs=n)]
+            kinds_of = [report.select(mine, pairs=n) for n in pairs]
+            times = np.array([steps_an_epoch(of[0]) if unit == "steps" else 1 for of in kinds_of])
+            mean, error = times * np.transpose([over_maps(of) for of in kinds_of])
+            bound = times * [over_maps(of, at_least).mean for of in kinds_of]
+            style = dict(marker=MARKERS[place], ms=5, color=report.color(place))
             ax.errorbar(
-                pairs, [i.mean for i in found], np.nan_to_num([i.half_width for i in found]),
-                fmt=f"{MARKERS[number]}-", ms=5, capsize=3, color=report.color(number),
-                label=_task(K, direction),
-            )  # fmt: skip
-        ax.set(xscale="log", yscale="log", xlabel="pairs", ylabel=f"{unit} until half is learned")
-    report.legend(axes[0, 0])
+                pairs, bound, np.nan_to_num(error), capsize=3, label=_task(K, direction), **style
+            )
+            ax.plot(pairs, np.where(np.isnan(mean), bound, np.nan), mfc="w", ls="", **style)
+        ax.set(xscale="log", xlabel="pairs", ylabel=f"{unit} until half is learned", ylim=(0, None))
+        ax.set_xticks(numbers, numbers)
+        ax.set_xticks([], minor=True)
+    report.legend(axes[0, 1])
     return drawn
 
 

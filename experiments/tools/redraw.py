@@ -296,7 +296,9 @@ def world_a_figures() -> dict[str, Callable[[], Any]]:
         "world_a_bits_alone": part(
             world_a_bits_report.figure, _lines("world_a_bits", *world_a_tables.BITS_STUDY)
         ),
-        "world_a_bits_pairs": part(world_a_bits_report.pairs_figure, world_a_tables.gpt2_pairs()),
+        "world_a_bits_pairs": part(
+            world_a_bits_report.pairs_figure, world_a_tables.gpt2_pairs(direction="A->B")
+        ),
         "world_a_excess_2x128": part(world_a_report.excess_figure, of["world_a_2x128"], (1, 5)),
         "world_a_gradients": part(world_a_report.gradients_figure, trained),
         "world_a_regimes": part(world_a_report.excess_figure, regimes, (1, 5)),

@@ -141,6 +141,19 @@ def test_the_figure_by_pairs_draws_epochs_and_steps():
     assert drawn[1]["K = 1"] == [[500, pytest.approx(40.0)], [2000, pytest.approx(320.0)]]
     assert drawn[0]["K = 5 forward"] == [[1000, pytest.approx(3.0)]]
     assert set(drawn[1]) == {"K = 1", "K = 5 forward", "K = 5 inverse"}
+    # No half in 9.33 epochs of 16 steps: hollow there, and full elsewhere.
+    assert drawn[1]["K = 5 inverse"] == [[1000, pytest.approx(16 * 7 / 0.75)]]
+    hollow = [
+        [
+            n
+            for line in ax.lines
+            if line.get_mfc() == "w"
+            for n, y in line.get_xydata().tolist()
+            if y == y
+        ]
+        for ax in (epochs, steps)
+    ]
+    assert hollow == [[1000], [1000]] and epochs.get_xticks().tolist() == [500, 1000, 2000]
     low, high = epochs.containers[0][2][0].get_segments()[0][:, 1]
     np.testing.assert_allclose([low, high], [5 - 12.706, 5 + 12.706], atol=1e-2)
     named = [artists.words(ax) for ax in (epochs, steps)]
