@@ -188,7 +188,9 @@ def pairs_figure(lines: Sequence[Line]):
             ax.errorbar(
                 pairs, bound, np.nan_to_num(error), capsize=3, label=_task(K, direction), **style
             )
-            ax.plot(pairs, np.where(np.isnan(mean), bound, np.nan), mfc="w", ls="", **style)
+            ax.plot(
+                pairs, np.where(np.isnan(mean), bound, np.nan), mfc="w", ls="", zorder=5, **style
+            )
         ax.set(xscale="log", xlabel="pairs", ylabel=f"{unit} until half is learned", ylim=(0, None))
         ax.set_xticks(numbers, numbers)
         ax.set_xticks([], minor=True)

@@ -280,8 +280,8 @@ def gpt2_pairs(file: str = "gpt2_pairs", **values) -> list[Line]:
 
 
 def pairs_table() -> str:
-    """A row a task and number of pairs of GPT-2."""
-    return world_a_bits.pairs_table(gpt2_pairs())
+    """A row a task and number of pairs of GPT-2, those of 640 steps among them."""
+    return world_a_bits.pairs_table(gpt2_pairs() + lines("world_a_bits/gpt2_steps"))
 
 
 def pairs_half(K: int, direction: str, pairs: int, file: str = "gpt2_pairs", **how) -> float:
