@@ -518,3 +518,25 @@ def test_weights_are_opened_in_the_type_of_the_flag(rank, stored, monkeypatch):
     ((given, how),) = opened
     assert given == ("x", 7) and jnp.dtype(how.pop("param_dtype")) == stored
     assert how == dict(shardings=None, dtype="bfloat16", scan_layers=True)
+
+
+@pytest.mark.parametrize("kind", ["mdm", "arm"])
+def test_a_network_from_scratch_has_what_its_flags_name(kind):
+    size = dict(layers=3, heads=4, kv_heads=2, width=16, positions="alibi", dtype="bfloat16")
+    network = system.from_scratch(kind, 9, dataclasses.replace(TINY, **size))
+    assert (network.num_layers, network.num_heads, network.num_kv_heads) == (3, 4, 2)
+    assert (network.width, network.positions, network.dtype) == (16, "alibi", jnp.bfloat16)
+    assert (network.vocab_size, network.causal) == (9, kind == "arm")
+
+
+@pytest.mark.parametrize(("positions", "fused"), [("rope", ()), ("learned", models.lora.QKV)])
+def test_adapters_have_what_their_flags_name(positions, fused):
+    config = types.SimpleNamespace(
+        lora_rank=3, lora_alpha=7.0, lora_targets="query$", lora_dropout=0.25
+    )
+    opened = types.SimpleNamespace(
+        model=types.SimpleNamespace(config=types.SimpleNamespace(positions=positions))
+    )
+    task = types.SimpleNamespace(config=config, pretrained=opened)
+    want = models.LoRAConfig(3, 7.0, "query$", dropout=0.25, fused=fused)
+    assert system.Task._lora(task) == want

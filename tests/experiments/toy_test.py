@@ -191,6 +191,22 @@ def test_the_size_of_the_embedding_reaches_the_network(embed_std, want):
     assert toy.Task("mdm", 4, config).network.embed_std == want
 
 
+def test_a_network_has_what_its_flags_name():
+    of_both = dict(width=16, dropout=0.25)
+    of_mdm = dict(positions="alibi", head_init="zeros")
+    changes = dict(layers=3, norm_bias_init=0.5, **of_both, **of_mdm)
+    config = dataclasses.replace(CONFIG, **changes)
+    of_both |= dict(num_layers=3, num_heads=1, max_len=4)
+    for model, minimal, want in (
+        ("arm", False, dict(causal=True)),
+        ("mdm", False, dict(causal=False, norm_bias_init=0.5, attention_only=False, **of_mdm)),
+        ("mdm", True, dict(causal=False, residual=False, attention_only=True, **of_mdm)),
+    ):
+        network = toy.Task(model, 4, dataclasses.replace(config, attention_only=minimal)).network
+        want |= of_both
+        assert {name: getattr(network, name) for name in want} == want
+
+
 def test_a_model_is_asked_with_its_own_weights_and_sampling(monkeypatch):
     monkeypatch.setattr(toy.case_recall, "evaluate", lambda *given, **how: (given, how))
     weights = {"raw": 1.0, "ema": 2.0}
