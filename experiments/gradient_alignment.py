@@ -4,8 +4,7 @@ Question  §5 of arXiv 2602.02133, gradients and attention over training. `minim
           attention only (Figure 4), with Theorem B.1's blocks and the first-order check.
           `full`: the toy task's MDM (Figures 3, 5, 12, 13), by length and depth, ARM beside it.
 Command   python -m experiments.gradient_alignment --preset=quick|paper
-Cost      quick: about 6 minutes on 2 CPU cores. paper: 4 lengths, 3 depths, 3000 steps: for an
-          accelerator, not timed.
+Cost      quick: about 6 minutes on 2 CPU cores. paper: for an accelerator, not timed.
 Expected  minimal: cosine near 1 and both probabilities rising together, the ARM's reverse at 0.
           full: median cosine above 0.6 at one layer.
 """

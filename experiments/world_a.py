@@ -9,8 +9,7 @@ Question  arXiv 2511.19997: GPT-2 learns random K-to-1 maps between strings, A -
 Command   python -m experiments.world_a --preset=quick|paper
 Cost      quick: a GPT-2 of 2 layers, characters, 1000 pairs, from scratch: 12 runs, on
           2 shared CPU cores 34 to 62 seconds each but for one of 15 minutes. paper: 40000 pairs,
-          GPT-2 small, all regimes: for an accelerator, never run whole. A run from scratch in
-          bfloat16 took 145 seconds alone on an H200. See docs/world_a.md.
+          GPT-2 small, all regimes: not run whole; one from scratch took 145 s on an H200.
 Expected  paper's convention, scratch: gap 1.16 nats at K = 5, 0.90 at K = 8, 0 at K = 1. In nats
           per string the gap goes to 0 as training converges; see docs/world_a.md.
 """
