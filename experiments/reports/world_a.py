@@ -259,12 +259,6 @@ def pace_figure(results: Lines):
     return figure
 
 
-def _block_name(path: str) -> str:
-    """Of a block's path: blocks_0/mlp is block 0, MLP."""
-    name = path.replace("blocks_", "block ").replace("/", ", ").replace("mlp", "MLP")
-    return name.replace("position_embed", "positions").replace("embed", "embedding")
-
-
 def gradients_figure(curves: Mapping[str, runs.History]):
     """Per block over training: both directions' cosine, gradient norms and relative updates."""
     figure, axes = report.new_figure(len(curves), 3, (2.4, 3.0))
@@ -278,7 +272,7 @@ def gradients_figure(curves: Mapping[str, runs.History]):
         for ax, (title, kinds) in zip(row, panels.items(), strict=True):
             for kind, style in zip(kinds, ("-", "--"), strict=False):
                 for number, block in enumerate(sorted(names - {"total"})):
-                    label = _block_name(block) if style == "-" else None
+                    label = block.replace("blocks_", "block ") if style == "-" else None
                     y_TS = history[f"{kind}/{block}"]
                     steps, color = history["eval_step"], report.color(number)
                     report.plot_seeds(ax, steps, y_TS, label, ls=style, color=color)
