@@ -312,6 +312,12 @@ def cause_figures() -> dict[str, Callable[[], Any]]:
     """Causes, the dial, cures and closure."""
     cells, part = _lines("causes", "results", "more"), functools.partial
     every = cells + _lines("causes", "positions", "depth", "depth_more", "positions_depth")
+    parts = "", "_positions", "_depth"
+    facts = {words: [words + part for part in parts] for words in ("one_word", "two_words")}
+    further = {"toy pairs": every} | {
+        f"facts, {words.replace('_', ' ')}": _lines("causes_facts", *files)
+        for words, files in facts.items()
+    }
     leading = {
         label: stacked("causes", f"{cell},positions=rope,layers=1", range(5))
         for label, cell in LEADING.items()
@@ -321,6 +327,7 @@ def cause_figures() -> dict[str, Callable[[], Any]]:
         "dial": part(dial_report.figure, _lines("dial", "results")),
         "causes_effects": part(causes_report.effect_figure, cells),
         "causes_mechanism": part(causes_report.mechanism_figure, every),
+        "causes_further": part(causes_report.further_figure, further),
         "causes_patching": part(patching_report.figure, _lines("causes", "patches")),
         "cures": part(cures_report.figure, _lines("cures", "results", "more")),
         "cures_facts": part(cures_report.figure, _lines("cures_facts", "two_words")),
