@@ -23,8 +23,9 @@ TIMES = {"run_wall_time_sec", "wall_time_sec", "seconds"}  # no two runs share t
 def collect(paths: Iterable[str | os.PathLike]) -> list[dict[str, Any]]:
     """The result lines of work directories, each with the flags that tell the directories apart.
 
-    A flag is a column where configurations differ in it, those of seeds apart. A line that has
-    a value of that name already (what it is known by) keeps it.
+    A flag is a column where those configurations that have it differ in it, flags of seeds apart.
+    A line that is known by a value of that name keeps it; a flag that is named as a result of any
+    of the lines is in the column `--NAME` (see `flag_columns`).
 
     Args:
       paths: work directories of any versions, devices and configurations; each counts once.
@@ -51,11 +52,34 @@ def collect(paths: Iterable[str | os.PathLike]) -> list[dict[str, Any]]:
             continue  # given twice, as `runs/*` gives a link among them
         configs[path], found = _read(path)
         lines += [(path, line) for line in found]
-    told = [name for name in _differing(list(configs.values())) if name not in _SEEDS]
+    told = [
+        name for name in _differing(list(configs.values()), missing=False) if name not in _SEEDS
+    ]
+    columns = flag_columns(told, [line for _, line in lines])
     return [
-        {"workdir": str(path), **{name: configs[path].get(name) for name in told}, **line}
+        {"workdir": str(path), **{columns[n]: configs[path].get(n) for n in told}, **line}
         for path, line in lines
     ]
+
+
+def flag_columns(names: Iterable[str], lines: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """The column of each flag in a table with these lines: `--NAME` where a result has its name.
+
+    Examples:
+      >>> flag_columns(["width", "loss"], [dict(run="a", seed=0, loss=0.5)])
+      {'width': 'width', 'loss': '--loss'}
+    """
+    of_results = {name for line in lines for name in _results(line)}
+    return {name: f"--{name}" if name in of_results else name for name in names}
+
+
+def _results(line: Mapping[str, Any]) -> list[str]:
+    """Names of what was found, behind the seed; without a seed, behind what the run is known by."""
+    names = list(line)
+    if "seed" in line:
+        return names[names.index("seed") + 1 :]
+    known = {part.partition("=")[0] for part in str(line.get("run", "")).split(",")}
+    return [name for name in names if name not in known | _OF_DIRECTORY | {"run"}]
 
 
 def flags_that_differ(paths: Iterable[str | os.PathLike]) -> dict[str, tuple[Any, ...]]:
@@ -75,10 +99,16 @@ def _paths(paths: Any) -> list[pathlib.Path]:
     return [pathlib.Path(path).expanduser() for path in given]
 
 
-def _differing(configs: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Any, ...]]:
-    names = dict.fromkeys(name for config in configs for name in config)
-    values = {name: tuple(config.get(name) for config in configs) for name in names}
-    return {name: of for name, of in values.items() if len({json.dumps(x) for x in of}) > 1}
+def _differing(
+    configs: Sequence[Mapping[str, Any]], *, missing: bool = True
+) -> dict[str, tuple[Any, ...]]:
+    """What differs, and its value in each; with `missing`, what one lacks counts as None there."""
+    found = {}
+    for name in dict.fromkeys(name for config in configs for name in config):
+        compared = [config.get(name) for config in configs if missing or name in config]
+        if len({json.dumps(value) for value in compared}) > 1:
+            found[name] = tuple(config.get(name) for config in configs)
+    return found
 
 
 def over_seeds(lines: Iterable[Mapping[str, Any]], level: float = 0.95) -> list[dict[str, Any]]:

@@ -200,3 +200,32 @@ def test_an_interval_shows_two_digits_of_its_half_width(tmp_path):
     }  # fmt: skip
     done = _tool("--format=csv", "--columns=seconds", tmp_path)
     assert done.stdout.split() == ["seconds", "3"]
+
+
+def _read_forward(path, **values):
+    """A study whose results have names that are flags of another one."""
+    piece = Piece({"model": "mlp"}, lambda: (values, {}), seed=0, has_curves=False)
+    compute([piece], WorkDir(path, {"experiment": "study", "width": 8}))
+
+
+def test_a_flag_that_is_named_as_a_result_has_a_column_of_its_own(tmp_path):
+    _read_forward(tmp_path / "study", forward=0.75, reverse=0.5)
+    for name, wording in (("m1", "{a} has {b}"), ("m2", "{a} is {b}")):
+        piece = Piece({"model": "gpt2"}, lambda: ({"kind": "causal"}, {}), has_curves=False)
+        config = {"experiment": "measure", "forward": wording, "kind": "auto", "model": name}
+        compute([piece], WorkDir(tmp_path / name, config))
+    m1, m2, study = collecting.collect([tmp_path / name for name in ("m1", "m2", "study")])
+    assert (m1["--forward"], m2["--forward"]) == ("{a} has {b}", "{a} is {b}")
+    assert "forward" not in m1 and study["forward"] == 0.75 and study["--forward"] is None
+    assert m1["kind"] == "causal" and m1["model"] == "gpt2" and "--model" not in m1
+    compared = _tool("--compare", tmp_path / "m1", tmp_path / "study", "--format=csv").stdout
+    assert "--forward" in compared.splitlines()[0].split(",")
+
+
+def test_a_flag_that_only_some_have_is_a_column_where_it_differs_among_them(tmp_path):
+    _fill(tmp_path / "a", {"width": 8, "blocks": ""}, {"mdm": 1.0}, seeds=(0,))
+    _fill(tmp_path / "b", {"width": 16, "blocks": ""}, {"mdm": 1.0}, seeds=(0,))
+    _fill(tmp_path / "c", {"lr": 0.1}, {"mdm": 1.0}, seeds=(0,))
+    lines = collecting.collect([tmp_path / name for name in "abc"])
+    assert [line["width"] for line in lines] == [8, 16, None]
+    assert all("blocks" not in line and "lr" not in line for line in lines)

@@ -40,8 +40,10 @@ def collect(config: Config, *workdirs: str) -> None:
     with blamed():
         if config.compare:
             one, other = (collecting.collect([path]) for path in workdirs)
-            flags = {"run": "(flags)", **collecting.flags_that_differ(workdirs)}
-            lines = [flags, *collecting.differences(one, other)]
+            flags = collecting.flags_that_differ(workdirs)
+            named = collecting.flag_columns(flags, [*one, *other])
+            told = {"run": "(flags)", **{named[name]: of for name, of in flags.items()}}
+            lines = [told, *collecting.differences(one, other)]
         else:
             lines = collecting.collect(workdirs)
     if not (config.compare or config.each_seed):
