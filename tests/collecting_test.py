@@ -202,10 +202,10 @@ def test_an_interval_shows_two_digits_of_its_half_width(tmp_path):
     assert done.stdout.split() == ["seconds", "3"]
 
 
-def _read_forward(path, **values):
+def _read_forward(path, width=8, **values):
     """A study whose results have names that are flags of another one."""
     piece = Piece({"model": "mlp"}, lambda: (values, {}), seed=0, has_curves=False)
-    compute([piece], WorkDir(path, {"experiment": "study", "width": 8}))
+    compute([piece], WorkDir(path, {"experiment": "study", "width": width}))
 
 
 def test_a_flag_that_is_named_as_a_result_has_a_column_of_its_own(tmp_path):
@@ -229,3 +229,28 @@ def test_a_flag_that_only_some_have_is_a_column_where_it_differs_among_them(tmp_
     lines = collecting.collect([tmp_path / name for name in "abc"])
     assert [line["width"] for line in lines] == [8, 16, None]
     assert all("blocks" not in line and "lr" not in line for line in lines)
+
+
+def test_readings_print_their_intervals_and_what_is_missing_is_blank(tmp_path):
+    found = dict(
+        m1={"forward_accuracy": [1 / 7, 0.0256, 0.51301], "forward_choice": None},
+        m2={"forward_accuracy": [0.0, 0.0, 0.4], "forward_choice": [0.5, None, None]},
+    )
+    for name, line in found.items():
+        piece = Piece({"model": name}, lambda line=line: (line, {}), has_curves=False)
+        compute([piece], WorkDir(tmp_path / name, {"experiment": "measure", "level": 0.9}))
+    _read_forward(tmp_path / "study", forward=0.75)
+    _read_forward(tmp_path / "other", width=16, forward=0.5)
+    both = [tmp_path / name for name in ("m1", "m2", "study", "other")]
+    done = _tool("--format=csv", "--columns=forward_accuracy,forward_choice,width", *both)
+    assert done.stdout.splitlines()[1:] == [
+        "0.143 (0.026 to 0.513),,",
+        "0.000 (0.000 to 0.400),0.500,",
+        ",,8",
+        ",,16",
+    ], done.stderr
+    for name, line in found.items():
+        piece = Piece({"model": "x"}, lambda line=line: (line, {}), has_curves=False)
+        compute([piece], WorkDir(tmp_path / f"{name}x", {"experiment": "measure", "level": name}))
+    done = _tool("--compare", tmp_path / "m1x", tmp_path / "m2x", "--format=csv")
+    assert "0.143 (0.026 to 0.513) → 0.000 (0.000 to 0.400),– → 0.500" in done.stdout

@@ -5,7 +5,8 @@ Command   python -m experiments.tools.collect runs/* [--each_seed] [--format=csv
           python -m experiments.tools.collect --compare runs/a runs/b
 Cost      seconds
 Expected  A line a run, its seeds as mean ± 95 % Student interval; flags that differ as columns.
-          Times are columns where --columns names them.
+          Times are columns where --columns names them. An interval of a reading is
+          estimate (low to high).
           With --compare the flags that differ, and a line a run and seed that both have,
           empty where they are equal; below, how many differ.
 """
@@ -17,9 +18,12 @@ import sys
 from typing import Any, Literal
 
 from dirasym import collecting, intervals, report
+from dirasym.reading import MEASURES
 from dirasym.usage import UsageError, blamed
 from experiments.flags import flag
 from experiments.tools import command
+
+_BOUNDS = {f"{side}_{name}" for side in ("forward", "reverse") for name in MEASURES}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +59,7 @@ def collect(config: Config, *workdirs: str) -> None:
         if unknown:
             raise UsageError(f"--columns: no column {unknown[0]!r} among {', '.join(columns)}")
         shown = list(config.columns)
-    rows = [[_text(line.get(column, "")) for column in shown] for line in lines]
+    rows = [[_text(line.get(column), column) for column in shown] for line in lines]
     if config.format == "csv":
         csv.writer(sys.stdout).writerows([shown, *rows])
     else:
@@ -84,12 +88,25 @@ def _with_interval(mean: float, half_width: float) -> str:
     return report.with_interval(mean, half_width, max(digits, 0))
 
 
-def _text(value: Any) -> str:
+def _text(value: Any, column: str) -> str:
+    """A cell; what is not there is blank."""
+    if isinstance(value, tuple) and not isinstance(value, intervals.Interval):
+        return " → ".join(_text(one, column) or "–" for one in value)
     if isinstance(value, intervals.Interval):
         return _with_interval(*value)
+    if column in _BOUNDS and isinstance(value, list) and len(value) == 3:
+        estimate, low, high = map(_rounded, value)
+        return f"{estimate} ({low} to {high})" if low and high else estimate
     if isinstance(value, float):
         return f"{value:.6g}"
-    return " → ".join(map(_text, value)) if isinstance(value, tuple) else str(value)
+    return "" if value is None else str(value)
+
+
+def _rounded(number: float | None) -> str:
+    """To three places, or two digits of a smaller one."""
+    if number is None:
+        return ""
+    return f"{number:.3f}" if number == 0 or abs(number) >= 0.001 else f"{number:.2g}"
 
 
 if __name__ == "__main__":
