@@ -80,6 +80,12 @@ def check(tokenizer: Any, *, masked: bool = False) -> None:
         raise ValueError("a masked model needs [M], and its tokenizer has none: give a mask_id")
 
 
+def _check_texts(texts: Any) -> None:
+    """Raises TypeError for one text, whose characters would be taken for texts."""
+    if isinstance(texts, str):
+        raise TypeError(f"encode takes a list of texts, got one text: give [{_SHORT.repr(texts)}]")
+
+
 class Characters:
     """One id a character, by default printable ASCII and the newline. Needs no file."""
 
@@ -92,6 +98,7 @@ class Characters:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text. Raises ValueError for other characters."""
+        _check_texts(texts)
         unknown = {symbol for text in texts for symbol in text} - set(self.symbols)
         if unknown:
             raise ValueError(f"characters outside the alphabet: {''.join(sorted(unknown))!r}")
@@ -152,6 +159,7 @@ class Words:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text. Raises ValueError, naming the first word not known."""
+        _check_texts(texts)
         rows = []
         for text in texts:
             tokens = [token for token, _ in self._split(text)]
@@ -220,6 +228,7 @@ class HuggingFace:
         Case, white space, marks that nobody sees and Unicode's ways of writing one letter
         (`normalise`) aside. Text that spells a special token is such a text.
         """
+        _check_texts(texts)
         ids = [one.ids for one in self._encode(texts)]
         for text, back in zip(texts, self._tokenizer.decode_batch(ids), strict=True):
             if "".join(back.split()) != "".join(text.split()) and (

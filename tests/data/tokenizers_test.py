@@ -387,3 +387,10 @@ def test_a_directory_without_a_tokenizer(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text("[" * 100_000)
     with pytest.raises(ValueError, match=r"config\.json is not JSON: it is nested too deeply"):
         tokenizers.from_directory(tmp_path)
+
+
+def test_one_text_is_no_list_of_texts(tiny_directory, tmp_path):
+    hugging = tokenizers.from_directory(tiny_directory(tmp_path))
+    for tokenizer in (tokenizers.Characters(), tokenizers.Words(["a b"]), hugging):
+        with pytest.raises(TypeError, match=r"encode takes a list of texts, .*: give \['a b'\]"):
+            tokenizer.encode("a b")
