@@ -4,7 +4,7 @@ Question  The remedies of `cures` on invented facts, where reversal by word and 
           of whole names and the inverse wording come apart. "Now Ann's child is Bob" is told,
           "Now Bob's parent is" is asked. Names of two words, or of --name_words.
 Command   python -m experiments.cures_facts --preset=quick|paper
-Cost      quick: 6 cells, 2 seeds: 4 minutes on one CPU core. paper: 24 cells, 5 seeds,
+Cost      quick: 6 cells, 2 seeds: 4 minutes on one CPU core. paper: 32 cells, 5 seeds,
           6000 steps: not timed.
 Expected  See docs/cures.md, where predictions stood before results.
 """

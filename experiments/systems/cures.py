@@ -18,6 +18,10 @@ from dirasym.data import case_pairs, remedies
 from dirasym.data.case_pairs import LOWER, MASK, NUM_LETTERS, PAD, UPPER
 from experiments.flags import flag
 
+Rows = Literal[
+    "none", "inverse", "reversed", "entities", "symmetric", "segments", "identity", "copies"
+]
+
 
 @dataclasses.dataclass(frozen=True)
 class Remedy:
@@ -30,9 +34,7 @@ class Remedy:
       weight_decay, dropout: in training.
     """
 
-    rows: Literal["none", "inverse", "reversed", "entities", "segments", "identity", "copies"] = (
-        "none"
-    )
+    rows: Rows = "none"
     reads: Literal["causal", "masked", "masked_causal"] = "causal"
     whole: bool = False
     weight_decay: float = 0.0

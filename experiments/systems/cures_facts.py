@@ -33,6 +33,10 @@ REMEDIES = {
     "diffusion": Remedy(reads="masked"),
     "diffusion_names": Remedy(reads="masked", whole=True),
     "diffusion_inverse": Remedy(reads="masked", whole=True, rows="inverse"),
+    "diffusion_symmetric": Remedy(reads="masked", rows="symmetric"),  # names change places
+    "diffusion_symmetric_names": Remedy(reads="masked", whole=True, rows="symmetric"),
+    "diffusion_entities": Remedy(reads="masked", rows="entities"),
+    "diffusion_entities_names": Remedy(reads="masked", whole=True, rows="entities"),
     "weight_decay": Remedy(weight_decay=1.0),
     "dropout": Remedy(dropout=0.3),
 }
@@ -93,13 +97,24 @@ def remedy_rows(kind: str, c: Config) -> dict[str, np.ndarray]:
         made = [remedies.reversed_tokens(between)]
     elif kind == "entities":
         made = [remedies.reversed_units(between, unit_between)]
+    elif kind == "symmetric":
+        made = [exchanged(between, c.name_words)]
     elif kind == "segments":
         longest = between.shape[1] // 2
         made = [remedies.reversed_segments(between, longest, seed=n) for n in range(DRAWS)]
     if not made:
         return {"tokens_BL": tokens, "unit_BL": unit}
     closed = [np.concatenate([tokens[:, :1], x, tokens[:, -1:]], axis=1) for x in made]
-    return {"tokens_BL": np.concatenate(closed)}
+    rows = {"tokens_BL": np.concatenate(closed)}
+    if kind in ("entities", "symmetric"):  # a name ends each side, and all are equally long
+        rows["unit_BL"] = unit
+    return rows
+
+
+def exchanged(tokens_BL: np.ndarray, words: int) -> np.ndarray:
+    """The first and the last name of every row in each other's place, all between as it is."""
+    first, middle, last = np.split(tokens_BL, [words, tokens_BL.shape[1] - words], axis=1)
+    return np.concatenate([last, middle, first], axis=1)
 
 
 def exposure(rows_BL: np.ndarray, c: Config) -> float:
