@@ -17,9 +17,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from dirasym import models, runs, training
+from dirasym import models, objectives, runs, training
 from dirasym.analysis import blocks
 from dirasym.types import Params
 from dirasym.workdir import WorkDir
@@ -95,6 +96,21 @@ class Config(causes.Config):
         return list(dict.fromkeys(network for pair in self.pairs for network in PAIRS[pair]))
 
 
+def answers(task: causes.Task, params: Params) -> dict[str, jax.Array]:
+    """The task's `probabilities`, and `among_NAME`: P(true) among the letters of its case.
+
+    In percent, over all placements. It says which letter where choice says only whether it is the
+    first, and not, as P(true) among all tokens does, whether a letter is said at all.
+    """
+    values = dict(task.probabilities(params))
+    for name, asked in task.questions.items():
+        letters = np.unique(asked.target_E)
+        logits_EC = task.logits(params, asked.tokens_EL, asked.position_E)[:, letters]
+        nll_E = objectives.token_nll(logits_EC, np.searchsorted(letters, asked.target_E))
+        values[f"among_{name}"] = 100 * jnp.mean(jnp.exp(-nll_E))
+    return values
+
+
 def plan(config: Config, workdir: pathlib.Path) -> list[runs.Run]:
     """Each network and its twin."""
     del workdir
@@ -107,10 +123,10 @@ def trained(network: Pupil, config: Config) -> dict[str, runs.Run]:
     own = task.run(
         network.identity("own"),
         summarize=lambda history: {name: float(x[-1]) for name, x in history.items()
-                                   if name.startswith(("choice_", "p_"))},
+                                   if name.startswith(("choice_", "p_", "among_"))},
         finish=keep_weights,
     )  # fmt: skip
-    asked = jax.jit(lambda state: task.probabilities(state.ema_params))
+    asked = jax.jit(lambda state: answers(task, state.ema_params))
     own = dataclasses.replace(own, data=lambda seed: rows, evaluate=asked)
 
     def init(seed):
@@ -151,7 +167,8 @@ def exchanges(
     """
     for network in config.networks:
         task = causes.Task(network.cell, config)
-        answers, first = jax.jit(task.probabilities), task.init(config.seeds[0]).params
+        first = task.init(config.seeds[0]).params
+        asked = jax.jit(functools.partial(answers, task))
         structure = jax.tree.structure(first)
         for place, seed in enumerate(config.seeds):
             held = weights(network, "own", seed)
@@ -171,7 +188,7 @@ def exchanges(
                     line = {"pair": pair, "into": into, "giver": giver, "seed": seed}
                     line |= models.sizes(task.network, own)
                     for part in PARTS:
-                        found = answers(patched(own, given, part))
+                        found = asked(patched(own, given, part))
                         line |= {f"{k}_{part}": round(float(x), 4) for k, x in found.items()}
                     yield line
 

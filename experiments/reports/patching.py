@@ -41,7 +41,8 @@ def judged(
 ) -> tuple[dict[str, Bounds], str]:
     """(choice of the own question by giver, gained, need and lean; the verdict).
 
-    The `measure` "p" is P(true), which the design does not name: of it, none is said to drift.
+    The `measure` "p" is P(true), "among" P(true) among the letters of its case. The design names
+    neither: of them, none is said to drift.
     """
     own, others = QUESTIONS[pair][into], QUESTIONS[pair][1 - into]
     of = functools.partial(percents, lines, pair, into)
@@ -89,16 +90,17 @@ def part_table(lines: Sequence[Line]) -> str:
     return report.table([*head, "need", "lean", "verdict", "gained %"], rows)
 
 
-def said_table(lines: Sequence[Line]) -> str:
+def said_table(lines: Sequence[Line], measure: str = "p") -> str:
     """A row a pair and receiver, by P(true): of storage the numbers, of each part the verdict."""
     rows = []
     for pair in pairs_of(lines):
         for into, question in enumerate(QUESTIONS[pair]):
-            by_part = {part: judged(lines, pair, into, part, "p") for part in PARTS[:-1]}
+            by_part = {part: judged(lines, pair, into, part, measure) for part in PARTS[:-1]}
             found, words = by_part["storage"][0], [word for _, word in by_part.values()]
             names = (*GIVERS[:3], "need", "lean")
             rows.append([pair, question, *(said(found[name], 0) for name in names), *words])
-    head = ["pair", "own question", *(f"storage: {giver}, P(true) %" for giver in GIVERS[:3])]
+    unit = {"p": "P(true) %", "among": "P(true) in its case %"}[measure]
+    head = ["pair", "own question", *(f"storage: {giver}, {unit}" for giver in GIVERS[:3])]
     head += ["need", "lean", *(f"{part}: verdict" for part in PARTS[:-1])]
     return report.table(head, rows)
 

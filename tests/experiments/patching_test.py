@@ -86,10 +86,40 @@ def test_weights_that_are_kept_and_answers_are_the_moving_average(tmp_path):
     state = state.replace(ema_params=own.init(1).params)
     asked = own.evaluate(state)
     task = causes.Task(page.MASKED, CONFIG)
-    want = task.probabilities(state.ema_params)
+    want = page.answers(task, state.ema_params)
     assert set(asked) == set(want) and all(np.allclose(asked[k], want[k]) for k in want)
-    line = own.summarize({"loss": np.ones(3), "choice_forward": np.array([1, 7.0])})
-    assert line == {"choice_forward": 7.0}
+    history = {"loss": np.ones(3), "choice_forward": np.array([1, 7.0]), "among_forward": [2, 8.0]}
+    assert own.summarize(history) == {"choice_forward": 7.0, "among_forward": 8.0}
+
+
+@pytest.mark.parametrize("network", [page.MASKED, page.NEXT])
+def test_P_true_in_its_case_is_known_of_a_model_that_is_known(network):
+    """The letter of the pair has a logit of 2, the first one of its case 1, those of the other 9.
+
+    P(true) over all tokens is small, while of the 26 letters of its case it is as by hand.
+    """
+    task = causes.Task(network, CONFIG)
+    letters = {"lower": case_pairs.LOWER, "upper": case_pairs.UPPER}
+
+    def known(params, tokens_EL, position_E, apply_fn=None):
+        """Logits by the rule, of one of the task's questions."""
+        asked = next(q for q in task.questions.values() if q.tokens_EL is tokens_EL)
+        of, other = ("lower", "upper") if asked.target_E[0] < NUM_LETTERS else ("upper", "lower")
+        logits = np.zeros((len(tokens_EL), case_pairs.VOCAB_SIZE), np.float32)
+        logits[:, letters[other]] = 9
+        logits[:, letters[of][0]] = 1
+        logits[np.arange(len(tokens_EL)), asked.target_E] = 2
+        return logits
+
+    task.__dict__["logits"] = known
+    got = page.answers(task, {})
+    one, two = np.exp([1, 2])
+    pairs_of_25, first_pair = two / (two + one + 24), two / (two + 25)
+    want = 100 * (25 * pairs_of_25 + first_pair) / 26
+    for name in task.questions:
+        assert got[f"among_{name}"] == pytest.approx(want, rel=1e-5)
+        assert got[f"p_{name}"] < 0.1 and got[f"choice_{name}"] == pytest.approx(100)
+    assert set(got) == {f"{k}_{n}" for k in ("p", "choice", "among") for n in task.questions}
 
 
 def test_who_gives_which_part_to_whom(monkeypatch):
@@ -153,7 +183,7 @@ def test_all_of_another_network_is_that_network(tmp_path):
         want = {
             "other": own["A", "own", seed], "twin": own["B", "twin", seed],
             "stranger": own["B", "own", 1 - seed],
-            "untrained": untrained.probabilities(untrained.init(seed).params),
+            "untrained": page.answers(untrained, untrained.init(seed).params),
         }  # fmt: skip
         for giver, answers in want.items():
             for key, x in answers.items():
@@ -359,6 +389,13 @@ def test_a_row_of_what_is_said_has_P_true_of_the_storage_and_a_verdict_a_part():
     said = dict(zip(head, forward, strict=True))
     assert (said["pair"], said["own question"]) == ("target", "forward")
     assert said["storage: other, P(true) %"] == "22 (20 to 24)"
+    for line in lines:  # by P(true) in its case the same rule, of its own numbers
+        line |= {f"among_{key[2:]}": x - 1 for key, x in line.items() if key.startswith("p_")}
+    head_in, _, row_in, _ = (
+        x.strip("| ").split(" | ") for x in tables.said_table(lines, "among").splitlines()
+    )
+    assert row_in[head_in.index("storage: other, P(true) in its case %")] == "21 (19 to 23)"
+    assert row_in[-5:] == forward[-5:] and tables.claims(lines, "among")[0][2] == "fails"
     assert said["storage: twin, P(true) %"] == "43 (41 to 45)"
     assert said["storage: untrained, P(true) %"] == "3 (1 to 5)"
     assert said["need"] == "40 (40 to 40)" and said["lean"] == "−1 (−1 to −1)"
