@@ -33,7 +33,7 @@ def claims(lines: Lines) -> list[list[str]]:
     }
     whole = ("compute", "diffusion_names"), ("compute", "diffusion")
     more = of("reverse", "diffusion_names") | {"points more": points_more(lines, "reverse", *whole)}
-    return [
+    first = [
         claim("1. telling the inverse gives the reverse", of("reverse", "inverse"),
               lambda x: x.low > 80, lambda x: x.high < 50),
         claim("2. rows reversed by name give it, by word not",
@@ -56,4 +56,32 @@ def claims(lines: Lines) -> list[list[str]]:
               lambda _, x: x.estimate > 10, lambda _, x: round(x.estimate, 6) < 3),
         claim("10. what reverses asserts what does not hold", of("incorrect", "diffusion", "none"),
               lambda x, none: x.low > none.high, lambda x, none: x.high < 5),
+    ]  # fmt: skip
+    return first + symmetric_claims(lines)
+
+
+def symmetric_claims(lines: Lines) -> list[list[str]]:
+    """Those of the page's "Symmetric rows"."""
+    both = "diffusion_symmetric", "diffusion_entities"
+
+    def points(key: str, less: str):
+        cells = ("compute", "diffusion_symmetric_names"), ("compute", less)
+        more = points_more(lines, key, *cells)
+        return named(lines, key, "diffusion_symmetric_names", less) | {"points more": more}
+
+    def clearly(_, __, x):
+        return x.low > 30
+
+    return [
+        claim("11. symmetric rows give the reverse", named(lines, "reverse", *both),
+              lambda *xs: all(x.low > 80 for x in xs), lambda *xs: any(x.high < 50 for x in xs)),
+        claim("12. they assert what does not hold", named(lines, "incorrect", *both),
+              lambda *xs: all(x.low > 50 for x in xs), lambda *xs: any(x.high < 20 for x in xs)),
+        claim("13. they add to whole names", points("reverse", "diffusion_names"),
+              clearly, lambda _, __, x: x.high < 10),
+        claim("14. they assert more than inverse rows", points("incorrect", "diffusion_inverse"),
+              clearly, lambda _, __, x: x.high < 10),
+        claim("15. with them whole names give more than tokens",
+              points("reverse", "diffusion_symmetric"),
+              lambda _, __, x: x.low > 10, lambda _, __, x: x.high < 3),
     ]  # fmt: skip

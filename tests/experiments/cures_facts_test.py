@@ -21,6 +21,8 @@ TINY = system.Config(
     num_pairs=3, teachers=2, both_ways=2, name_words=2, heads=2, seeds=(0, 1), steps=8,
     evaluations=2, batch_size=5, width=8,
 )  # fmt: skip
+SYMMETRIC = [f"diffusion_{kind}" for kind in
+             ("symmetric", "symmetric_names", "entities", "entities_names")]  # fmt: skip
 ASKED, TAUGHT, BOTH = slice(3), slice(3, 5), slice(5, 9)
 
 
@@ -67,6 +69,7 @@ def test_rows_of_each_remedy_by_hand():
         "inverse": f"Now {b}'s parent is {a} <eos>",
         "reversed": f"Now {b2} {b1} is child's {a2} {a1} <eos>",
         "entities": f"Now {b} is child's {a} <eos>",
+        "symmetric": f"Now {b}'s child is {a} <eos>",
     }
     for kind, text in first.items():
         assert _texts(system.remedy_rows(kind, TINY)["tokens_BL"])[0] == text
@@ -79,6 +82,31 @@ def test_rows_of_each_remedy_by_hand():
     names = {text.removeprefix("Now ").split("'s")[0] for text in identity}
     assert identity == [f"Now {name}'s name is {name} <eos>" for name in sorted(names)]
     assert len(names) == 2 * (3 + 2 + 2) and a in names and b in names
+
+
+def test_symmetric_rows_exchange_the_names_of_every_row_and_keep_its_words():
+    """Names of one word and of three, and a row of each kind: asked, teacher, both ways."""
+    for words in (1, 3):
+        config = dataclasses.replace(TINY, name_words=words)
+        told = config.facts.train
+        owners = [x.prompt.removeprefix("Now ").split("'s ")[0] for x in told]
+        relations = [x.prompt.split("'s ")[1] for x in told]
+        assert {*relations} == {"child is", "teacher is", "parent is"}
+        assert _texts(system.remedy_rows("symmetric", config)["tokens_BL"], config) == [
+            f"Now {x.answer}'s {relation} {owner} <eos>"
+            for x, relation, owner in zip(told, relations, owners, strict=True)
+        ]
+
+
+@pytest.mark.parametrize("kind", ["entities", "symmetric"])
+def test_a_name_that_changed_its_place_is_hidden_as_a_whole(kind):
+    rows = system.remedy_rows(kind, TINY)
+    ids = {frozenset(x) for names in _names() for x in TINY.tokenizer.encode(names)}
+    for tokens, units in zip(rows["tokens_BL"][:5], rows["unit_BL"][:5], strict=True):
+        groups = [tokens[units == place].tolist() for place in sorted({*units.tolist()})]
+        assert [len(group) for group in groups] == [1, 2, 1, 1, 1, 2, 1]
+        assert {frozenset(group) for group in groups if len(group) == 2} <= ids
+        np.testing.assert_array_equal(tokens[units], [g[0] for g in groups for _ in g])
 
 
 def test_segments_are_drawn_anew_each_round_and_are_three_words_at_most(monkeypatch):
@@ -101,6 +129,7 @@ def test_exposure_is_the_share_of_the_asked_pairs_rows():
         return system.exposure(system.remedy_rows(kind, TINY)["tokens_BL"], TINY)
 
     assert of("none") == 0 and of("inverse") == of("reversed") == of("entities") == 1
+    assert of("symmetric") == 1
     plain = system.remedy_rows("none", TINY)["tokens_BL"]
     turned = system.remedy_rows("entities", TINY)["tokens_BL"]
     two_rounds = np.concatenate([plain, plain])
@@ -133,6 +162,8 @@ def test_shares_and_steps_of_the_matchings():
     assert of("none", "compute") == of("diffusion_names", "compute") == (0, 8)
     assert of("inverse", "compute") == of("diffusion_inverse", "compute") == (0.5, 8)
     assert of("inverse", "tokens") == of("identity", "tokens") == (0.5, 16)
+    for remedy in ("diffusion_symmetric", "diffusion_symmetric_names", "diffusion_entities"):
+        assert of(remedy, "compute") == (0.5, 8) and of(remedy, "tokens") == (0.5, 16)
     assert of("copies", "compute") == (0, 4) and of("copies", "tokens") == (0, 8)
     assert of("entities", "exposure") == (pytest.approx(1 / 6), 8)
     rows = _texts(system.Task("inverse", "compute", TINY).data["tokens_BL"])
@@ -146,6 +177,11 @@ def test_what_each_remedy_trains_on():
     np.testing.assert_array_equal(rows["diffusion_names"]["unit_BL"], plain["unit_BL"])
     joined = rows["diffusion_inverse"]
     assert joined["unit_BL"].shape == joined["tokens_BL"].shape == (18, 9)
+    for kind in ("symmetric", "entities"):
+        told = rows[f"diffusion_{kind}_names"]
+        np.testing.assert_array_equal(told["unit_BL"], np.tile(plain["unit_BL"], (2, 1)))
+        assert rows[f"diffusion_{kind}"].keys() == {"tokens_BL"}
+        np.testing.assert_array_equal(rows[f"diffusion_{kind}"]["tokens_BL"], told["tokens_BL"])
     copies = rows["copies"]
     assert copies["tokens_BL"].shape == (9 * cures.DRAWS, 18)
     assert copies["scored_BL"][:, 9:].all() and not copies["scored_BL"][:, :9].any()
@@ -154,10 +190,12 @@ def test_what_each_remedy_trains_on():
     assert not draws[..., 9:].any() and (draws[0] != draws[1]).any()
 
 
-@pytest.mark.parametrize("kind", ["inverse", "reversed", "entities", "identity"])
+@pytest.mark.parametrize(
+    "kind", ["inverse", "reversed", "entities", "identity", "diffusion_symmetric"]
+)
 def test_a_remedy_adds_the_rows_of_its_name(kind):
     told = _texts(system.Task(kind, "compute", TINY).data["tokens_BL"])
-    added = _texts(system.remedy_rows(kind, TINY)["tokens_BL"])
+    added = _texts(system.remedy_rows(kind.removeprefix("diffusion_"), TINY)["tokens_BL"])
     plain = _texts(system.remedy_rows("none", TINY)["tokens_BL"])
     assert set(told) == {*plain, *added} and set(added) - set(plain)
 
@@ -167,7 +205,9 @@ def test_networks_differ_in_attention_and_dropout_alone():
     base = of["none"]
     assert (base.num_heads, base.width, base.num_layers, base.causal) == (2, 8, 1, True)
     assert base.dropout == 0.02 and of["dropout"] == dataclasses.replace(base, dropout=0.3)
-    for name in ("diffusion", "diffusion_names", "diffusion_inverse"):
+    masked = [name for name in of if name.startswith("diffusion")]
+    assert len(masked) == 7
+    for name in masked:
         assert of[name] == dataclasses.replace(base, causal=False)
     for name in ("inverse", "entities", "identity", "uniform_masked", "weight_decay"):
         assert of[name] == base
@@ -179,9 +219,10 @@ def test_remedies_are_trained_by_their_objective_and_decay(monkeypatch):
     monkeypatch.setattr(cures.training, "make_optimizer", make)
     told = {
         name: system.Task(name, "compute", TINY).run().step.keywords["objective"]
-        for name in ("none", "diffusion_inverse", "weight_decay", "uniform_masked")
+        for name in ("none", "diffusion_inverse", "weight_decay", "uniform_masked", *SYMMETRIC)
     }
-    assert decays == [0.0, 0.0, 1.0, 0.0]
+    assert decays == [0.0, 0.0, 1.0, *[0.0] * 5]
+    assert all(told[x].func is cures.objectives.masked_diffusion for x in SYMMETRIC)
     assert told["none"].keywords == {"bos_id": None}  # "Now" stands before every name
     assert told["diffusion_inverse"].func is cures.objectives.masked_diffusion
     mask = TINY.tokenizer.mask_id
@@ -275,21 +316,26 @@ def test_outcomes_are_of_their_questions():
     assert got == pytest.approx(want)
 
 
-def test_twenty_four_cells_and_what_is_refused():
+def test_thirty_two_cells_and_what_is_refused():
     plan = page.plan(dataclasses.replace(TINY, remedies=tuple(system.REMEDIES)), None)
     names = [(run.identity["matching"], run.identity["remedy"]) for run in plan]
-    assert len(set(names)) == len(names) == 24 and len({run.name for run in plan}) == 24
+    assert len(set(names)) == len(names) == 32 and len({run.name for run in plan}) == 32
     assert ("exposure", "diffusion_inverse") not in names and ("tokens", "none") not in names
+    for remedy in SYMMETRIC:
+        assert {m for m, name in names if name == remedy} == {"compute", "tokens"}
     assert ("exposure", "identity") not in names and ("exposure", "inverse") in names
     with pytest.raises(ValueError, match="no reverse to match"):
         dataclasses.replace(TINY, remedies=("identity",), matchings=("exposure",))
+    with pytest.raises(ValueError, match=r"diffusion_symmetric_names .*no reverse to match"):
+        wanted = ("diffusion_symmetric_names",)
+        dataclasses.replace(TINY, remedies=wanted, matchings=("exposure",))
     with pytest.raises(ValueError, match="intervals over seeds need at least two"):
         dataclasses.replace(TINY, seeds=(0,))
 
 
 @pytest.mark.slow
 def test_a_remedy_of_each_kind_trains_and_is_asked(tmp_path):
-    for remedy in ("entities", "copies", "uniform_masked", "diffusion_inverse"):
+    for remedy in ("entities", "copies", "uniform_masked", "diffusion_symmetric_names"):
         task = system.Task(remedy, "compute", TINY)
         lines = runs.sweep([task.run()], TINY.seeds, tmp_path / remedy, progress=False)
         assert len(lines) == 2 and all(np.isfinite(lines[0][key]) for key in cures.OUTCOMES)
@@ -342,6 +388,49 @@ def test_a_remedy_of_each_kind_trains_and_is_asked(tmp_path):
         (10, {"diffusion": (0, 0, 6.0), "none": (0, 0, 6.0)}, "undecided"),
         (10, {"diffusion": (0, 0, 5.0), "none": (0, 0, 6.0)}, "undecided"),
         (10, {"diffusion": (0, 0, 4.9), "none": (0, 0, 6.0)}, "fails"),
+        (11, {"diffusion_symmetric": 80.1, "diffusion_entities": 80.1}, "holds"),
+        (11, {"diffusion_symmetric": 80.0, "diffusion_entities": 80.1}, "undecided"),
+        (11, {"diffusion_symmetric": 80.1, "diffusion_entities": 80.0}, "undecided"),
+        (11, {"diffusion_symmetric": 50.0, "diffusion_entities": 90.0}, "undecided"),
+        (11, {"diffusion_symmetric": 49.9, "diffusion_entities": 90.0}, "fails"),
+        (11, {"diffusion_symmetric": 90.0, "diffusion_entities": 49.9}, "fails"),
+        (12, {"diffusion_symmetric": (0, 0, 50.1), "diffusion_entities": (0, 0, 50.1)}, "holds"),
+        (
+            12,
+            {"diffusion_symmetric": (99, 99, 50.0), "diffusion_entities": (0, 0, 90)},
+            "undecided",
+        ),
+        (12, {"diffusion_symmetric": (0, 0, 90), "diffusion_entities": (0, 0, 20.0)}, "undecided"),
+        (12, {"diffusion_symmetric": (0, 0, 90), "diffusion_entities": (0, 0, 19.9)}, "fails"),
+        (12, {"diffusion_symmetric": (0, 0, 19.9), "diffusion_entities": (0, 0, 90)}, "fails"),
+        (13, {"diffusion_symmetric_names": 60.1, "diffusion_names": 30.0}, "holds"),
+        (13, {"diffusion_symmetric_names": 60.0, "diffusion_names": 30.0}, "undecided"),
+        (13, {"diffusion_symmetric_names": 40.0, "diffusion_names": 30.0}, "undecided"),
+        (13, {"diffusion_symmetric_names": 39.9, "diffusion_names": 30.0}, "fails"),
+        (
+            14,
+            {"diffusion_symmetric_names": (0, 0, 60.1), "diffusion_inverse": (0, 0, 30.0)},
+            "holds",
+        ),
+        (
+            14,
+            {"diffusion_symmetric_names": (0, 0, 60.0), "diffusion_inverse": (0, 0, 30.0)},
+            "undecided",
+        ),
+        (
+            14,
+            {"diffusion_symmetric_names": (0, 0, 40.0), "diffusion_inverse": (0, 0, 30.0)},
+            "undecided",
+        ),
+        (
+            14,
+            {"diffusion_symmetric_names": (90, 90, 39.9), "diffusion_inverse": (0, 0, 30.0)},
+            "fails",
+        ),
+        (15, {"diffusion_symmetric_names": 60.1, "diffusion_symmetric": 50.0}, "holds"),
+        (15, {"diffusion_symmetric_names": 60.0, "diffusion_symmetric": 50.0}, "undecided"),
+        (15, {"diffusion_symmetric_names": 53.0, "diffusion_symmetric": 50.0}, "undecided"),
+        (15, {"diffusion_symmetric_names": 52.9, "diffusion_symmetric": 50.0}, "fails"),
     ],
 )
 def test_claims_go_by_the_thresholds_of_the_page_and_a_tie_decides_nothing(claim, values, want):
