@@ -123,16 +123,17 @@ def figure(lines: Lines):
     """Forward, reverse and incorrect inference by remedy: a panel a matching."""
     found = cells(lines)
     matchings = list(dict.fromkeys(matching for matching, _ in found))
-    drawn, axes = report.new_figure(1, len(matchings), (4.6, 3.6))
+    drawn, axes = report.new_figure(1, len(matchings), (4.6, 4.2))
     shown = [[remedy for which, remedy in found if which == of] for of in matchings]
-    room = [max(len(remedies), 6) for remedies in shown]  # as much for each remedy
+    room = [max(len(remedies), 8) for remedies in shown]  # as much for each remedy
     axes[0, 0].get_gridspec().set_width_ratios(room)
     for ax, matching, remedies, places in zip(axes[0], matchings, shown, room, strict=True):
         place = np.arange(len(remedies))
         for shift, key in ((-0.2, "forward"), (0.0, "reverse"), (0.2, "incorrect")):
             of = [bounds([line[key] for line in found[matching, remedy]]) for remedy in remedies]
             report.plot_bounds(ax, place + shift, of, NAMES[key])
-        ax.set_xticks(place, [x.replace("_", " ") for x in remedies], rotation=60, ha="right")
+        names = [x.replace("_", " ") for x in remedies]
+        ax.set_xticks(place, names, rotation=60, ha="right", fontsize=report.SMALL)
         ax.set_xlim(-0.6, places - 0.4)
         ax.set(title=f"equal {matching}", ylim=(-5, 105))
     axes[0, 0].set(ylabel="share of answers (%)")

@@ -330,7 +330,7 @@ def cause_figures() -> dict[str, Callable[[], Any]]:
         "causes_further": part(causes_report.further_figure, further),
         "causes_patching": part(patching_report.figure, _lines("causes", "patches")),
         "cures": part(cures_report.figure, _lines("cures", "results", "more")),
-        "cures_facts": part(cures_report.figure, _lines("cures_facts", "two_words")),
+        "cures_facts": part(cures_report.figure, _lines("cures_facts", "two_words", "symmetric")),
         "closure_phase": part(closure_report.phase_figure, _lines("closure", "results")),
     }
 
