@@ -222,7 +222,16 @@ _MAKERS = {"flax.linen": "linen", "flax.nnx": "nnx", "equinox": "equinox", "haik
 
 
 def _check_foreign(model: Any) -> None:
-    """Raises ValueError for the module of a framework, and names what makes an `ApplyFn` of it."""
+    """Raises ValueError for the module of a framework, and names what makes an `ApplyFn` of it.
+
+    Or for its bound `apply` or `__call__`, which takes other arguments than an `ApplyFn`.
+    """
+    method = getattr(model, "__name__", None)
+    if method in ("apply", "__call__"):
+        owner = getattr(model, "__self__", None)
+        if isinstance(owner, models.Transformer | models.LoRA):
+            raise ValueError(f"model is the {method} of a {type(owner).__name__}: give that itself")
+        _check_foreign(owner)
     for kind in type(model).__mro__:
         for package, name in _MAKERS.items():
             is_module = kind.__name__ in ("Module", "Transformed", "TransformedWithState")

@@ -14,7 +14,7 @@ import optax
 import pytest
 from flax import nnx
 
-from dirasym import objectives, rows
+from dirasym import models, objectives, rows
 from dirasym.checkpoints import Checkpoints
 from dirasym.compile import compile_step
 from dirasym.data.pairs import Pairs
@@ -355,6 +355,19 @@ def _raw(framework):
 def test_a_module_that_is_no_function_of_its_parameters_is_told_what_makes_one(framework):
     with pytest.raises(ValueError, match=rf"give the apply_fn that frameworks\.from_{framework} "):
         measure(_raw(framework), {}, PAIRS, WORDS, kind="causal")
+
+
+@pytest.mark.parametrize("kind", ["causal", "masked"])
+def test_a_bound_method_of_a_module_is_answered_as_the_module_is(kind):
+    net = nn.Sequential([nn.Embed(WORDS.vocab_size, 4), nn.Dense(WORDS.vocab_size)])
+    variables = net.init(KEY, jnp.zeros((1, 1), int))
+    with pytest.raises(ValueError, match=r"give the apply_fn that frameworks\.from_linen "):
+        measure(net.apply, variables, PAIRS, WORDS, kind=kind)
+    with pytest.raises(ValueError, match=r"give the apply_fn that frameworks\.from_nnx "):
+        measure(_raw("nnx").__call__, {}, PAIRS, WORDS, kind=kind)
+    own = models.Transformer(models.gpt2(WORDS.vocab_size, num_layers=1, width=8, num_heads=1))
+    with pytest.raises(ValueError, match="is the apply of a Transformer: give that itself"):
+        measure(own.apply, variables, PAIRS, WORDS, kind=kind)
 
 
 @pytest.mark.parametrize("kind", ["causal", "masked"])
