@@ -330,7 +330,10 @@ def cause_figures() -> dict[str, Callable[[], Any]]:
         "causes_further": part(causes_report.further_figure, further),
         "causes_patching": part(patching_report.figure, _lines("causes", "patches")),
         "cures": part(cures_report.figure, _lines("cures", "results", "more")),
-        "cures_facts": part(cures_report.figure, _lines("cures_facts", "two_words", "symmetric")),
+        "cures_facts": part(
+            cures_report.figure,
+            _lines("cures_facts", "two_words", "symmetric", "symmetric_tokens"),
+        ),
         "closure_phase": part(closure_report.phase_figure, _lines("closure", "results")),
     }
 

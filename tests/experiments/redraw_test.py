@@ -158,7 +158,7 @@ def test_remedies_on_facts_are_those_of_names_of_two_words(drawn):
     (lines,) = drawn["cures_facts"]
     page = (redraw.DOCS / "cures.md").read_text(encoding="utf-8")
     assert "names of two words. Dots are means of 3 seeds" in " ".join(page.split())
-    files = "two_words", "symmetric"
+    files = "two_words", "symmetric", "symmetric_tokens"
     commands = [ABOUT["cures_facts"]["commands"][file] for file in files]
     assert not any("--name_words=1" in command for command in commands)
     assert lines == [line for file in files for line in _lines(f"cures_facts/{file}")]
