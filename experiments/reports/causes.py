@@ -219,6 +219,7 @@ def further_figure(lines_by_data: Mapping[str, Sequence[Line]]):
             report.plot_bounds(ax, place, [*found.values()], name, **style)
         ax.set_xticks(range(len(causes.POSITIONS)), causes.POSITIONS, rotation=45, ha="right")
         ax.set(title=f"{depth} layer{'s' * (depth > 1)}", ylim=(-4, 104))
+        ax.set_xlim(-0.5, len(causes.POSITIONS) - 0.5)
     axes[0, 0].set(ylabel="reverse accuracy (%)")
     handles = axes[0, 0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside upper center", ncols=3, fontsize=report.SMALL)
