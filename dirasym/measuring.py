@@ -230,14 +230,15 @@ class Measurement:
 
     def reading(self, progress: bool | None = None) -> Reading:
         """Asks every set; `progress` as of `measure`, and its errors of an `ApplyFn`'s logits."""
-        self.network.check_declared(self.sets[0], self.questions)
+        notes = self.network.check_declared(self.sets[0], self.questions)
         is_seen = sys.stderr.isatty() or "ipykernel" in sys.modules
         shown, many = is_seen if progress is None else progress, len(self.sets)
         readings = [
             self.read(params, Parts(shown, f", set {n} of {many}" if many > 1 else ""))
             for n, params in enumerate(self.sets, 1)
         ]
-        return readings[0] if many == 1 else Reading.over_sets(readings)
+        reading = readings[0] if many == 1 else Reading.over_sets(readings)
+        return dataclasses.replace(reading, notes=notes)
 
     def read(self, params: Params, parts: Parts) -> Reading:
         """The reading of one parameter set."""

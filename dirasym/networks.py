@@ -19,6 +19,10 @@ from dirasym.models import lora
 from dirasym.types import ApplyFn, Params
 
 _TRIED = (1, 2)  # shape of tokens
+_BLIND = (
+    "kind is 'masked', and the logits at [M] do not depend on the last token behind it: a causal "
+    "network, which is asked as a causal model with kind='causal'"
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -142,17 +146,22 @@ class Network:
         """The level that a masked model which asks for it is told of, of each row."""
         return jnp.ones(count) if self.kind == "masked" else None
 
-    def check_declared(self, params: Params, questions: Questions) -> None:
+    def check_declared(self, params: Params, questions: Questions) -> tuple[str, ...]:
         """Whether an `ApplyFn` gives logits and, if it is called causal, reads nothing ahead.
 
-        It reads the longest question, a causal model's with one token behind it and with another.
+        It reads the longest question with one token behind it and with another; a masked model's
+        with [M] before it.
+
+        Returns:
+          what is said of a model that is called masked and whose logits at [M] do not change: a
+          causal network may have been trained so.
 
         Raises:
           ValueError: probabilities, whose softmax would be taken once more; a causal model's
             logits before the last token change by more than rounding.
         """
         if not self.is_declared:
-            return
+            return ()
 
         @jax.jit
         def logits(params, tokens_BL):
@@ -164,7 +173,8 @@ class Network:
         longest = int(np.argmax(valid_EL.sum(axis=1)))
         row = np.asarray(questions.tokens_EL)[longest][valid_EL[longest]].tolist()
         behind = list(dict.fromkeys([*row, questions.tokenizer.eos_id]))[:2]
-        asked = [[*row, last] for last in behind] if self.kind == "causal" else [row, row]
+        row = row if self.kind == "causal" else [questions.mask_id, *row]
+        asked = [[*row, last] for last in behind]
         one_LV, other_LV = (logits(params, np.array([read], np.int32)) for read in asked)
         types = [leaf.dtype for leaf in jax.tree.leaves(params) if hasattr(leaf, "dtype")]
         floats = [t for t in (*types, one_LV.dtype) if jnp.issubdtype(t, jnp.floating)]
@@ -175,15 +185,20 @@ class Network:
                 "the model must give logits, and gives probabilities: their sum over tokens is 1; "
                 "leave out its softmax"
             )
-        if self.kind != "causal":
-            return
+        if self.kind == "masked":
+            one_LV, other_LV = one_LV[:1], other_LV[:1]
         allowed_LV = np.abs(one_LV) < 1e4  # the rest is ruled out
         one_R, other_R = one_LV[allowed_LV], other_LV[allowed_LV]
-        if (np.abs(one_R - other_R) > rounding * np.abs(one_R).sum() / max(1, len(one_R))).any():
+        far = rounding * np.abs(one_R).sum() / max(1, len(one_R))
+        looks_ahead = bool((np.abs(one_R - other_R) > far).any())
+        if self.kind == "masked":
+            return () if looks_ahead else (_BLIND,)
+        if looks_ahead:
             raise ValueError(
                 "kind is 'causal', and the model looks ahead: another last token changes logits "
                 "before it; give kind='masked', or a model that reads the past alone"
             )
+        return ()
 
     def check_vocabulary(self, params: Params, tokenizer: Tokenizer) -> None:
         """Whether the model can be asked in this tokenizer's ids.

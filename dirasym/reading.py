@@ -128,6 +128,7 @@ class Reading:
       absent: from what is not here to why.
       seconds: from each part of the work to the time that it took.
       of_sets: of several parameter sets, the reading of each.
+      notes: what else is to be known of the model; they stand below the table.
     """
 
     kind: Kind
@@ -140,6 +141,7 @@ class Reading:
     absent: Mapping[str, str] = dataclasses.field(default_factory=dict)
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
     of_sets: tuple["Reading", ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def storage(self) -> Bounds | None:
@@ -234,7 +236,8 @@ class Reading:
         return "\n\n".join([self._title(), *tables, *self._notes()])
 
     def _title(self) -> str:
-        counts = f"{self.forward.count} questions forward, {self.reverse.count} in reverse"
+        asked = f"{self.forward.count} question{'s' * (self.forward.count > 1)} forward"
+        counts = f"{asked}, {self.reverse.count} in reverse"
         sets = f" (mean of {len(self.of_sets)} sets)" if self.of_sets else ""
         return (
             f"{self.kind} model{sets}, {counts}; value ({self.level:.0%} interval over {self.over})"
@@ -248,7 +251,8 @@ class Reading:
             if 0 < asked < side.count:
                 why = "in the others it begins several answers or stands in the question"
                 few.append(f"{name} choice by first token, of {asked} of {side.count}: {why}")
-        return [*few, *(f"no {what}: {why}" for what, why in self.absent.items())]
+        absent = [f"no {n}: {why}" for n, why in self.absent.items() if "asked for" not in why]
+        return [*few, *self.notes, *absent]
 
     def _tables(self) -> Iterator[tuple[list[str], list[list[str]]]]:
         sides = (self.forward, self.reverse)
@@ -437,4 +441,5 @@ def _from_plain(fields: Mapping[str, Any]) -> Reading:
         absent=dict(fields["absent"]),
         seconds={name: float(x) for name, x in fields["seconds"].items()},
         of_sets=tuple(map(_from_plain, fields["of_sets"])),
+        notes=tuple(map(str, fields.get("notes", ()))),
     )

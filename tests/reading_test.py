@@ -1003,3 +1003,23 @@ def test_a_table_says_of_how_many_questions_its_choice_is():
     assert "reverse choice by first token, of 2 of 3: " in str(reading)
     twice = measure(guess, [{}, {}], pairs, words, kind="causal", progress=False)
     assert "forward choice by first token" not in str(twice)
+
+
+def test_a_causal_network_that_is_called_masked_is_said_to_be_one():
+    for is_causal in (True, False):
+        apply_fn, params = _transformer(is_causal, jnp.dtype("float32"))
+        read = measure(apply_fn, params, PAIRS, WORDS, kind="masked", progress=False)
+        said = "the logits at [M] do not depend on the last token behind it"
+        assert (said in str(read)) == is_causal
+        assert Reading.from_json(read.to_json()) == read
+
+
+def test_a_table_says_nothing_of_what_was_not_asked_and_counts_one_question():
+    pairs = Pairs((("Ann", "Bo"),), "{a} has {b}", "{b} is of {a}")
+    words = Words(pairs.fact_set().texts())
+
+    def guess(params, tokens_BL):
+        return jnp.zeros((*tokens_BL.shape, words.vocab_size))
+
+    said = str(measure(guess, {}, pairs, words, kind="causal", progress=False))
+    assert "asked for" not in said and "1 question forward, 1 in reverse" in said
