@@ -1,5 +1,6 @@
 """A user's own facts: pairs of names from a file or a table, and how they are worded."""
 
+import collections
 import dataclasses
 import os
 import pathlib
@@ -62,6 +63,16 @@ class Pairs:
         object.__setattr__(self, "names", trimmed)
         object.__setattr__(self, "also", also)
         self._wording("forward"), self._wording("reverse")
+
+    def __repr__(self) -> str:
+        (a, b), *more = self.names
+        others = f" and {len(more)} more" * bool(more)
+        return f"Pairs(({a!r}, {b!r}){others}, {self.forward!r}, {self.reverse!r})"
+
+    def several_partners(self) -> int:
+        """How many names stand in several pairs, of both sides together."""
+        sides = [collections.Counter(side) for side in zip(*self.names, strict=True)]
+        return sum(count > 1 for side in sides for count in side.values())
 
     def _wording(self, name: Literal["forward", "reverse"]) -> tuple[str, str]:
         """(template of the prompt, what follows the answer)."""
@@ -230,7 +241,7 @@ def _read(
         places.append(place)
     if not names:
         raise ValueError(f"{source.removesuffix('row')}there are no pairs")
-    _check_names(names, places, several)
+    _check_names(names, places, several, same=True)
     _check_also(names, places, also)
     return tuple(names), also
 
@@ -308,8 +319,13 @@ def _trimmed_also(also: Any) -> dict[str, tuple[str, ...]]:
     return trimmed
 
 
-def _check_names(names: Sequence[tuple[str, str]], places: Sequence[str], several: bool) -> None:
-    """Raises ValueError for names that cannot be, saying in which of the `places`."""
+def _check_names(
+    names: Sequence[tuple[str, str]], places: Sequence[str], several: bool, same: bool = False
+) -> None:
+    """Raises ValueError for names that cannot be, saying in which of the `places`.
+
+    With `same` also for a pair of one name twice: a file's is a slip, a program's is meant.
+    """
     if not names:
         raise ValueError("there are no pairs")
     where: dict[tuple[str, str], str] = {}
@@ -321,6 +337,8 @@ def _check_names(names: Sequence[tuple[str, str]], places: Sequence[str], severa
             if written.setdefault(normalise(name), name) != name:
                 other = written[normalise(name)]
                 raise ValueError(f"{place}: {name!r} is {other!r}, written otherwise")
+        if same and pair[0] == pair[1]:
+            raise ValueError(f"{place}: both names are {pair[0]!r}, which copying answers: drop it")
         for what in [pair] if several else [("a", pair[0]), ("b", pair[1])]:
             if what in where:
                 named = " and ".join(map(repr, pair)) if several else repr(what[1])

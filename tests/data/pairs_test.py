@@ -75,7 +75,8 @@ def test_other_encodings_are_read_by_name_and_refused_otherwise(tmp_path):
         ("country,town\nFrance,Paris\n", "no column 'capital': row 1 is 'country,town'"),
         ("country,capital,Capital\na,b,c\n", "has 2 columns 'capital'"),
         ("country,capital\n\n", "there are no pairs"),
-        ("", "no column 'country': row 1 is ''"),
+        ("", r"pairs\.csv: the file is empty"),
+        (CSV + "Red Kettle,Red Kettle\n", "row 4: both names are 'Red Kettle'"),
         ("x" * 200_000, "no column 'country'"),
     ],
 )
@@ -325,3 +326,12 @@ def test_json_lines_of_another_encoding(tmp_path):
     path.write_bytes('{"country": "Perú", "capital": "Lima"}\n'.encode("latin-1"))
     read = Pairs.from_csv(path, **COLUMNS, **WORDING, encoding="latin-1")
     assert read.names == (("Perú", "Lima"),)
+
+
+def test_pairs_print_short_and_count_names_of_several():
+    pairs = Pairs(
+        [("a", "x"), ("a", "y"), ("b", "y")], "{a} has {b}", "{b} is of {a}", several=True
+    )
+    assert repr(pairs) == "Pairs(('a', 'x') and 2 more, '{a} has {b}', '{b} is of {a}')"
+    assert pairs.several_partners() == 2  # a and y
+    assert Pairs([("a", "x"), ("b", "y")], "{a} has {b}", "{b} is of {a}").several_partners() == 0
