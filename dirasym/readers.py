@@ -98,6 +98,8 @@ def read_model_config(directory: str | os.PathLike) -> dict[str, Any]:
             f"{path}: no such directory, and nothing is downloaded "
             "(`hf download NAME --local-dir DIR` makes one)"
         )
+    if not path.exists():
+        raise ValueError(f"{path.parent}: no model in it, as it has no config.json")
     return read_json(path)
 
 
@@ -140,10 +142,12 @@ def read_table(
     for column in columns:
         if not isinstance(column, str):
             raise ValueError(f"{path}: a column is known by its name, got {column!r}")
+    if not text.strip():
+        raise ValueError(f"{path}: the file is empty")
     wanted = [column.strip().lower() for column in columns]
     if len(set(wanted)) < len(wanted):
         raise ValueError(f"{path}: {' and '.join(map(repr, columns))} are one column")
-    header = text[:80].splitlines()[0] if text.strip() else ""
+    header = text[:80].splitlines()[0]
     for separator in _SEPARATORS:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
         try:
