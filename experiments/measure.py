@@ -40,6 +40,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": dict(blocks="module", attention=True),
 }
 
+CAPTION = (  # of report.md
+    "*Below: shares of the questions, with intervals; cosines of both directions' gradients by "
+    "block and correlations of attention by distance, where they were asked for. Every column is "
+    "explained in docs/glossary.md of the repository.*"
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -180,8 +186,13 @@ def compute(workdir: WorkDir, config: Config, planned: Sequence) -> None:
         return
     with blamed():
         reading = Reading.load(workdir.path / "reading.json")
-    text = f"# {piece.identity['model']}, read on {config.pairs or 'invented pairs'}\n\n{reading}"
-    report.write(workdir.path, text, {"reading": reading.figure}, printed=str(reading))
+    said = str(reading)
+    if repeated := _opened(config)[2].several_partners():
+        names = "1 name stands" if repeated == 1 else f"{repeated} names stand"
+        said += f"\n\n{names} in several pairs: any partner is a right answer"
+    text = f"# {piece.identity['model']}, read on {config.pairs or 'invented pairs'}\n\n{said}"
+    text += f"\n\n{CAPTION}"
+    report.write(workdir.path, text, {"reading": reading.figure}, printed=said)
 
 
 if __name__ == "__main__":

@@ -8,12 +8,15 @@ import commands
 import numpy as np
 import pytest
 
+from dirasym import pieces
 from dirasym.reading import Reading
 from experiments import measure as page
 from experiments.systems import facts
 
 ROOT = pathlib.Path(__file__).parents[2]
 WORDING = ("--forward=The capital of {a} is {b}", "--reverse={b} is the capital of {a}")
+
+_WORDS = dict(forward="The capital of {a} is {b}", reverse="{b} is the capital of {a}")
 
 
 def _run(workdir, *arguments):
@@ -157,3 +160,23 @@ def test_a_directory_is_opened_as_the_flags_say(kind, causal, monkeypatch):
     page._opened(page.Config(model_id="x", kind=kind, mask_id=7, dtype="bfloat16", num_pairs=3))
     types_ = dict(param_dtype="bfloat16", dtype="bfloat16")
     assert told == [(("x",), dict(mask_id=7)), (("x",), types_ | causal)]
+
+
+def test_the_report_says_how_many_names_have_several_partners_and_what_is_drawn(
+    tmp_path, monkeypatch, capsys
+):
+    path = tmp_path / "capitals.csv"
+    path.write_text("country,city\nFrance,Paris\nFrance,Lyon\nPeru,Lima\n")
+    config = page.Config(pairs=str(path), columns=("country", "city"), **_WORDS)
+    monkeypatch.setattr(page.flags, "FLAGS", types.SimpleNamespace(progress=False))
+    monkeypatch.setattr(page.work, "all_done", pieces.compute)
+    page.compute(page.WorkDir(tmp_path / "run", {"experiment": "measure"}), config, ())
+    said = "1 name stands in several pairs: any partner is a right answer"
+    report = (tmp_path / "run/report.md").read_text()
+    assert said in capsys.readouterr().out and said in report
+    assert "*Below: shares" in report and "docs/glossary.md" in report
+    with pytest.raises(ValueError, match=r"run is of `measure`: choose another --workdir$"):
+        page.WorkDir(tmp_path / "run", {"experiment": "facts", "seeds": [1]})
+    with pytest.raises(ValueError, match="empty: no model in it"):
+        (tmp_path / "empty").mkdir()
+        page.tokenizers.from_directory(tmp_path / "empty")
