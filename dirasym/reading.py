@@ -243,14 +243,19 @@ class Reading:
             f"{self.kind} model{sets}, {counts}; value ({self.level:.0%} interval over {self.over})"
         )
 
-    def _notes(self) -> list[str]:
-        few: list[str] = []
+    def chosen(self) -> dict[str, str]:
+        """By direction, of how many questions its choice is ("2 of 3"), where not of all."""
         first, *_ = self.of_sets or [self]  # all are asked the same
+        found = {}
         for name, side in (("forward", first.forward), ("reverse", first.reverse)):
             asked = sum(not np.isnan(one.choice) for one in side.asked)
             if 0 < asked < side.count:
-                why = "in the others it begins several answers or stands in the question"
-                few.append(f"{name} choice by first token, of {asked} of {side.count}: {why}")
+                found[name] = f"{asked} of {side.count}"
+        return found
+
+    def _notes(self) -> list[str]:
+        why = "in the others it begins several answers or stands in the question"
+        few = [f"{n} choice by first token, of {of}: {why}" for n, of in self.chosen().items()]
         absent = [f"no {n}: {why}" for n, why in self.absent.items() if "asked for" not in why]
         return [*few, *self.notes, *absent]
 

@@ -15,6 +15,9 @@ def draw(reading: Any, shares: Sequence[str]) -> Any:
     figure, axes = report.new_figure(1, len(draws), (4.0, max(3.0, 0.22 * blocks)))
     for draw_one, ax in zip(draws, axes[0], strict=True):
         draw_one(reading, ax)
+    noun = "question" if reading.forward.count == 1 else "questions"
+    counts = f"{reading.forward.count} {noun} forward, {reading.reverse.count} in reverse"
+    figure.suptitle(f"{counts}\n{reading.level:.0%} intervals over {reading.over}", fontsize=10)
     return figure
 
 
@@ -26,7 +29,9 @@ def _draw_shares(reading: Any, ax: Any, names: Sequence[str]) -> None:
             ax, [p + 0.15 * (2 * number - 1) for p, _ in there], [v for _, v in there], side
         )
     ax.set_xticks(range(len(names)), names)
-    ax.set(ylim=(-0.02, 1.02), ylabel="share of the questions")
+    ax.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.0f}")
+    few = "\n".join(f"choice: {of} {name} questions" for name, of in reading.chosen().items())
+    ax.set(ylim=(-0.02, 1.02), ylabel="% of the questions", xlabel=few)
     report.legend(ax, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)  # hides no interval
 
 
@@ -36,7 +41,7 @@ def _draw_cosines(reading: Any, ax: Any) -> None:
     ax.axvline(0, color="gray", lw=0.8)
     ax.set_yticks(range(len(cosine)), cosine, fontsize="x-small")
     ax.invert_yaxis()
-    ax.set(xlabel="cosine of both directions' gradients", xlim=(min(ax.get_xlim()[0], -0.05), 1.05))
+    ax.set(xlabel="cosine of both directions' gradients")  # its limits are those of the data and 0
 
 
 def _draw_attention(reading: Any, ax: Any) -> None:

@@ -1003,6 +1003,14 @@ def test_a_table_says_of_how_many_questions_its_choice_is():
     assert "reverse choice by first token, of 2 of 3: " in str(reading)
     twice = measure(guess, [{}, {}], pairs, words, kind="causal", progress=False)
     assert "forward choice by first token" not in str(twice)
+    pytest.importorskip("matplotlib")
+    figure = reading.figure()
+    ax = figure.axes[0]
+    assert ax.get_xlabel() == "choice: 2 of 3 reverse questions"
+    assert ax.get_ylabel() == "% of the questions"
+    assert [ax.yaxis.get_major_formatter()(share, 0) for share in (0, 0.5, 1)] == ["0", "50", "100"]
+    title = "3 questions forward, 3 in reverse\n95% intervals over pairs"
+    assert figure.get_suptitle() == title
 
 
 def test_a_causal_network_that_is_called_masked_is_said_to_be_one():
