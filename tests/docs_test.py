@@ -321,7 +321,7 @@ def test_reading_md_asks_a_masked_model_for_a_both_times():
         flags = measure.PRESETS["quick"] | {"attention": False, "kind": kind}
         reading = measure.prepared(measure.Config(**flags)).reading(None)
         total[kind] = reading.alignment.cosine["total"].estimate
-    assert f"An untrained one reads\n{total['masked']:.2f} in total" in page
+    assert total["masked"] > 0.95 and "An untrained one reads\nnearly 1 in total" in page
     assert abs(total["causal"]) < 0.05 and "reads about 0 (`--kind=causal`)" in page
 
 

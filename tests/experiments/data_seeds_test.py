@@ -76,7 +76,7 @@ def test_an_untrained_network_and_invented_pairs_are_those_of_the_seed(monkeypat
     started = lambda self, key, tokens: {"params": int(jax.random.key_data(key)[-1])}  # noqa: E731
     monkeypatch.setattr(measure.models.Transformer, "init", started)
     for seed in SEEDS:
-        _, params, pairs, _ = measure._opened(measure.Config(num_pairs=4, seed=seed))
+        _, params, pairs, _ = measure._opened.__wrapped__(measure.Config(num_pairs=4, seed=seed))
         people = facts.invent_parent_child(4, seed)
         assert pairs.names == tuple((x.parent, x.child) for x in people)
         assert params == seed

@@ -432,7 +432,7 @@ def test_the_figure_draws_the_own_question_of_each_receiver():
     assert [set(line.get_ydata()) for (line,) in chance] == [{100 / 26}] * 4
     assert [ax.get_ylabel() for ax in drawn.axes] == ["choice (%)", ""] * 2
     named = [x.get_text() for x in drawn.axes[0].get_xticklabels()]
-    assert named == list(tables.PARTS)
+    assert named == ["values", "MLP", *tables.PARTS[2:]]
     for ax, other in zip(drawn.axes, (81, 81, 31, 31), strict=True):
         heights = [list(of.lines[0].get_ydata()) for of in ax.containers]
         assert heights == [[x] * len(tables.PARTS) for x in (other, 91, 21, 6)]
