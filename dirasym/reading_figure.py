@@ -42,6 +42,7 @@ def _draw_cosines(reading: Any, ax: Any) -> None:
     ax.set_yticks(range(len(cosine)), cosine, fontsize="x-small")
     ax.invert_yaxis()
     ax.set(xlabel="cosine of both directions' gradients")  # its limits are those of the data and 0
+    ax.locator_params(axis="x", nbins=5)  # so that no number touches the next
 
 
 def _draw_attention(reading: Any, ax: Any) -> None:
