@@ -320,7 +320,7 @@ def by_question(panels: Mapping[str, Mapping[str, np.ndarray]]):
     figure, axes = new_figure(1, 2, (3.6, 2.8))
     for number, (label, curves) in enumerate(panels.items()):
         for ax, measure, sign in zip(axes[0], ("p", "rank"), (-1, 1), strict=True):
-            values_SE = sign * np.sort(sign * curves[f"reverse_{measure}_E"][-1], axis=-1)
+            values_SE = sign * np.sort(sign * curves[f"reverse_{measure}_E"][-1], axis=1)
             place_E = 1 + np.arange(values_SE.shape[1])
             for seed, values_E in enumerate(values_SE):
                 style = dict(color=COLORS[number], lw=1, label=label if seed == 0 else None)

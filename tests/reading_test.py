@@ -1003,6 +1003,14 @@ def test_a_table_says_of_how_many_questions_its_choice_is():
     assert "reverse choice by first token, of 2 of 3: " in str(reading)
     twice = measure(guess, [{}, {}], pairs, words, kind="causal", progress=False)
     assert "forward choice by first token" not in str(twice)
+    one = Pairs((*pairs.names, ("Eve", "Gil")), "{a} has {b}", "{b} is of {a}")
+    known = Words(one.fact_set().texts())
+
+    def other(params, tokens_BL):
+        return jnp.zeros((*tokens_BL.shape, known.vocab_size))
+
+    again = measure(other, {}, one, known, kind="causal", progress=False)
+    assert again.chosen() == {"forward": "1 of 4", "reverse": "3 of 4"}
     pytest.importorskip("matplotlib")
     figure = reading.figure()
     ax = figure.axes[0]

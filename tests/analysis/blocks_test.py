@@ -159,6 +159,12 @@ ATTENTIONS = {
 }
 
 
+def test_a_norm_inside_an_attention_is_no_projection_however_deep():
+    inside = "attention/query_norm/scale", "net/layers_0/attn/norm/scale", "norm/attn/query/kernel"
+    assert not any(map(blocks.is_attention, inside))
+    assert blocks.is_attention("net/layers_0/attn/query/kernel")
+
+
 @pytest.mark.parametrize("name", ATTENTIONS)
 def test_every_parameter_of_an_attention_has_a_role(name):
     params = ATTENTIONS[name]()

@@ -1,6 +1,7 @@
 """What the toy task reports, from models whose answers are known by hand."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -188,6 +189,11 @@ def test_attention_is_from_the_mask_to_the_uppercase_and_correlated_over_letters
     got = case_recall.score_correlation(internals, None, 4, 2)
     np.testing.assert_array_equal(got.total, np.arange(2, 7))
     np.testing.assert_allclose(got.mean[0], np.outer([1, -1], np.ones(5)), rtol=1e-5)
+
+
+def test_the_sample_of_rows_is_fixed():
+    asked = types.SimpleNamespace(target_E=np.arange(10))
+    assert case_recall.sampled_rows(asked, 4).tolist() == [4, 6, 2, 7]
 
 
 def test_a_causal_models_panel_is_read_behind_the_letter_and_zeros():

@@ -198,6 +198,7 @@ def test_the_table_and_the_figure_put_each_cell_in_its_place():
         np.testing.assert_allclose(drawn[label], [place + 0.5, place + 10.5])
     assert [x.get_text() for x in tokens.get_xticklabels()] == ["reversed"]
     assert [ax.get_title() for ax in (compute, tokens)] == ["equal compute", "equal tokens"]
+    assert [ax.get_ylabel() for ax in (compute, tokens)] == ["share of answers (%)", ""]
     places = np.stack([np.asarray(c[0].get_xdata(), float) for c in compute.containers])
     np.testing.assert_array_equal(np.round(places), [[0, 1]] * 3)  # at its remedy,
     assert (np.diff(places, axis=0) > 0.1).all()  # and beside one another in the legend's order

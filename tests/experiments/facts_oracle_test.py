@@ -424,7 +424,7 @@ def test_figures_of_single_facts_draw_their_curves():
         for seed, line in enumerate(seeds):
             np.testing.assert_allclose(line.get_ydata(), factor * p_TSE[:, seed].mean(axis=1))
 
-    rank_TSE = np.array([[[9, 9, 9], [9, 9, 9]], [[3, 1, 2], [7, 70, 4]]])
+    rank_TSE = np.array([[[9, 9, 9]] * 2, [[8, 8, 8]] * 2, [[3, 1, 2], [7, 70, 4]]])
     curves = {"reverse_p_E": 1 / rank_TSE, "reverse_rank_E": rank_TSE}
     other = {key: x[:, :1] for key, x in curves.items()}
     p, rank = report.by_question({"masked": curves, "causal": other}).axes

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import types
 
 import artists
 import numpy as np
@@ -187,6 +188,13 @@ def test_the_figure_draws_means_over_maps_at_their_bits():
         [*LINES[:4], *(line | {"model": "gpt2"} for line in LINES[:4])]).axes]  # fmt: skip
     words = "bits to store, per pair", "epochs until half is learned"
     assert named == [("GPT-2", *words), ("MLP", *words)]
+
+
+def test_the_report_holds_the_table_and_draws_its_lines(monkeypatch):
+    drawn = artists.of_report(monkeypatch, report.report)
+    found = types.SimpleNamespace(path=None, results=lambda: LINES)
+    report.write(found, types.SimpleNamespace(epochs=2))
+    assert drawn == {"bits": (LINES,)}
 
 
 def test_a_kind_of_strings_has_one_marker_in_both_panels():

@@ -275,6 +275,7 @@ def test_figures_draw_the_results():
             width = {1.625: 4.765, 4.875: 14.294}.get(value, 0.0)
             assert ((low + high) / 2, (high - low) / 2) == pytest.approx((value, width), abs=1e-3)
         assert [x.get_label() for x in ax.containers] == ["from scratch", "LoRA, rank 256"]
+        assert [0, 0] in [list(line.get_ydata()) for line in ax.get_lines()]  # no gap
     assert artists.entries(figure.legends[0]) == ["from scratch", "LoRA, rank 256"]
 
 
@@ -291,6 +292,8 @@ def test_bits_are_drawn_with_the_moment_when_half_is_learned():
     halves = [10 + 10 * 2 / 5.25, 10 + 10 * 1.5 / 4.5]
     assert right.get_lines()[1].get_ydata() == pytest.approx(halves)
     assert np.isnan(right.get_lines()[2].get_ydata()).tolist() == [True, True]
+    of_two = report.bits_figure([line for line in LINES if line["K"] == 5]).axes[0].get_lines()
+    assert "from scratch, K = 5 forward, 7.0 bits" in [x.get_label() for x in of_two]
 
 
 def test_the_figure_of_pace_draws_means_from_the_first_epoch_on():
