@@ -155,7 +155,7 @@ def label_ends(axes, gap: float = 0.09) -> None:
     lines = [line for line in axes.get_lines() if not line.get_label().startswith("_")]
     axes.get_ylim()  # scales the axes to their data, if nothing has
     to_share = axes.transData + axes.transAxes.inverted()
-    ends = [to_share.transform((line.get_xdata()[-1], line.get_ydata()[-1]))[1] for line in lines]
+    ends = [to_share.transform(line.get_xydata()[-1])[1] for line in lines]
     order = np.argsort(ends)
     heights, below, above = [], -math.inf, 1.0
     for place in order:

@@ -60,6 +60,13 @@ def test_what_is_said_ends_at_the_end_of_text():
     assert keys == want
 
 
+def test_a_reverse_question_is_paired_with_the_first_statement_that_tells_it():
+    told = FACTS._replace(train=(*FACTS.train, Statement("Ann Bo's son is", "Kim")))
+    words = Words(told.texts())
+    ((forward, _),) = [queries.paired_queries(told, words, masked=False)]
+    assert len(forward.target_E) == 1 and words.decode(forward.target_E) == "Cy"
+
+
 def test_as_many_pairs_are_asked_as_allowed():
     twice = FACTS._replace(reverse=FACTS.reverse * 2)
     for limit, number in ((None, 2), (1, 1)):
