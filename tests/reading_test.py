@@ -357,6 +357,7 @@ def test_json_goes_both_ways(read, tmp_path):
         (dict(level="x"), "level must be between 0 and 1, got 'x'"),
         (dict(over=7), "over must be one of pairs, sets, got 7"),
         (dict(forward=None), "forward must hold the measures of a direction, got None"),
+        (dict(reverse=[]), r"reverse must hold the measures of a direction, got \[\]"),
         (dict(accuracy=None), "accuracy must be an estimate and two ends, got None"),
         (dict(accuracy=[1, 2]), r"accuracy must be an estimate and two ends, got \[1, 2\]"),
         (dict(format=2), "format 2 is not known"),
@@ -368,6 +369,17 @@ def test_json_that_is_no_reading_is_told_by_its_key(read, change, says):
         change = dict(reverse=fields["reverse"] | change)
     with pytest.raises(ValueError, match=f"this is no reading: {says}"):
         Reading.from_json(fields | change)
+
+
+def test_blocks_that_do_not_divide_are_refused_before_anything_is_asked():
+    pairs = Pairs((("Ann", "Bo"), ("Dee", "Ed")), "{a} has {b}", "{b} is of {a}")
+    words = Words(pairs.fact_set().texts())
+
+    def guess(params, tokens_BL):
+        return jnp.zeros((*tokens_BL.shape, words.vocab_size))
+
+    with pytest.raises(ValueError, match="3 new tokens do not divide into blocks of 2"):
+        measuring.prepare(guess, {}, pairs, words, kind="masked", num_new=3, block_length=2)
 
 
 def test_an_interval_of_a_share_is_printed_inside_its_range(read):
