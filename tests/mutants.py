@@ -96,6 +96,8 @@ EQUIVALENT = [
      "if first + left.shape[0] <= piece[0] and left.shape[1] == piece[1].shape[1]:",
      "first + left.shape[0] <= piece[0]", "first + left.shape[0] < piece[0]",
      "pieces that touch stand in two lanes instead of one: rows of zeros are added to both"),
+    ("dirasym/analysis/views.py", "length: int = 1", "1", "2",
+     "left to the default by scalars alone, which no scan takes layers of"),
     ("dirasym/analysis/cross.py", "check_vma=False,", "False", "True",
      "whether JAX checks what varies over the mesh, of which no number is made"),
     ("dirasym/report.py",
