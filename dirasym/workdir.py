@@ -385,8 +385,6 @@ def _refuse_other(path: pathlib.Path, wanted: dict[str, Any]) -> None:
         files.check_regular(path)
         found = json.loads(path.read_text(encoding="utf-8"))
         of = found["config"].get("experiment")
-        if of != wanted["config"].get("experiment") and of is not None:
-            raise WorkDirError(f"{path.parent} is of `{of}`: choose another --workdir")
         sections = [(found[name], wanted[name]) for name in ("config", "jax")]
         differing = [
             f"{key}={there.get(key)!r} there, {here.get(key)!r} here"
@@ -394,10 +392,10 @@ def _refuse_other(path: pathlib.Path, wanted: dict[str, Any]) -> None:
             for key in sorted(there.keys() | here.keys())
             if there.get(key) != here.get(key)
         ]
-    except WorkDirError:
-        raise
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise WorkDirError(f"{path} is damaged: it holds no configuration") from None
+    if of is not None and of != wanted["config"].get("experiment"):
+        raise WorkDirError(f"{path.parent} is of `{of}`: choose another --workdir")
     if differing:
         raise WorkDirError(
             f"{path.parent} holds another configuration ({'; '.join(differing)}): "

@@ -168,8 +168,13 @@ def pieces(config: Config, folder: pathlib.Path = pathlib.Path()) -> list[Piece]
 def read(config: Config, path: pathlib.Path) -> tuple[dict[str, Any], dict]:
     """Reads the model, saves the reading, and returns its numbers as a result line."""
     reading = prepared(config).reading(flags.FLAGS.progress and None)
+    model, params, pairs, _ = _opened(config)
+    if repeated := pairs.several_partners():
+        names = "1 name stands" if repeated == 1 else f"{repeated} names stand"
+        said = f"{names} in several pairs: any partner is a right answer"
+        reading = dataclasses.replace(reading, notes=(*reading.notes, said))
     reading.save(path)
-    line: dict[str, Any] = {"kind": reading.kind, **models.sizes(*_opened(config)[:2])}
+    line: dict[str, Any] = {"kind": reading.kind, **models.sizes(model, params)}
     line["seconds"] = dict(reading.seconds)
     for name in ("forward", "reverse"):
         for measured in MEASURES:
@@ -186,13 +191,9 @@ def compute(workdir: WorkDir, config: Config, planned: Sequence) -> None:
         return
     with blamed():
         reading = Reading.load(workdir.path / "reading.json")
-    said = str(reading)
-    if repeated := _opened(config)[2].several_partners():
-        names = "1 name stands" if repeated == 1 else f"{repeated} names stand"
-        said += f"\n\n{names} in several pairs: any partner is a right answer"
-    text = f"# {piece.identity['model']}, read on {config.pairs or 'invented pairs'}\n\n{said}"
+    text = f"# {piece.identity['model']}, read on {config.pairs or 'invented pairs'}\n\n{reading}"
     text += f"\n\n{CAPTION}"
-    report.write(workdir.path, text, {"reading": reading.figure}, printed=said)
+    report.write(workdir.path, text, {"reading": reading.figure}, printed=str(reading))
 
 
 if __name__ == "__main__":
