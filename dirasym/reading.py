@@ -236,12 +236,14 @@ class Reading:
         return "\n\n".join([self._title(), *tables, *self._notes()])
 
     def _title(self) -> str:
-        asked = f"{self.forward.count} question{'s' * (self.forward.count > 1)} forward"
-        counts = f"{asked}, {self.reverse.count} in reverse"
         sets = f" (mean of {len(self.of_sets)} sets)" if self.of_sets else ""
-        return (
-            f"{self.kind} model{sets}, {counts}; value ({self.level:.0%} interval over {self.over})"
-        )
+        over = f"value ({self.level:.0%} interval over {self.over})"
+        return f"{self.kind} model{sets}, {self.counts()}; {over}"
+
+    def counts(self) -> str:
+        """How many questions there are: `8 questions forward, 8 in reverse`."""
+        plural = "s" * (self.forward.count != 1)
+        return f"{self.forward.count} question{plural} forward, {self.reverse.count} in reverse"
 
     def chosen(self) -> dict[str, str]:
         """By direction, of how many questions its choice is ("2 of 3"), where not of all."""
@@ -352,16 +354,14 @@ def _combined(parts: Sequence[Any], level: float, **fixed: Any) -> Any:
 
     found: dict[str, Any] = dict(fixed)
     one, *_ = parts
-    for field in dataclasses.fields(one):
-        values = [getattr(part, field.name) for part in parts]
-        if field.name in fixed:
-            continue
+    for field in (x.name for x in dataclasses.fields(one) if x.name not in fixed):
+        values = [getattr(part, field) for part in parts]
         first, *_ = values
         if isinstance(first, dict):
             names = [name for name in first if all(name in value for value in values)]
-            found[field.name] = {name: mean([v[name] for v in values]) for name in names}
+            found[field] = {name: mean([v[name] for v in values]) for name in names}
         else:
-            found[field.name] = first if field.name == "count" else mean(values)
+            found[field] = first if field == "count" else mean(values)
     return type(one)(**found)
 
 

@@ -15,9 +15,9 @@ def draw(reading: Any, shares: Sequence[str]) -> Any:
     figure, axes = report.new_figure(1, len(draws), (4.0, max(3.0, 0.22 * blocks)))
     for draw_one, ax in zip(draws, axes[0], strict=True):
         draw_one(reading, ax)
-    noun = "question" if reading.forward.count == 1 else "questions"
-    counts = f"{reading.forward.count} {noun} forward, {reading.reverse.count} in reverse"
-    figure.suptitle(f"{counts}\n{reading.level:.0%} intervals over {reading.over}", fontsize=10)
+    figure.suptitle(
+        f"{reading.counts()}\n{reading.level:.0%} intervals over {reading.over}", fontsize=10
+    )
     return figure
 
 

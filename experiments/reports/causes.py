@@ -207,14 +207,15 @@ def mechanism_figure(lines: Sequence[Line]):
 def further_figure(lines_by_data: Mapping[str, Sequence[Line]]):
     """Reverse accuracy of masked diffusion of both by positions, a panel a depth, a mark a data."""
     figure, axes = report.new_figure(1, len(causes.DEPTHS))
+    cells = {name: by_cell(lines) for name, lines in lines_by_data.items()}
     for ax, depth in zip(axes[0], causes.DEPTHS, strict=True):
-        for number, (name, lines) in enumerate(lines_by_data.items()):
+        for number, (name, of_data) in enumerate(cells.items()):
             found = {
                 place: interval(of, "percent_reverse")
                 for place, positions in enumerate(causes.POSITIONS)
-                if (of := by_cell(lines).get((*BASE[:3], positions, depth)))
+                if (of := of_data.get((*BASE[:3], positions, depth)))
             }
-            place = [x + 0.2 * (number - (len(lines_by_data) - 1) / 2) for x in found]
+            place = [x + 0.2 * (number - (len(cells) - 1) / 2) for x in found]
             style = dict(color=report.color(number), fmt="os^"[number], mfc="none")
             report.plot_bounds(ax, place, [*found.values()], name, **style)
         ax.set_xticks(range(len(causes.POSITIONS)), causes.POSITIONS, rotation=45, ha="right")

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dirasym import models
+from dirasym import models, objectives
 from dirasym.analysis.cross import CrossMatrix
 from dirasym.analysis.problem import Problem
 
@@ -39,9 +39,7 @@ def sizes(
     params = jax.eval_shape(model.init, jax.random.key(0), _ids(1, 1))["params"]
 
     def loss(params, tokens_L):
-        logits_LV = apply_fn(params, tokens_L[None])[0, :-1].astype(jnp.float32)
-        log_p_LV = jax.nn.log_softmax(logits_LV)
-        return -jnp.take_along_axis(log_p_LV, tokens_L[1:, None], axis=1).mean()
+        return objectives.token_nll(apply_fn(params, tokens_L[None])[0, :-1], tokens_L[1:]).mean()
 
     one = loss, _ids(tokens)
     how: dict[str, Any] = dict(blocks=None, heads=False, method="factored", strict=True)
