@@ -15,7 +15,6 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import math
 import os
 import pathlib
 import time
@@ -26,12 +25,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from dirasym import devices, models, recipes, run_arguments, sharding, training, usage
+from dirasym import models, plans, recipes, run_arguments, sharding, training, usage
 from dirasym.checkpoints import Checkpoints, History, NonFiniteStateError
 from dirasym.compile import Backend, check_divisible, compile_scan, make_room
 from dirasym.histories import check_still_finite, extended, scalars, timed
 from dirasym.progress import Progress
-from dirasym.seeds import by_seed, stack, unstack
+from dirasym.seeds import by_seed, part, stack
 from dirasym.stopping import Stopping
 from dirasym.training import Data, StepFn, TrainState
 from dirasym.types import Array
@@ -177,7 +176,7 @@ def sweep(
     writers = run_arguments.check_options(writers, checkpoint_every, time_limit)
     together = check(all_runs, seeds, mesh, backend, together, shard)
     if dry_run:
-        return [plan_line(run, seeds) for run in all_runs]
+        return [plans.line(run, seeds) for run in all_runs]
     workdir = opened(workdir)
     first, every = shard or (0, 1)
     mine = [(run, seed) for run in all_runs for seed in seeds][first::every]
@@ -223,20 +222,6 @@ def check(
         accelerated = jax.default_backend() != "cpu"
         return accelerated and backend == "jit" and not splits_weights
     return together
-
-
-def check_memory(all_runs: Sequence[Run], seeds: Sequence[int]) -> None:
-    """Raises ValueError for a run whose state and gradient alone no memory here holds."""
-    there = devices.memory() or math.inf
-    for run in {run.init: run for run in all_runs}.values():
-        state = jax.eval_shape(functools.partial(run.init, seeds[0]))
-        leaves = jax.tree.leaves((state, state.params))
-        needed = sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
-        if needed > there:
-            sizes = (
-                f"{needed / 1e9:.0f} GB for its weights alone, of {there / 1e9:.0f} that are here"
-            )
-            raise ValueError(f"{run.name} needs {sizes}")
 
 
 class _Programs:
@@ -293,13 +278,13 @@ class _Group:
         """Goes on to the last step, saving on the way, and records the result lines."""
         make_room()
         self._last = time.monotonic()
-        step, states, histories = self._start(programs, stopping)
+        step, state, histories = self._start(programs, stopping)
         try:
             for name in self.names:
                 for writer in self.writers:
                     writer.open(name, dict(self.run.identity))
-            states, histories = self._trained(step, states, histories, programs, stopping)
-            self._record(states, histories)
+            state, histories = self._trained(step, state, histories, programs, stopping)
+            self._record(state, histories)
         finally:
             self.progress.close()
             for saved in self.saved:
@@ -308,10 +293,9 @@ class _Group:
                 for writer in self.writers:
                     writer.close(name)
 
-    def _trained(self, step: int, states, histories, programs: _Programs, stopping: Stopping):
-        """(states, histories) after the last step."""
+    def _trained(self, step: int, state, histories, programs: _Programs, stopping: Stopping):
+        """(state, histories) after the last step."""
         steps, data = self._program(programs)
-        state = stack(states)
         if not step:
             self._tell(step, histories)
         self.progress.start(step)
@@ -321,27 +305,31 @@ class _Group:
                 metrics = by_seed(stopping.fetch(metrics), len(self.seeds))
                 step += self.run.eval_every
                 self._check(metrics, step)
-                states = unstack(state, len(self.seeds))
                 histories = [
-                    self._evaluated(extended(history, logged), state, step)
-                    for state, history, logged in zip(states, histories, metrics, strict=True)
+                    self._evaluated(extended(history, logged), self._part(state, place), step)
+                    for place, (history, logged) in enumerate(zip(histories, metrics, strict=True))
                 ]
                 histories = self._timed(histories)
             ends = step == self.run.num_steps or bool(stopping.reason())
             is_due = ends or step % self.save_every == 0
-            for name, *what in zip(self.names, self.saved, states, histories, strict=True):
-                saved, one, history = what
+            each = enumerate(zip(self.names, self.saved, histories, strict=True))
+            for place, (name, saved, history) in each:
                 with _named(name, saved), stopping.unbroken():
                     check_still_finite(history, step)
                     # If there is one, a twin of its group was killed before it saved.
                     if is_due and step not in saved.steps():
-                        saved.save(step, one.replace(frozen=None), history)
+                        bare = self._part(state, place).replace(frozen=None)
+                        saved.save(step, bare, history)
             self.progress.update(step, histories[0])
             self._tell(step, histories)
             if ends and step < self.run.num_steps:
                 where = f"{self.title} is saved at step {step} of {self.run.num_steps}"
                 stopping.check(where)
-        return states, histories
+        return state, histories
+
+    def _part(self, state: TrainState, place: int) -> TrainState:
+        """Of one seed; taken when it is wanted, so that no second copy of all lies in memory."""
+        return part(state, place, len(self.seeds))
 
     def _tell(self, step: int, histories: list[History]) -> None:
         for name, history in zip(self.names, histories, strict=True):
@@ -349,7 +337,7 @@ class _Group:
                 writer.scalars(name, step, scalars(history))
 
     def _start(self, programs: _Programs, stopping: Stopping):
-        """(step, states, histories) of the newest step that all seeds have."""
+        """(step, state of all seeds, histories) of the newest step that all seeds have."""
         states = [run_arguments.check_state(self.run.init(seed)) for seed in self.seeds]
         self.logged = programs.logged(self.run, states[0], self.data[0])
         bare = [state.replace(frozen=None) for state in states]
@@ -367,12 +355,11 @@ class _Group:
                     restored.replace(frozen=state.frozen)
                     for (_, restored, _), state in zip(whole, states, strict=True)
                 ]
-                return steps[0], states, [history for _, _, history in whole]
+                return steps[0], stack(states), [history for _, _, history in whole]
             last = min(steps)  # one of them is damaged, or was killed before the others
-        if self.run.evaluate is None:
-            return 0, states, [{} for _ in states]
         with stopping.segment():
-            return 0, states, [self._evaluated({}, state, 0) for state in states]
+            histories = [self._evaluated({}, state, 0) for state in states]
+        return 0, stack(states), histories
 
     def _program(self, programs: _Programs):
         if len(self.seeds) == 1:
@@ -400,16 +387,17 @@ class _Group:
         values = {"eval_step": step, **found}
         return extended(history, {key: np.asarray(x)[None] for key, x in values.items()})
 
-    def _record(self, states, histories) -> None:
+    def _record(self, all_states: TrainState, histories) -> None:
         whole = self._timed(histories)  # with the last checkpoint, which the curves leave out
-        for seed, state, history, last in zip(self.seeds, states, histories, whole, strict=True):
+        for place, (seed, history) in enumerate(zip(self.seeds, histories, strict=True)):
+            state = self._part(all_states, place)
             if self.run.finish is not None:
                 folder = self.workdir.folder(self.run, seed)
                 history = history | jax.device_get(dict(self.run.finish(state, folder)))
             self.workdir.save_curves(self.run, seed, history)
             summary = run_arguments.check_line(self.run.summarize(history), self.run.identity)
             line = self._sizes(state) | summary
-            line["run_wall_time_sec"] = float(last["wall_time_sec"])
+            line["run_wall_time_sec"] = float(whole[place]["wall_time_sec"])
             self.workdir.record(self.run, seed, line)
 
     def _sizes(self, state: TrainState) -> dict[str, Any]:
@@ -428,21 +416,3 @@ def _named(name: str, saved: Checkpoints) -> Iterator[None]:
         where = str(saved.directory / str(good)) if good else "none, it failed at once"
         error.args = (f"{error} of {name}; last good checkpoint: {where}",)
         raise
-
-
-def plan_line(run: Run, seeds: Sequence[int]) -> dict[str, Any]:
-    """What a run will cost, without running it: parameters and FLOPs by the compiler's count.
-
-    The FLOPs are those of all steps and seeds, evaluations apart, before XLA optimizes.
-    """
-    state, batch = recipes.abstract(run, seeds[0])
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):  # a GPU's plugin counts nothing
-        cost = jax.jit(run.step).lower(state, batch).cost_analysis() or {}
-    flops = float(cost.get("flops", float("nan")))
-    return {
-        "run": run.name,
-        "seeds": len(seeds),
-        "steps": run.num_steps,
-        "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
-        "flops": flops * run.num_steps * len(seeds),
-    }

@@ -24,13 +24,12 @@ def stack(states: Sequence[TrainState]) -> TrainState:
     return stacked.replace(frozen=states[0].frozen)
 
 
-def unstack(state: TrainState, count: int) -> list[TrainState]:
-    """The inverse of `stack`."""
+def part(state: TrainState, place: int, count: int) -> TrainState:
+    """The state of one seed, by its place among the `count` of `stack`; a copy, if of several."""
     if count == 1:
-        return [state]
-    bare = state.replace(frozen=None)
-    parts = [jax.tree.map(lambda x, seed=seed: x[seed], bare) for seed in range(count)]
-    return [part.replace(frozen=state.frozen) for part in parts]
+        return state
+    bare = jax.tree.map(lambda x: x[place], state.replace(frozen=None))
+    return bare.replace(frozen=state.frozen)
 
 
 def by_seed(metrics: Mapping[str, np.ndarray], count: int) -> list[dict[str, np.ndarray]]:

@@ -22,7 +22,7 @@ from typing import Any, Literal
 import jax
 from absl import app, flags, logging
 
-from dirasym import checkpoints, devices, files, runs, sharding, training, usage
+from dirasym import checkpoints, devices, files, plans, runs, sharding, training, usage
 from dirasym import report as tables
 from dirasym.compile import check_divisible
 from dirasym.stopping import STATUS, Stopped, check_limit, stopped_by_signals
@@ -163,7 +163,7 @@ def _run(name: str, config_type: type, report, plan) -> None:
     all_runs, seeds = list(plan(config, path)), getattr(config, "seeds", ())
     with blamed():
         runs.check(all_runs, seeds, **how)
-        runs.check_memory(all_runs, seeds)
+        plans.check_memory(all_runs, seeds)
     if FLAGS.dry_run:
         lines = runs.sweep(all_runs, seeds, path, dry_run=True, **how) if all_runs else []
         return print(tables.plan_table(lines, devices.product_rate()))

@@ -1,6 +1,5 @@
 """A user's own linen model over seeds, through `runs.sweep`."""
 
-import contextlib
 import dataclasses
 import functools
 import json
@@ -20,7 +19,7 @@ import numpy as np
 import optax
 import pytest
 
-from dirasym import checkpoints, compile, files, results, runs, stopping, training
+from dirasym import checkpoints, compile, files, models, results, runs, stopping, training
 from dirasym.workdir import WorkDir, WorkDirError, merge
 
 HERE = pathlib.Path(__file__).parent
@@ -735,11 +734,6 @@ def test_the_time_of_a_run_is_of_all_that_it_does(tmp_path, monkeypatch):
     assert of(tmp_path / "cut", [0]) == [before + after]
 
 
-def test_a_plan_counts_the_work_of_every_seed():
-    one, two = (runs.plan_line(_run("a"), seeds)["flops"] for seeds in ([0], [0, 1]))
-    assert two == 2 * one > 0
-
-
 def test_a_stopped_run_trains_what_is_left_alone(tmp_path):
     steps = []
 
@@ -830,12 +824,27 @@ def test_programs_are_forgotten_before_memory_maps_run_out(tmp_path, monkeypatch
     assert len(asked) == 4  # before each training
 
 
-def test_a_state_with_its_gradient_must_fit_in_memory(monkeypatch):
-    params = 4 * (8 * 4 + 4 * 8 + 8)  # bytes; Adam has two more, and the gradient is one
-    for there, fits in ((4 * params, False), (4 * params + 100, True), (None, True)):
-        monkeypatch.setattr(runs.devices, "memory", lambda there=there: there)
-        with contextlib.nullcontext() if fits else pytest.raises(ValueError, match="a needs"):
-            runs.check_memory([_run("a")], [0])
+def test_seeds_together_hold_their_states_once(tmp_path):
+    held = []
+
+    def evaluate(state):
+        bytes_of = {id(x): x.nbytes for x in jax.live_arrays() if x.shape[-2:] == (4096, 32)}
+        held.append(sum(bytes_of.values()))
+        return {}
+
+    model = nn.Embed(4096, 32)
+    apply_fn = models.make_tokens_apply_fn(model)
+
+    def init(seed):
+        params = model.init(jax.random.key(seed), jnp.zeros((1, 1), jnp.int32))["params"]
+        return training.create_state(apply_fn, params, OPTIMIZER, jax.random.key(seed))
+
+    run = dataclasses.replace(_run("a"), init=init, evaluate=evaluate, summarize=lambda found: {})
+    _sweep([run], range(6), tmp_path, together=True, checkpoint_every=3)  # the last is saved
+    one = 3 * 4 * 4096 * 32  # parameters and Adam's two moments, in float32
+    assert len(held) == 6 * 4
+    # At step 0 those of each seed; then those of all together, and the one that is asked.
+    assert set(held[:6]) == {6 * one} and set(held[6:]) == {7 * one}
 
 
 def test_results_under_other_settings_of_jax_are_other_results(tmp_path):

@@ -1,0 +1,135 @@
+"""What a `runs.Run` will cost, before anything is trained: operations, and bytes on a device."""
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend import core
+
+from dirasym import devices, recipes
+from dirasym.compile import compile_scan
+from dirasym.seeds import stack
+
+GB = 1e9
+# For a GPU that is not here: no kernel can be tried.
+UNTRIED: dict[str, str | bool] = {
+    "xla_gpu_autotune_level": "0",
+    "xla_gpu_enable_triton_gemm": False,
+}
+
+
+def line(run: Any, seeds: Sequence[int]) -> dict[str, Any]:
+    """Parameters, and the FLOPs of all steps and seeds, evaluations apart. Runs nothing."""
+    state, batch = recipes.abstract(run, seeds[0])
+    return {
+        "run": run.name,
+        "seeds": len(seeds),
+        "steps": run.num_steps,
+        "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
+        "flops": flops(run.step, state, batch) * run.num_steps * len(seeds),
+    }
+
+
+def flops(function: Callable[..., Any], *args: Any) -> float:
+    """Floating-point operations of a call, as XLA counts them before it optimizes.
+
+    XLA counts the body of a loop once. Here that of a `lax.scan` counts as often as it runs;
+    that of a `lax.while_loop`, whose length nobody knows beforehand, once.
+
+    Args:
+      function: what JAX can trace.
+      *args: arrays, or their shapes and dtypes.
+
+    Examples:
+      >>> x = jax.ShapeDtypeStruct((8, 8), np.float32)
+      >>> step = lambda x, _: (x @ x, None)
+      >>> flops(lambda x: jax.lax.scan(step, x, length=10)[0], x)  # 10 products of 2 · 8³
+      10240.0
+    """
+    return _flops(jax.make_jaxpr(function)(*args))
+
+
+def _flops(program: core.ClosedJaxpr) -> float:
+    bodies = list(_scans(program.jaxpr))
+    more = sum(length * _flops(body) - _counted(body) for length, body in bodies)
+    return _counted(program) + more
+
+
+def _counted(program: core.ClosedJaxpr) -> float:
+    """XLA's count of the operations of a program."""
+    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in program.in_avals]
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):  # a GPU's plugin counts nothing
+        cost = jax.jit(core.jaxpr_as_fun(program)).lower(*shapes).cost_analysis() or {}
+    return float(cost.get("flops", 0.0))
+
+
+def _scans(jaxpr: core.Jaxpr) -> Iterator[tuple[int, core.ClosedJaxpr]]:
+    """(length, body) of every outermost scan."""
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "scan":
+            yield eqn.params["length"], eqn.params["jaxpr"]
+        else:
+            for inner in core.jaxprs_in_params(eqn.params):
+                yield from _scans(inner)
+
+
+def gigabytes(
+    run: Any, seeds: Sequence[int], *, together: bool = False, device: jax.Device | None = None
+) -> float:
+    """What XLA needs to train a run, evaluations apart, in GB of 10⁹ bytes.
+
+    The program of `eval_every` steps is compiled for the device, and nothing is allocated. Its
+    arguments, results and temporary memory count; the device's own context, the compiler's trials
+    of kernels and what an evaluation needs come on top.
+
+    Args:
+      run: the run.
+      seeds: those that it trains with.
+      together: whether they train in one program.
+      device: a device here, or one that `devices.described` gives; None: the default device.
+    """
+    group = list(seeds) if together else list(seeds)[:1]
+    data = [run.data(seed) for seed in group]
+    is_shared = all(x is data[0] for x in data)
+    rows = data[0] if is_shared else jax.tree.map(lambda *x: np.stack(x), *data)
+    state = jax.eval_shape(lambda: stack([run.init(seed) for seed in group]))
+    steps = compile_scan(
+        run.step,
+        num_steps=run.eval_every,
+        batch_size=run.batch_size,
+        whole_epochs=run.whole_epochs,
+        over_seeds=len(group) > 1,
+        data_per_seed=len(group) > 1 and not is_shared,
+    )
+
+    def train(state, frozen, data):
+        state, metrics = steps(state.replace(frozen=frozen), data)
+        return state.replace(frozen=None), metrics
+
+    place = jax.sharding.SingleDeviceSharding(device or jax.devices()[0])
+    arguments = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+        (state.replace(frozen=None), state.frozen, rows),
+    )
+    options = None if device in (None, *jax.devices()) else UNTRIED
+    program = jax.jit(train, donate_argnums=0).lower(*arguments).compile(options)
+    found: Any = program.memory_analysis()
+    held = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
+    return (held + found.temp_size_in_bytes) / GB
+
+
+def check_memory(all_runs: Sequence[Any], seeds: Sequence[int]) -> None:
+    """Raises ValueError for a run whose state and gradient alone no memory here holds."""
+    there = devices.memory() or math.inf
+    for run in {run.init: run for run in all_runs}.values():
+        state = jax.eval_shape(functools.partial(run.init, seeds[0]))
+        leaves = jax.tree.leaves((state, state.params))
+        needed = sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
+        if needed > there:
+            sizes = (
+                f"{needed / 1e9:.0f} GB for its weights alone, of {there / 1e9:.0f} that are here"
+            )
+            raise ValueError(f"{run.name} needs {sizes}")
