@@ -8,6 +8,7 @@ import warnings
 
 import jax
 import numpy as np
+from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from dirasym import files, sharding
@@ -135,6 +136,31 @@ def mesh(num_devices: int = 1, model_devices: int = 1, backend: Backend = "jit")
     if count == 1 and backend == "jit":
         return None
     return sharding.make_mesh(count // model_devices, model_devices, available[:count])
+
+
+def described(what: str) -> jax.Device:
+    """A device to compile for: "here" is the default one; a file describes a GPU that is not here.
+
+    Args:
+      what: "here", or a file as XLA's repository has them for a dozen GPUs in
+        xla/backends/gpu/target_config/specs (`experiments/tools/h100.txtpb` is one).
+
+    Raises:
+      ValueError: a file that cannot be read or describes no GPU, or no compiler for GPUs here.
+    """
+    if what == "here":
+        return jax.devices()[0]
+    try:
+        files.check_regular(what)
+        text = pathlib.Path(what).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"compile_for={what}: {error}") from None
+    try:
+        found = topologies.get_topology_desc("", "cuda", target_config=text, topology="1x1x1")
+    except (RuntimeError, NotImplementedError, ValueError) as error:
+        install = "pip install 'jax-cuda13-plugin[with-cuda]'"
+        raise ValueError(f"compile_for={what}: {error} (without a GPU: {install})") from None
+    return found.devices[0]
 
 
 def product_rate(size: int = 1024) -> float:

@@ -49,14 +49,18 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def plan_table(lines: Sequence[Mapping[str, Any]], rate: float) -> str:
-    """What `runs.sweep(dry_run=True)` says, with the least time that it takes at `rate` FLOP/s."""
+    """What `runs.sweep(dry_run=True)` says, with the least time that it takes at `rate` FLOP/s.
+
+    A line may have "GB" too, of `plans.gigabytes`.
+    """
     if not lines:
         return "nothing to train"
     header = [*lines[0], "hours, at least"]
     rows = []
     for line in lines:
         hours = line["flops"] / rate / 3600
-        cells = {**line, "flops": f"{line['flops']:.3g}", "hours": f"{hours:.3g}"}
+        shown = {key: f"{line[key]:.3g}" for key in ("flops", "GB") if key in line}
+        cells = {**line, **shown, "hours": f"{hours:.3g}"}
         rows.append(list(cells.values()))
     return f"{table(header, rows)}\nAt {rate / 1e9:.0f} GFLOP/s, the rate of matrix products here."
 

@@ -35,6 +35,9 @@ flags.DEFINE_string("workdir", None, "Where results go; default runs/NAME.")
 flags.DEFINE_enum("preset", "quick", ["smoke", "quick", "paper"], "Defaults of the other flags.")
 flags.DEFINE_bool("progress", True, "Show progress.")
 flags.DEFINE_bool("dry_run", False, "Print what would be trained, and its cost; write nothing.")
+flags.DEFINE_string(
+    "compile_for", None, "With --dry_run, GB to train: here, or a GPU that a file describes."
+)
 flags.DEFINE_float("time_limit", None, "Minutes to stop before, all saved.", lower_bound=0)
 flags.DEFINE_string("shard", None, "I/N: the I-th of N parts of the runs, I from 0.")
 flags.DEFINE_enum("backend", "jit", ["jit", "pmap"], "How train steps are compiled.")
@@ -153,6 +156,11 @@ def _run(name: str, config_type: type, report, plan) -> None:
         devices.start(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
         mesh = devices.mesh(FLAGS.num_devices, FLAGS.model_devices, FLAGS.backend)
         together = {"yes": True, "no": False}.get(FLAGS.seeds_together, "auto")
+        target = devices.described(FLAGS.compile_for) if FLAGS.compile_for else None
+        if target and (mesh or not FLAGS.dry_run):
+            raise ValueError("--compile_for goes with --dry_run, and is of one device")
+        if target and together == "auto":
+            together = target.platform != "cpu"
         shard = runs.parse_shard(FLAGS.shard) if FLAGS.shard else None
         how = dict(mesh=mesh, backend=FLAGS.backend, together=together, shard=shard)
         check_limit(FLAGS.time_limit)
@@ -162,10 +170,12 @@ def _run(name: str, config_type: type, report, plan) -> None:
                 check_divisible(getattr(config, field.name), mesh.shape[sharding.DATA])
     all_runs, seeds = list(plan(config, path)), getattr(config, "seeds", ())
     with blamed():
-        runs.check(all_runs, seeds, **how)
+        together = runs.check(all_runs, seeds, **how)
         plans.check_memory(all_runs, seeds)
     if FLAGS.dry_run:
         lines = runs.sweep(all_runs, seeds, path, dry_run=True, **how) if all_runs else []
+        for run, line in zip(all_runs, lines, strict=True) if target else ():
+            line["GB"] = plans.gigabytes(run, seeds, together=together, device=target)
         return print(tables.plan_table(lines, devices.product_rate()))
     kept = [f.name for f in dataclasses.fields(config) if not f.metadata["report_only"]]
     wanted = {"experiment": name, "backend": FLAGS.backend, **{f: getattr(config, f) for f in kept}}

@@ -178,6 +178,9 @@ def test_the_plan_says_hours_at_a_rate():
     header, _, row, rate = report.plan_table([line], 1e12).splitlines()
     assert header == "| run | seeds | steps | parameters | flops | hours, at least |"
     assert row == "| a | 2 | 10 | 5 | 7.2e+15 | 2 |" and "1000 GFLOP/s" in rate
+    with_memory = report.plan_table([line | {"GB": 41.6646}], 1e12).splitlines()
+    assert with_memory[0].endswith("| flops | GB | hours, at least |")
+    assert with_memory[2] == "| a | 2 | 10 | 5 | 7.2e+15 | 41.7 | 2 |"
     assert report.plan_table([], 1.0) == "nothing to train"
 
 

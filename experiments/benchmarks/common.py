@@ -1,6 +1,7 @@
 """What the benchmarks share: contenders that take turns, and PyTorch as a guest."""
 
 import importlib.util
+import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -32,6 +33,17 @@ def torch_device():
         raise UsageError("JAX has a GPU here and this build of PyTorch has none")
     torch.set_float32_matmul_precision("high")
     return torch.device("cuda")
+
+
+def peak_bytes(*, of_torch: bool = False) -> int:
+    """The most that this process held so far: on its GPU (of one library), or else resident."""
+    if jax.default_backend() != "gpu":
+        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if not of_torch:
+        return jax.devices()[0].memory_stats()["peak_bytes_in_use"]
+    import torch
+
+    return torch.cuda.max_memory_allocated()
 
 
 def alternate(contenders: Mapping[str, Contender], rounds: int) -> dict[str, float]:

@@ -21,7 +21,6 @@ Expected  factored faster than all others. By how much depends on the processor 
 import dataclasses
 import functools
 import importlib.util
-import resource
 import tempfile
 from collections.abc import Mapping
 from typing import Literal
@@ -65,6 +64,7 @@ class Config:
     vocab_size: int = flag(1000, "Tokens.", 2)
     tied: bool = flag(False, "The head's matrix is the embedding's.")
     scan: bool = flag(False, "Compile one layer, for all.")
+    dtype: Literal["float32", "bfloat16"] = flag("float32", "Of weights and activations.")
     rows: int = flag(64, "Examples on one side.", 1)
     columns: int = flag(64, "On the other side.", 1)
     length: int = flag(64, "Tokens an example.", 2)
@@ -77,6 +77,8 @@ class Config:
 
     def __post_init__(self):
         self.model()
+        if self.dtype != "float32" and {KRONFLUENCE, BERGSON} & set(self.ways):
+            raise ValueError(f"--dtype={self.dtype} leaves {KRONFLUENCE} and {BERGSON} out: --ways")
 
     def model(self) -> models.TransformerConfig:
         """Raises ValueError, naming the flag."""
@@ -89,6 +91,8 @@ class Config:
             max_len=self.length,
             tied_head=self.tied,
             scan_layers=self.scan,
+            dtype=jnp.dtype(self.dtype),
+            param_dtype=jnp.dtype(self.dtype),
         )
         try:
             if self.family == "gpt2":
@@ -127,7 +131,7 @@ def time_all(workdir: WorkDir, config: Config, planned: list) -> None:
             call = scores(directory, rows, columns, config)
             calls[tool] = kept(tool, lambda call=call: {"linear": call()})
         seconds = common.alternate(calls, config.rounds)
-    gigabytes = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9
+    gigabytes = common.peak_bytes() / 1e9
     difference = largest_difference(found, loss, params, rows, columns)
     text = (
         f"{table(seconds)}\n\n{config.family} of {config.layers} layers, width {config.width}, MLP "

@@ -14,7 +14,6 @@ import functools
 import json
 import os
 import pathlib
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -116,15 +115,7 @@ def print_peak(case: str, name: str, config: str) -> None:
     call = CASES[case][name](Config(**json.loads(config)))
     for _ in range(2):
         call()
-    if jax.default_backend() != "gpu":
-        peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    elif name == "JAX":
-        peak = jax.devices()[0].memory_stats()["peak_bytes_in_use"]
-    else:
-        import torch
-
-        peak = torch.cuda.max_memory_allocated()
-    print(peak / 2**20)
+    print(common.peak_bytes(of_torch=name == "PyTorch") / 2**20)
 
 
 def _tokens(config: Config) -> np.ndarray:

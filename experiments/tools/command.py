@@ -17,11 +17,16 @@ def words(experiment: str, *flags: str) -> list[str]:
     return [sys.executable, "-m", f"experiments.{experiment}", *flags]
 
 
-def check(command: list[str]) -> None:
-    """Lets an experiment plan its runs. Raises UsageError with its line where it refuses."""
+def check(command: list[str]) -> str:
+    """Lets an experiment plan its runs, and returns what it prints of them.
+
+    Raises UsageError with its line where it refuses.
+    """
     tried = subprocess.run([*command, "--dry_run"], capture_output=True, text=True)
     if tried.returncode:
-        raise UsageError(tried.stderr.strip().removeprefix("error: "))
+        *_, last = ["", *tried.stderr.strip().splitlines()]  # XLA may say more before
+        raise UsageError(last.removeprefix("error: "))
+    return tried.stdout
 
 
 def main(config_type: type, work: Callable[..., None], *, takes_words: bool = False) -> None:

@@ -3,12 +3,16 @@
 Question  None: an accelerator that is lent for minutes should leave finished results.
 Command   python -m experiments.tools.queue --minutes=10 --output=OUT
           python -m experiments.tools.queue --check   # what is left; runs nothing
-Cost      the minutes given; a job that does not fit them is passed over
+Cost      the minutes given; a job that does not fit them, or lacks a file, is passed over
 Expected  OUT/JOB/ for each finished job: results, curves, report, figures and about.json, as a
           folder of docs/results, where it belongs. What lies there, or in OUT, does not run again.
 
 The jobs are in `experiments/tools/jobs.py`. A job that is stopped goes on where it was at the next
 call, if --workdirs is still there.
+
+`--check --memory_on=here` says too how many GB a job's largest run needs to train: compiled
+for the device here, or for a GPU that a file describes, such as `experiments/tools/h100.txtpb`.
+Without a GPU that takes the wheel jax-cuda13-plugin[with-cuda], and half an hour for all jobs.
 """
 
 import dataclasses
@@ -40,17 +44,21 @@ class Config:
     workdirs: str = flag("runs/queue_workdirs", "Folder for work directories.", kind="path")
     jobs: tuple[str, ...] = flag(("all",), "Names of jobs, in the order of the list.")
     check: bool = flag(False, "Print the jobs, and try the flags of those that are left.")
+    memory_on: str = flag("", "With --check, GB to train: here, or a file.", kind="path")
 
     def __post_init__(self):
         known = {job.name for job in JOBS}
         for name in self.jobs if self.jobs != ("all",) else ():
             if name not in known:
                 raise ValueError(f"--jobs: {name!r} is not among {', '.join(sorted(known))}")
+        if self.memory_on and not self.check:
+            raise ValueError("--memory_on goes with --check")
 
     @property
     def chosen(self) -> list[Job]:
-        """The jobs asked for."""
-        return [job for job in JOBS if self.jobs == ("all",) or job.name in self.jobs]
+        """The jobs asked for, with the folder of work directories in their commands."""
+        chosen = [job for job in JOBS if self.jobs == ("all",) or job.name in self.jobs]
+        return [job.within(self.workdirs) for job in chosen]
 
 
 def is_done(job: Job, config: Config) -> bool:
@@ -64,29 +72,58 @@ def words(experiment: str, *more: str) -> list[str]:
     return command.words(*shlex.split(experiment), *more)
 
 
-def check(experiment: str) -> None:
-    """Lets the experiment plan its runs. Raises UsageError where it refuses the flags."""
+def lacking(job: Job) -> str:
+    """What it needs and is not there."""
+    return ", ".join(path for path in job.needs if not pathlib.Path(path).exists())
+
+
+def check(experiment: str, compile_for: str = "") -> str:
+    """Lets the experiment plan its runs. Raises UsageError where it refuses the flags.
+
+    Returns the GB of the largest one, if it is to be compiled; else nothing.
+    """
+    more = [f"--compile_for={compile_for}"] if compile_for else []
     with blamed(experiment):
-        command.check(words(experiment))
+        lines = command.check(words(experiment, *more)).splitlines()
+    cells = [line.strip("| ").split(" | ") for line in lines if line.startswith("|")]
+    if not cells or "GB" not in cells[0]:
+        return ""
+    return max((row[cells[0].index("GB")] for row in cells[2:]), key=float)
+
+
+def print_table(config: Config, left: list[Job]) -> None:
+    """All jobs, after those that are left had their flags tried."""
+    tried = [job for job in left if not lacking(job)]
+    of_shards = dict.fromkeys(whole(job) for job in tried)
+    gigabytes = {experiment: check(experiment, config.memory_on) for experiment in of_shards}
+    rows = []
+    for job in config.chosen:
+        missing = lacking(job)
+        state = "done" if job not in left else f"needs {missing}" if missing else "left"
+        row = [job.name, job.minutes, state, f"`{job.command}`"]
+        rows.append(row + [gigabytes.get(whole(job), "")] * bool(config.memory_on))
+    header = ["job", "minutes", "", "command", *["GB"] * bool(config.memory_on)]
+    print(report.table(header, rows))
+
+
+def whole(job: Job) -> str:
+    """The command of all its shards."""
+    return job.command.partition(" --shard")[0]
 
 
 def work(config: Config) -> None:
     """Prints the jobs, or runs those that fit."""
     left = [job for job in config.chosen if not is_done(job, config)]
     if config.check:
-        rows = [
-            [job.name, job.minutes, "left" if job in left else "done", f"`{job.command}`"]
-            for job in config.chosen
-        ]
-        print(report.table(["job", "minutes", "", "command"], rows))
-        for wanted in dict.fromkeys(job.command.partition(" --shard")[0] for job in left):
-            check(wanted)
-        return
+        return print_table(config, left)
     end, failed = time.monotonic() + 60 * config.minutes, []
     for job in left:
         minutes = (end - time.monotonic()) / 60
         if job.minutes > minutes:
             print(f"{job.name}: takes {job.minutes:g} minutes, {minutes:.1f} are left", flush=True)
+            continue
+        if missing := lacking(job):
+            print(f"{job.name}: needs {missing}", flush=True)
             continue
         folder = pathlib.Path(config.workdirs) / job.name
         limits = f"--workdir={folder}", f"--time_limit={minutes:.2f}", "--noprogress"

@@ -40,8 +40,8 @@ def test_resident_memory_is_printed_in_mebibytes_after_two_calls(monkeypatch, ca
     make = lambda config: lambda: calls.append(config.steps)  # noqa: E731
     monkeypatch.setattr(facts, "CASES", {"case": {"PyTorch": make}})
     used = types.SimpleNamespace(ru_maxrss=3 * 1024)  # Linux counts in KiB
-    monkeypatch.setattr(facts.resource, "getrusage", lambda who: used)
-    monkeypatch.setattr(facts.jax, "default_backend", lambda: "cpu")
+    monkeypatch.setattr(common.resource, "getrusage", lambda who: used)
+    monkeypatch.setattr(common.jax, "default_backend", lambda: "cpu")
     facts.print_peak("case", "PyTorch", '{"steps": 7}')
     assert calls == [7, 7] and float(capsys.readouterr().out) == 3
 

@@ -68,13 +68,64 @@ def test_the_queue_leaves_out_curves_that_are_too_large(small_jobs, tmp_path, mo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "wanted", dict.fromkeys(job.command.partition(" --shard")[0] for job in jobs.JOBS)
-)
-def test_every_job_of_the_queue_has_flags_that_its_experiment_takes(wanted):
+@pytest.mark.parametrize("wanted", dict.fromkeys(queue.whole(job) for job in jobs.JOBS))
+def test_every_job_of_the_queue_has_flags_that_its_experiment_takes(
+    wanted, tmp_path, tiny_directory
+):
+    if wanted.startswith("benchmarks.facts"):
+        pytest.importorskip("peft")
+    if "--model_id=smollm2" in wanted or "/model " in wanted:
+        directory = tiny_directory(tmp_path)
+        wanted = wanted.replace("{workdirs}/smollm2_masked/model", str(directory))
+        wanted = wanted.replace("=smollm2", f"={directory}").replace("=128", "=16")
+        wanted = wanted.replace(" --data_path=data/reversal_curse", "")
     if not wanted.startswith("toy_reversal"):  # whose plan is quickly counted
         wanted = wanted.replace("paper", "smoke")
     queue.check(wanted)
+
+
+def test_the_queue_says_what_a_job_needs_and_tries_the_others(monkeypatch, tmp_path, capsys):
+    there = tmp_path / "runs" / "first"
+    found = (
+        queue.Job("done", "a", 1),
+        queue.Job(
+            "waits", "b --model_id={workdirs}/first", 1, needs=("{workdirs}/first", str(tmp_path))
+        ),
+        queue.Job("part_0", "c --preset=paper --shard=0/2", 2),
+        queue.Job("part_1", "c --preset=paper --shard=1/2", 2),
+    )
+    monkeypatch.setattr(queue, "JOBS", found)
+    tried = []
+    plan = (
+        "| run | GB | hours, at least |\n| --- | --- | --- |\n| x | 9.5 | 1 |\n| y | 12 | 1 |\nend"
+    )
+
+    def check(command):
+        tried.append(" ".join(command[2:]))
+        return plan if "--compile_for=here" in command else "| run |\n| --- |\n| x |"
+
+    monkeypatch.setattr(queue.command, "check", check)
+    (tmp_path / "out" / "done").mkdir(parents=True)
+    (tmp_path / "out" / "done" / "about.json").write_text("{}")
+    how = dict(output=str(tmp_path / "out"), workdirs=str(tmp_path / "runs"))
+    queue.work(queue.Config(**how, check=True))
+    rows = capsys.readouterr().out.splitlines()
+    assert tried == ["experiments.c --preset=paper"]
+    assert rows[0] == "| job | minutes |  | command |" and rows[2] == "| done | 1 | done | `a` |"
+    assert rows[3] == f"| waits | 1 | needs {there} | `b --model_id={there}` |"
+    queue.work(queue.Config(**how, minutes=0.5, jobs=("waits",)))
+    assert "waits: takes 1 minutes" in capsys.readouterr().out
+    queue.work(queue.Config(**how, jobs=("waits",)))
+    assert capsys.readouterr().out == f"waits: needs {there}\n"
+    there.mkdir(parents=True)
+    queue.work(queue.Config(**how, check=True, memory_on="here"))
+    rows = capsys.readouterr().out.splitlines()
+    assert tried[1:] == [
+        f"experiments.b --model_id={there} --compile_for=here",
+        "experiments.c --preset=paper --compile_for=here",
+    ]
+    assert rows[0].endswith("| command | GB |") and rows[2].endswith("| `a` |  |")
+    assert all(row.endswith("| 12 |") for row in rows[3:])
 
 
 def test_jobs_have_names_of_their_own_and_end_within_eight_minutes():
@@ -148,6 +199,9 @@ def test_flops_are_linear_in_layers_and_near_those_of_the_matrix_products(preset
         (("tools.same_losses", "--first=/no", "--second=/no"), "/no has no curves"),
         (("tools.same_losses", "--first=/no"), "--first or --second is missing"),
         (("tools.queue", "--minutes=-1"), "--minutes=-1.0 is not between 0 and inf"),
+        (("tools.queue", "--memory_on=here"), "--memory_on goes with --check"),
+        (("toy_reversal", "--compile_for=here"), "--compile_for goes with --dry_run"),
+        (("toy_reversal", "--dry_run", "--compile_for=/no"), "compile_for=/no: "),
         (("tools.submit", "nosuch", "--", "--preset=quick"), "nosuch: there is no such"),
         (("benchmarks.alignment", "--width=7", "--model=transformer"), "--width=7: head_dim"),
         (("benchmarks.steps", "--lengths=1"), "--lengths=1 is not between 2 and 400"),
