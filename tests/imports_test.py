@@ -23,7 +23,7 @@ ORDER = (  # each imports those before it alone
     ),
     *("training", "sharding", "compile", "devices", "seeds", "checkpoints"),
     *("histories", "finetuning", "stopping", "run_arguments", "progress", "workdir", "pieces"),
-    *("recipes", "runs", "analysis"),
+    *("recipes", "plans", "runs", "analysis"),
     "pretraining",
     *(
         "world_a",
@@ -39,7 +39,9 @@ ORDER = (  # each imports those before it alone
 FORBIDDEN = {  # though they come before it
     "models": ["data"],
     # It trains nothing.
-    "analysis": ["training", "compile", "checkpoints", "workdir", "pieces", "recipes", "runs"],
+    "analysis": [
+        *("training", "compile", "checkpoints", "workdir", "pieces", "recipes", "plans", "runs")
+    ],
     "report": [part for part in ORDER if part not in ("files", "intervals")],
 }
 
