@@ -77,21 +77,37 @@ def _scans(jaxpr: core.Jaxpr) -> Iterator[tuple[int, core.ClosedJaxpr]]:
 
 
 def gigabytes(
-    run: Any, seeds: Sequence[int], *, together: bool = False, device: jax.Device | None = None
-) -> float:
-    """What XLA needs to train a run, evaluations apart, in GB of 10⁹ bytes.
+    all_runs: Sequence[Any],
+    seeds: Sequence[int],
+    *,
+    together: bool = False,
+    device: jax.Device | None = None,
+) -> list[float]:
+    """What XLA needs to train each run, evaluations apart, in GB of 10⁹ bytes.
 
-    The program of `eval_every` steps is compiled for the device, and nothing is allocated. Its
-    arguments, results and temporary memory count; the device's own context, the compiler's trials
-    of kernels and what an evaluation needs come on top.
+    The program of `eval_every` steps is compiled for the device, once for all runs that train
+    alike, and nothing is allocated. Its arguments, results and temporary memory count; the
+    device's own context, the compiler's trials of kernels and what an evaluation needs come on
+    top.
 
     Args:
-      run: the run.
-      seeds: those that it trains with.
-      together: whether they train in one program.
+      all_runs: the runs.
+      seeds: those that they train with.
+      together: whether the seeds of a run train in one program.
       device: a device here, or one that `devices.described` gives; None: the default device.
     """
     group = list(seeds) if together else list(seeds)[:1]
+    found: dict[str, float] = {}
+    keys = []
+    for run in all_runs:
+        rows = {name: np.shape(x) for name, x in run.data(group[0]).items()}
+        keys.append(repr((recipes.recipe(run, group[0]), rows)))
+        if keys[-1] not in found:
+            found[keys[-1]] = _gigabytes(run, group, device)
+    return [found[key] for key in keys]
+
+
+def _gigabytes(run: Any, group: Sequence[int], device: jax.Device | None) -> float:
     data = [run.data(seed) for seed in group]
     is_shared = all(x is data[0] for x in data)
     rows = data[0] if is_shared else jax.tree.map(lambda *x: np.stack(x), *data)
@@ -116,9 +132,9 @@ def gigabytes(
     )
     options = None if device in (None, *jax.devices()) else UNTRIED
     program = jax.jit(train, donate_argnums=0).lower(*arguments).compile(options)
-    found: Any = program.memory_analysis()
-    held = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
-    return (held + found.temp_size_in_bytes) / GB
+    said: Any = program.memory_analysis()
+    held = said.argument_size_in_bytes + said.output_size_in_bytes - said.alias_size_in_bytes
+    return (held + said.temp_size_in_bytes) / GB
 
 
 def check_memory(all_runs: Sequence[Any], seeds: Sequence[int]) -> None:

@@ -174,8 +174,9 @@ def _run(name: str, config_type: type, report, plan) -> None:
         plans.check_memory(all_runs, seeds)
     if FLAGS.dry_run:
         lines = runs.sweep(all_runs, seeds, path, dry_run=True, **how) if all_runs else []
-        for run, line in zip(all_runs, lines, strict=True) if target else ():
-            line["GB"] = plans.gigabytes(run, seeds, together=together, device=target)
+        if target:
+            found = plans.gigabytes(all_runs, seeds, together=together, device=target)
+            lines = [line | {"GB": x} for line, x in zip(lines, found, strict=True)]
         return print(tables.plan_table(lines, devices.product_rate()))
     kept = [f.name for f in dataclasses.fields(config) if not f.metadata["report_only"]]
     wanted = {"experiment": name, "backend": FLAGS.backend, **{f: getattr(config, f) for f in kept}}

@@ -82,14 +82,23 @@ def test_a_plan_counts_the_work_of_every_seed():
 def test_the_memory_of_training_is_that_of_the_state_and_its_gradient(seeds, data):
     table = 4 * ROWS * WIDTH / 1e9  # GB, of which Adam's state has three
     for together, count in ((True, len(seeds)), (False, 1)):
-        found = plans.gigabytes(_run(data), seeds, together=together)
+        (found,) = plans.gigabytes([_run(data)], seeds, together=together)
         # The state is donated, so that its successor takes no room of its own.
         assert 4 * count * table <= found <= 5.9 * count * table
 
 
 def test_the_memory_is_of_one_device_here():
     device = jax.devices()[-1]
-    assert plans.gigabytes(_run(), [0], device=device) == plans.gigabytes(_run(), [0])
+    assert plans.gigabytes([_run()], [0], device=device) == plans.gigabytes([_run()], [0])
+
+
+def test_runs_that_train_alike_are_compiled_once(monkeypatch):
+    asked = []
+    monkeypatch.setattr(plans, "_gigabytes", lambda run, *_: asked.append(run) or len(asked))
+    longer = dataclasses.replace(_run(), num_steps=20, eval_every=10)
+    more = _run(lambda seed: {"tokens_BL": np.zeros((13, 2), np.int32)})
+    rate = dataclasses.replace(_run(), step=lambda *x, **how: _step(*x, **how))
+    assert plans.gigabytes([_run(), longer, _run(), more, rate], [0]) == [1, 2, 1, 3, 1]
 
 
 def test_a_state_with_its_gradient_must_fit_in_memory(monkeypatch):
