@@ -573,13 +573,23 @@ def test_curves_of_the_full_model_are_read_a_seed_each(monkeypatch):
 
 
 def test_the_reverse_of_table_2_at_step_3000_is_compared_with_the_paper(on_file):
-    ours = {10: (44.10, 46.10), 20: (50.70, 50.70)}  # the paper's 43.10 and 55.70
-    on_file["toy_reversal/results_h100"] = [
-        {"length": length, "seed": seed, "final_reverse_percent": x}
-        for length, of in ours.items()
+    ours = {("mdm", 10): (46.10, 44.10), ("mdm", 20): (50.70, 50.70), ("arm", 10): (0.0, 0.0)}
+    lines = [  # the paper has 43.10, 55.70 and 0
+        {"model": model, "length": length, "seed": seed, "final_reverse_percent": x}
+        | {"final_forward_percent": 90.0 + seed, "reverse_percent": 7.0, "forward_percent": 8.0}
+        | {"final_percent_reverse_raw": 3.0 + 2 * seed}
+        for (model, length), of in ours.items()
         for seed, x in enumerate(of)
     ]
+    on_file.update((name, []) for name in toy.LONGER)
+    on_file.update({toy.LONGER[0]: lines[:3], toy.LONGER[-1]: lines[3:]})
     np.testing.assert_allclose(toy.excess_of_paper(), (-5.0, 2.0))
+    assert toy.longer_lengths() == [10, 20] and toy.longer_lengths("arm") == [10]
+    rows = toy.longer_table().splitlines()[2:]
+    first = "| 10 | MDM | 2 | 99.31 | 90.5 ± 6.4 | 43.10 | 45.1 ± 12.7 | 44, 46 | 7.0 ± 0.0 |"
+    assert rows[0] == f"{first} 4.0 ± 12.7 |"
+    assert [row[:12] for row in rows[1:]] == ["| 20 | MDM |", "| 10 | ARM |"]
+    assert "| 99.83 | 90.5 ± 6.4 | 0.00 | 0.0 ± 0.0 | 0, 0 |" in rows[2]
 
 
 def test_alignment_at_equal_probability_is_between_two_evaluations(on_file, monkeypatch):
@@ -632,6 +642,50 @@ def test_the_decay_at_which_a_closure_is_unlearned(on_file):
     ]
     assert closure.unlearned(0) == "5" and closure.unlearned(2) == "3"
     assert closure.unlearned(0, 2, 6) == "2"
+
+
+def test_predictions_of_other_widths_are_decided_by_their_thresholds(on_file):
+    def cells(
+        width, told=lambda closure, decay: 1.0, reverse=lambda closure, decay: 0.0, decays="01235"
+    ):
+        return [
+            {"width": width, "closure": closure, "weight_decay": decay, "seed": seed}
+            | {"train_accuracy": told(closure, int(decay)), "probe_hits": 0.5}
+            | {"reverse_accuracy": reverse(closure, int(decay)) + seed / 100 * (closure == 2)}
+            for closure in (0, 2, 4, 6)
+            for decay in decays
+            for seed in (0, 1, 2)
+        ]
+
+    def known(closure, decay):
+        return 0.94 if decay >= (3 if closure else 5) else 0.96
+
+    def answers(closure, decay):
+        return {0: 0.0, 2: 0.5 + decay / 10, 4: 0.9, 6: 0.95}[closure]
+
+    on_file["closure/results"] = cells(64)
+    on_file["closure/width_32"] = cells(32, known, answers)
+    on_file["closure/width_128"] = cells(
+        128, lambda closure, decay: 0.94 * (decay > 2), lambda *_: 0.25, "01"
+    )
+    on_file["closure/width_128_more"] = cells(
+        128, lambda closure, decay: 0.94, lambda *_: 0.25, "235"
+    )
+    said = [row[1:] for row in closure.predictions()]
+    assert [verdict for _, verdict in said] == [
+        *("holds", "undecided"),  # no cell of width 128 learns
+        *("holds", "fails"),
+        *("holds", "undecided"),
+        *("holds", "fails"),
+        "fails",
+    ]
+    assert said[2][0] == "95.0 (95.0 to 95.0)" and said[4][0] == "10.0 (10.0 to 10.0)"
+    assert said[6][0] == "5 at closure 0, 3 at closure 2, 3 at closure 4, 3 at closure 6"
+    assert said[8][0] == "−25.0 (−25.0 to −25.0)"
+    rows = closure.widths_table().splitlines()[2:]
+    assert len(rows) == 12
+    assert rows[1] == "| 32 | 2 | 51.0 ± 2.5 | 61.0 ± 2.5 | 10.0 ± 0.0 | 3 |"
+    assert rows[4].endswith("| none |")
 
 
 def test_guesses_of_first_tokens_are_counted(on_file):

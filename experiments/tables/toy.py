@@ -8,7 +8,6 @@ from experiments.tables.common import (
     column,
     curves,
     each,
-    groups,
     lines,
     mean,
     number,
@@ -30,6 +29,13 @@ INITS = {  # of the study: what they are called, and where the longest run is
 }
 AT_ONCE = tuple(INITS)[:3]  # these start to learn at once
 ZERO_HEADS = tuple(INITS)[4:]
+LONGER = (  # Table 2's runs of 3000 steps: the first on an H100, the others on CPU
+    "toy_reversal/results_h100",
+    "table_2_mdm_L40/results",
+    "table_2_mdm_L10_seeds/results",
+    "toy_reversal/results_arm_3000",
+)
+RAW_AT_THE_END = "final_percent_reverse_raw"
 PANEL_SEEDS = {"mdm": (0, 1), "arm": (0,)}  # of the runs at L = 20
 LEARNED = 50  # percent forward: below it a run is on the plateau
 
@@ -101,39 +107,34 @@ def raw_means(direction: str) -> list[float]:
     return [float(np.mean(column(trained("mdm", n), key))) for n in LENGTHS]
 
 
+def longer(length: int, key: str, model: str = "mdm") -> list[float]:
+    """A measure of the runs of 3000 steps, a seed each."""
+    return column(lines(*LONGER, model=model, length=length), key)
+
+
+def longer_lengths(model: str = "mdm") -> list[int]:
+    """The lengths that were trained for 3000 steps."""
+    return sorted({line["length"] for line in lines(*LONGER, model=model)})
+
+
 def longer_table() -> str:
-    """Steps 1000 and 3000 of the runs on an H100."""
+    """Step 3000 against the paper, and step 1000 of the same runs."""
     rows = []
-    for (length,), of in groups(lines("toy_reversal/results_h100"), "length").items():
-        final, raw = (column(of, f"final_{key}") for key in KEYS_AT_THE_END)
-        rows.append(
-            [
-                length,
-                mean(column(of, "forward_percent"), 1),
-                mean(column(of, "final_forward_percent"), 1),
-                f"{PAPER_TABLE_2[length][1]:.2f}",
-                mean(column(of, "reverse_percent"), 1),
-                mean(final, 1),
-                each(final),
-                f"{mean(raw, 1)} ({each(raw)})",
-            ]
-        )
-    header = "L, forward: step 1000, step 3000, reverse: paper, step 1000, step 3000, each seed"
-    return table(header + ", raw weights: step 3000", rows)
-
-
-KEYS_AT_THE_END = "reverse_percent", "percent_reverse_raw"
-
-
-def longer(length: int, key: str) -> list[float]:
-    """A measure of the H100's runs, a seed each."""
-    return column(lines("toy_reversal/results_h100", length=length), key)
+    for model, first in (("mdm", 0), ("arm", 2)):
+        for n in longer_lengths(model):
+            paper = PAPER_TABLE_2[n][first : first + 2]
+            forward, reverse = (longer(n, f"final_{x}_percent", model) for x in DIRECTIONS)
+            at_1000, raw = (longer(n, key, model) for key in ("reverse_percent", RAW_AT_THE_END))
+            cells = f"{paper[0]:.2f}", mean(forward, 1), f"{paper[1]:.2f}", mean(reverse, 1)
+            more = each(sorted(reverse), 0), mean(at_1000, 1), mean(raw, 1)
+            rows.append([n, model.upper(), len(forward), *cells, *more])
+    header = "L, model, seeds, forward: paper, step 3000, reverse: paper, step 3000, each seed"
+    return table(header + ", step 1000, raw weights: step 3000", rows)
 
 
 def excess_of_paper() -> tuple[float, float]:
-    """The least and the largest of our mean minus the paper's in reverse at step 3000."""
-    of = groups(lines("toy_reversal/results_h100"), "length")
-    ours = {n: np.mean(longer(n, "final_reverse_percent")) for (n,) in of}
+    """The least and the largest of the MDM's mean minus the paper's in reverse at step 3000."""
+    ours = {n: np.mean(longer(n, "final_reverse_percent")) for n in longer_lengths()}
     apart = [float(x - PAPER_TABLE_2[n][1]) for n, x in ours.items()]
     return min(apart), max(apart)
 

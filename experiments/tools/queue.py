@@ -17,6 +17,7 @@ Without a GPU that takes the wheel jax-cuda13-plugin[with-cuda], and half an hou
 
 import dataclasses
 import datetime
+import functools
 import json
 import pathlib
 import shlex
@@ -92,18 +93,16 @@ def check(experiment: str, compile_for: str = "") -> str:
 
 
 def print_table(config: Config, left: list[Job]) -> None:
-    """All jobs, after those that are left had their flags tried."""
-    tried = [job for job in left if not lacking(job)]
-    of_shards = dict.fromkeys(whole(job) for job in tried)
-    gigabytes = {experiment: check(experiment, config.memory_on) for experiment in of_shards}
-    rows = []
+    """All jobs, a row at a time; the flags of one that is left are tried before it is printed."""
+    tried = functools.cache(functools.partial(check, compile_for=config.memory_on))
+    header = ["job", "minutes", "", "command", *["GB"] * bool(config.memory_on)]
+    print(report.table(header, []), flush=True)
     for job in config.chosen:
         missing = lacking(job)
         state = "done" if job not in left else f"needs {missing}" if missing else "left"
-        row = [job.name, job.minutes, state, f"`{job.command}`"]
-        rows.append(row + [gigabytes.get(whole(job), "")] * bool(config.memory_on))
-    header = ["job", "minutes", "", "command", *["GB"] * bool(config.memory_on)]
-    print(report.table(header, rows))
+        gigabytes = tried(whole(job)) if state == "left" else ""
+        row = [job.name, job.minutes, state, f"`{job.command}`", gigabytes][: len(header)]
+        print(report.table(header, [row]).splitlines()[-1], flush=True)
 
 
 def whole(job: Job) -> str:
