@@ -671,19 +671,28 @@ def test_predictions_of_other_widths_are_decided_by_their_thresholds(on_file):
     on_file["closure/width_128_more"] = cells(
         128, lambda closure, decay: 0.94, lambda *_: 0.25, "235"
     )
+    on_file["closure/width_256"] = cells(
+        256, reverse=lambda closure, decay: 0.1 + 0.1 * decay + 0.85 * (closure == 6), decays="012"
+    )
     said = [row[1:] for row in closure.predictions()]
     assert [verdict for _, verdict in said] == [
         *("holds", "undecided"),  # no cell of width 128 learns
         *("holds", "fails"),
         *("holds", "undecided"),
         *("holds", "fails"),
-        "fails",
+        *("fails", "holds"),
+        "undecided",  # 20 points are not more than 20
+        "holds",
     ]
+    assert said[9][0] == "−15.0 (−15.0 to −15.0)" and said[10][0] == "20.0 (20.0 to 20.0)"
+    on_file["closure/width_256"] = cells(256, reverse=lambda *_: 0.9, decays="012")
+    said = [row[1:] for row in closure.predictions()]
+    assert [verdict for _, verdict in said[9:]] == ["fails", "fails", "undecided"]
     assert said[2][0] == "95.0 (95.0 to 95.0)" and said[4][0] == "10.0 (10.0 to 10.0)"
     assert said[6][0] == "5 at closure 0, 3 at closure 2, 3 at closure 4, 3 at closure 6"
     assert said[8][0] == "−25.0 (−25.0 to −25.0)"
     rows = closure.widths_table().splitlines()[2:]
-    assert len(rows) == 12
+    assert len(rows) == 16
     assert rows[1] == "| 32 | 2 | 51.0 ± 2.5 | 61.0 ± 2.5 | 10.0 ± 0.0 | 3 |"
     assert rows[4].endswith("| none |")
 

@@ -23,6 +23,7 @@ COLUMNS = {  # header -> key; shares are printed in percent
     "transpose cosine": "probe_transpose",
 }
 DRAWN = {"told": "train_accuracy", "reverse": "reverse_accuracy", "own family": "reverse_family"}
+LEARNED = 0.95  # of what is told, at least
 Lines = Sequence[Mapping[str, Any]]
 
 
@@ -85,7 +86,9 @@ def claims(lines: Lines) -> list[list[str]]:
         # Shares of answers, whose float32 is off by 1e-6: a tie with a threshold is a tie.
         return bounds([round(100 * line[key], 3) for line in of])
 
-    learned = {c: of for c, of in found.items() if share(of, "train_accuracy").estimate >= 95}
+    learned = {
+        c: of for c, of in found.items() if share(of, "train_accuracy").estimate >= 100 * LEARNED
+    }
 
     def less(one, other) -> Bounds:
         values = ({line["seed"]: line["reverse_accuracy"] for line in learned.get(cell, ())}
@@ -159,6 +162,28 @@ def decay_figure(lines: Lines):
             ax.set(title=f"closure {closure}, width {width}", xlabel="weight decay", ylabel="%")
             ax.set_ylim(-3, 103)
     axes[0, 0].legend(fontsize="x-small")
+    return drawn
+
+
+def width_figure(lines: Lines, closures: Sequence[int] = (2, 4, 6)):
+    """Reverse against weight decay, of cells that learn: a panel a closure, a line a width."""
+    drawn, axes = report.new_figure(1, len(closures), (2.4, 2.8))
+    for ax, closure in zip(axes[0], closures, strict=True):
+        for place, width in enumerate(values_of(report.select(lines, closure=closure), "width")):
+            cells = {
+                decay: report.select(lines, width=width, closure=closure, weight_decay=decay)
+                for decay in values_of(report.select(lines, width=width), "weight_decay")
+            }
+            learned = {
+                float(decay): intervals.student_interval([100 * x["reverse_accuracy"] for x in of])
+                for decay, of in cells.items()
+                if of and np.mean([line["train_accuracy"] for line in of]) >= LEARNED
+            }
+            beside = [decay + 0.04 * place for decay in learned]  # or intervals hide one another
+            report.plot_intervals(ax, beside, list(learned.values()), f"width {width}")
+        ax.set(title=f"closure {closure}", xlabel="weight decay", ylim=(-3, 108))
+    axes[0, 0].set_ylabel("reverse accuracy (%)")
+    axes[0, -1].legend(fontsize="x-small")
     return drawn
 
 

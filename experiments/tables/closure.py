@@ -15,9 +15,9 @@ WIDTHS = {  # files of each
     32: ("closure/width_32",),
     64: ("closure/results",),
     128: ("closure/width_128", "closure/width_128_more"),
+    256: ("closure/width_256",),
 }
-OTHERS = 32, 128  # of which predictions 5 to 9 are
-LEARNED = 0.95  # of what is told
+OTHERS = 32, 128  # of which predictions 5 to 9 are; 10 to 12 are of 256
 
 
 def of_width(width: int) -> list[Line]:
@@ -30,7 +30,7 @@ def first_unlearned(of: Sequence[Line], *closures: int) -> str:
     decays = [
         float(decay)
         for (closure, decay), cell in groups(of, "closure", "weight_decay").items()
-        if closure in closures and np.mean(column(cell, "train_accuracy")) < LEARNED
+        if closure in closures and np.mean(column(cell, "train_accuracy")) < closure_report.LEARNED
     ]
     return f"{min(decays):g}" if decays else "none"
 
@@ -65,15 +65,12 @@ def widths_table() -> str:
 
 
 def predictions() -> list[list[str]]:
-    """(prediction, statistic, verdict) of 5 to 9, as docs/closure.md decides them."""
+    """(prediction, statistic, verdict) of 5 to 12, as docs/closure.md decides them."""
     rows = []
     for width in OTHERS:
         isolated = closure_report.claims(of_width(width))[0]
         rows.append([f"5. isolated pairs stay one-way, width {width}", *isolated[1:]])
-    for width in OTHERS:
-        free = bounds(list(reverse(width, 6, "0").values()))
-        decided = verdict([free], free.low > 90, free.high < 90)
-        rows.append([f"6. a whole graph needs no decay, width {width}", said(free, 1), decided])
+    rows += [free_of_decay(6, width) for width in OTHERS]
     for width in OTHERS:
         gain = bounds(rise(width))
         decided = verdict([gain], gain.low > 0, gain.high < 0)
@@ -84,15 +81,28 @@ def predictions() -> list[list[str]]:
         told = ", ".join(f"{decay} at closure {closure}" for closure, decay in found.items())
         decided = "holds" if not others else "fails" if others > 1 else "undecided"
         rows.append([f"8. the same decays keep from learning, width {width}", told, decided])
-    gain = wider()
-    decided = verdict([gain], gain.low > 0, gain.high < 0)
-    return [*rows, ["9. 128 answers more than 32 at closure 2, decay 0", said(gain, 1), decided]]
+    for number, narrow, wide, way in ((9, 32, 128, 1), (10, 128, 256, -1)):
+        gain = wider(narrow, wide)
+        decided = verdict([gain], *(x > 0 for x in (gain.low, -gain.high)[::way]))
+        claim = f"{number}. {wide} answers {'more' if way > 0 else 'less'} than {narrow}"
+        rows.append([f"{claim} at closure 2, decay 0", said(gain, 1), decided])
+    gain = bounds(rise(256, decay="2"))
+    decided = verdict([gain], gain.low > 20, gain.high < 20)
+    rows.append(["11. decay 2 helps at closure 2, width 256", said(gain, 1), decided])
+    return [*rows, free_of_decay(12, 256)]
 
 
-def wider() -> Bounds:
-    """Reverse at closure 2 without decay, width 128 less 32, paired over seeds."""
-    narrow, wide = (reverse(width, 2, "0") for width in OTHERS)
-    return bounds([wide[seed] - narrow[seed] for seed in sorted(narrow)])
+def free_of_decay(number: int, width: int) -> list[str]:
+    """Whether a whole graph is answered without decay."""
+    free = bounds(list(reverse(width, 6, "0").values()))
+    decided = verdict([free], free.low > 90, free.high < 90)
+    return [f"{number}. a whole graph needs no decay, width {width}", said(free, 1), decided]
+
+
+def wider(narrow: int, wide: int) -> Bounds:
+    """Reverse at closure 2 without decay, one width less another, paired over seeds."""
+    less, more = (reverse(width, 2, "0") for width in (narrow, wide))
+    return bounds([more[seed] - less[seed] for seed in sorted(less)])
 
 
 def prediction_table() -> str:

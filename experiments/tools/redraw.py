@@ -335,6 +335,10 @@ def cause_figures() -> dict[str, Callable[[], Any]]:
             _lines("cures_facts", "two_words", "symmetric", "symmetric_tokens"),
         ),
         "closure_phase": part(closure_report.phase_figure, _lines("closure", "results")),
+        "closure_widths": part(
+            closure_report.width_figure,
+            _lines("closure", "results", "width_32", "width_128", "width_128_more", "width_256"),
+        ),
     }
 
 

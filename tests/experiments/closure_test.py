@@ -212,6 +212,25 @@ def test_claims_go_by_the_thresholds_of_the_page():
     assert {row[2] for row in unlearned} == {"undecided"} and "has not learned" in unlearned[2][1]
 
 
+def test_the_figure_of_widths_holds_cells_that_learn():
+    pytest.importorskip("matplotlib")
+    wide = [
+        line | {"width": 128, "reverse_accuracy": line["reverse_accuracy"] / 2}
+        | {"train_accuracy": 0.94 if line["weight_decay"] == "3" and line["closure"] else 1.0}
+        for line in LINES
+    ]  # fmt: skip
+    isolated, closed = closure_report.width_figure([*LINES, *wide], (0, 6)).axes
+    drawn = {c.get_label(): c[0] for c in closed.containers}
+    assert list(drawn) == ["width 64", "width 128"] == artists.entries(closed.get_legend())
+    assert list(drawn["width 64"].get_xdata()) == [0, 3]
+    np.testing.assert_allclose(drawn["width 64"].get_ydata().astype(float), [25, 85])
+    assert list(drawn["width 128"].get_xdata()) == [0.04]  # at decay 3 it has not learned
+    np.testing.assert_allclose(drawn["width 128"].get_ydata().astype(float), [12.5])
+    drawn = {c.get_label(): c[0] for c in isolated.containers}
+    np.testing.assert_allclose(drawn["width 128"].get_ydata().astype(float), [2.5, 7.5])
+    artists.hides_nothing(closed.figure)
+
+
 def test_the_figures_hold_the_numbers():
     pytest.importorskip("matplotlib")
     isolated, closed = closure_report.decay_figure(LINES).axes
