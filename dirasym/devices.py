@@ -151,15 +151,17 @@ def described(what: str) -> jax.Device:
     if what == "here":
         return jax.devices()[0]
     try:
-        files.check_regular(what)
-        text = pathlib.Path(what).read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"compile_for={what}: {error}") from None
-    try:
+        path = pathlib.Path(what).expanduser()
+        files.check_regular(path)
+        text = path.read_text(encoding="utf-8")
+        if "gpu_device_info" not in text:
+            raise ValueError("it describes no GPU")
         found = topologies.get_topology_desc("", "cuda", target_config=text, topology="1x1x1")
-    except (RuntimeError, NotImplementedError, ValueError) as error:
+    except NotImplementedError:
         install = "pip install 'jax-cuda13-plugin[with-cuda]'"
-        raise ValueError(f"compile_for={what}: {error} (without a GPU: {install})") from None
+        raise ValueError(f"compile_for={what} needs a compiler for GPUs: {install}") from None
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ValueError(f"compile_for={what}: {error}") from None
     return found.devices[0]
 
 

@@ -36,11 +36,12 @@ def line(run: Any, seeds: Sequence[int]) -> dict[str, Any]:
 def flops(function: Callable[..., Any], *args: Any) -> float:
     """Floating-point operations of a call, as XLA counts them before it optimizes.
 
-    XLA counts the body of a loop once. Here that of a `lax.scan` counts as often as it runs;
-    that of a `lax.while_loop`, whose length nobody knows beforehand, once.
+    XLA counts the body of a loop once. Here that of a `lax.scan` counts as often as it runs; that
+    of a `lax.while_loop`, whose length nobody knows beforehand, once. Of a `lax.cond` the costliest
+    branch counts.
 
     Args:
-      function: what JAX can trace.
+      function: what JAX can trace; without `jax.shard_map`, whose devices it does not add up.
       *args: arrays, or their shapes and dtypes.
 
     Examples:
@@ -53,27 +54,39 @@ def flops(function: Callable[..., Any], *args: Any) -> float:
 
 
 def _flops(program: core.ClosedJaxpr) -> float:
-    bodies = list(_scans(program.jaxpr))
-    more = sum(length * _flops(body) - _counted(body) for length, body in bodies)
-    return _counted(program) + more
+    counted = _counted(core.jaxpr_as_fun(program), program.in_avals)
+    return counted + sum(map(_uncounted, _branching(program.jaxpr)))
 
 
-def _counted(program: core.ClosedJaxpr) -> float:
+def _uncounted(eqn: core.JaxprEqn) -> float:
+    """What XLA leaves out of a scan or cond, or counts too often."""
+    if eqn.primitive.name == "scan":
+        cost = eqn.params["length"] * _flops(eqn.params["jaxpr"])
+    else:
+        cost = max(map(_flops, eqn.params["branches"]))
+
+    def alone(*args):
+        return eqn.primitive.bind(*args, **eqn.params)
+
+    return cost - _counted(alone, [x.aval for x in eqn.invars])
+
+
+def _counted(function: Callable[..., Any], shapes: Sequence[Any]) -> float:
     """XLA's count of the operations of a program."""
-    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in program.in_avals]
+    args = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in shapes]
     with jax.default_device(jax.local_devices(backend="cpu")[0]):  # a GPU's plugin counts nothing
-        cost = jax.jit(core.jaxpr_as_fun(program)).lower(*shapes).cost_analysis() or {}
+        cost = jax.jit(function).lower(*args).cost_analysis() or {}
     return float(cost.get("flops", 0.0))
 
 
-def _scans(jaxpr: core.Jaxpr) -> Iterator[tuple[int, core.ClosedJaxpr]]:
-    """(length, body) of every outermost scan."""
+def _branching(jaxpr: core.Jaxpr) -> Iterator[core.JaxprEqn]:
+    """Every outermost scan and cond."""
     for eqn in jaxpr.eqns:
-        if eqn.primitive.name == "scan":
-            yield eqn.params["length"], eqn.params["jaxpr"]
+        if eqn.primitive.name in ("scan", "cond"):
+            yield eqn
         else:
             for inner in core.jaxprs_in_params(eqn.params):
-                yield from _scans(inner)
+                yield from _branching(inner)
 
 
 def gigabytes(
@@ -86,9 +99,9 @@ def gigabytes(
     """What XLA needs to train each run, evaluations apart, in GB of 10⁹ bytes.
 
     The program of `eval_every` steps is compiled for the device, once for all runs that train
-    alike, and nothing is allocated. Its arguments, results and temporary memory count; the
-    device's own context, the compiler's trials of kernels and what an evaluation needs come on
-    top.
+    alike, and nothing is allocated. Its arguments, results and temporary memory count. On top come
+    the device's own context, trials of kernels, evaluations, and, of several seeds together, the
+    state of one while it is saved, and a second copy of all while they begin.
 
     Args:
       all_runs: the runs.
@@ -100,17 +113,17 @@ def gigabytes(
     found: dict[str, float] = {}
     keys = []
     for run in all_runs:
-        rows = {name: np.shape(x) for name, x in run.data(group[0]).items()}
-        keys.append(repr((recipes.recipe(run, group[0]), rows)))
+        each = [run.data(seed) for seed in group]
+        per_seed = any(x is not each[0] for x in each)
+        data = jax.tree.map(lambda *x: np.stack(x), *each) if per_seed else each[0]
+        alike = recipes.recipe(run, group[0]) | {"num_steps": 0}  # which changes no program
+        keys.append(repr((alike, per_seed, {name: np.shape(x) for name, x in data.items()})))
         if keys[-1] not in found:
-            found[keys[-1]] = _gigabytes(run, group, device)
+            found[keys[-1]] = _gigabytes(run, group, data, per_seed, device)
     return [found[key] for key in keys]
 
 
-def _gigabytes(run: Any, group: Sequence[int], device: jax.Device | None) -> float:
-    data = [run.data(seed) for seed in group]
-    is_shared = all(x is data[0] for x in data)
-    rows = data[0] if is_shared else jax.tree.map(lambda *x: np.stack(x), *data)
+def _gigabytes(run: Any, group: Sequence[int], data: Any, per_seed: bool, device: Any) -> float:
     state = jax.eval_shape(lambda: stack([run.init(seed) for seed in group]))
     steps = compile_scan(
         run.step,
@@ -118,7 +131,7 @@ def _gigabytes(run: Any, group: Sequence[int], device: jax.Device | None) -> flo
         batch_size=run.batch_size,
         whole_epochs=run.whole_epochs,
         over_seeds=len(group) > 1,
-        data_per_seed=len(group) > 1 and not is_shared,
+        data_per_seed=per_seed,
     )
 
     def train(state, frozen, data):
@@ -128,7 +141,7 @@ def _gigabytes(run: Any, group: Sequence[int], device: jax.Device | None) -> flo
     place = jax.sharding.SingleDeviceSharding(device or jax.devices()[0])
     arguments = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-        (state.replace(frozen=None), state.frozen, rows),
+        (state.replace(frozen=None), state.frozen, data),
     )
     options = None if device in (None, *jax.devices()) else UNTRIED
     program = jax.jit(train, donate_argnums=0).lower(*arguments).compile(options)

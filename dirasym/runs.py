@@ -318,8 +318,8 @@ class _Group:
                     check_still_finite(history, step)
                     # If there is one, a twin of its group was killed before it saved.
                     if is_due and step not in saved.steps():
-                        bare = self._part(state, place).replace(frozen=None)
-                        saved.save(step, bare, history)
+                        # Under no name, which would hold it while training goes on.
+                        saved.save(step, self._part(state, place).replace(frozen=None), history)
             self.progress.update(step, histories[0])
             self._tell(step, histories)
             if ends and step < self.run.num_steps:

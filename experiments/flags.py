@@ -156,9 +156,9 @@ def _run(name: str, config_type: type, report, plan) -> None:
         devices.start(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
         mesh = devices.mesh(FLAGS.num_devices, FLAGS.model_devices, FLAGS.backend)
         together = {"yes": True, "no": False}.get(FLAGS.seeds_together, "auto")
-        target = devices.described(FLAGS.compile_for) if FLAGS.compile_for else None
-        if target and (mesh or not FLAGS.dry_run):
-            raise ValueError("--compile_for goes with --dry_run, and is of one device")
+        target = None if FLAGS.compile_for is None else devices.described(FLAGS.compile_for)
+        if target and (mesh or FLAGS.shard or not FLAGS.dry_run):
+            raise ValueError("--compile_for goes with --dry_run, and is of one device and all runs")
         if target and together == "auto":
             together = target.platform != "cpu"
         shard = runs.parse_shard(FLAGS.shard) if FLAGS.shard else None
@@ -171,7 +171,8 @@ def _run(name: str, config_type: type, report, plan) -> None:
     all_runs, seeds = list(plan(config, path)), getattr(config, "seeds", ())
     with blamed():
         together = runs.check(all_runs, seeds, **how)
-        plans.check_memory(all_runs, seeds)
+        if target is None:
+            plans.check_memory(all_runs, seeds)
     if FLAGS.dry_run:
         lines = runs.sweep(all_runs, seeds, path, dry_run=True, **how) if all_runs else []
         if target:

@@ -1,4 +1,5 @@
 import os
+import pathlib
 import socket
 import types
 
@@ -7,6 +8,7 @@ import pytest
 
 from dirasym import devices
 
+ROOT = pathlib.Path(__file__).parents[1]
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 
 
@@ -75,3 +77,34 @@ def test_memory_is_that_of_all_devices(monkeypatch):
     there = [types.SimpleNamespace(memory_stats=lambda one=one: one) for one in stats]
     monkeypatch.setattr(jax, "local_devices", lambda: there)
     assert devices.memory() == 12
+
+
+def test_a_gpu_that_a_file_describes(monkeypatch, tmp_path):
+    """Whatever compilers are here."""
+    asked = []
+    found = types.SimpleNamespace(devices=["gpu"])
+
+    def describe(name, platform, **how):
+        asked.append((platform, how))
+        return found
+
+    monkeypatch.setattr(devices.topologies, "get_topology_desc", describe)
+    file = ROOT / "experiments/tools/h100.txtpb"
+    assert devices.described(str(file)) == "gpu" and devices.described("here") == jax.devices()[0]
+    text = file.read_text(encoding="utf-8")
+    assert asked == [("cuda", {"target_config": text, "topology": "1x1x1"})]
+
+    def refuse(error):
+        def refused(*_, **how):
+            raise error
+
+        monkeypatch.setattr(devices.topologies, "get_topology_desc", refused)
+        return devices.described(str(file))
+
+    with pytest.raises(ValueError, match="needs a compiler for GPUs: pip install"):
+        refuse(NotImplementedError("topology not implemented for cuda"))
+    with pytest.raises(ValueError, match="Failed to parse"):
+        refuse(RuntimeError("Failed to parse"))
+    (tmp_path / "empty").touch()
+    with pytest.raises(ValueError, match="it describes no GPU"):
+        devices.described(str(tmp_path / "empty"))

@@ -49,6 +49,11 @@ def _scan(length, body):
         (lambda x: _scan(2, _product)(x) + _scan(7, _product)(x), 9),
         (jax.jit(_scan(10, jax.checkpoint(_scan(2, _product)))), 20),
         (lambda x: jax.lax.cond(x[0, 0] > 0, _scan(10, _product), lambda x: x, x), 10),
+        (lambda x: jax.lax.cond(x[0, 0] > 0, _scan(10, _product), _scan(5, _product), x), 10),
+        (lambda x: jax.lax.cond(x[0, 0] > 0, _product, _scan(5, _product), x), 5),
+        (_scan(3, lambda x: jax.lax.cond(x[0, 0] > 0, _product, _scan(5, _product), x)), 15),
+        (lambda x: jax.lax.scan(lambda x, _: (x @ x, None), x, length=10, unroll=3)[0], 10),
+        (lambda x: x @ _scan(0, _product)(x), 1),
         (jax.vmap(_scan(10, _product)), 10 * 16),
         (jax.grad(lambda x: _scan(10, _product)(x).sum()), 10 * 3),
     ],
@@ -95,10 +100,13 @@ def test_the_memory_is_of_one_device_here():
 def test_runs_that_train_alike_are_compiled_once(monkeypatch):
     asked = []
     monkeypatch.setattr(plans, "_gigabytes", lambda run, *_: asked.append(run) or len(asked))
-    longer = dataclasses.replace(_run(), num_steps=20, eval_every=10)
+    longer, rarer = (dataclasses.replace(_run(), num_steps=20, eval_every=x) for x in (4, 10))
     more = _run(lambda seed: {"tokens_BL": np.zeros((13, 2), np.int32)})
     rate = dataclasses.replace(_run(), step=lambda *x, **how: _step(*x, **how))
-    assert plans.gigabytes([_run(), longer, _run(), more, rate], [0]) == [1, 2, 1, 3, 1]
+    assert plans.gigabytes([_run(), longer, _run(), rarer, more, rate], [0]) == [1, 1, 1, 2, 3, 1]
+    apart = _run(lambda seed: dict(DATA))
+    assert plans.gigabytes([_run(), apart], [0, 1], together=True) == [4, 5]
+    assert plans.gigabytes([_run(), apart], [0, 1]) == [6, 6]
 
 
 def test_a_state_with_its_gradient_must_fit_in_memory(monkeypatch):

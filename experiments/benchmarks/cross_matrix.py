@@ -132,12 +132,13 @@ def time_all(workdir: WorkDir, config: Config, planned: list) -> None:
             calls[tool] = kept(tool, lambda call=call: {"linear": call()})
         seconds = common.alternate(calls, config.rounds)
     gigabytes = common.peak_bytes() / 1e9
+    where = "of JAX's on the GPU" if jax.default_backend() == "gpu" else "in this process"
     difference = largest_difference(found, loss, params, rows, columns)
     text = (
         f"{table(seconds)}\n\n{config.family} of {config.layers} layers, width {config.width}, MLP "
         f"{config.mlp_width}, {config.vocab_size} tokens; {config.rows} × {config.columns} "
         f"examples of {config.length} tokens; largest difference of an inner product "
-        f"{difference:.1e} of the largest. At most {gigabytes:.2f} GB in this process."
+        f"{difference:.1e} of the largest. At most {gigabytes:.2f} GB {where}."
     )
     report.write(workdir.path, f"# Cross matrix\n\n{text}", {}, printed=text)
 
@@ -230,11 +231,11 @@ def _plain(loss):
 
 
 def _product(left, right):
-    return left @ right.T
+    return jnp.matmul(left, right.T, preferred_element_type=jnp.float32)
 
 
 def _inner(left, right):
-    return jnp.vdot(left, right, precision="highest")
+    return jnp.vdot(left, right, precision="highest", preferred_element_type=jnp.float32)
 
 
 def _summed(leaves) -> dict:

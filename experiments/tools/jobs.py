@@ -8,6 +8,7 @@ others are operations at a tenth of a TF32 H100's rate; those of benchmarks are 
 """
 
 import dataclasses
+import shlex
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,17 +21,21 @@ class Job:
       minutes: expected on one H100.
       needs: files and folders that must be there. Here and in the command `{workdirs}` is the
         folder of the jobs' work directories.
+      leaves: what another job needs and no results hold, such as weights. Where it is gone and
+        wanted, the job is not done.
     """
 
     name: str
     command: str
     minutes: float
     needs: tuple[str, ...] = ()
+    leaves: str = ""
 
     def within(self, workdirs: str) -> "Job":
         """The job, where its work directory is in `workdirs`."""
-        command, *needs = (x.format(workdirs=workdirs) for x in (self.command, *self.needs))
-        return dataclasses.replace(self, command=command, needs=tuple(needs))
+        command = self.command.format(workdirs=shlex.quote(workdirs))
+        leaves, *needs = (x.format(workdirs=workdirs) for x in (self.leaves, *self.needs))
+        return dataclasses.replace(self, command=command, needs=tuple(needs), leaves=leaves)
 
 
 SCRATCH = "world_a --preset=paper --modes=scratch"
@@ -114,7 +119,7 @@ JOBS = (
     Job("benchmarks_facts", "benchmarks.facts --scan_layers", 4),
     Job("benchmarks_alignment", "benchmarks.alignment --model=transformer", 3),
     # 2602.02133's §6 on real weights: masked for twice the steps on file, names noised as wholes.
-    Job("smollm2_masked", ADAPT, 7, needs=("smollm2",)),
+    Job("smollm2_masked", ADAPT, 7, needs=("smollm2",), leaves=MASKED),
     Job("smollm2_masked_p2c", ASK, 4, needs=(MASKED, PUBLIC)),
     Job("smollm2_masked_p2c_names", f"{ASK} --noising=names", 4, needs=(MASKED, PUBLIC)),
 )  # fmt: skip

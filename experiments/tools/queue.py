@@ -113,6 +113,8 @@ def whole(job: Job) -> str:
 def work(config: Config) -> None:
     """Prints the jobs, or runs those that fit."""
     left = [job for job in config.chosen if not is_done(job, config)]
+    wanted = {path for job in left for path in job.needs if not pathlib.Path(path).exists()}
+    left = [job for job in config.chosen if job in left or job.leaves in wanted]
     if config.check:
         return print_table(config, left)
     end, failed = time.monotonic() + 60 * config.minutes, []

@@ -87,7 +87,7 @@ def test_every_job_of_the_queue_has_flags_that_its_experiment_takes(
 def test_the_queue_says_what_a_job_needs_and_tries_the_others(monkeypatch, tmp_path, capsys):
     there = tmp_path / "runs" / "first"
     found = (
-        queue.Job("done", "a", 1),
+        queue.Job("done", "a", 1, leaves="nobody needs it"),
         queue.Job(
             "waits", "b --model_id={workdirs}/first", 1, needs=("{workdirs}/first", str(tmp_path))
         ),
@@ -126,6 +126,25 @@ def test_the_queue_says_what_a_job_needs_and_tries_the_others(monkeypatch, tmp_p
     ]
     assert rows[0].endswith("| command | GB |") and rows[2].endswith("| `a` |  |")
     assert all(row.endswith("| 12 |") for row in rows[3:])
+
+
+def test_a_job_whose_weights_are_gone_and_wanted_is_not_done(monkeypatch, tmp_path, capsys):
+    weights = "{workdirs}/first/model"
+    found = queue.Job("first", "a", 1, leaves=weights), queue.Job("then", "b", 1, needs=(weights,))
+    monkeypatch.setattr(queue, "JOBS", found)
+    monkeypatch.setattr(queue.command, "check", lambda command: "")
+    (tmp_path / "out" / "first").mkdir(parents=True)
+    (tmp_path / "out" / "first" / "about.json").write_text("{}")
+    how = dict(output=str(tmp_path / "out"), workdirs=str(tmp_path / "work dirs"), check=True)
+
+    def states(**more):
+        queue.work(queue.Config(**how, **more))
+        return [row.split(" | ")[2] for row in capsys.readouterr().out.splitlines()[2:]]
+
+    assert states() == ["left", f"needs {tmp_path}/work dirs/first/model"]
+    assert states(jobs=("first",)) == ["done"]
+    (tmp_path / "work dirs" / "first" / "model").mkdir(parents=True)
+    assert states() == ["done", "left"]
 
 
 def test_jobs_have_names_of_their_own_and_end_within_eight_minutes():
@@ -202,6 +221,12 @@ def test_flops_are_linear_in_layers_and_near_those_of_the_matrix_products(preset
         (("tools.queue", "--memory_on=here"), "--memory_on goes with --check"),
         (("toy_reversal", "--compile_for=here"), "--compile_for goes with --dry_run"),
         (("toy_reversal", "--dry_run", "--compile_for=/no"), "compile_for=/no: "),
+        (("toy_reversal", "--dry_run", "--compile_for="), "compile_for=: "),
+        (("toy_reversal", "--dry_run", "--compile_for=README.md"), "it describes no GPU"),
+        (
+            ("toy_reversal", "--dry_run", "--compile_for=here", "--shard=0/2"),
+            "is of one device and all runs",
+        ),
         (("tools.submit", "nosuch", "--", "--preset=quick"), "nosuch: there is no such"),
         (("benchmarks.alignment", "--width=7", "--model=transformer"), "--width=7: head_dim"),
         (("benchmarks.steps", "--lengths=1"), "--lengths=1 is not between 2 and 400"),
