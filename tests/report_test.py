@@ -219,6 +219,20 @@ def test_bars_of_reverse_questions_are_means_and_their_dots_seeds():
     assert [label.get_text() for label in ax.get_yticklabels()] == ["one", "other"]
 
 
+def test_every_seed_of_table_2_is_drawn_at_both_steps():
+    pytest.importorskip("matplotlib")
+    left, right = redraw.seeds_apart({10: ([50.0, 55.0], [60.0, 5.0]), 30: ([51.0], [7.0])}).axes
+    *seeds, paper = left.get_lines()
+    drawn = [(list(x.get_xdata()), list(x.get_ydata())) for x in seeds]
+    assert drawn == [([1000, 3000], [50.0, 60.0]), ([1000, 3000], [55.0, 5.0])]
+    assert list(paper.get_ydata()) == [43.10] and paper.get_xdata()[0] > 3000
+    assert (right.get_title(), left.get_xlabel()) == ("L = 30", "step (2 seeds)")
+    assert list(right.get_lines()[1].get_ydata()) == [33.89]
+    for ax in (left, right):
+        low, high = ax.get_ylim()
+        assert all(low < y < high for line in ax.get_lines() for y in line.get_ydata())
+
+
 def test_gradients_are_drawn_as_boxes_over_examples_and_seeds():
     pytest.importorskip("matplotlib")
     rng = np.random.default_rng(0)

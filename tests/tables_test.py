@@ -585,6 +585,9 @@ def test_the_reverse_of_table_2_at_step_3000_is_compared_with_the_paper(on_file)
     on_file.update({toy.LONGER[0]: lines[:3], toy.LONGER[-1]: lines[3:]})
     np.testing.assert_allclose(toy.excess_of_paper(), (-5.0, 2.0))
     assert toy.longer_lengths() == [10, 20] and toy.longer_lengths("arm") == [10]
+    assert toy.parted(46) == ([44.10], [46.10, 50.70, 50.70]) and toy.parted()[0] == []
+    assert toy.all_at_1000() == [7.0] * 4
+    assert toy.before_and_after()[10] == ([7.0, 7.0], [46.10, 44.10])
     rows = toy.longer_table().splitlines()[2:]
     first = "| 10 | MDM | 2 | 99.31 | 90.5 ± 6.4 | 43.10 | 45.1 ± 12.7 | 44, 46 | 7.0 ± 0.0 |"
     assert rows[0] == f"{first} 4.0 ± 12.7 |"
@@ -668,6 +671,7 @@ def test_predictions_of_other_widths_are_decided_by_their_thresholds(on_file):
     on_file["closure/width_128"] = cells(
         128, lambda closure, decay: 0.94 * (decay > 2), lambda *_: 0.25, "01"
     )
+    on_file["closure/width_128_rest"] = []
     on_file["closure/width_128_more"] = cells(
         128, lambda closure, decay: 0.94, lambda *_: 0.25, "235"
     )

@@ -14,7 +14,7 @@ from experiments.tables.common import Line, column, groups, lines, mean, table
 WIDTHS = {  # files of each
     32: ("closure/width_32",),
     64: ("closure/results",),
-    128: ("closure/width_128", "closure/width_128_more"),
+    128: ("closure/width_128", "closure/width_128_more", "closure/width_128_rest"),
     256: ("closure/width_256",),
 }
 OTHERS = 32, 128  # of which predictions 5 to 9 are; 10 to 12 are of 256

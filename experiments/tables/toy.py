@@ -33,6 +33,7 @@ LONGER = (  # Table 2's runs of 3000 steps: the first on an H100, the others on 
     "toy_reversal/results_h100",
     "table_2_mdm_L40/results",
     "table_2_mdm_L10_seeds/results",
+    "table_2_mdm_L20_seeds/results",
     "toy_reversal/results_arm_3000",
 )
 RAW_AT_THE_END = "final_percent_reverse_raw"
@@ -115,6 +116,23 @@ def longer(length: int, key: str, model: str = "mdm") -> list[float]:
 def longer_lengths(model: str = "mdm") -> list[int]:
     """The lengths that were trained for 3000 steps."""
     return sorted({line["length"] for line in lines(*LONGER, model=model)})
+
+
+def parted(level: float = 20) -> tuple[list[float], list[float]]:
+    """The MDM's reverse accuracies at step 3000 below `level` percent, and the others."""
+    every = [x for n in longer_lengths() for x in longer(n, "final_reverse_percent")]
+    return [x for x in every if x < level], [x for x in every if x >= level]
+
+
+def all_at_1000() -> list[float]:
+    """The MDM's reverse accuracies of the same runs at step 1000."""
+    return [x for before, _ in before_and_after().values() for x in before]
+
+
+def before_and_after() -> dict[int, tuple[list[float], list[float]]]:
+    """The MDM's reverse accuracy at steps 1000 and 3000 by length, a seed each in both."""
+    keys = "reverse_percent", "final_reverse_percent"
+    return {n: (longer(n, keys[0]), longer(n, keys[1])) for n in longer_lengths()}
 
 
 def longer_table() -> str:

@@ -37,6 +37,7 @@ from experiments.reports import training_dynamics as dynamics_report
 from experiments.reports import world_a as world_a_report
 from experiments.reports import world_a_bits as world_a_bits_report
 from experiments.systems import relations, toy, training_dynamics
+from experiments.tables import closure as closure_tables
 from experiments.tables import toy as toy_tables
 from experiments.tables import world_a as world_a_tables
 from experiments.tools import command
@@ -104,6 +105,7 @@ def figures() -> dict[str, Callable[[], Any]]:
         "toy_reversal": part(toy_report.training_figure, along, quick, "p"),
         "toy_reverse_panel": part(toy_report.panel_figure, by_position, longer),
         "toy_accuracy": part(toy_report.accuracy_bars, bars, table_2, toy_reversal.PAPER_TABLE_2),
+        "toy_seeds": part(seeds_apart, toy_tables.before_and_after()),
         "toy_study": part(study_figure, toy_study.Config().inits),
         "toy_study_3000": part(
             toy_study_report.figure,
@@ -337,7 +339,7 @@ def cause_figures() -> dict[str, Callable[[], Any]]:
         "closure_phase": part(closure_report.phase_figure, _lines("closure", "results")),
         "closure_widths": part(
             closure_report.width_figure,
-            _lines("closure", "results", "width_32", "width_128", "width_128_more", "width_256"),
+            [x for width in closure_tables.WIDTHS for x in closure_tables.of_width(width)],
         ),
     }
 
@@ -364,6 +366,21 @@ def reverse_bars(lines_by_name: Mapping[str, list[dict]]):
     ax.set_yticks(range(len(labels)), labels)
     ax.set(xlabel="reverse questions (%)", xlim=(0, 101))
     figure.legend(loc="outside upper center", ncols=3)
+    return figure
+
+
+def seeds_apart(by_length: Mapping[int, tuple[Sequence[float], Sequence[float]]]):
+    """Reverse accuracy of each seed at step 1000 and at 3000, joined; the paper's mean beside."""
+    figure, axes = report.new_figure(1, len(by_length), (7.2 / len(by_length), 2.8))
+    for ax, (length, (before, after)) in zip(axes[0], by_length.items(), strict=True):
+        for seed in zip(before, after, strict=True):
+            ax.plot((1000, 3000), seed, "o-", color=report.REVERSE, ms=3, lw=0.8, alpha=0.7)
+        paper = toy_reversal.PAPER_TABLE_2[length][1]
+        ax.plot(3350, paper, "D", color="black", ms=5, label="the paper's mean")
+        ax.set(title=f"L = {length}", ylim=(-2, 80), xlim=(700, 3650), xticks=(1000, 3000))
+        ax.set_xlabel(f"step ({len(after)} seeds)")
+    axes[0, 0].set_ylabel("reverse accuracy (%)")
+    axes[0, 0].legend(fontsize="x-small", loc="lower left")
     return figure
 
 
