@@ -219,12 +219,12 @@ def test_bars_of_reverse_questions_are_means_and_their_dots_seeds():
     assert [label.get_text() for label in ax.get_yticklabels()] == ["one", "other"]
 
 
-def test_every_seed_of_table_2_is_drawn_at_both_steps():
+def test_every_seed_of_table_2_is_drawn():
     pytest.importorskip("matplotlib")
-    left, right = redraw.seeds_apart({10: ([50.0, 55.0], [60.0, 5.0]), 30: ([51.0], [7.0])}).axes
+    courses = {10: [([500, 3000], [50.0, 60.0]), ([1000, 3000], [55.0, 5.0])]}
+    left, right = redraw.seeds_apart(courses | {30: [([1000, 3000], [51.0, 7.0])]}).axes
     *seeds, paper = left.get_lines()
-    drawn = [(list(x.get_xdata()), list(x.get_ydata())) for x in seeds]
-    assert drawn == [([1000, 3000], [50.0, 60.0]), ([1000, 3000], [55.0, 5.0])]
+    assert [(list(x.get_xdata()), list(x.get_ydata())) for x in seeds] == courses[10]
     assert list(paper.get_ydata()) == [43.10] and paper.get_xdata()[0] > 3000
     assert (right.get_title(), left.get_xlabel()) == ("L = 30", "step (2 seeds)")
     assert list(right.get_lines()[1].get_ydata()) == [33.89]

@@ -587,12 +587,34 @@ def test_the_reverse_of_table_2_at_step_3000_is_compared_with_the_paper(on_file)
     assert toy.longer_lengths() == [10, 20] and toy.longer_lengths("arm") == [10]
     assert toy.parted(46) == ([44.10], [46.10, 50.70, 50.70]) and toy.parted()[0] == []
     assert toy.all_at_1000() == [7.0] * 4
-    assert toy.before_and_after()[10] == ([7.0, 7.0], [46.10, 44.10])
     rows = toy.longer_table().splitlines()[2:]
     first = "| 10 | MDM | 2 | 99.31 | 90.5 ± 6.4 | 43.10 | 45.1 ± 12.7 | 44, 46 | 7.0 ± 0.0 |"
     assert rows[0] == f"{first} 4.0 ± 12.7 |"
     assert [row[:12] for row in rows[1:]] == ["| 20 | MDM |", "| 10 | ARM |"]
     assert "| 99.83 | 90.5 ± 6.4 | 0.00 | 0.0 ± 0.0 | 0, 0 |" in rows[2]
+
+
+def test_the_course_of_a_seed_is_its_curve_where_that_is_on_file(on_file, monkeypatch):
+    monkeypatch.setattr(toy, "LONGER", ("toy_reversal/x", "table_2_a/results", "toy/results_arm"))
+    line = {"model": "mdm", "reverse_percent": 50.0, "final_reverse_percent": 9.0}
+    on_file["toy_reversal/x"] = [line | {"length": 10, "seed": 0}]
+    on_file["table_2_a/results"] = [line | {"length": n, "seed": 3} for n in (10, 20)]
+    on_file["toy/results_arm"] = [line | {"model": "arm", "length": 10, "seed": 0}]
+    asked = []
+
+    def of(path):
+        asked.append(path)
+        ends = np.array([1.0, 55.0, 50.0, 30.0, 9.0 if "=10" in path else 60.0])
+        return {"eval_step": np.array([0, 500, 1000, 2000, 3000]), "percent_reverse_ema": ends}
+
+    monkeypatch.setattr(toy, "curves", of)
+    steps = [500, 1000, 2000, 3000]
+    assert toy.courses() == {
+        10: [([1000, 3000], [50.0, 9.0]), (steps, [55.0, 50.0, 30.0, 9.0])],
+        20: [(steps, [55.0, 50.0, 30.0, 60.0])],
+    }
+    assert asked[0] == "table_2_a/curves/model=mdm,length=10,seed=3"
+    assert toy.falls() == [[50.0, 30.0, 9.0]]
 
 
 def test_alignment_at_equal_probability_is_between_two_evaluations(on_file, monkeypatch):

@@ -175,12 +175,15 @@ def width_figure(lines: Lines, closures: Sequence[int] = (2, 4, 6)):
                 for decay in values_of(report.select(lines, width=width), "weight_decay")
             }
             learned = {
-                float(decay): intervals.student_interval([100 * x["reverse_accuracy"] for x in of])
+                float(decay) + 0.03 * place: [100 * line["reverse_accuracy"] for line in of]
                 for decay, of in cells.items()
                 if of and np.mean([line["train_accuracy"] for line in of]) >= LEARNED
             }
-            beside = [decay + 0.04 * place for decay in learned]  # or intervals hide one another
-            report.plot_intervals(ax, beside, list(learned.values()), f"width {width}")
+            means = [np.mean(values) for values in learned.values()]
+            color = report.color(place)
+            ax.plot(list(learned), means, "o-", color=color, ms=4, label=f"width {width}")
+            for decay, values in learned.items():
+                ax.plot([decay] * len(values), values, ".", color=color, ms=3, alpha=0.5)
         ax.set(title=f"closure {closure}", xlabel="weight decay", ylim=(-3, 108))
     axes[0, 0].set_ylabel("reverse accuracy (%)")
     axes[0, -1].legend(fontsize="x-small")

@@ -126,13 +126,33 @@ def parted(level: float = 20) -> tuple[list[float], list[float]]:
 
 def all_at_1000() -> list[float]:
     """The MDM's reverse accuracies of the same runs at step 1000."""
-    return [x for before, _ in before_and_after().values() for x in before]
+    return [x for n in longer_lengths() for x in longer(n, "reverse_percent")]
 
 
-def before_and_after() -> dict[int, tuple[list[float], list[float]]]:
-    """The MDM's reverse accuracy at steps 1000 and 3000 by length, a seed each in both."""
-    keys = "reverse_percent", "final_reverse_percent"
-    return {n: (longer(n, keys[0]), longer(n, keys[1])) for n in longer_lengths()}
+def courses() -> dict[int, list[tuple[list[int], list[float]]]]:
+    """(steps, reverse accuracy of the MDM) of each seed by length, from step 500 on.
+
+    Of the H100's runs, whose curves are not on file, at steps 1000 and 3000.
+    """
+    found: dict[int, list[tuple[list[int], list[float]]]] = {n: [] for n in longer_lengths()}
+    for name in LONGER:
+        for line in lines(name, model="mdm") if "arm" not in name else ():
+            steps, values = [1000, 3000], [line["reverse_percent"], line["final_reverse_percent"]]
+            if name.startswith("table_2"):
+                run = f"model=mdm,length={line['length']},seed={line['seed']}"
+                of = curves(f"{name.partition('/')[0]}/curves/{run}")
+                steps, values = (
+                    of[key][1:].tolist() for key in ("eval_step", "percent_reverse_ema")
+                )
+            found[line["length"]].append((steps, values))
+    return found
+
+
+def falls(level: float = 20) -> list[list[float]]:
+    """From step 1000 to 3000, the courses on file that end below `level` percent."""
+    of = [course for of_length in courses().values() for course in of_length]
+    whole = [values[steps.index(1000) :] for steps, values in of if len(steps) > 2]
+    return [values for values in whole if values[-1] < level]
 
 
 def longer_table() -> str:

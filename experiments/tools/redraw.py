@@ -105,7 +105,7 @@ def figures() -> dict[str, Callable[[], Any]]:
         "toy_reversal": part(toy_report.training_figure, along, quick, "p"),
         "toy_reverse_panel": part(toy_report.panel_figure, by_position, longer),
         "toy_accuracy": part(toy_report.accuracy_bars, bars, table_2, toy_reversal.PAPER_TABLE_2),
-        "toy_seeds": part(seeds_apart, toy_tables.before_and_after()),
+        "toy_seeds": part(seeds_apart, toy_tables.courses()),
         "toy_study": part(study_figure, toy_study.Config().inits),
         "toy_study_3000": part(
             toy_study_report.figure,
@@ -369,16 +369,16 @@ def reverse_bars(lines_by_name: Mapping[str, list[dict]]):
     return figure
 
 
-def seeds_apart(by_length: Mapping[int, tuple[Sequence[float], Sequence[float]]]):
-    """Reverse accuracy of each seed at step 1000 and at 3000, joined; the paper's mean beside."""
-    figure, axes = report.new_figure(1, len(by_length), (7.2 / len(by_length), 2.8))
-    for ax, (length, (before, after)) in zip(axes[0], by_length.items(), strict=True):
-        for seed in zip(before, after, strict=True):
-            ax.plot((1000, 3000), seed, "o-", color=report.REVERSE, ms=3, lw=0.8, alpha=0.7)
+def seeds_apart(courses: Mapping[int, Sequence[tuple[Sequence[int], Sequence[float]]]]):
+    """Reverse accuracy of each seed over steps, by length; the paper's mean at step 3000 beside."""
+    figure, axes = report.new_figure(1, len(courses), (7.2 / len(courses), 2.8))
+    for ax, (length, of_seeds) in zip(axes[0], courses.items(), strict=True):
+        for steps, values in of_seeds:
+            ax.plot(steps, values, "o-", color=report.REVERSE, ms=2.5, lw=0.8, alpha=0.7)
         paper = toy_reversal.PAPER_TABLE_2[length][1]
-        ax.plot(3350, paper, "D", color="black", ms=5, label="the paper's mean")
-        ax.set(title=f"L = {length}", ylim=(-2, 80), xlim=(700, 3650), xticks=(1000, 3000))
-        ax.set_xlabel(f"step ({len(after)} seeds)")
+        ax.plot(3400, paper, "D", color="black", ms=5, label="the paper's mean")
+        ax.set(title=f"L = {length}", ylim=(-2, 85), xlim=(300, 3700), xticks=(1000, 3000))
+        ax.set_xlabel(f"step ({len(of_seeds)} seeds)")
     axes[0, 0].set_ylabel("reverse accuracy (%)")
     axes[0, 0].legend(fontsize="x-small", loc="lower left")
     return figure

@@ -220,14 +220,16 @@ def test_the_figure_of_widths_holds_cells_that_learn():
         for line in LINES
     ]  # fmt: skip
     isolated, closed = closure_report.width_figure([*LINES, *wide], (0, 6)).axes
-    drawn = {c.get_label(): c[0] for c in closed.containers}
+    drawn = {line.get_label(): line for line in closed.get_lines() if line.get_label()[0] != "_"}
     assert list(drawn) == ["width 64", "width 128"] == artists.entries(closed.get_legend())
     assert list(drawn["width 64"].get_xdata()) == [0, 3]
-    np.testing.assert_allclose(drawn["width 64"].get_ydata().astype(float), [25, 85])
-    assert list(drawn["width 128"].get_xdata()) == [0.04]  # at decay 3 it has not learned
-    np.testing.assert_allclose(drawn["width 128"].get_ydata().astype(float), [12.5])
-    drawn = {c.get_label(): c[0] for c in isolated.containers}
-    np.testing.assert_allclose(drawn["width 128"].get_ydata().astype(float), [2.5, 7.5])
+    np.testing.assert_allclose(drawn["width 64"].get_ydata(), [25, 85])
+    assert list(drawn["width 128"].get_xdata()) == [0.03]  # at decay 3 it has not learned
+    np.testing.assert_allclose(drawn["width 128"].get_ydata(), [12.5])
+    dots = [list(x.get_ydata()) for x in closed.get_lines() if x.get_label()[0] == "_"]
+    np.testing.assert_allclose(dots, [[20, 30], [80, 90], [10, 15]])
+    drawn = {line.get_label(): line for line in isolated.get_lines()}
+    np.testing.assert_allclose(drawn["width 128"].get_ydata(), [2.5, 7.5])
     artists.hides_nothing(closed.figure)
 
 
