@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -21,8 +21,30 @@ UNTRIED: dict[str, str | bool] = {
 }
 
 
-def line(run: Any, seeds: Sequence[int]) -> dict[str, Any]:
-    """Parameters, and the FLOPs of all steps and seeds, evaluations apart. Runs nothing."""
+def lines(
+    all_runs: Sequence[Any],
+    seeds: Sequence[int],
+    together: bool | Literal["auto"] = "auto",
+    compile_for: str | None = None,
+) -> list[dict[str, Any]]:
+    """A line a run: steps, parameters, and the FLOPs of all steps and seeds, evaluations apart.
+
+    Args:
+      all_runs: the runs.
+      seeds: those that they train with.
+      together: whether the seeds of a run train in one program; "auto": on accelerators.
+      compile_for: a device of `devices.described`. Lines have "GB" then: see `gigabytes`.
+    """
+    found = [_line(run, seeds) for run in all_runs]
+    if compile_for is None:
+        return found
+    device = devices.described(compile_for)
+    as_one = device.platform != "cpu" if together == "auto" else together
+    needed = gigabytes(all_runs, seeds, together=as_one, device=device)
+    return [line | {"GB": x} for line, x in zip(found, needed, strict=True)]
+
+
+def _line(run: Any, seeds: Sequence[int]) -> dict[str, Any]:
     state, batch = recipes.abstract(run, seeds[0])
     return {
         "run": run.name,

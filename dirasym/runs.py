@@ -176,7 +176,7 @@ def sweep(
     writers = run_arguments.check_options(writers, checkpoint_every, time_limit)
     together = check(all_runs, seeds, mesh, backend, together, shard)
     if dry_run:
-        return [plans.line(run, seeds) for run in all_runs]
+        return plans.lines(all_runs, seeds)
     workdir = opened(workdir)
     first, every = shard or (0, 1)
     mine = [(run, seed) for run in all_runs for seed in seeds][first::every]

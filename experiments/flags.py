@@ -35,9 +35,7 @@ flags.DEFINE_string("workdir", None, "Where results go; default runs/NAME.")
 flags.DEFINE_enum("preset", "quick", ["smoke", "quick", "paper"], "Defaults of the other flags.")
 flags.DEFINE_bool("progress", True, "Show progress.")
 flags.DEFINE_bool("dry_run", False, "Print what would be trained, and its cost; write nothing.")
-flags.DEFINE_string(
-    "compile_for", None, "With --dry_run, GB to train: here, or a GPU that a file describes."
-)
+flags.DEFINE_string("compile_for", None, "With --dry_run, GB to train: here, or on a file's GPU.")
 flags.DEFINE_float("time_limit", None, "Minutes to stop before, all saved.", lower_bound=0)
 flags.DEFINE_string("shard", None, "I/N: the I-th of N parts of the runs, I from 0.")
 flags.DEFINE_enum("backend", "jit", ["jit", "pmap"], "How train steps are compiled.")
@@ -156,11 +154,8 @@ def _run(name: str, config_type: type, report, plan) -> None:
         devices.start(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
         mesh = devices.mesh(FLAGS.num_devices, FLAGS.model_devices, FLAGS.backend)
         together = {"yes": True, "no": False}.get(FLAGS.seeds_together, "auto")
-        target = None if FLAGS.compile_for is None else devices.described(FLAGS.compile_for)
-        if target and (mesh or FLAGS.shard or not FLAGS.dry_run):
+        if FLAGS.compile_for is not None and (mesh or FLAGS.shard or not FLAGS.dry_run):
             raise ValueError("--compile_for goes with --dry_run, and is of one device and all runs")
-        if target and together == "auto":
-            together = target.platform != "cpu"
         shard = runs.parse_shard(FLAGS.shard) if FLAGS.shard else None
         how = dict(mesh=mesh, backend=FLAGS.backend, together=together, shard=shard)
         check_limit(FLAGS.time_limit)
@@ -170,15 +165,11 @@ def _run(name: str, config_type: type, report, plan) -> None:
                 check_divisible(getattr(config, field.name), mesh.shape[sharding.DATA])
     all_runs, seeds = list(plan(config, path)), getattr(config, "seeds", ())
     with blamed():
-        together = runs.check(all_runs, seeds, **how)
-        if target is None:
-            plans.check_memory(all_runs, seeds)
-    if FLAGS.dry_run:
-        lines = runs.sweep(all_runs, seeds, path, dry_run=True, **how) if all_runs else []
-        if target:
-            found = plans.gigabytes(all_runs, seeds, together=together, device=target)
-            lines = [line | {"GB": x} for line, x in zip(lines, found, strict=True)]
-        return print(tables.plan_table(lines, devices.product_rate()))
+        runs.check(all_runs, seeds, **how)
+        if FLAGS.dry_run:
+            lines = plans.lines(all_runs, seeds, together, FLAGS.compile_for)
+            return print(tables.plan_table(lines, devices.product_rate()))
+        plans.check_memory(all_runs, seeds)
     kept = [f.name for f in dataclasses.fields(config) if not f.metadata["report_only"]]
     wanted = {"experiment": name, "backend": FLAGS.backend, **{f: getattr(config, f) for f in kept}}
     workdir = WorkDir(path, wanted, results_path=getattr(config, "output", "") or None)
@@ -204,7 +195,8 @@ def parse(
             print(usage.help_text([FLAGS[name] for name in sorted(shown)], presets))
             sys.exit()
     try:
-        rest = FLAGS(argv if takes_words else usage.joined_lists(argv, _is_list))
+        lists = {name for name in FLAGS if isinstance(FLAGS[name].parser, flags.ListParser)}
+        rest = FLAGS(argv if takes_words else usage.joined_lists(argv, lists.__contains__))
         if len(rest) > 1 and not takes_words:
             raise flags.Error(f"unexpected argument {rest[1]!r}")
         for name, value in presets.get(FLAGS.preset, {}).items():
@@ -213,10 +205,6 @@ def parse(
     except flags.Error as error:
         leave(2, "error: " + " ".join(str(error).split()))
     return rest
-
-
-def _is_list(name: str) -> bool:
-    return name in FLAGS and isinstance(FLAGS[name].parser, flags.ListParser)
 
 
 def leave(status: int, message: str) -> None:

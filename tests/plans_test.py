@@ -1,5 +1,6 @@
 import contextlib
 import dataclasses
+import types
 
 import flax.linen as nn
 import jax
@@ -72,14 +73,35 @@ def test_scanned_layers_cost_as_much_as_unrolled_ones():
         init = training.initializer(model, models.make_apply_fn(model), OPTIMIZER, length=8)
         tokens = {"tokens_BL": np.zeros((4, 8), np.int32)}
         step = dataclasses.replace(_run(lambda seed: tokens), init=init)
-        return plans.line(step, [0])["flops"]
+        return plans.lines([step], [0])[0]["flops"]
 
     assert cost(True) == pytest.approx(cost(False), rel=0.05)
 
 
 def test_a_plan_counts_the_work_of_every_seed():
-    one, two = (plans.line(_run(), seeds)["flops"] for seeds in ([0], [0, 1]))
-    assert two == 2 * one > 0
+    (one,), (two,) = (plans.lines([_run()], seeds) for seeds in ([0], [0, 1]))
+    assert two["flops"] == 2 * one["flops"] > 0
+    assert one["parameters"] == ROWS * WIDTH and one["steps"] == 12 and "GB" not in one
+
+
+def test_a_plan_may_say_what_memory_its_programs_need(monkeypatch):
+    asked = []
+
+    def needs(all_runs, seeds, *, together, device):
+        asked.append((together, device.platform))
+        return [3.0] * len(all_runs)
+
+    monkeypatch.setattr(plans, "gigabytes", needs)
+    gpu = types.SimpleNamespace(platform="cuda")
+    monkeypatch.setattr(
+        plans.devices, "described", lambda x: gpu if x == "gpu" else jax.devices()[0]
+    )
+    (line,) = plans.lines([_run()], [0], compile_for="here")
+    assert line["GB"] == 3.0
+    plans.lines([_run()], [0], compile_for="gpu")
+    for together in (True, False):
+        plans.lines([_run()], [0], together, "gpu")
+    assert asked == [(False, "cpu"), (True, "cuda"), (True, "cuda"), (False, "cuda")]
 
 
 @pytest.mark.parametrize("seeds", [[0], [0, 1, 2]])
