@@ -34,6 +34,7 @@ LONGER = (  # Table 2's runs of 3000 steps: the first on an H100, the others on 
     "table_2_mdm_L40/results",
     "table_2_mdm_L10_seeds/results",
     "table_2_mdm_L20_seeds/results",
+    "table_2_mdm_L30_seeds/results",
     "toy_reversal/results_arm_3000",
 )
 RAW_AT_THE_END = "final_percent_reverse_raw"
