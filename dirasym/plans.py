@@ -88,7 +88,7 @@ def _uncounted(eqn: core.JaxprEqn) -> float:
         cost = max(map(_flops, eqn.params["branches"]))
 
     def alone(*args):
-        return eqn.primitive.bind(*args, **eqn.params)
+        return eqn.primitive.bind(*args, **eqn.primitive.get_bind_params(eqn.params))
 
     return cost - _counted(alone, [x.aval for x in eqn.invars])
 
