@@ -32,7 +32,9 @@ def first_unlearned(of: Sequence[Line], *closures: int) -> str:
         for (closure, decay), cell in groups(of, "closure", "weight_decay").items()
         if closure in closures and np.mean(column(cell, "train_accuracy")) < closure_report.LEARNED
     ]
-    return f"{min(decays):g}" if decays else "none"
+    if decays:
+        return f"{min(decays):g}"
+    return f"none of {', '.join(closure_report.values_of(of, 'weight_decay'))}"
 
 
 def unlearned(*closures: int) -> str:
@@ -46,9 +48,9 @@ def reverse(width: int, closure: int, decay: str) -> dict[int, float]:
     return {line["seed"]: round(100 * line["reverse_accuracy"], 3) for line in of}
 
 
-def rise(width: int, closure: int = 2, decay: str = "1") -> list[float]:
-    """Points that reverse gains from decay 0 to another, a seed each."""
-    before, after = reverse(width, closure, "0"), reverse(width, closure, decay)
+def rise(width: int, closure: int = 2, decay: str = "1", less: str = "0") -> list[float]:
+    """Points that reverse gains from one decay to another, a seed each."""
+    before, after = reverse(width, closure, less), reverse(width, closure, decay)
     return [after[seed] - before[seed] for seed in sorted(before)]
 
 
@@ -68,8 +70,9 @@ def predictions() -> list[list[str]]:
     """(prediction, statistic, verdict) of 5 to 12, as docs/closure.md decides them."""
     rows = []
     for width in OTHERS:
-        isolated = closure_report.claims(of_width(width))[0]
+        isolated, *others = closure_report.claims(of_width(width))
         rows.append([f"5. isolated pairs stay one-way, width {width}", *isolated[1:]])
+        rows += [[f"{claim}, width {width}", *more] for claim, *more in others]
     rows += [free_of_decay(6, width) for width in OTHERS]
     for width in OTHERS:
         gain = bounds(rise(width))
@@ -85,7 +88,7 @@ def predictions() -> list[list[str]]:
         gain = wider(narrow, wide)
         decided = verdict([gain], *(x > 0 for x in (gain.low, -gain.high)[::way]))
         claim = f"{number}. {wide} answers {'more' if way > 0 else 'less'} than {narrow}"
-        rows.append([f"{claim} at closure 2, decay 0", said(gain, 1), decided])
+        rows.append([f"{claim} at closure 2, decay 0 (paired)", said(gain, 1), decided])
     gain = bounds(rise(256, decay="2"))
     decided = verdict([gain], gain.low > 20, gain.high < 20)
     rows.append(["11. decay 2 helps at closure 2, width 256", said(gain, 1), decided])

@@ -171,10 +171,11 @@ def longer_table() -> str:
     return table(header + ", step 1000, raw weights: step 3000", rows)
 
 
-def excess_of_paper() -> tuple[float, float]:
-    """The least and the largest of the MDM's mean minus the paper's in reverse at step 3000."""
-    ours = {n: np.mean(longer(n, "final_reverse_percent")) for n in longer_lengths()}
-    apart = [float(x - PAPER_TABLE_2[n][1]) for n, x in ours.items()]
+def excess_of_paper(direction: str = "reverse") -> tuple[float, float]:
+    """The least and the largest of the MDM's mean minus the paper's at step 3000."""
+    at = DIRECTIONS.index(direction)
+    ours = {n: np.mean(longer(n, f"final_{direction}_percent")) for n in longer_lengths()}
+    apart = [float(x - PAPER_TABLE_2[n][at]) for n, x in ours.items()]
     return min(apart), max(apart)
 
 
