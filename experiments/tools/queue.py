@@ -93,16 +93,28 @@ def check(experiment: str, compile_for: str = "") -> str:
 
 
 def print_table(config: Config, left: list[Job]) -> None:
-    """All jobs, a row at a time; the flags of one that is left are tried before it is printed."""
+    """All jobs, a row at a time; the flags of one that is left are tried before it is printed.
+
+    Raises UsageError, after the last row, for jobs that their experiments refuse.
+    """
+    refused = []
     tried = functools.cache(functools.partial(check, compile_for=config.memory_on))
     header = ["job", "minutes", "", "command", *["GB"] * bool(config.memory_on)]
     print(report.table(header, []), flush=True)
     for job in config.chosen:
         missing = lacking(job)
         state = "done" if job not in left else f"needs {missing}" if missing else "left"
-        gigabytes = tried(whole(job)) if state == "left" else ""
+        gigabytes = ""
+        if state == "left":
+            try:
+                gigabytes = tried(whole(job))
+            except UsageError as error:
+                state = "refused"
+                refused.append(f"{job.name}: {error}")
         row = [job.name, job.minutes, state, f"`{job.command}`", gigabytes][: len(header)]
         print(report.table(header, [row]).splitlines()[-1], flush=True)
+    if refused:
+        raise UsageError("; ".join(refused))
 
 
 def whole(job: Job) -> str:

@@ -128,6 +128,22 @@ def test_the_queue_says_what_a_job_needs_and_tries_the_others(monkeypatch, tmp_p
     assert all(row.endswith("| 12 |") for row in rows[3:])
 
 
+def test_jobs_that_are_refused_are_told_after_all_others(monkeypatch, tmp_path, capsys):
+    found = queue.Job("first", "a --width=7", 1), queue.Job("then", "b", 1)
+    monkeypatch.setattr(queue, "JOBS", found)
+
+    def check(command):
+        if "--width=7" in command:
+            raise UsageError("--width=7 is odd")
+        return ""
+
+    monkeypatch.setattr(queue.command, "check", check)
+    with pytest.raises(UsageError, match=r"^first: a --width=7: --width=7 is odd$"):
+        queue.work(queue.Config(output=str(tmp_path), check=True))
+    rows = capsys.readouterr().out.splitlines()[2:]
+    assert rows == ["| first | 1 | refused | `a --width=7` |", "| then | 1 | left | `b` |"]
+
+
 def test_a_job_whose_weights_are_gone_and_wanted_is_not_done(monkeypatch, tmp_path, capsys):
     weights = "{workdirs}/first/model"
     found = queue.Job("first", "a", 1, leaves=weights), queue.Job("then", "b", 1, needs=(weights,))
