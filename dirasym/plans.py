@@ -11,7 +11,7 @@ from jax.extend import core
 
 from dirasym import devices, recipes
 from dirasym.compile import compile_scan
-from dirasym.seeds import stack
+from dirasym.seeds import joined, stack
 
 GB = 1e9
 # For a GPU that is not here: no kernel can be tried.
@@ -135,9 +135,7 @@ def gigabytes(
     found: dict[str, float] = {}
     keys = []
     for run in all_runs:
-        each = [run.data(seed) for seed in group]
-        per_seed = any(x is not each[0] for x in each)
-        data = jax.tree.map(lambda *x: np.stack(x), *each) if per_seed else each[0]
+        data, per_seed = joined([run.data(seed) for seed in group])
         alike = recipes.recipe(run, group[0]) | {"num_steps": 0}  # which changes no program
         keys.append(repr((alike, per_seed, {name: np.shape(x) for name, x in data.items()})))
         if keys[-1] not in found:
@@ -180,7 +178,5 @@ def check_memory(all_runs: Sequence[Any], seeds: Sequence[int]) -> None:
         leaves = jax.tree.leaves((state, state.params))
         needed = sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
         if needed > there:
-            sizes = (
-                f"{needed / 1e9:.0f} GB for its weights alone, of {there / 1e9:.0f} that are here"
-            )
+            sizes = f"{needed / GB:.0f} GB for its weights alone, of {there / GB:.0f} that are here"
             raise ValueError(f"{run.name} needs {sizes}")

@@ -30,7 +30,7 @@ from dirasym.checkpoints import Checkpoints, History, NonFiniteStateError
 from dirasym.compile import Backend, check_divisible, compile_scan, make_room
 from dirasym.histories import check_still_finite, extended, scalars, timed
 from dirasym.progress import Progress
-from dirasym.seeds import by_seed, part, stack
+from dirasym.seeds import by_seed, joined, part, stack
 from dirasym.stopping import Stopping
 from dirasym.training import Data, StepFn, TrainState
 from dirasym.types import Array
@@ -362,12 +362,9 @@ class _Group:
         return 0, stack(states), histories
 
     def _program(self, programs: _Programs):
-        if len(self.seeds) == 1:
-            return programs.get(self.run), self.data[0]
-        if all(data is self.data[0] for data in self.data):
-            return programs.get(self.run, over_seeds=True), self.data[0]
-        stacked = jax.tree.map(lambda *x: np.stack(x), *self.data)
-        return programs.get(self.run, over_seeds=True, data_per_seed=True), stacked
+        data, per_seed = joined(self.data)
+        how = dict(over_seeds=True, data_per_seed=per_seed) if len(self.seeds) > 1 else {}
+        return programs.get(self.run, **how), data
 
     def _check(self, metrics, step: int) -> None:
         for name, of_seed, saved in zip(self.names, metrics, self.saved, strict=True):

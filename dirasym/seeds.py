@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dirasym.training import TrainState
+from dirasym.training import Data, TrainState
 
 
 def stack(states: Sequence[TrainState]) -> TrainState:
@@ -30,6 +30,16 @@ def part(state: TrainState, place: int, count: int) -> TrainState:
         return state
     bare = jax.tree.map(lambda x: x[place], state.replace(frozen=None))
     return bare.replace(frozen=state.frozen)
+
+
+def joined(data: Sequence[Data]) -> tuple[Data, bool]:
+    """The examples of several seeds for one program, and whether they have an axis of seeds.
+
+    Seeds that were given the same object share it.
+    """
+    if all(one is data[0] for one in data):
+        return data[0], False
+    return jax.tree.map(lambda *x: np.stack(x), *data), True
 
 
 def by_seed(metrics: Mapping[str, np.ndarray], count: int) -> list[dict[str, np.ndarray]]:

@@ -50,8 +50,12 @@ def reverse(width: int, closure: int, decay: str) -> dict[int, float]:
 
 def rise(width: int, closure: int = 2, decay: str = "1", less: str = "0") -> list[float]:
     """Points that reverse gains from one decay to another, a seed each."""
-    before, after = reverse(width, closure, less), reverse(width, closure, decay)
-    return [after[seed] - before[seed] for seed in sorted(before)]
+    return paired(reverse(width, closure, less), reverse(width, closure, decay))
+
+
+def paired(less: dict[int, float], more: dict[int, float]) -> list[float]:
+    """The differences of two cells, a seed each."""
+    return [more[seed] - less[seed] for seed in sorted(less)]
 
 
 def widths_table() -> str:
@@ -104,8 +108,7 @@ def free_of_decay(number: int, width: int) -> list[str]:
 
 def wider(narrow: int, wide: int) -> Bounds:
     """Reverse at closure 2 without decay, one width less another, paired over seeds."""
-    less, more = (reverse(width, 2, "0") for width in (narrow, wide))
-    return bounds([more[seed] - less[seed] for seed in sorted(less)])
+    return bounds(paired(reverse(narrow, 2, "0"), reverse(wide, 2, "0")))
 
 
 def prediction_table() -> str:

@@ -73,9 +73,9 @@ def words(experiment: str, *more: str) -> list[str]:
     return command.words(*shlex.split(experiment), *more)
 
 
-def lacking(job: Job) -> str:
+def lacking(job: Job) -> list[str]:
     """What it needs and is not there."""
-    return ", ".join(path for path in job.needs if not pathlib.Path(path).exists())
+    return [path for path in job.needs if not pathlib.Path(path).exists()]
 
 
 def check(experiment: str, compile_for: str = "") -> str:
@@ -102,7 +102,7 @@ def print_table(config: Config, left: list[Job]) -> None:
     header = ["job", "minutes", "", "command", *["GB"] * bool(config.memory_on)]
     print(report.table(header, []), flush=True)
     for job in config.chosen:
-        missing = lacking(job)
+        missing = ", ".join(lacking(job))
         state = "done" if job not in left else f"needs {missing}" if missing else "left"
         gigabytes = ""
         if state == "left":
@@ -125,7 +125,7 @@ def whole(job: Job) -> str:
 def work(config: Config) -> None:
     """Prints the jobs, or runs those that fit."""
     left = [job for job in config.chosen if not is_done(job, config)]
-    wanted = {path for job in left for path in job.needs if not pathlib.Path(path).exists()}
+    wanted = {path for job in left for path in lacking(job)}
     left = [job for job in config.chosen if job in left or job.leaves in wanted]
     if config.check:
         return print_table(config, left)
@@ -136,7 +136,7 @@ def work(config: Config) -> None:
             print(f"{job.name}: takes {job.minutes:g} minutes, {minutes:.1f} are left", flush=True)
             continue
         if missing := lacking(job):
-            print(f"{job.name}: needs {missing}", flush=True)
+            print(f"{job.name}: needs {', '.join(missing)}", flush=True)
             continue
         folder = pathlib.Path(config.workdirs) / job.name
         limits = f"--workdir={folder}", f"--time_limit={minutes:.2f}", "--noprogress"
