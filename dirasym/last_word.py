@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dirasym import objectives, runs, training
-from dirasym.analysis.weights import asymmetry, effective_logits, gap, intransitivity
+from dirasym.analysis.weights import asymmetry, choice, effective_logits, gap, intransitivity
 from dirasym.data.relations import Relations
 from dirasym.rows import PerRow
 from dirasym.types import Batch
@@ -137,7 +137,10 @@ class LastWord:
         return jax.jit(self.evaluate)
 
     def evaluate(self, state: training.TrainState) -> dict[str, jax.Array]:
-        """NLL of the last word in nats a word, and the mean gap of each panel; no dropout."""
+        """NLL of the last word in nats a word; of each panel mean gap and choice in percent.
+
+        Without dropout.
+        """
         values = {}
         parts = {"train": self.data.train_EL, "validation": self.data.validation_EL}
         for name, sentences_EL in parts.items():
@@ -148,6 +151,7 @@ class LastWord:
         weights = self.weights(state)
         for name, logits_PP in weights.items():
             values[f"gap_{name}"] = gap(logits_PP).mean()
+            values[f"choice_{name}"] = 100 * choice(logits_PP).mean()
         for name in self.measures:
             measure, panels = MEASURES[name]
             if weights.keys() >= set(panels):
@@ -179,7 +183,9 @@ class LastWord:
         learned_T = train_T < LEARNED
         first = learned_T.argmax() if learned_T.any() else None
         epoch_T = history["eval_step"] // self.steps_per_epoch
-        measured = [key for key in history if key in MEASURES or key.startswith("gap_")]
+        measured = [
+            key for key in history if key in MEASURES or key.startswith(("gap_", "choice_"))
+        ]
         return {
             "train_nll": float(train_T[-1]),
             "validation_nll": float(validation_T[-1]),

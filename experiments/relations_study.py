@@ -31,6 +31,13 @@ FACTORS: dict[str, dict[str, dict[str, Any]]] = {  # of each, what differs from 
     "weight_decay": {str(x): dict(weight_decay=x) for x in (0.0, 0.1, 1.0, 3.0)},
     "l2": {str(x): dict(weight_decay=0.0, l2=x) for x in (0.0, 1e-4, 1e-3, 1e-2)},
     "dropout": {str(x): dict(dropout=x) for x in (0.0, 0.1, 0.3)},
+    "learning_rate": {str(x): dict(lr=x) for x in (3e-4, 1e-3, 3e-3, 1e-2)},
+    "learning_rate_24": {  # layers
+        **{str(x): dict(n_layers=24, lr=x) for x in (1e-3, 3e-3, 1e-2)},
+        "0.01, untied": dict(n_layers=24, lr=1e-2, tied_head=False),
+    },
+    "head": {"tied": {}, "untied": dict(tied_head=False)},
+    "share_both_ways": {str(x): dict(train_share=x) for x in (0.1, 0.3, 0.5, 0.7)},
     "family": {x: dict(family=x) for x in ("gpt2", "mlp", "gru", "masked")},
     "loss": {
         "last word": {},
@@ -52,7 +59,9 @@ PROMPTS: dict[str, dict[str, int]] = {
     "4 told, 2 asked": dict(num_facts=4, num_asked=2),
     **{f"{n} names": dict(num_names=n) for n in (12, 200, 800)},
 }
-OWN_COMMAND = "l2", "in_context", "in_context_more", FRESH  # not among the factors unless asked for
+WITH_CHOICE = "learning_rate", "learning_rate_24", "head", "share_both_ways"
+# Not among the factors unless asked for:
+OWN_COMMAND = *WITH_CHOICE, "l2", "in_context", "in_context_more", FRESH
 PRESETS = {
     "smoke": dict(
         vocab_size=40, embed_dim=8, num_epochs=4, seeds=[0], factors=["weight_decay", "family"]

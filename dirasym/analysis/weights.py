@@ -56,6 +56,25 @@ def gap(logits_PP: Array) -> jax.Array:
     return (own_P * num - logits_PP.sum(axis=-1)) / (num - 1)
 
 
+def choice(logits_PP: Array) -> jax.Array:
+    """Whether each prompt's own answer stands above every other of the block: bool [..., P].
+
+    A guess is right for one in P. Where no answer of the block was ever one after the block's
+    relation, what remains is which of them it is: that none is likely costs them all alike.
+
+    Examples:
+      >>> choice([[3.0, 1.0], [0.5, 0.5]]).tolist()
+      [True, False]
+    """
+    logits_PP = jnp.asarray(logits_PP)
+    num = logits_PP.shape[-1]
+    chex.assert_shape(logits_PP, (..., num, num))
+    if num < 2:
+        raise ValueError("a choice needs an answer and another")
+    own_P1 = jnp.diagonal(logits_PP, axis1=-2, axis2=-1)[..., None]
+    return (own_P1 > logits_PP).sum(axis=-1) == num - 1
+
+
 def intransitivity(first_PP: Array, second_PP: Array, composed_PP: Array) -> jax.Array:
     """1 − g(A→C) / min(g(A→B), g(B→C)), with g the mean `gap` of a block of effective logits.
 

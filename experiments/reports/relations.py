@@ -22,6 +22,8 @@ COLUMNS = {
     "its lowest": "lowest_validation_nll",
     "when training < 0.05": "validation_nll_when_learned",
     "uniform guess": "uniform_nll",
+    "trained choice %": "choice_given",
+    "withheld choice %": "choice_withheld",
 }
 SHOWN = 30  # rows and columns of a heat map
 

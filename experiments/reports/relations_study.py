@@ -18,6 +18,8 @@ KEYS = {  # what is reported of a run, and how it is called
     "gap_withheld": "withheld gap",
     "asymmetry_trained": "asymmetry, trained both ways",
     "asymmetry_withheld": "asymmetry, withheld",
+    "choice_given": "trained choice %",
+    "choice_withheld": "withheld choice %",
 }
 DRAWN = {
     "NLL (nats)": ("train_nll", "validation_nll", "validation_nll_when_learned"),

@@ -31,6 +31,7 @@ class Config:
     vocab_size: int = flag(0, "Tokens to draw entities from; 0: 800, or 400 for icl.", 0, 10**6)
     word_size: int = flag(1, "Tokens of an entity, in reversal and chain.", 1, 100)
     alphabet_size: int = flag(600, "Indices, in chain_related.", 1)
+    train_share: float = flag(0.7, "Of the pairs or triples: train on all sentences.", 0, 1)
     num_train: tuple[int, ...] = flag(
         (200,), "Triples that train, in chain_related: a run each.", 1, 10**6
     )
@@ -40,6 +41,7 @@ class Config:
     num_facts: int = flag(1, "Facts that a sentence tells before it asks, in icl.", 1, 100)
     family: Literal["gpt2", "mlp", "gru", "masked"] = flag("gpt2", "Network; masked: both ways.")
     pos_encode_type: Literal["absolute", "rotary", "null"] = flag("absolute", "Positions.")
+    tied_head: bool = flag(True, "A transformer reads out its answer with the embedding.")
     n_layers: int = flag(24, "Layers.", 1, 1000)
     n_heads: int = flag(12, "Heads of attention.", 1)
     embed_dim: int = flag(768, "Width.", 1, 10**5)
@@ -83,6 +85,7 @@ class Config:
                 max_len=length,
                 positions=POSITIONS[self.pos_encode_type],
                 causal=self.family != "masked",
+                tied_head=self.tied_head,
                 scan_layers=self.n_layers > MAX_UNROLLED,
             )
         except ValueError as error:
@@ -95,13 +98,14 @@ class Config:
 def sentences(c: Config, num_train: int | None) -> relations.Relations:
     """Of the task. Raises ValueError for a vocabulary that is too small."""
     vocab_size, seed = c.vocab_size or (400 if c.task == "icl" else 800), c.data_seed
-    if c.task == "icl":
-        counts = dict(num_first=c.num_x_tokens, num_second=c.num_y_tokens, num_facts=c.num_facts)
-        return relations.in_context(vocab_size, **counts, seed=seed)
     if c.task == "chain_related":
         counts = dict(num_indices=c.alphabet_size, num_train=num_train, num_validation=c.num_val)
         return relations.chain_related(vocab_size, **counts, seed=seed)
-    return getattr(relations, c.task)(vocab_size, c.word_size, seed=seed)  # reversal, chain
+    known: Any = dict(train_share=c.train_share, seed=seed)
+    if c.task == "icl":
+        counts = dict(num_first=c.num_x_tokens, num_second=c.num_y_tokens, num_facts=c.num_facts)
+        return relations.in_context(vocab_size, **counts, **known)
+    return getattr(relations, c.task)(vocab_size, c.word_size, **known)  # reversal, chain
 
 
 def learner(c: Config, num_train: int | None = None, data: Any = None) -> LastWord:

@@ -28,17 +28,34 @@ def test_a_gap_is_of_each_matrix_of_a_stack():
     np.testing.assert_allclose(got, [want, np.negative(want)])
 
 
+def test_a_choice_is_the_greatest_of_its_row_and_a_tie_is_none():
+    rng = np.random.default_rng(0)
+    logits_SPP = rng.normal(size=(5, 6, 6))
+    logits_SPP[0, 2] = 7.0  # all alike
+    logits_SPP[1, 3, 3] = logits_SPP[1, 3, 5] = 9.0
+    want = [
+        [all(row[i] > row[j] for j in range(6) if j != i) for i, row in enumerate(logits_PP)]
+        for logits_PP in logits_SPP
+    ]
+    got = weights.choice(logits_SPP)
+    np.testing.assert_array_equal(got, want)
+    assert 0 < got.mean() < 1 and not got[0, 2] and not got[1, 3]
+    assert weights.choice(np.diag([1.0, 2.0, 3.0]) - 5).all()  # a row, not a column
+
+
 def test_blocks_that_do_not_fit_are_refused():
     square, long = np.eye(3), np.ones((2, 3))
     for call in (
         lambda: weights.gap(long),
+        lambda: weights.choice(long),
         lambda: weights.asymmetry(long, long),
         lambda: weights.intransitivity(square, square, np.eye(2)),
     ):
         with pytest.raises(AssertionError, match="shape"):
             call()
-    with pytest.raises(ValueError, match="another"):
-        weights.gap(np.ones((1, 1)))
+    for measure in weights.gap, weights.choice:
+        with pytest.raises(ValueError, match="another"):
+            measure(np.ones((1, 1)))
 
 
 @pytest.mark.parametrize("causal", [True, False])

@@ -207,10 +207,30 @@ def test_a_known_table_gives_its_nll_gaps_and_asymmetries_in_both_directions():
     assert set(gaps) == set(task.data.panels)
     for panel, want in gaps.items():
         np.testing.assert_allclose(line[f"gap_{panel}"], want, rtol=1e-6)
+        assert line[f"choice_{panel}"] == 100
     # Diagonal blocks f·1 and r·1: |f − r| / (f + r).
     np.testing.assert_allclose(line["asymmetry_trained"], 0.5, rtol=1e-5)
     np.testing.assert_allclose(line["asymmetry_withheld"], 0.2, rtol=1e-5)
     assert line["uniform_nll"] == math.log(task.data.num_candidates)
+
+
+def test_a_known_table_gives_its_choices_in_percent():
+    """Of two withheld sentences the answers are exchanged: one other answer is likelier."""
+    task, state = _table_task(lambda relation, is_trained: 1.0, vocab_size=100)
+    (first, relation, last), (_, _, other), *_ = withheld = task.data.panels["withheld"]
+    table = np.array(state.params)
+    table[first, relation, other] = 2.0
+    got = task.evaluate(state.replace(params=jnp.asarray(table)))
+    num = len(withheld)
+    np.testing.assert_allclose(got["choice_withheld"], 100 * (num - 1) / num, rtol=1e-6)
+    assert got["choice_given"] == got["choice_a_to_b"] == got["choice_b_to_a"] == 100
+
+
+def test_a_share_trains_and_a_head_is_untied_as_its_flag_says():
+    few = _task(train_share=0.3, vocab_size=80).data
+    assert len(few.train_EL) == 2 * 6 + 14 and len(few.validation_EL) == 14
+    params = {tied: _task(tied_head=tied).init(0).params for tied in (True, False)}
+    assert "head" not in params[True] and "head" in params[False]
 
 
 def test_a_masked_model_is_read_with_the_mask_in_the_answers_place():
@@ -311,6 +331,7 @@ def reported(tmp_path):
                 "eval_step": np.array([0, run.num_steps]),
                 **{f"{part}_nll": rng.uniform(1, 5, 2) for part in ("train", "validation")},
                 **{f"gap_{panel}": rng.normal(size=2) for panel in ("a_to_b", "withheld")},
+                **{f"choice_{panel}": rng.uniform(0, 100, 2) for panel in ("given", "withheld")},
                 "weights_a_to_b": rng.normal(size=(4, 4)),
                 "cosines": rng.uniform(-1, 1, (6, 6)),
             }
@@ -550,6 +571,7 @@ def test_heads_of_the_study_say_what_stands_under_them():
         "validation_nll_when_learned": "when training < 0.05", "gap_given": "trained gap",
         "gap_withheld": "withheld gap", "asymmetry_trained": "asymmetry, trained both ways",
         "asymmetry_withheld": "asymmetry, withheld",
+        "choice_given": "trained choice %", "choice_withheld": "withheld choice %",
     }  # fmt: skip
     line = {"factor": "depth", "value": "1"} | {key: place for place, key in enumerate(heads)}
     head, _, row = study_report.table([line], "depth", ["1"]).splitlines()
@@ -568,6 +590,8 @@ def test_heads_of_relations_say_what_stands_under_them(reported, capsys):
         ("validation NLL", "validation_nll"),
         ("its lowest", "lowest_validation_nll"),
         ("uniform guess", "uniform_nll"),
+        ("trained choice %", "choice_given"),
+        ("withheld choice %", "choice_withheld"),
     ):
         assert said[name].startswith(f"{np.mean([line[key] for line in lines]):.3f} ±"), name
 
