@@ -30,19 +30,19 @@ PRESETS = {
     ),
     "paper": dict(num_train=[10, 20, 50, 100, 200, 500]),
 }  # fmt: skip
-ONLY_OF = {  # flags that other tasks do not read
-    "chain_related": ("alphabet_size", "num_train", "num_val"),
-    "icl": ("num_x_tokens", "num_y_tokens", "num_facts"),
+READ_BY = {  # tasks that read a flag, where not all do
+    **dict.fromkeys(("alphabet_size", "num_train", "num_val"), ("chain_related",)),
+    **dict.fromkeys(("num_x_tokens", "num_y_tokens", "num_facts"), ("icl",)),
+    "train_share": ("reversal", "chain", "icl"),
 }
 
 
 def plan(config: relations.Config, workdir: pathlib.Path) -> list[runs.Run]:
     """A run a number of training triples, where there is a choice."""
     del workdir
-    for task, names in ONLY_OF.items():
-        for name in names:
-            if task != config.task and name in flags.FLAGS and flags.FLAGS[name].present:
-                raise UsageError(f"--{name} is of --task={task}, not of {config.task}")
+    for name, tasks in READ_BY.items():
+        if config.task not in tasks and name in flags.FLAGS and flags.FLAGS[name].present:
+            raise UsageError(f"--{name} is of --task={', '.join(tasks)}, not of {config.task}")
     all_runs = []
     for size in config.sizes:
         known = {"task": config.task, "family": config.family, "num_train": size}

@@ -67,6 +67,8 @@ class Config:
             raise ValueError(f"--family={self.family} has positions of its own")
         elif self.dropout:
             raise ValueError(f"--family={self.family} has no dropout: say --dropout=0")
+        elif not self.tied_head:
+            raise ValueError(f"--family={self.family} has a head of its own")
 
     @property
     def sizes(self) -> tuple[int | None, ...]:
@@ -89,9 +91,8 @@ class Config:
                 scan_layers=self.n_layers > MAX_UNROLLED,
             )
         except ValueError as error:
-            said = ("embed_dim", "n_heads", "dropout")
-            names = " ".join(f"--{name}={getattr(self, name)}" for name in said)
-            raise ValueError(f"{names}: {error}") from None
+            said = (f"--{x}={getattr(self, x)}" for x in ("embed_dim", "n_heads", "dropout"))
+            raise ValueError(f"{' '.join(said)}: {error}") from None
 
 
 @blamed()
@@ -124,27 +125,16 @@ def learner(c: Config, num_train: int | None = None, data: Any = None) -> LastWo
     optimizer = training.make_optimizer(c.lr, weight_decay=c.weight_decay, l2=c.l2, clip_norm=None)
     if c.freeze_wte_wpe:
         optimizer = optax.chain(optimizer, optax.masked(optax.set_to_zero(), is_embedding))
-    return LastWord(
-        data,
-        training.initializer(network, make_apply_fn(network), optimizer, length=length),
-        c.num_epochs,
-        c.batch_size,
-        c.eval_every,
-        measures=MEASURES.get(c.task, ()),
-        mask_id=mask_id,
-        whole=c.loss_whole_sequence,
-        dropout=c.dropout > 0,
-        num_devices=devices_of_a_batch(),
-        network=network,
-    )
+    init = training.initializer(network, make_apply_fn(network), optimizer, length=length)
+    how: Any = dict(measures=MEASURES.get(c.task, ()), mask_id=mask_id, network=network)
+    how |= dict(whole=c.loss_whole_sequence, dropout=c.dropout > 0)
+    how |= dict(num_devices=devices_of_a_batch())
+    return LastWord(data, init, c.num_epochs, c.batch_size, c.eval_every, **how)
 
 
 def is_embedding(params: Mapping[str, Any]) -> dict[str, Any]:
     """Which leaves of a linen model's parameters are embeddings."""
-    return {
-        name: jax.tree.map(lambda _, name=name: "embed" in name, subtree)
-        for name, subtree in params.items()
-    }
+    return jax.tree.map_with_path(lambda path, _: "embed" in path[0].key, params)
 
 
 def devices_of_a_batch() -> int:

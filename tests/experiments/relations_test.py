@@ -114,6 +114,8 @@ def test_seeds_in_one_program_are_the_seeds_alone():
         (dict(num_epochs=3), "not a multiple of --eval_every=2"),
         (dict(n_heads=3), "--embed_dim=8 --n_heads=3.*not divisible by num_heads"),
         (dict(family="gru", dropout=0.1), "has no dropout"),
+        (dict(family="mlp", tied_head=False), "has a head of its own"),
+        (dict(train_share=1.0), r"share to train on must be in \(0, 1\)"),
         (dict(dropout=1.0), r"dropout must be in \[0, 1\)"),
         (dict(pos_encode_type="rotary", n_heads=8), "head_dim must be even"),
     ],
@@ -149,6 +151,9 @@ def test_a_flag_of_another_task_is_refused_and_a_preset_is_not(tmp_path):
     assert result.returncode == 2 and result.stderr.count("\n") == 1
     assert "--num_train is of --task=chain_related, not of reversal" in result.stderr
     assert not (tmp_path / "run").exists()
+    result = _run("relations", *arguments, "--task=chain_related", "--train_share=0.5")
+    assert result.returncode == 2 and result.stderr.count("\n") == 1
+    assert "--train_share is of --task=reversal, chain, icl, not of chain_related" in result.stderr
     result = _run("relations", *arguments, "--dry_run")
     assert result.returncode == 0 and "task=reversal" in result.stdout
     assert not (tmp_path / "run").exists()
@@ -217,7 +222,7 @@ def test_a_known_table_gives_its_nll_gaps_and_asymmetries_in_both_directions():
 def test_a_known_table_gives_its_choices_in_percent():
     """Of two withheld sentences the answers are exchanged: one other answer is likelier."""
     task, state = _table_task(lambda relation, is_trained: 1.0, vocab_size=100)
-    (first, relation, last), (_, _, other), *_ = withheld = task.data.panels["withheld"]
+    (first, relation, _), (_, _, other), *_ = withheld = task.data.panels["withheld"]
     table = np.array(state.params)
     table[first, relation, other] = 2.0
     got = task.evaluate(state.replace(params=jnp.asarray(table)))
