@@ -3,9 +3,12 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from dirasym import models
+from dirasym.data import relations
 from experiments.tables import (
+    choice,
     closure,
     common,
     dynamics,
@@ -789,3 +792,84 @@ def test_what_a_matrix_of_gradients_takes_is_counted_by_hand():
     side = 3 * 2**14 // 4 // (2 * found.bytes)
     rows = -(-40 // side)  # strips of equal height
     assert found.tiles == {2**14: (-(-40 // rows),) * 2, 2**20: (40, 40)}
+
+
+CHOICES = {  # withheld choice of each cell, a seed each
+    "learning_rate": {"0.0003": (3, 4, 5), "0.001": (95, 96, 97), "0.003": (99, 99, 99)},
+    "learning_rate_24": {"0.001": (5, 10, 15), "0.01": (45, 40, 65), "0.01, untied": (9, 5, 7)},
+    "head": {"tied": (95, 96, 97), "untied": (48, 51, 50)},
+    "share_both_ways": {"0.1": (10, 12, 14), "0.7": (40, 41, 45)},
+}
+
+
+def _choices(nll, **changed):
+    cells = {factor: dict(of) for factor, of in CHOICES.items()}
+    cells["learning_rate"]["0.01"] = (92, 92, 92)
+    for factor, of in changed.items():
+        cells[factor].update(of)
+    return [
+        {"factor": factor, "value": value, "seed": seed, "choice_withheld": float(percent)}
+        | {"validation_nll": nll + seed + len(value), "uniform_nll": 5.3}
+        for factor, of in cells.items()
+        for value, percents in of.items()
+        for seed, percent in enumerate(percents)
+    ]
+
+
+def _published(*seeds):
+    return [
+        {"seed": seed, "epochs_to_learn": when, "validation_nll": nll, "choice_withheld": percent}
+        | {"uniform_nll": 5.3}
+        for seed, (when, nll, percent) in enumerate(seeds)
+    ]
+
+
+def test_predictions_of_choice_are_decided_as_the_page_says(on_file):
+    on_file["relations_study/choice"] = _choices(nll=0.83)
+    on_file["relations_study/choice_24"] = []
+    on_file[choice.PUBLISHED] = _published((80, 9.0, 60.0), (90, 6.0, 70.0))
+    told, decided = zip(*(row[1:] for row in choice.predictions()), strict=True)
+    assert [x[0] for x in decided] == list("huhuhfhhh")  # holds, undecided, fails
+
+    assert told[0] == "92.0 (92.0 to 92.0)" and told[1] == "49.7 (45.9 to 53.5)"
+    high, low = np.array([40, 41, 45]), np.array([10, 12, 14])
+    mean, variances = high.mean() - low.mean(), [x.var(ddof=1) / 3 for x in (high, low)]
+    freedom = sum(variances) ** 2 / sum(x**2 / 2 for x in variances)
+    half = scipy.stats.t.ppf(0.975, freedom) * sum(variances) ** 0.5
+    assert told[2] == f"{mean:.1f} ({mean - half:.1f} to {mean + half:.1f})"
+    gains = np.array([40, 30, 50])  # seed by seed
+    half = 4.3027 * gains.std(ddof=1) / 3**0.5
+    assert told[3] == f"40.0 ({40 - half:.1f} to {40 + half:.1f})"
+    assert told[4].startswith("7.0 (") and told[5] == "4.83"
+    assert told[6:] == ("epoch 80, epoch 90", "9.00, 6.00", "60.0, 70.0")
+
+
+def test_other_numbers_decide_them_otherwise(on_file):
+    on_file["relations_study/choice"] = _choices(
+        nll=5.4,
+        learning_rate={"0.01": (80, 81, 82)},
+        learning_rate_24={"0.01": (6, 11, 16), "0.01, untied": (90, 91, 92)},
+        head={"untied": (90, 91, 92)},
+        share_both_ways={"0.7": (10, 12, 14)},
+    )
+    on_file["relations_study/choice_24"] = []
+    on_file[choice.PUBLISHED] = _published((80, 9.0, 60.0), (None, 5.2, 50.0))
+    assert [row[2][0] for row in choice.predictions()] == list("fffffhfff")
+
+
+def test_a_row_of_choice_is_its_cell_and_a_guess_one_of_the_withheld_answers(on_file):
+    lines = _choices(nll=1.0)
+    for line in lines:
+        line |= dict.fromkeys(choice.COLUMNS.values(), 3.0) | {
+            "choice_withheld": line["choice_withheld"]
+        }
+    on_file["relations_study/choice"], on_file["relations_study/choice_24"] = lines, []
+    *_, row = choice.factor_table("share_both_ways").splitlines()
+    cells = [cell.strip() for cell in row.strip("| ").split(" | ")]
+    assert cells[0] == "0.7" and cells[1] == "3" and cells[6].startswith("42.00 ±")
+    withheld = relations.reversal(800).panels["withheld"]
+    assert cells[-1] == f"{100 / len(withheld):.1f}"
+    assert choice.guess(0.1) < choice.guess(0.7)
+    on_file[choice.PUBLISHED] = [dict.fromkeys(choice.COLUMNS.values(), 7.0) | {"seed": 5}]
+    *_, row = choice.published_table().splitlines()
+    assert [x.strip() for x in row.strip("| ").split(" | ")] == ["5", *["7.00"] * 7, cells[-1]]

@@ -1,0 +1,130 @@
+"""Which withheld answer, where none is likely: docs/training_dynamics.md, "Learning rate"."""
+
+import numpy as np
+import scipy.stats
+
+from dirasym.data import relations
+from dirasym.intervals import Bounds
+from experiments.reports import verdicts
+from experiments.reports.verdicts import bounds, said, verdict
+from experiments.tables.common import (
+    Line,
+    column,
+    each,
+    groups,
+    lines,
+    means,
+    number,
+    table,
+)
+
+FILES = "relations_study/choice", "relations_study/choice_24"
+FACTORS = "learning_rate", "learning_rate_24", "head", "share_both_ways"
+PUBLISHED = "relations_24_reversal/results"
+COLUMNS = {
+    "training NLL": "train_nll",
+    "withheld NLL": "validation_nll",
+    "its lowest": "lowest_validation_nll",
+    "trained choice %": "choice_given",
+    "withheld choice %": "choice_withheld",
+    "withheld gap": "gap_withheld",
+    "asymmetry, withheld": "asymmetry_withheld",
+}
+VOCAB_SIZE, SHARE = 800, 0.7  # of `relations`, where it does not vary
+
+
+def guess(share: float = SHARE) -> float:
+    """Choice by guessing, in percent: one of the withheld answers."""
+    return 100 / len(relations.reversal(VOCAB_SIZE, train_share=share).panels["withheld"])
+
+
+def cells(factor: str) -> dict[str, list[Line]]:
+    """A factor's lines by its values."""
+    return {value: of for (value,), of in groups(lines(*FILES, factor=factor), "value").items()}
+
+
+def factor_table(factor: str) -> str:
+    """A row a value: what is learned, which answer is chosen, and how often a guess is right."""
+    rows = []
+    for value, of in cells(factor).items():
+        by_guess = guess(float(value) if factor == "share_both_ways" else SHARE)
+        rows.append([value, len(of), *means(of, COLUMNS.values(), 2), number(by_guess, 1)])
+    return table([factor.replace("_", " "), "seeds", *COLUMNS, "a guess chooses %"], rows)
+
+
+def published_table() -> str:
+    """The published size, a row a seed."""
+    rows = [
+        [line["seed"], *(number(line[key], 2) for key in COLUMNS.values()), number(guess(), 1)]
+        for line in lines(PUBLISHED)
+    ]
+    return table(["seed", *COLUMNS, "a guess chooses %"], rows)
+
+
+def choice(factor: str, value: str) -> dict[int, float]:
+    """Seed to choice of the withheld answer in percent."""
+    return {line["seed"]: line["choice_withheld"] for line in cells(factor)[value]}
+
+
+def of_cell(factor: str, value: str) -> Bounds:
+    """Mean choice over seeds."""
+    return bounds(list(choice(factor, value).values()))
+
+
+def more(factor: str, value: str, less: str) -> Bounds:
+    """Choice at one value less that at another, paired over seeds."""
+    high, low = choice(factor, value), choice(factor, less)
+    return bounds([high[seed] - low[seed] for seed in sorted(low)])
+
+
+def unpaired(factor: str, value: str, less: str) -> Bounds:
+    """The same with Welch's interval: the two differ in more than the factor."""
+    high, low = (list(choice(factor, x).values()) for x in (value, less))
+    found = scipy.stats.ttest_ind(high, low, equal_var=False)
+    difference = sum(high) / len(high) - sum(low) / len(low)
+    return Bounds(difference, *found.confidence_interval())
+
+
+def above(of: list[Bounds], limit: float) -> list[str]:
+    """Statistic and verdict of "each is above": the one whose lower end is the least."""
+    least = min(of, key=lambda x: x.low)
+    holds, fails = all(x.low > limit for x in of), any(x.high < limit for x in of)
+    return [said(least, 1), verdict(of, holds, fails)]
+
+
+def below(of: Bounds, limit: float) -> list[str]:
+    """Statistic and verdict of "it is below"."""
+    return [said(of, 1), verdict([of], of.high < limit, of.low > limit)]
+
+
+def every(values: list[float], limit: float, digits: int = 1) -> list[str]:
+    """All values, and whether each is above."""
+    return [each(values, digits), "holds" if min(values) > limit else "fails"]
+
+
+def predictions() -> list[list[str]]:
+    """(prediction, statistic, verdict) of 1 to 9, as the page decides them."""
+    rates = [of_cell("learning_rate", x) for x in ("0.001", "0.003", "0.01")]
+    share = unpaired("share_both_ways", "0.7", "0.1")
+    deep = more("learning_rate_24", "0.01", "0.001")
+    untied = of_cell("head", "untied"), of_cell("learning_rate_24", "0.01, untied")
+    ends = [np.mean(column(x, "validation_nll")) for f in FACTORS for x in cells(f).values()]
+    seeds = lines(PUBLISHED)
+    uniform, learned = seeds[0]["uniform_nll"], column(seeds, "epochs_to_learn")
+    when = ", ".join("never" if x is None else f"epoch {x}" for x in learned)
+    return [
+        ["1. choice above 90 % from 1e-3 to 1e-2 (the least)", *above(rates, 90)],
+        ["2. below 50 % with an untied head", *below(untied[0], 50)],
+        ["3. share 0.7 less 0.1: above 20 points (unpaired)", *above([share], 20)],
+        ["4. 24 layers, 1e-2 less 1e-3: above 30 points (paired)", *above([deep], 30)],
+        ["5. 24 layers at 1e-2, untied head: below 50 %", *below(untied[1], 50)],
+        ["6. no mean withheld NLL below a guess (the least)", *every([min(ends)], uniform, 2)],
+        ["7. published size: training learned", when, "fails" if None in learned else "holds"],
+        ["8. its withheld NLL above a guess", *every(column(seeds, "validation_nll"), uniform, 2)],
+        ["9. its choice above 50 %", *every(column(seeds, "choice_withheld"), 50)],
+    ]
+
+
+def prediction_table() -> str:
+    """`predictions` as a table."""
+    return verdicts.table(predictions())
