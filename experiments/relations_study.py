@@ -36,7 +36,11 @@ FACTORS: dict[str, dict[str, dict[str, Any]]] = {  # of each, what differs from 
         **{str(x): dict(n_layers=24, lr=x) for x in (1e-3, 3e-3, 1e-2)},
         "0.01, untied": dict(n_layers=24, lr=1e-2, tied_head=False),
     },
-    "head": {"tied": {}, "untied": dict(tied_head=False)},
+    "head": {
+        "tied": {},
+        "untied": dict(tied_head=False),
+        "tied, frozen embeddings": dict(freeze_wte_wpe=True),
+    },
     "share_both_ways": {str(x): dict(train_share=x) for x in (0.1, 0.3, 0.5, 0.7)},
     "family": {x: dict(family=x) for x in ("gpt2", "mlp", "gru", "masked")},
     "loss": {
