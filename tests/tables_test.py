@@ -797,7 +797,12 @@ def test_what_a_matrix_of_gradients_takes_is_counted_by_hand():
 CHOICES = {  # withheld choice of each cell, a seed each
     "learning_rate": {"0.0003": (3, 4, 5), "0.001": (95, 96, 97), "0.003": (99, 99, 99)},
     "learning_rate_24": {"0.001": (5, 10, 15), "0.01": (45, 40, 65), "0.01, untied": (9, 5, 7)},
-    "head": {"tied": (95, 96, 97), "untied": (48, 51, 50)},
+    "head": {
+        "tied": (95, 96, 97),
+        "untied": (48, 51, 50),
+        "tied, frozen embeddings": (1, 2, 3),
+    },
+    "family": {"mlp": (2, 3, 4), "gru": (9, 10, 11), "masked": (60, 70, 61)},
     "share_both_ways": {"0.1": (10, 12, 14), "0.7": (40, 41, 45)},
 }
 
@@ -825,11 +830,11 @@ def _published(*seeds):
 
 
 def test_predictions_of_choice_are_decided_as_the_page_says(on_file):
+    on_file.update(dict.fromkeys(choice.FILES, ()))
     on_file["relations_study/choice"] = _choices(nll=0.83)
-    on_file["relations_study/choice_24"] = []
     on_file[choice.PUBLISHED] = _published((80, 9.0, 60.0), (90, 6.0, 70.0))
     told, decided = zip(*(row[1:] for row in choice.predictions()), strict=True)
-    assert [x[0] for x in decided] == list("huhuhfhhh")  # holds, undecided, fails
+    assert [x[0] for x in decided] == list("huhuhfhhhhuh")  # holds, undecided, fails
 
     assert told[0] == "92.0 (92.0 to 92.0)" and told[1] == "49.7 (45.9 to 53.5)"
     high, low = np.array([40, 41, 45]), np.array([10, 12, 14])
@@ -841,20 +846,22 @@ def test_predictions_of_choice_are_decided_as_the_page_says(on_file):
     half = 4.3027 * gains.std(ddof=1) / 3**0.5
     assert told[3] == f"40.0 ({40 - half:.1f} to {40 + half:.1f})"
     assert told[4].startswith("7.0 (") and told[5] == "4.83"
-    assert told[6:] == ("epoch 80, epoch 90", "9.00, 6.00", "60.0, 70.0")
+    assert told[6:9] == ("epoch 80, epoch 90", "9.00, 6.00", "60.0, 70.0")
+    assert told[9].startswith("10.0 (7.5 to") and told[11].startswith("2.0 (")
 
 
 def test_other_numbers_decide_them_otherwise(on_file):
+    on_file.update(dict.fromkeys(choice.FILES, ()))
     on_file["relations_study/choice"] = _choices(
         nll=5.4,
         learning_rate={"0.01": (80, 81, 82)},
         learning_rate_24={"0.01": (6, 11, 16), "0.01, untied": (90, 91, 92)},
-        head={"untied": (90, 91, 92)},
+        head={"untied": (90, 91, 92), "tied, frozen embeddings": (60, 61, 62)},
+        family={"gru": (30, 31, 32), "masked": (40, 41, 42)},
         share_both_ways={"0.7": (10, 12, 14)},
     )
-    on_file["relations_study/choice_24"] = []
     on_file[choice.PUBLISHED] = _published((80, 9.0, 60.0), (None, 5.2, 50.0))
-    assert [row[2][0] for row in choice.predictions()] == list("fffffhfff")
+    assert [row[2][0] for row in choice.predictions()] == list("fffffhffffff")
 
 
 def test_a_row_of_choice_is_its_cell_and_a_guess_one_of_the_withheld_answers(on_file):
@@ -863,7 +870,7 @@ def test_a_row_of_choice_is_its_cell_and_a_guess_one_of_the_withheld_answers(on_
         line |= dict.fromkeys(choice.COLUMNS.values(), 3.0) | {
             "choice_withheld": line["choice_withheld"]
         }
-    on_file["relations_study/choice"], on_file["relations_study/choice_24"] = lines, []
+    on_file.update(dict.fromkeys(choice.FILES, ()) | {"relations_study/choice_24": lines})
     *_, row = choice.factor_table("share_both_ways").splitlines()
     cells = [cell.strip() for cell in row.strip("| ").split(" | ")]
     assert cells[0] == "0.7" and cells[1] == "3" and cells[6].startswith("42.00 ±")

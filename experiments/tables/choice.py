@@ -18,7 +18,7 @@ from experiments.tables.common import (
     table,
 )
 
-FILES = "relations_study/choice", "relations_study/choice_24"
+FILES = tuple(f"relations_study/{x}" for x in ("choice", "choice_24", "choice_heads"))
 FACTORS = "learning_rate", "learning_rate_24", "head", "share_both_ways"
 PUBLISHED = "relations_24_reversal/results"
 COLUMNS = {
@@ -103,11 +103,13 @@ def every(values: list[float], limit: float, digits: int = 1) -> list[str]:
 
 
 def predictions() -> list[list[str]]:
-    """(prediction, statistic, verdict) of 1 to 9, as the page decides them."""
+    """(prediction, statistic, verdict) of 1 to 12, as the page decides them."""
     rates = [of_cell("learning_rate", x) for x in ("0.001", "0.003", "0.01")]
     share = unpaired("share_both_ways", "0.7", "0.1")
     deep = more("learning_rate_24", "0.01", "0.001")
     untied = of_cell("head", "untied"), of_cell("learning_rate_24", "0.01, untied")
+    others = max((of_cell("family", x) for x in ("mlp", "gru")), key=lambda x: x.high)
+    masked, frozen = of_cell("family", "masked"), of_cell("head", "tied, frozen embeddings")
     ends = [np.mean(column(x, "validation_nll")) for f in FACTORS for x in cells(f).values()]
     seeds = lines(PUBLISHED)
     uniform, learned = seeds[0]["uniform_nll"], column(seeds, "epochs_to_learn")
@@ -122,6 +124,9 @@ def predictions() -> list[list[str]]:
         ["7. published size: training learned", when, "fails" if None in learned else "holds"],
         ["8. its withheld NLL above a guess", *every(column(seeds, "validation_nll"), uniform, 2)],
         ["9. its choice above 50 %", *every(column(seeds, "choice_withheld"), 50)],
+        ["10. MLP and GRU, untied: below 20 % (the greater)", *below(others, 20)],
+        ["11. bidirectional, tied: above 50 %", *above([masked], 50)],
+        ["12. tied, embeddings frozen: below 50 %", *below(frozen, 50)],
     ]
 
 
