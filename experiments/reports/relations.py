@@ -106,12 +106,14 @@ def cosine_figure(curves):
 
 
 def gap_figure(curves, epochs):
-    """Effective weights over training."""
-    figure, ((ax,),) = report.new_figure(1, 1, (6.0, 3.2))
-    for name in filter(lambda name: f"gap_{name}" in curves, PANELS):
-        report.plot_seeds(ax, epochs, curves[f"gap_{name}"], PANELS[name])
-    ax.set(xlabel="epoch", ylabel="answer's logit above the others (nats)")
-    report.label_ends(ax)
+    """Effective weights over training: the answer's lead, and how often it is the first."""
+    figure, (axes,) = report.new_figure(1, 2, (4.2, 3.2))
+    labels = {"gap": "answer's logit above the others (nats)", "choice": "choice (%)"}
+    for ax, (key, ylabel) in zip(axes, labels.items(), strict=True):
+        for name in filter(lambda name: f"{key}_{name}" in curves, PANELS):
+            report.plot_seeds(ax, epochs, curves[f"{key}_{name}"], PANELS[name])
+        ax.set(xlabel="epoch", ylabel=ylabel)
+    report.label_ends(axes[1])
     return figure
 
 

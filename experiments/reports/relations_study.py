@@ -24,6 +24,7 @@ KEYS = {  # what is reported of a run, and how it is called
 DRAWN = {
     "NLL (nats)": ("train_nll", "validation_nll", "validation_nll_when_learned"),
     "asymmetry": ("asymmetry_trained", "asymmetry_withheld"),
+    "choice (%)": ("choice_given", "choice_withheld"),
 }
 FACTORS = {  # how axes call them
     "depth": "layers",
@@ -49,6 +50,15 @@ FRESH_KEYS = {
 GUESSES = lambda line: np.log(line["num_facts"]), lambda line: 1 / line["num_facts"]
 BASE_FACTS, BASE_NAMES = 2, 50  # of in_context_fresh, where they do not vary
 DISTANCES = (2, None), (4, None), (4, 2)  # facts told and asked in training, drawn by place
+CHOICE = "choice_withheld"
+KINDS = {  # of network, in the figure of choice: factor and value
+    "tied": ("head", "tied"),
+    "untied": ("head", "untied"),
+    "frozen": ("head", "tied, frozen embeddings"),
+    "MLP": ("family", "mlp"),
+    "GRU": ("family", "gru"),
+    "both ways": ("family", "masked"),
+}
 LOWEST = "lowest_validation_nll"
 Lines = Sequence[Mapping[str, Any]]
 
@@ -160,13 +170,15 @@ def _draw_distance(ax, lines: Lines) -> None:
 
 
 def figure(lines: Lines, factor: str, values: Iterable[str]):
-    """NLL and asymmetry against the factor; categories are not joined by lines."""
-    drawn, axes = report.new_figure(1, 2, (3.6, 3.4))
+    """NLL, asymmetry and choice against the factor; categories are not joined by lines."""
     values = list(values)
     lines_V = [report.select(lines, factor=factor, value=value) for value in values]
+    known = {key for seeds in lines_V for line in seeds for key in line}
+    panels = {label: keys for label, keys in DRAWN.items() if known.intersection(keys)}
+    drawn, axes = report.new_figure(1, len(panels), (3.6, 3.4))
     is_number = all(value.replace(".", "").isdigit() for value in values)
     place, marks = np.arange(len(lines_V)), "osD"
-    for ax, (ylabel, keys) in zip(axes[0], DRAWN.items(), strict=True):
+    for ax, (ylabel, keys) in zip(axes[0], panels.items(), strict=True):
         for number, key in enumerate(keys):
             of_seeds_V = [[r[key] for r in seeds if r.get(key) is not None] for seeds in lines_V]
             mean, half = np.array(
@@ -186,4 +198,43 @@ def figure(lines: Lines, factor: str, values: Iterable[str]):
     axes[0, 0].axhline(lines_V[0][0]["uniform_nll"], color="black", ls=":", label="uniform guess")
     for ax in axes[0]:
         report.legend(ax, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    return drawn
+
+
+def choice_figure(lines: Lines, guess: Callable[[float], float]):
+    """Choice of the withheld answer against rate, share and kind of network.
+
+    Args:
+      lines: of the factors.
+      guess: from a share of pairs trained both ways to the choice by guessing, in percent.
+    """
+
+    def of(factor, value):
+        seeds = report.select(lines, factor=factor, value=value)
+        return intervals.student_interval([line[CHOICE] for line in seeds])
+
+    def numbers(factor):
+        values = {x["value"] for x in report.select(lines, factor=factor)}
+        return sorted((x for x in values if "," not in x), key=float)
+
+    drawn, (axes,) = report.new_figure(1, 3, (3.2, 3.2))
+    for layers, factor in ((2, "learning_rate"), (24, "learning_rate_24")):
+        values = numbers(factor)
+        found = [of(factor, x) for x in values]
+        report.plot_intervals(axes[0], list(map(float, values)), found, f"{layers} layers")
+    axes[0].set(xscale="log", xlabel="learning rate", ylabel="choice of the withheld answer (%)")
+    shares = numbers("share_both_ways")
+    x_V = list(map(float, shares))
+    found = [of("share_both_ways", x) for x in shares]
+    report.plot_intervals(axes[1], x_V, found, "2 layers")
+    axes[1].set(xticks=x_V, xlabel="share of pairs trained both ways")
+    found = [of(*cell) for cell in KINDS.values()]
+    report.plot_intervals(axes[2], range(len(KINDS)), found, "2 layers", ls="none")
+    axes[2].set(xticks=range(len(KINDS)), xlabel="head, network", xlim=(-0.5, len(KINDS) - 0.5))
+    axes[2].set_xticklabels(KINDS, rotation=30, ha="right")
+    for ax in axes:
+        x, y = (x_V, list(map(guess, x_V))) if ax is axes[1] else (ax.get_xlim(), [guess(0.7)] * 2)
+        ax.plot(x, y, "k:", label="guess")
+        ax.set_ylim(-4, 104)
+    report.legend(axes[0])
     return drawn

@@ -400,14 +400,17 @@ def test_figures_hold_the_curves(reported):
     np.testing.assert_allclose(ax.images[0].get_array(), np.mean(cosines, axis=0))
     assert ax.images[0].get_clim() == (-1, 1)
 
-    (ax,) = relations_report.gap_figure(curves[9], epochs[9]).axes
-    lines = {line.get_label(): line for line in ax.get_lines()}
-    np.testing.assert_array_equal(
-        lines["B after A →"].get_ydata(), curves[9]["gap_a_to_b"].mean(axis=1)
-    )
-    np.testing.assert_array_equal(
-        lines["withheld"].get_ydata(), curves[9]["gap_withheld"].mean(axis=1)
-    )
+    gaps, choices = relations_report.gap_figure(curves[9], epochs[9]).axes
+    for ax, key, label in (
+        (gaps, "gap_a_to_b", "B after A →"),
+        (gaps, "gap_withheld", "withheld"),
+        (choices, "choice_given", "trained"),
+        (choices, "choice_withheld", "withheld"),
+    ):
+        lines = {line.get_label(): line for line in ax.get_lines()}
+        np.testing.assert_array_equal(lines[label].get_xdata(), epochs[9])
+        np.testing.assert_array_equal(lines[label].get_ydata(), curves[9][key].mean(axis=1))
+    assert "(nats)" in gaps.get_ylabel() and choices.get_ylabel() == "choice (%)"
 
     (ax,) = relations_report.size_figure(config, curves, epochs, results).axes
     (container,) = ax.containers
@@ -498,11 +501,41 @@ def test_the_study_tells_its_factors_and_values_apart():
     assert set(guess.get_ydata()) == {2.0}
     first = [line for line in _study_lines() if line["factor"] == "dropout" and not line["seed"]]
     figure = study_report.figure(first[:1], "dropout", ("0.0",))  # one seed of one value
-    nll, asymmetry = figure.axes
+    nll, asymmetry, choice = figure.axes
     assert nll.containers[0][0].get_xydata().tolist() == [[0, 0]]
     drawn = [[x.get_label() for x in ax.get_lines()].count("uniform guess") for ax in figure.axes]
-    assert drawn == [1, 0] and nll.get_ylabel() == "NLL (nats)"
-    assert asymmetry.get_ylabel() == "asymmetry"
+    assert drawn == [1, 0, 0] and nll.get_ylabel() == "NLL (nats)"
+    assert asymmetry.get_ylabel() == "asymmetry" and choice.get_ylabel() == "choice (%)"
+    of_old = [{key: x for key, x in line.items() if "choice" not in key} for line in first]
+    assert len(study_report.figure(of_old, "dropout", ("0.0",)).axes) == 2
+
+
+def test_choice_is_drawn_by_rate_share_and_kind_with_what_a_guess_chooses():
+    pytest.importorskip("matplotlib")
+    cells = {
+        ("learning_rate", "0.001"): 10, ("learning_rate", "0.01"): 20,
+        ("learning_rate_24", "0.01"): 30, ("learning_rate_24", "0.001"): 40,
+        ("learning_rate_24", "0.01, untied"): 99, ("share_both_ways", "0.7"): 50,
+        ("share_both_ways", "0.1"): 60,
+        **{cell: 70 + place for place, cell in enumerate(study_report.KINDS.values())},
+    }  # fmt: skip
+    lines = [
+        {"factor": factor, "value": value, "seed": seed, "choice_withheld": mean + seed}
+        for (factor, value), mean in cells.items()
+        for seed in (0, 1)
+    ]
+    rates, shares, kinds = study_report.choice_figure(lines, lambda share: 10 * share).axes
+    drawn = {c.get_label(): c[0].get_xydata().tolist() for c in rates.containers}
+    assert drawn == {
+        "2 layers": [[0.001, 10.5], [0.01, 20.5]], "24 layers": [[0.001, 40.5], [0.01, 30.5]]
+    }  # fmt: skip
+    assert shares.containers[0][0].get_xydata().tolist() == [[0.1, 60.5], [0.7, 50.5]]
+    assert kinds.containers[0][0].get_ydata().tolist() == [70.5 + x for x in range(6)]
+    assert [x.get_text() for x in kinds.get_xticklabels()] == list(study_report.KINDS)
+    for ax, want in ((rates, [7, 7]), (shares, [1, 7]), (kinds, [7, 7])):
+        (guess,) = [x for x in ax.get_lines() if x.get_label() == "guess"]
+        np.testing.assert_allclose(guess.get_ydata(), want)
+        artists.hides_nothing(ax.figure)
 
 
 def test_the_values_of_a_category_are_drawn_beside_one_another_and_not_joined():
