@@ -35,6 +35,7 @@ FACTORS: dict[str, dict[str, dict[str, Any]]] = {  # of each, what differs from 
     "learning_rate_24": {  # layers
         **{str(x): dict(n_layers=24, lr=x) for x in (1e-3, 3e-3, 1e-2)},
         "0.01, untied": dict(n_layers=24, lr=1e-2, tied_head=False),
+        "0.01, dropout 0.1": dict(n_layers=24, lr=1e-2, dropout=0.1),
     },
     "head": {
         "tied": {},

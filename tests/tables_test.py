@@ -796,7 +796,12 @@ def test_what_a_matrix_of_gradients_takes_is_counted_by_hand():
 
 CHOICES = {  # withheld choice of each cell, a seed each
     "learning_rate": {"0.0003": (3, 4, 5), "0.001": (95, 96, 97), "0.003": (99, 99, 99)},
-    "learning_rate_24": {"0.001": (5, 10, 15), "0.01": (45, 40, 65), "0.01, untied": (9, 5, 7)},
+    "learning_rate_24": {
+        "0.001": (5, 10, 15),
+        "0.01": (45, 40, 65),
+        "0.01, untied": (9, 5, 7),
+        "0.01, dropout 0.1": (66, 62, 84),
+    },
     "head": {
         "tied": (95, 96, 97),
         "untied": (48, 51, 50),
@@ -834,7 +839,7 @@ def test_predictions_of_choice_are_decided_as_the_page_says(on_file):
     on_file["relations_study/choice"] = _choices(nll=0.83)
     on_file[choice.PUBLISHED] = _published((80, 9.0, 60.0), (90, 6.0, 70.0))
     told, decided = zip(*(row[1:] for row in choice.predictions()), strict=True)
-    assert [x[0] for x in decided] == list("huhuhfhhhhuh")  # holds, undecided, fails
+    assert [x[0] for x in decided] == list("huhuhfhhhhuhu")  # holds, undecided, fails
 
     assert told[0] == "92.0 (92.0 to 92.0)" and told[1] == "49.7 (45.9 to 53.5)"
     high, low = np.array([40, 41, 45]), np.array([10, 12, 14])
@@ -848,6 +853,7 @@ def test_predictions_of_choice_are_decided_as_the_page_says(on_file):
     assert told[4].startswith("7.0 (") and told[5] == "4.83"
     assert told[6:9] == ("epoch 80, epoch 90", "9.00, 6.00", "60.0, 70.0")
     assert told[9].startswith("10.0 (7.5 to") and told[11].startswith("2.0 (")
+    assert told[12].startswith("20.7 (")
 
 
 def test_other_numbers_decide_them_otherwise(on_file):
@@ -861,7 +867,7 @@ def test_other_numbers_decide_them_otherwise(on_file):
         share_both_ways={"0.7": (10, 12, 14)},
     )
     on_file[choice.PUBLISHED] = _published((80, 9.0, 60.0), (None, 5.2, 50.0))
-    assert [row[2][0] for row in choice.predictions()] == list("fffffhffffff")
+    assert [row[2][0] for row in choice.predictions()] == list("fffffhffffffh")
 
 
 def test_a_row_of_choice_is_its_cell_and_a_guess_one_of_the_withheld_answers(on_file):
