@@ -57,7 +57,7 @@ KINDS = {  # of network, in the figure of choice: factor and value
     "frozen": ("head", "tied, frozen embeddings"),
     "MLP": ("family", "mlp"),
     "GRU": ("family", "gru"),
-    "both ways": ("family", "masked"),
+    "bidirectional": ("family", "masked"),
 }
 LOWEST = "lowest_validation_nll"
 Lines = Sequence[Mapping[str, Any]]
@@ -218,11 +218,14 @@ def choice_figure(lines: Lines, guess: Callable[[float], float]):
         return sorted((x for x in values if "," not in x), key=float)
 
     drawn, (axes,) = report.new_figure(1, 3, (3.2, 3.2))
+    rates = sorted({*numbers("learning_rate"), *numbers("learning_rate_24")}, key=float)
     for layers, factor in ((2, "learning_rate"), (24, "learning_rate_24")):
         values = numbers(factor)
-        found = [of(factor, x) for x in values]
-        report.plot_intervals(axes[0], list(map(float, values)), found, f"{layers} layers")
-    axes[0].set(xscale="log", xlabel="learning rate", ylabel="choice of the withheld answer (%)")
+        aside = report.beside(axes[0], 0.1 * (layers > 2))
+        found, x_V = [of(factor, x) for x in values], [rates.index(x) for x in values]
+        report.plot_intervals(axes[0], x_V, found, f"{layers} layers", transform=aside)
+    axes[0].set(xticks=range(len(rates)), xticklabels=rates, xlabel="learning rate")
+    axes[0].set_ylabel("choice of the withheld answer (%)")
     shares = numbers("share_both_ways")
     x_V = list(map(float, shares))
     found = [of("share_both_ways", x) for x in shares]

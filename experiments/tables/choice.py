@@ -20,7 +20,7 @@ from experiments.tables.common import (
 
 FILES = tuple(f"relations_study/{x}" for x in ("choice", "choice_24", "choice_heads"))
 FACTORS = "learning_rate", "learning_rate_24", "head", "share_both_ways"
-PUBLISHED = "relations_24_reversal/results"
+PUBLISHED = "relations_24x768/results"
 COLUMNS = {
     "training NLL": "train_nll",
     "withheld NLL": "validation_nll",
@@ -59,6 +59,11 @@ def published_table() -> str:
         for line in lines(PUBLISHED)
     ]
     return table(["seed", *COLUMNS, "a guess chooses %"], rows)
+
+
+def published(key: str, digits: int) -> str:
+    """A value of the published size, seed by seed."""
+    return each(column(lines(PUBLISHED), key), digits)
 
 
 def choice(factor: str, value: str) -> dict[int, float]:

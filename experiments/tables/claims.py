@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from dirasym import intervals
-from experiments.tables import common, dynamics, facts, theory, toy, world_a
+from experiments.tables import choice, common, dynamics, facts, theory, toy, world_a
 
 CLAIMS = common.ROOT / "docs" / "claims"
 VERDICTS = (
@@ -37,8 +37,8 @@ VERDICTS = (
 MUST_SAY_WHY = "reproduced in part", "contradicted", "not run"
 FIELDS = "place", "says", "ours", "holds", "verdict", "why", "command", "file", "test"
 WORDS: dict[str, Any] = {
-    **{module.__name__.rpartition(".")[2]: module for module in (common, dynamics, facts)},
-    **{module.__name__.rpartition(".")[2]: module for module in (theory, toy, world_a)},
+    **{module.__name__.rpartition(".")[2]: module for module in (choice, common, dynamics)},
+    **{module.__name__.rpartition(".")[2]: module for module in (facts, theory, toy, world_a)},
     "c": common,
     "np": np,
     "interval": intervals.student_interval,

@@ -37,6 +37,7 @@ from experiments.reports import training_dynamics as dynamics_report
 from experiments.reports import world_a as world_a_report
 from experiments.reports import world_a_bits as world_a_bits_report
 from experiments.systems import relations, toy, training_dynamics
+from experiments.tables import choice
 from experiments.tables import closure as closure_tables
 from experiments.tables import toy as toy_tables
 from experiments.tables import world_a as world_a_tables
@@ -210,11 +211,17 @@ def study_figures() -> dict[str, Callable[[], Any]]:
     found: dict[str, dict[str, None]] = {}
     for line in lines:
         found.setdefault(line["factor"], {})[line["value"]] = None
+    of_choice = _lines("relations_study", *(x.rpartition("/")[2] for x in choice.FILES))
     return {
-        f"relations_study_{factor}": functools.partial(
-            relations_study_report.figures(factor), lines, factor, list(values)
-        )
-        for factor, values in found.items()
+        "relations_study_choice": functools.partial(
+            relations_study_report.choice_figure, of_choice, choice.guess
+        ),
+        **{
+            f"relations_study_{factor}": functools.partial(
+                relations_study_report.figures(factor), lines, factor, list(values)
+            )
+            for factor, values in found.items()
+        },
     }
 
 
@@ -248,11 +255,16 @@ def relations_figures() -> dict[str, Callable[[], Any]]:
     lines = _lines("relations", "reversal_quick")
     quick = relations_page.PRESETS["quick"]
 
-    def passed(of):  # in epochs
-        return of["eval_step"] * quick["num_epochs"] / of["eval_step"][-1]
+    def passed(of, num_epochs=quick["num_epochs"]):  # in epochs
+        return of["eval_step"] * num_epochs / of["eval_step"][-1]
 
     epochs, size, part = passed(curves), config.sizes[0], functools.partial
     chain = stacked("relations", "task=chain,family=gpt2", range(3), first=("cosines", "weights_"))
+    published = stacked("relations_24x768", name, (0, 1), first=("cosines", "weights_"))
+    published_lines, published_epochs = (
+        _lines("relations_24x768", "results"),
+        passed(published, 200),
+    )
     related = relations.Config(task="chain_related", num_train=tuple(quick["num_train"]))
     by_size = {
         n: stacked("relations", f"task=chain_related,family=gpt2,num_train={n}", range(3))
@@ -271,6 +283,14 @@ def relations_figures() -> dict[str, Callable[[], Any]]:
         "relations_reversal_logits": part(relations_report.logit_figure, curves),
         "relations_reversal_gaps": part(relations_report.gap_figure, curves, epochs),
         "relations_reversal_cosines": part(relations_report.cosine_figure, curves),
+        "relations_24x768_nll": part(
+            relations_report.nll_figure,
+            config,
+            {size: published},
+            {size: published_epochs},
+            published_lines,
+        ),
+        "relations_24x768_gaps": part(relations_report.gap_figure, published, published_epochs),
     }
 
 

@@ -515,8 +515,8 @@ def test_choice_is_drawn_by_rate_share_and_kind_with_what_a_guess_chooses():
     cells = {
         ("learning_rate", "0.001"): 10, ("learning_rate", "0.01"): 20,
         ("learning_rate_24", "0.01"): 30, ("learning_rate_24", "0.001"): 40,
-        ("learning_rate_24", "0.01, untied"): 99, ("share_both_ways", "0.7"): 50,
-        ("share_both_ways", "0.1"): 60,
+        ("learning_rate_24", "0.0003"): 45, ("learning_rate_24", "0.01, untied"): 99,
+        ("share_both_ways", "0.7"): 50, ("share_both_ways", "0.1"): 60,
         **{cell: 70 + place for place, cell in enumerate(study_report.KINDS.values())},
     }  # fmt: skip
     lines = [
@@ -527,8 +527,9 @@ def test_choice_is_drawn_by_rate_share_and_kind_with_what_a_guess_chooses():
     rates, shares, kinds = study_report.choice_figure(lines, lambda share: 10 * share).axes
     drawn = {c.get_label(): c[0].get_xydata().tolist() for c in rates.containers}
     assert drawn == {
-        "2 layers": [[0.001, 10.5], [0.01, 20.5]], "24 layers": [[0.001, 40.5], [0.01, 30.5]]
+        "2 layers": [[1, 10.5], [2, 20.5]], "24 layers": [[0, 45.5], [1, 40.5], [2, 30.5]]
     }  # fmt: skip
+    assert [x.get_text() for x in rates.get_xticklabels()] == ["0.0003", "0.001", "0.01"]
     assert shares.containers[0][0].get_xydata().tolist() == [[0.1, 60.5], [0.7, 50.5]]
     assert kinds.containers[0][0].get_ydata().tolist() == [70.5 + x for x in range(6)]
     assert [x.get_text() for x in kinds.get_xticklabels()] == list(study_report.KINDS)
