@@ -838,8 +838,10 @@ def test_predictions_of_choice_are_decided_as_the_page_says(on_file):
     on_file.update(dict.fromkeys(choice.FILES, ()))
     on_file["relations_study/choice"] = _choices(nll=0.83)
     on_file[choice.PUBLISHED] = _published((80, 9.0, 60.0), (90, 6.0, 70.0))
+    on_file[choice.CHAIN] = _published((50, 5.4, 21.0))
+    on_file[choice.IN_CONTEXT] = [{"lowest_validation_nll": 0.49}]
     told, decided = zip(*(row[1:] for row in choice.predictions()), strict=True)
-    assert [x[0] for x in decided] == list("huhuhfhhhhuhu")  # holds, undecided, fails
+    assert [x[0] for x in decided] == list("huhuhfhhhhuhuhhhh")  # holds, undecided, fails
 
     assert told[0] == "92.0 (92.0 to 92.0)" and told[1] == "49.7 (45.9 to 53.5)"
     high, low = np.array([40, 41, 45]), np.array([10, 12, 14])
@@ -854,6 +856,7 @@ def test_predictions_of_choice_are_decided_as_the_page_says(on_file):
     assert told[6:9] == ("epoch 80, epoch 90", "9.00, 6.00", "60.0, 70.0")
     assert told[9].startswith("10.0 (7.5 to") and told[11].startswith("2.0 (")
     assert told[12].startswith("20.7 (")
+    assert told[13:] == ("epoch 50", "5.40", "21.0", "0.490")
 
 
 def test_other_numbers_decide_them_otherwise(on_file):
@@ -867,7 +870,9 @@ def test_other_numbers_decide_them_otherwise(on_file):
         share_both_ways={"0.7": (10, 12, 14)},
     )
     on_file[choice.PUBLISHED] = _published((80, 9.0, 60.0), (None, 5.2, 50.0))
-    assert [row[2][0] for row in choice.predictions()] == list("fffffhffffffh")
+    on_file[choice.CHAIN] = _published((None, 5.2, 20.0))
+    on_file[choice.IN_CONTEXT] = [{"lowest_validation_nll": 0.51}]
+    assert [row[2][0] for row in choice.predictions()] == list("fffffhffffffhffff")
 
 
 def test_a_row_of_choice_is_its_cell_and_a_guess_one_of_the_withheld_answers(on_file):
@@ -883,6 +888,11 @@ def test_a_row_of_choice_is_its_cell_and_a_guess_one_of_the_withheld_answers(on_
     withheld = relations.reversal(800).panels["withheld"]
     assert cells[-1] == f"{100 / len(withheld):.1f}"
     assert choice.guess(0.1) < choice.guess(0.7)
-    on_file[choice.PUBLISHED] = [dict.fromkeys(choice.COLUMNS.values(), 7.0) | {"seed": 5}]
-    *_, row = choice.published_table().splitlines()
-    assert [x.strip() for x in row.strip("| ").split(" | ")] == ["5", *["7.00"] * 7, cells[-1]]
+    known = dict.fromkeys(choice.COLUMNS.values(), 7.0)
+    on_file[choice.PUBLISHED] = [known | {"seed": 5, "task": "reversal"}]
+    on_file[choice.CHAIN] = [{"seed": 0, "task": "chain", "train_nll": 2.0}]
+    on_file[choice.IN_CONTEXT] = [known | {"seed": 1, "task": "icl"}]
+    found = [row.strip("| ").split(" | ") for row in choice.published_table().splitlines()[2:]]
+    assert found[0] == ["reversal", "5", *["7.00"] * 7, cells[-1]]
+    assert found[1] == ["chain", "0", "2.00", *["–"] * 6, "1.7"]
+    assert found[2][-1] == "1.0"

@@ -262,7 +262,7 @@ def relations_figures() -> dict[str, Callable[[], Any]]:
     chain = stacked("relations", "task=chain,family=gpt2", range(3), first=("cosines", "weights_"))
     published = stacked("relations_24x768", name, (0, 1), first=("cosines", "weights_"))
     published_lines, published_epochs = (
-        _lines("relations_24x768", "results"),
+        _lines("relations_24x768", "reversal"),
         passed(published, 200),
     )
     related = relations.Config(task="chain_related", num_train=tuple(quick["num_train"]))
