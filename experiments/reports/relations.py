@@ -56,8 +56,9 @@ def write(workdir: WorkDir, config, all_runs: Sequence[runs.Run]) -> None:
         "dropout. The paper: training NLL goes to 0; validation NLL stays at or above a uniform "
         "guess among the candidates (reversal, chain), goes to 0 in context (icl), and falls as "
         "more triples train (chain_related). Choice: the right answer stands above those of all "
-        f"others of its kind, trained or withheld.\n\nNetwork: {config.family}, {config.n_layers} "
-        f"layers × {config.embed_dim}; AdamW {config.lr:g}, weight decay {config.weight_decay:g}, "
+        "other prompts of its panel, such as B ←, withheld.\n\n"
+        f"Network: {config.family}, {config.n_layers} layers × {config.embed_dim}; "
+        f"AdamW {config.lr:g}, weight decay {config.weight_decay:g}, "
         f"dropout {config.dropout:g}, {config.num_epochs} epochs on {jax.default_backend()}."
     )
     report.write(workdir.path, text, figures, printed=table)
@@ -108,7 +109,7 @@ def cosine_figure(curves):
 def gap_figure(curves, epochs):
     """Effective weights over training: the answer's lead, and how often it is the first."""
     figure, (axes,) = report.new_figure(1, 2, (4.2, 3.2))
-    labels = {"gap": "answer's logit above the others (nats)", "choice": "choice (%)"}
+    labels = {"choice": "choice (%)", "gap": "answer's logit above the others (nats)"}
     for ax, (key, ylabel) in zip(axes, labels.items(), strict=True):
         for name in filter(lambda name: f"{key}_{name}" in curves, PANELS):
             report.plot_seeds(ax, epochs, curves[f"{key}_{name}"], PANELS[name])

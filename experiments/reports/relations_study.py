@@ -202,42 +202,43 @@ def figure(lines: Lines, factor: str, values: Iterable[str]):
 
 
 def choice_figure(lines: Lines, guess: Callable[[float], float]):
-    """Choice of the withheld answer against rate, share and kind of network.
+    """Choice of the withheld answer against rate, share and kind of network: mean, and seeds.
 
     Args:
       lines: of the factors.
       guess: from a share of pairs trained both ways to the choice by guessing, in percent.
     """
 
-    def of(factor, value):
-        seeds = report.select(lines, factor=factor, value=value)
-        return intervals.student_interval([line[CHOICE] for line in seeds])
-
     def numbers(factor):
-        values = {x["value"] for x in report.select(lines, factor=factor)}
+        values = {line["value"] for line in report.select(lines, factor=factor)}
         return sorted((x for x in values if "," not in x), key=float)
+
+    def draw(ax, x_V, cells, label, **style):
+        of_V = [report.select(lines, factor=factor, value=value) for factor, value in cells]
+        seeds_VS = [[line[CHOICE] for line in of] for of in of_V]
+        for x, seeds in zip(x_V, seeds_VS, strict=True):
+            ax.plot([x] * len(seeds), seeds, "_", color=style["color"], ms=9, label="_nolegend_")
+        ax.plot(x_V, list(map(np.mean, seeds_VS)), marker="o", ms=4, label=label, **style)
 
     drawn, (axes,) = report.new_figure(1, 3, (3.2, 3.2))
     rates = sorted({*numbers("learning_rate"), *numbers("learning_rate_24")}, key=float)
     for layers, factor in ((2, "learning_rate"), (24, "learning_rate_24")):
         values = numbers(factor)
-        aside = report.beside(axes[0], 0.1 * (layers > 2))
-        found, x_V = [of(factor, x) for x in values], [rates.index(x) for x in values]
-        report.plot_intervals(axes[0], x_V, found, f"{layers} layers", transform=aside)
+        style = dict(label=f"{layers} layers", color=report.color(layers > 2))
+        draw(axes[0], [rates.index(x) for x in values], [(factor, x) for x in values], **style)
     axes[0].set(xticks=range(len(rates)), xticklabels=rates, xlabel="learning rate")
     axes[0].set_ylabel("choice of the withheld answer (%)")
     shares = numbers("share_both_ways")
-    x_V = list(map(float, shares))
-    found = [of("share_both_ways", x) for x in shares]
-    report.plot_intervals(axes[1], x_V, found, "2 layers")
-    axes[1].set(xticks=x_V, xlabel="share of pairs trained both ways")
-    found = [of(*cell) for cell in KINDS.values()]
-    report.plot_intervals(axes[2], range(len(KINDS)), found, "2 layers", ls="none")
+    share_V, of_shares = list(map(float, shares)), [("share_both_ways", x) for x in shares]
+    draw(axes[1], share_V, of_shares, "2 layers", color=report.color(0))
+    axes[1].set(xticks=share_V, xlabel="share of pairs trained both ways")
+    draw(axes[2], range(len(KINDS)), KINDS.values(), "2 layers", color=report.color(0), ls="none")
     axes[2].set(xticks=range(len(KINDS)), xlabel="head, network", xlim=(-0.5, len(KINDS) - 0.5))
     axes[2].set_xticklabels(KINDS, rotation=30, ha="right")
     for ax in axes:
-        x, y = (x_V, list(map(guess, x_V))) if ax is axes[1] else (ax.get_xlim(), [guess(0.7)] * 2)
-        ax.plot(x, y, "k:", label="guess")
+        x_V = share_V if ax is axes[1] else list(ax.get_xlim())
+        by_guess = [guess(x) if ax is axes[1] else guess(0.7) for x in x_V]
+        ax.plot(x_V, by_guess, "k:", label="guess")
         ax.set_ylim(-4, 104)
     report.legend(axes[0])
     return drawn

@@ -31,7 +31,7 @@ class Config:
     vocab_size: int = flag(0, "Tokens to draw entities from; 0: 800, or 400 for icl.", 0, 10**6)
     word_size: int = flag(1, "Tokens of an entity, in reversal and chain.", 1, 100)
     alphabet_size: int = flag(600, "Indices, in chain_related.", 1)
-    train_share: float = flag(0.7, "Of the pairs or triples: train on all sentences.", 0, 1)
+    train_share: float = flag(0.7, "Of the pairs, triples or (icl) names B that train whole.", 0, 1)
     num_train: tuple[int, ...] = flag(
         (200,), "Triples that train, in chain_related: a run each.", 1, 10**6
     )

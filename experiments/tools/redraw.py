@@ -10,6 +10,7 @@ Expected  docs/figures as they are on file; what has no curves on file is left a
 import dataclasses
 import functools
 import json
+import math
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -255,16 +256,16 @@ def relations_figures() -> dict[str, Callable[[], Any]]:
     lines = _lines("relations", "reversal_quick")
     quick = relations_page.PRESETS["quick"]
 
-    def passed(of, num_epochs=quick["num_epochs"]):  # in epochs
-        return of["eval_step"] * num_epochs / of["eval_step"][-1]
+    def passed(of):  # in epochs
+        return of["eval_step"] * quick["num_epochs"] / of["eval_step"][-1]
 
     epochs, size, part = passed(curves), config.sizes[0], functools.partial
     chain = stacked("relations", "task=chain,family=gpt2", range(3), first=("cosines", "weights_"))
-    published = stacked("relations_24x768", name, (0, 1), first=("cosines", "weights_"))
-    published_lines, published_epochs = (
-        _lines("relations_24x768", "reversal"),
-        passed(published, 200),
-    )
+    published_lines = _lines("relations_24x768", "reversal")
+    seeds = [line["seed"] for line in published_lines]
+    published = stacked("relations_24x768", name, seeds, first=("cosines", "weights_"))
+    steps = math.ceil(published_lines[0]["num_sentences"] / config.batch_size)  # of an epoch
+    published_epochs = published["eval_step"] / steps
     related = relations.Config(task="chain_related", num_train=tuple(quick["num_train"]))
     by_size = {
         n: stacked("relations", f"task=chain_related,family=gpt2,num_train={n}", range(3))

@@ -40,7 +40,7 @@ def test_a_choice_is_the_greatest_of_its_row_and_a_tie_is_none():
     got = weights.choice(logits_SPP)
     np.testing.assert_array_equal(got, want)
     assert 0 < got.mean() < 1 and not got[0, 2] and not got[1, 3]
-    assert weights.choice(np.diag([1.0, 2.0, 3.0]) - 5).all()  # a row, not a column
+    assert weights.choice([[3, 2], [4, 5]]).all()  # of rows: of columns, 3 is below 4
 
 
 def test_blocks_that_do_not_fit_are_refused():

@@ -400,7 +400,7 @@ def test_figures_hold_the_curves(reported):
     np.testing.assert_allclose(ax.images[0].get_array(), np.mean(cosines, axis=0))
     assert ax.images[0].get_clim() == (-1, 1)
 
-    gaps, choices = relations_report.gap_figure(curves[9], epochs[9]).axes
+    choices, gaps = relations_report.gap_figure(curves[9], epochs[9]).axes
     for ax, key, label in (
         (gaps, "gap_a_to_b", "B after A →"),
         (gaps, "gap_withheld", "withheld"),
@@ -525,13 +525,18 @@ def test_choice_is_drawn_by_rate_share_and_kind_with_what_a_guess_chooses():
         for seed in (0, 1)
     ]
     rates, shares, kinds = study_report.choice_figure(lines, lambda share: 10 * share).axes
-    drawn = {c.get_label(): c[0].get_xydata().tolist() for c in rates.containers}
-    assert drawn == {
-        "2 layers": [[1, 10.5], [2, 20.5]], "24 layers": [[0, 45.5], [1, 40.5], [2, 30.5]]
-    }  # fmt: skip
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in rates.get_lines()}
+    assert drawn["2 layers"] == [[1, 10.5], [2, 20.5]]
+    assert drawn["24 layers"] == [[0, 45.5], [1, 40.5], [2, 30.5]]
     assert [x.get_text() for x in rates.get_xticklabels()] == ["0.0003", "0.001", "0.01"]
-    assert shares.containers[0][0].get_xydata().tolist() == [[0.1, 60.5], [0.7, 50.5]]
-    assert kinds.containers[0][0].get_ydata().tolist() == [70.5 + x for x in range(6)]
+    of_shares, of_kinds = (ax.get_lines() for ax in (shares, kinds))
+    assert [x.get_xydata().tolist() for x in of_shares if x.get_label() == "2 layers"] == [
+        [[0.1, 60.5], [0.7, 50.5]]
+    ]
+    seeds = [line.get_ydata().tolist() for line in of_kinds if line.get_marker() == "_"]
+    assert seeds == [[70 + x, 71 + x] for x in range(6)]
+    (means,) = [x.get_ydata().tolist() for x in of_kinds if x.get_label() == "2 layers"]
+    assert means == [70.5 + x for x in range(6)]
     assert [x.get_text() for x in kinds.get_xticklabels()] == list(study_report.KINDS)
     for ax, want in ((rates, [7, 7]), (shares, [1, 7]), (kinds, [7, 7])):
         (guess,) = [x for x in ax.get_lines() if x.get_label() == "guess"]
