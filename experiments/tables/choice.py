@@ -1,5 +1,7 @@
 """Which withheld answer, where none is likely: docs/training_dynamics.md, "Learning rate"."""
 
+import warnings
+
 import numpy as np
 import scipy.stats
 
@@ -84,7 +86,9 @@ def more(factor: str, value: str, less: str) -> Bounds:
 def unpaired(factor: str, value: str, less: str) -> Bounds:
     """The same with Welch's interval: the two differ in more than the factor."""
     high, low = (list(choice(factor, x).values()) for x in (value, less))
-    found = scipy.stats.ttest_ind(high, low, equal_var=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # all seeds of a cell may be alike
+        found = scipy.stats.ttest_ind(high, low, equal_var=False)
     difference = sum(high) / len(high) - sum(low) / len(low)
     return Bounds(difference, *found.confidence_interval())
 
