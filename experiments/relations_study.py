@@ -10,7 +10,7 @@ Cost      quick (2 layers × 64, 3 seeds, 200 epochs): 11 minutes on one of two 
           share_both_ways, with --vocab_size=800 --embed_dim=128 --num_epochs=400: 10 minutes of
           one core, and 24 more for 24 layers. paper (width 768, 10 seeds, 1000 epochs): for an
           accelerator, not timed.
-Expected  The withheld direction stays above a uniform guess under every factor but one: a masked
+Expected  The withheld direction ends above a uniform guess under every factor but one: a masked
           network in which any token may be the masked one learns it. Which of the withheld
           answers is right, an untied head does not know; a tied one may.
 """

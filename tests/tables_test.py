@@ -841,7 +841,7 @@ def test_predictions_of_choice_are_decided_as_the_page_says(on_file):
     on_file[choice.CHAIN] = [_published((50, 5.4, 21.0))[0] | {"uniform_nll": 5.45}]
     on_file[choice.IN_CONTEXT] = [{"lowest_validation_nll": 0.49}]
     told, decided = zip(*(row[1:] for row in choice.predictions()), strict=True)
-    assert [x[0] for x in decided] == list("huhuhfhhhhuhuhfhh")  # holds, undecided, fails
+    assert [x[0] for x in decided] == list("huhuhfhhhhuhufhh")  # holds, undecided, fails
 
     assert told[0] == "92.0 (92.0 to 92.0)" and told[1] == "49.7 (45.9 to 53.5)"
     high, low = np.array([40, 41, 45]), np.array([10, 12, 14])
@@ -856,7 +856,12 @@ def test_predictions_of_choice_are_decided_as_the_page_says(on_file):
     assert told[6:9] == ("epoch 80, epoch 90", "9.00, 6.00", "60.0, 70.0")
     assert told[9].startswith("10.0 (7.5 to") and told[11].startswith("2.0 (")
     assert told[12].startswith("20.7 (")
-    assert told[13:] == ("epoch 50", "5.40", "21.0", "0.490")
+    assert told[13:] == ("epoch 50; 5.40", "21.0", "0.490")
+
+
+def test_both_halves_of_a_prediction_must_hold():
+    for when, nll, decided in ((50, 5.4, "holds"), (None, 5.4, "fails"), (50, 5.3, "fails")):
+        assert choice.both(_published((when, nll, 0.0)))[1] == decided
 
 
 def test_other_numbers_decide_them_otherwise(on_file):
@@ -873,7 +878,7 @@ def test_other_numbers_decide_them_otherwise(on_file):
     on_file[choice.PUBLISHED] = _published((80, 9.0, 60.0), (None, 5.2, 50.0))
     on_file[choice.CHAIN] = _published((None, 5.2, 20.0))
     on_file[choice.IN_CONTEXT] = [{"lowest_validation_nll": 0.51}]
-    assert [row[2][0] for row in choice.predictions()] == list("fffffhffffffhffff")
+    assert [row[2][0] for row in choice.predictions()] == list("fffffhffffffhfff")
 
 
 def test_a_row_of_choice_is_its_cell_and_a_guess_one_of_the_withheld_answers(on_file):
