@@ -5,7 +5,7 @@ Question  Figures of §5 and App. C of arXiv 2405.04669: negative log likelihood
 Command   python -m experiments.relations --task=reversal|chain|chain_related|icl
           --preset=quick|paper
 Cost      quick: GPT-2 of 2 layers × 128, 3 seeds, 400 epochs at 1e-3: 2 to 5 minutes on 2 CPU
-          cores. paper: 24 layers × 768, 10 seeds, 3000 epochs: there 5 seconds an epoch and seed.
+          cores. paper: 24 layers × 768, 10 seeds, 3000 epochs: on them 5 s an epoch and seed.
 Expected  Training NLL → 0. Validation NLL: reversal and chain at or above a uniform guess among
           the candidates (ln 200 = 5.30); icl near 0; chain_related falls as more triples train.
 """

@@ -842,7 +842,6 @@ def test_predictions_of_choice_are_decided_as_the_page_says(on_file):
     on_file[choice.IN_CONTEXT] = [{"lowest_validation_nll": 0.49}]
     told, decided = zip(*(row[1:] for row in choice.predictions()), strict=True)
     assert [x[0] for x in decided] == list("huhuhfhhhhuhufhh")  # holds, undecided, fails
-
     assert told[0] == "92.0 (92.0 to 92.0)" and told[1] == "49.7 (45.9 to 53.5)"
     high, low = np.array([40, 41, 45]), np.array([10, 12, 14])
     mean, variances = high.mean() - low.mean(), [x.var(ddof=1) / 3 for x in (high, low)]

@@ -47,12 +47,8 @@ def gap(logits_PP: Array) -> jax.Array:
       >>> gap([[3.0, 1.0], [0.0, 0.5]]).tolist()
       [2.0, 0.5]
     """
-    logits_PP = jnp.asarray(logits_PP)
+    logits_PP, own_P = _with_own(logits_PP, "gap")
     num = logits_PP.shape[-1]
-    chex.assert_shape(logits_PP, (..., num, num))
-    if num < 2:
-        raise ValueError("a gap needs an answer and another")
-    own_P = jnp.diagonal(logits_PP, axis1=-2, axis2=-1)
     return (own_P * num - logits_PP.sum(axis=-1)) / (num - 1)
 
 
@@ -66,13 +62,8 @@ def choice(logits_PP: Array) -> jax.Array:
       >>> choice([[3.0, 1.0], [0.5, 0.5]]).tolist()
       [True, False]
     """
-    logits_PP = jnp.asarray(logits_PP)
-    num = logits_PP.shape[-1]
-    chex.assert_shape(logits_PP, (..., num, num))
-    if num < 2:
-        raise ValueError("a choice needs an answer and another")
-    own_P1 = jnp.diagonal(logits_PP, axis1=-2, axis2=-1)[..., None]
-    return (own_P1 > logits_PP).sum(axis=-1) == num - 1
+    logits_PP, own_P = _with_own(logits_PP, "choice")
+    return (own_P[..., None] > logits_PP).sum(axis=-1) == logits_PP.shape[-1] - 1
 
 
 def intransitivity(first_PP: Array, second_PP: Array, composed_PP: Array) -> jax.Array:
@@ -99,6 +90,16 @@ def asymmetry(forward_PP: Array, reverse_PP: Array) -> jax.Array:
     difference = jnp.linalg.norm(forward_PP - reverse_PP.mT, axis=(-2, -1))
     size = sum(jnp.linalg.norm(x, axis=(-2, -1)) for x in (forward_PP, reverse_PP))
     return difference / jnp.where(size > 0, size, 1)
+
+
+def _with_own(logits_PP: Array, measure: str) -> tuple[jax.Array, jax.Array]:
+    """A square block of at least 2, and its diagonal: each prompt's own answer."""
+    logits_PP = jnp.asarray(logits_PP)
+    num = logits_PP.shape[-1]
+    chex.assert_shape(logits_PP, (..., num, num))
+    if num < 2:
+        raise ValueError(f"a {measure} needs an answer and another")
+    return logits_PP, jnp.diagonal(logits_PP, axis1=-2, axis2=-1)
 
 
 def _centred(x_PP: Array) -> jax.Array:

@@ -5,10 +5,9 @@ import warnings
 import numpy as np
 import scipy.stats
 
-from dirasym.data import relations
 from dirasym.intervals import Bounds
 from experiments.reports.verdicts import bounds, said, verdict
-from experiments.systems import relations as relations_system
+from experiments.systems import relations
 from experiments.tables.closure import paired
 from experiments.tables.common import Line, column, each, groups, lines, mean, number, table
 
@@ -25,12 +24,13 @@ COLUMNS = {
     "withheld gap": "gap_withheld",
     "asymmetry, withheld": "asymmetry_withheld",
 }
-VOCAB_SIZE, SHARE = 800, 0.7  # of `relations`, where it does not vary
+SHARE = 0.7  # of `relations`, where it does not vary
 
 
-def guess(share: float = SHARE) -> float:
+def guess(share: float = SHARE, task: str = "reversal") -> float:
     """Choice by guessing, in percent: one of the withheld answers."""
-    return 100 / len(relations.reversal(VOCAB_SIZE, train_share=share).panels["withheld"])
+    config = relations.Config(task=task, train_share=share)
+    return 100 / len(relations.sentences(config, None).panels["withheld"])
 
 
 def cells(factor: str) -> dict[str, list[Line]]:
@@ -56,9 +56,7 @@ def published_table() -> str:
     rows = []
     for line in lines(PUBLISHED) + lines(CHAIN) + lines(IN_CONTEXT):
         values = [number(line[key], 2) if key in line else "–" for key in COLUMNS.values()]
-        task = relations_system.Config(task=line["task"])
-        num = len(relations_system.sentences(task, None).panels["withheld"])
-        rows.append([line["task"], line["seed"], *values, number(100 / num, 1)])
+        rows.append([line["task"], line["seed"], *values, number(guess(task=line["task"]), 1)])
     return table(["task", "seed", *COLUMNS, "a guess chooses %"], rows)
 
 
@@ -67,9 +65,9 @@ def published(key: str, digits: int) -> str:
     return each(column(lines(PUBLISHED), key), digits)
 
 
-def choice(factor: str, value: str) -> dict[int, float]:
-    """Seed to choice of the withheld answer in percent."""
-    return {line["seed"]: line["choice_withheld"] for line in cells(factor)[value]}
+def choice(factor: str, value: str, key: str = "choice_withheld") -> dict[int, float]:
+    """Seed to choice of the withheld answer in percent, or to another value."""
+    return {line["seed"]: line[key] for line in cells(factor)[value]}
 
 
 def of_cell(factor: str, value: str) -> Bounds:
@@ -77,10 +75,9 @@ def of_cell(factor: str, value: str) -> Bounds:
     return bounds(list(choice(factor, value).values()))
 
 
-def more(factor: str, value: str, less: str) -> Bounds:
-    """Choice at one value less that at another, paired over seeds."""
-    high, low = choice(factor, value), choice(factor, less)
-    return bounds(paired(low, high))
+def more(factor: str, value: str, less: str, key: str = "choice_withheld") -> Bounds:
+    """Choice, or another key, at one value less that at another, paired over seeds."""
+    return bounds(paired(choice(factor, less, key), choice(factor, value, key)))
 
 
 def unpaired(factor: str, value: str, less: str) -> Bounds:
